@@ -1,0 +1,69 @@
+"""The batch: the one structure that data hands to the model.
+
+Every array has a fixed shape per stage, so a stage compiles once. Letters: B packed rows, S decoder positions, M encoder
+rows per packed row, R positions per encoder row, N tokens per latent, L = M * R / N latent slots per packed row.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lclm_jax.config import ModelConfig, PackConfig
+
+
+class Batch(NamedTuple):
+    """Packed rows, as NumPy arrays on the host or JAX arrays on devices (``Any`` stands for either).
+
+    ``marker_index`` is None unless the pooling is ``eos``.
+    """
+
+    decoder_tokens: Any
+    """[B, S] int32: token ids; the placeholder's id where a latent goes."""
+    decoder_segments: Any
+    """[B, S] int32: 0 is padding, 1.. are packed examples; attention stays inside a segment."""
+    decoder_positions: Any
+    """[B, S] int32: RoPE positions, from 0 in each segment."""
+    targets: Any
+    """[B, S] int32: the token that follows; 0 where there is none in the segment."""
+    loss_weights: Any
+    """[B, S] float32: weight of the target; 0 if it is a tag, placeholder, prompt, padding or another segment's."""
+    latent_index: Any
+    """[B, S] int32: -1 is text, else the latent slot in [0, L)."""
+    encoder_tokens: Any
+    """[B, M, R] int32: windows, each ``[left context][pooled][right context][markers]``; pooled starts at k * N."""
+    encoder_segments: Any
+    """[B, M, R] int32: 0 is padding, 1.. are the windows of an encoder row; attention stays inside a window."""
+    encoder_positions: Any
+    """[B, M, R] int32: RoPE positions, from 0 in each window."""
+    pool_weights: Any
+    """[B, M, R] float32: 1 on pooled real tokens; slot g pools flattened positions [g * N, (g + 1) * N)."""
+    latent_segments: Any
+    """[B, L] int32: 0 is a gap, 1.. are the spans of a packed row."""
+    latent_positions: Any
+    """[B, L] int32: order of the latent in its span, across windows."""
+    marker_index: Any = None
+    """[B, L] int32: flattened position of each slot's marker in [0, M * R); 0 in gaps."""
+
+
+def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> (shape, NumPy dtype) of every array of a batch of ``rows`` packed rows."""
+    decoder = (rows, pack.row_length)
+    encoder = (rows, pack.encoder_rows, pack.encoder_row_length)
+    latents = (rows, pack.encoder_rows * pack.encoder_row_length // model.ratio)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "decoder_tokens": (decoder, np.int32),
+        "decoder_segments": (decoder, np.int32),
+        "decoder_positions": (decoder, np.int32),
+        "targets": (decoder, np.int32),
+        "loss_weights": (decoder, np.float32),
+        "latent_index": (decoder, np.int32),
+        "encoder_tokens": (encoder, np.int32),
+        "encoder_segments": (encoder, np.int32),
+        "encoder_positions": (encoder, np.int32),
+        "pool_weights": (encoder, np.float32),
+        "latent_segments": (latents, np.int32),
+        "latent_positions": (latents, np.int32),
+    }
+    if model.pooling == "eos":
+        shapes["marker_index"] = (latents, np.int32)
+    return shapes

@@ -1,0 +1,48 @@
+"""The configuration tree: every key declared once, with its default, limits and documentation."""
+
+from lclm_jax.config.data import (
+    CorpusConfig,
+    DataConfig,
+    PackConfig,
+    SourceConfig,
+    SpanConfig,
+    TokenizerConfig,
+)
+from lclm_jax.config.load import ConfigError, config_hash, describe_keys, dump_config, load_config, parse_config
+from lclm_jax.config.model import AdapterConfig, BackboneConfig, ModelConfig
+from lclm_jax.config.train import (
+    PARTS,
+    CheckpointConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimizerConfig,
+    StageConfig,
+    TrainConfig,
+)
+from lclm_jax.config.tree import Config
+
+__all__ = [
+    "PARTS",
+    "AdapterConfig",
+    "BackboneConfig",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "CorpusConfig",
+    "DataConfig",
+    "EvalConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PackConfig",
+    "SourceConfig",
+    "SpanConfig",
+    "StageConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "config_hash",
+    "describe_keys",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,97 @@
+"""Corpus, tokenizers, sources with their objectives, and the shape of a packed row."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from lclm_jax.config.base import Tree, key, required
+
+
+class CorpusConfig(Tree):
+    """Raw text to prepare, split by file."""
+
+    kind: Literal["python_stdlib", "folder"] = key(
+        "python_stdlib", "python_stdlib: sources and manuals that Python carries; folder: text files under path."
+    )
+    path: str | None = key(None, "Folder of text files (kind: folder).")
+    suffixes: tuple[str, ...] = key((".py", ".txt", ".md", ".rst"), "File endings read from a folder.")
+    max_file_bytes: int = key(200_000, "Longer files are cut here; counted in the report.", gt=0)
+    max_bytes: int | None = key(None, "Stop collecting after this many bytes; null: everything.")
+    validation_share: float = key(0.05, "Share of files to tune on.", ge=0, lt=1)
+    held_out_share: float = key(0.05, "Share of files that only the final evaluation reads.", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.kind == "folder" and not self.path:
+            raise ValueError("corpus.kind=folder needs a folder; set corpus.path")
+        return self
+
+
+class TokenizerConfig(Tree):
+    """Tokenizer folders (tokenizer.json); trained on the corpus when vocab_size is given."""
+
+    decoder: str | None = key(None, "Folder of the decoder's tokenizer; null: the run trains one.")
+    encoder: str | None = key(None, "Folder of the encoder's tokenizer; null: the decoder's.")
+    vocab_size: int | None = key(None, "Train a byte-level BPE of this size on the corpus (decoder: null).")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if (self.decoder is None) == (self.vocab_size is None):
+            raise ValueError(
+                f"tokenizer.decoder={self.decoder!r} and tokenizer.vocab_size={self.vocab_size}: exactly one is"
+                " needed; name a tokenizer folder, or the size of one to train"
+            )
+        return self
+
+
+class SpanConfig(Tree):
+    """Law of span and segment lengths, in encoder tokens."""
+
+    law: Literal["fixed", "uniform", "log_uniform"] = key("uniform", "Distribution of the length of a span.")
+    min_tokens: int = key(8, "Shortest span.", gt=0)
+    max_tokens: int = key(64, "Longest span (and the length, for the law fixed).", gt=0)
+    raw_min_tokens: int = key(8, "Shortest raw segment between spans (cpt).", gt=0)
+    raw_max_tokens: int = key(64, "Longest raw segment between spans (cpt).", gt=0)
+    first: Literal["raw", "compressed", "either"] = key("either", "Which kind of segment opens an example (cpt).")
+    raw_share: float = key(0.0, "Share of examples left uncompressed, so that raw context is learned too.", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self):
+        for low, high in (("min_tokens", "max_tokens"), ("raw_min_tokens", "raw_max_tokens")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(
+                    f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}; lower the first or raise"
+                    " the second"
+                )
+        return self
+
+
+class SourceConfig(Tree):
+    """A prepared collection and the objective it is trained with."""
+
+    collection: str = required("Prepared collection the examples come from (for example documents, chat).")
+    objective: Literal["cpt", "reconstruction", "chat"] = required(
+        "cpt: alternating raw and compressed segments; reconstruction: repeat the span; chat: loss on replies."
+    )
+    spans: SpanConfig = key(SpanConfig(), "Span law (cpt and reconstruction).")
+    max_tokens: int | None = key(None, "Decoder positions of one example; null: a whole row.")
+
+
+class PackConfig(Tree):
+    """Fixed layout of a packed row."""
+
+    row_length: int = key(16384, "S: decoder positions of a row.", gt=1)
+    encoder_rows: int = key(16, "M: encoder rows that travel with a row.", gt=0)
+    encoder_row_length: int = key(1024, "R: positions of an encoder row; a multiple of model.ratio.", gt=0)
+    lookahead: int = key(64, "Open rows that the packer tries before it closes the fullest.", gt=0)
+
+
+class DataConfig(Tree):
+    """Prepared shards and how examples are made and packed."""
+
+    prepared: str | None = key(None, "Folder of prepared shards; null: data/ in the run's folder.")
+    shard_bytes: int = key(64 * 2**20, "Size at which a new shard is begun.", gt=0)
+    sources: dict[str, SourceConfig] = key({}, "Named sources; stages mix them by weight.")
+    pack: PackConfig = key(PackConfig(), "Row layout; a stage may replace it.")
+    workers: int = key(0, "Loader worker processes; 0: threads of the trainer.", ge=0)
+    prefetch: int = key(4, "Batches prepared ahead of the device.", ge=0)

@@ -1,0 +1,177 @@
+"""YAML plus ``--set a.b=c`` to one validated tree, and back to text and a hash."""
+
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lclm_jax.config.base import Tree
+from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.tree import Config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value and the fix."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (``1e-3`` is a number) and no duplicate keys."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        name = loader.construct_object(key_node)
+        if name in seen:
+            raise ConfigError(f"key {name!r} stands twice (line {key_node.start_mark.line + 1}); delete one")
+        seen.add(name)
+    return loader.construct_mapping(node)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read ``path``, apply ``overrides`` (``"a.b=c"``, values in YAML), validate.
+
+    A ``base: other.yaml`` key at the top merges this file over the other one. Raises ``ConfigError``.
+    """
+    path = Path(path)
+    values = _read(path)
+    values.setdefault("name", path.stem)
+    for text in overrides:
+        _override(values, text)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: Mapping[str, Any], origin: str = "configuration") -> Config:
+    """Validate plain ``values``; raises ``ConfigError`` with one line per defect."""
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in _explain(error, values))) from None
+    if "{name}" in config.run_dir:
+        config = config.model_copy(update={"run_dir": config.run_dir.replace("{name}", config.name)})
+    return config
+
+
+def dump_config(config: Tree) -> str:
+    """The resolved tree as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def config_hash(config: Tree) -> str:
+    """Twelve hexadecimal digits that change with any value of the tree."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterable[tuple[str, str, str]]:
+    """Yield (dotted key, default, documentation) of every key of the tree."""
+    for name, field in model.model_fields.items():
+        dotted = f"{prefix}{name}"
+        branch, keyed = _branch(field.annotation)
+        if branch is not None:
+            yield dotted, "", field.description or ""
+            yield from describe_keys(branch, f"{dotted}.{'NAME.' if keyed else ''}")
+        else:
+            default = "required" if field.is_required() else json.dumps(field.default)
+            yield dotted, default, field.description or ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; name an existing YAML") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of keys; see configs/demo.yaml for an example")
+    if base := values.pop("base", None):
+        values = _merge(_read(path.parent / base), values)
+    return values
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for name, value in over.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    dotted, equals, raw = text.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override {text!r} has no value; write --set a.b=value")
+    node = values
+    *parents, last = dotted.split(".")
+    for part in parents:
+        child = node.get(part)
+        if not isinstance(child, dict):
+            child = node[part] = {}
+        node = child
+    node[last] = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> Iterable[str]:
+    for defect in error.errors():
+        location = [str(part) for part in defect["loc"]]
+        dotted = ".".join(location) or "the tree"
+        if defect["type"] == "extra_forbidden":
+            siblings = _fields_at(location[:-1])
+            yield f"unknown key {dotted}; {suggestion(location[-1], siblings)}"
+        elif defect["type"] == "missing":
+            yield f"{dotted} is missing; it has no default: set it"
+        elif defect["type"] == "value_error":
+            yield f"{dotted}: {defect['ctx']['error']}"
+        else:
+            yield f"{dotted}={defect['input']!r}: {defect['msg']}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    parts = iter(location)
+    for part in parts:
+        field = model.model_fields.get(part)
+        branch, keyed = _branch(field.annotation) if field else (None, False)
+        if branch is None:
+            return []
+        if keyed:
+            next(parts, None)
+        model = branch
+    return list(model.model_fields)
+
+
+def _branch(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The tree below a key's type, and whether it is a mapping of named trees."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is dict:
+        return _branch(arguments[1])[0], True
+    if origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            if _branch(argument)[0] is not None:
+                return _branch(argument)
+    return None, False

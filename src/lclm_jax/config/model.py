@@ -1,0 +1,98 @@
+"""Shape of the encoder, the adapter, the decoder, and of the compression between them."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from lclm_jax.config.base import Tree, key, required
+from lclm_jax.config.presets import BACKBONES, preset_values
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class BackboneConfig(Tree):
+    """A decoder-only transformer (Qwen3, or Llama with ``qk_norm: false``)."""
+
+    preset: str | None = key(None, "Name of a released model whose shape fills every key not given here.")
+    vocab_size: int = required("Rows of the embedding table; the tokenizer may use fewer.", gt=0)
+    hidden_size: int = required("Width of the residual stream.", gt=0)
+    num_layers: int = required("Transformer blocks.", gt=0)
+    num_heads: int = required("Query heads (H).", gt=0)
+    num_kv_heads: int = required("Key/value heads (K); divides num_heads.", gt=0)
+    head_dim: int = required("Width of one head (d); even, because RoPE rotates pairs.", gt=0)
+    mlp_size: int = required("Width of the SwiGLU MLP (F).", gt=0)
+    rope_theta: float = key(1e6, "Base of the rotary frequencies.", gt=0)
+    norm_eps: float = key(1e-6, "Epsilon of every RMSNorm of the backbone.", gt=0)
+    qk_norm: bool = key(True, "RMSNorm on queries and keys per head (Qwen3); false for Llama.")
+    tie_embeddings: bool = key(True, "The output head reuses the embedding table.")
+    max_positions: int = key(40960, "Longest sequence the backbone was made for.", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset"):
+            return {**preset_values(values["preset"]), **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads};"
+                " query heads share key/value heads in equal groups: change one of the two"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} is odd; RoPE rotates pairs: use an even head_dim")
+        return self
+
+
+class AdapterConfig(Tree):
+    """Projection of encoder latents into the decoder's embedding space."""
+
+    type: Literal["mlp", "attn_mlp", "mlp_attn"] = key(
+        "mlp", "mlp: RMSNorm, Linear, GELU, Linear; attn_mlp / mlp_attn: with attention layers before / after it."
+    )
+    num_layers: int = key(1, "Attention layers over the latents of one span (not used by mlp).", gt=0)
+
+
+class ModelConfig(Tree):
+    """Encoder, adapter, decoder and the compression between them."""
+
+    encoder: BackboneConfig = required("Backbone that reads the windows of the memory spans.")
+    decoder: BackboneConfig = required("Backbone that reads text and latents.")
+    adapter: AdapterConfig = key(AdapterConfig(), "Projection of latents into the decoder's embedding space.")
+    ratio: int = key(16, "N: encoder tokens per latent.", gt=0)
+    window: int = key(1024, "W: tokens that attend to each other in the encoder; a multiple of ratio.", gt=0)
+    overlap: int = key(0, "O: context tokens beside a window, read but not pooled.", ge=0)
+    pooling: Literal["mean", "concat", "eos"] = key("mean", "How a group of N hidden states becomes one latent.")
+    mask: Literal["causal", "bidirectional"] = key("causal", "Attention inside one window.")
+    memory_token_ids: tuple[int, int, int] | None = key(
+        None, "Decoder ids of memory_start, memory_end and memory; read from the tokenizer when absent."
+    )
+    compute_dtype: Dtype = key("bfloat16", "Type of activations and matrix products; parameters stay float32.")
+    remat: Literal["none", "full", "dots"] = key(
+        "full", "What the backward pass recomputes: nothing, every block, or all but its matrix products."
+    )
+    scan_layers: bool = key(True, "Compile one block and scan over the layers, instead of unrolling them.")
+    attention: Literal["auto", "reference", "chunked"] = key(
+        "auto", "Attention backend; a named one that cannot honour a mask raises."
+    )
+    loss_chunk: int = key(1024, "Positions whose logits exist at once in the cross-entropy.", gt=0)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.window % self.ratio:
+            low = self.window // self.ratio * self.ratio
+            choices = " or ".join(str(v) for v in (low, low + self.ratio) if v)
+            raise ValueError(
+                f"window={self.window} is not a multiple of ratio={self.ratio}; set model.window to {choices}"
+            )
+        return self
+
+    @property
+    def latent_size(self) -> int:
+        """Width of a latent before the adapter: E, or N*E for concat pooling."""
+        return self.encoder.hidden_size * (self.ratio if self.pooling == "concat" else 1)
+
+
+__all__ = ["BACKBONES", "AdapterConfig", "BackboneConfig", "Dtype", "ModelConfig"]

@@ -1,0 +1,40 @@
+"""Shapes of the released backbones (from their published config.json files)."""
+
+from typing import Any
+
+from lclm_jax.config.nearest import suggestion
+
+_QWEN3 = {"head_dim": 128, "num_kv_heads": 8, "rope_theta": 1e6, "norm_eps": 1e-6, "qk_norm": True}
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "qwen3_embedding_0p6b": _QWEN3
+    | dict(num_layers=28, hidden_size=1024, num_heads=16, mlp_size=3072, vocab_size=151669)
+    | dict(max_positions=32768, tie_embeddings=True),
+    "qwen3_embedding_4b": _QWEN3
+    | dict(num_layers=36, hidden_size=2560, num_heads=32, mlp_size=9728, vocab_size=151665)
+    | dict(max_positions=40960, tie_embeddings=True),
+    "qwen3_0p6b": _QWEN3
+    | dict(num_layers=28, hidden_size=1024, num_heads=16, mlp_size=3072, vocab_size=151936)
+    | dict(max_positions=40960, tie_embeddings=True),
+    "qwen3_1p7b": _QWEN3
+    | dict(num_layers=28, hidden_size=2048, num_heads=16, mlp_size=6144, vocab_size=151936)
+    | dict(max_positions=40960, tie_embeddings=True),
+    "qwen3_4b": _QWEN3
+    | dict(num_layers=36, hidden_size=2560, num_heads=32, mlp_size=9728, vocab_size=151936)
+    | dict(max_positions=262144, tie_embeddings=True, rope_theta=5e6),
+    "qwen3_8b": _QWEN3
+    | dict(num_layers=36, hidden_size=4096, num_heads=32, mlp_size=12288, vocab_size=151936)
+    | dict(max_positions=40960, tie_embeddings=False),
+    "qwen3_32b": _QWEN3
+    | dict(num_layers=64, hidden_size=5120, num_heads=64, mlp_size=25600, vocab_size=151936)
+    | dict(max_positions=40960, tie_embeddings=False),
+    "smollm2_135m": dict(num_layers=30, hidden_size=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_size=1536)
+    | dict(vocab_size=49152, rope_theta=1e5, norm_eps=1e-5, qk_norm=False, max_positions=8192, tie_embeddings=True),
+}
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """Keys of the released backbone ``name``; raises ``ValueError`` that names the nearest one."""
+    if name not in BACKBONES:
+        raise ValueError(f"preset {name!r} is unknown; {suggestion(name, BACKBONES)}")
+    return BACKBONES[name]

@@ -1,0 +1,135 @@
+"""Stages, optimizer, mesh, checkpoints, evaluation."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from lclm_jax.config.base import Tree, key, required
+from lclm_jax.config.data import PackConfig
+
+PARTS = ("adapter", "encoder", "decoder", "memory_rows")
+
+
+class Rates(Tree):
+    """Peak learning rate by part; null freezes the part."""
+
+    adapter: float | None = key(None, "Peak learning rate of the adapter; null: frozen.", gt=0)
+    encoder: float | None = key(None, "Peak learning rate of the encoder; null: frozen.", gt=0)
+    decoder: float | None = key(None, "Peak learning rate of the decoder; null: frozen.", gt=0)
+    memory_rows: float | None = key(
+        None, "Peak learning rate of the three memory-token rows; null: the decoder's, or 6e-5 if it is frozen.", gt=0
+    )
+
+
+class Decay(Tree):
+    """Decoupled weight decay by part; the memory-token rows have none."""
+
+    adapter: float = key(0.01, "Weight decay of the adapter.", ge=0)
+    encoder: float = key(0.01, "Weight decay of the encoder.", ge=0)
+    decoder: float = key(0.0, "Weight decay of the decoder.", ge=0)
+
+
+class StageConfig(Tree):
+    """One stage: what trains, on what, for how long."""
+
+    lr: Rates = required("Peak learning rates by part.")
+    steps: int = required("Optimizer steps.", gt=0)
+    mixture: dict[str, float] = required("Weight of each source of data.sources; weights are relative.")
+    batch_rows: int = key(256, "Packed rows in one optimizer step, over all devices.", gt=0)
+    microbatches: int = key(1, "Gradient accumulation: parts that batch_rows is cut into.", gt=0)
+    warmup_steps: int | None = key(None, "Steps of linear warm-up; wins over warmup_share.", ge=0)
+    warmup_share: float = key(0.05, "Warm-up as a share of the steps.", ge=0, le=1)
+    schedule: Literal["cosine", "constant"] = key("cosine", "Shape after the warm-up.")
+    min_lr: float = key(1e-6, "Learning rate at the end of the cosine.", ge=0)
+    weight_decay: Decay = key(Decay(), "Decoupled weight decay by part.")
+    skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
+    pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")
+    from_scratch: bool = key(False, "Start from random weights instead of the previous stage.")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.mixture or any(w <= 0 for w in self.mixture.values()):
+            raise ValueError(f"mixture={self.mixture} needs at least one source, every weight above zero")
+        if self.lr.adapter is None and self.lr.encoder is None and self.lr.decoder is None:
+            raise ValueError("the stage trains nothing; give lr.adapter, lr.encoder or lr.decoder a learning rate")
+        if self.batch_rows % self.microbatches:
+            raise ValueError(
+                f"batch_rows={self.batch_rows} is not a multiple of microbatches={self.microbatches}; change one"
+            )
+        for text in self.skip_steps:
+            parse_skip_range(text)
+        return self
+
+    @property
+    def warmup(self) -> int:
+        """Warm-up in steps."""
+        return self.warmup_steps if self.warmup_steps is not None else round(self.steps * self.warmup_share)
+
+    def peak_lr(self, part: str) -> float | None:
+        """Peak learning rate of ``part`` (one of ``PARTS``); None if it is frozen."""
+        rate = getattr(self.lr, part)
+        if part == "memory_rows" and rate is None:
+            return self.lr.decoder if self.lr.decoder is not None else 6e-5
+        return rate
+
+    def skips(self, step: int) -> bool:
+        """Whether update ``step`` (from 0) is skipped."""
+        return any(first <= step <= last for first, last in map(parse_skip_range, self.skip_steps))
+
+
+def parse_skip_range(text: str) -> tuple[int, int]:
+    """``"6500-6510"`` or ``"7"`` to inclusive bounds; raises ``ValueError`` on anything else."""
+    first, _, last = text.partition("-")
+    if not first.isdigit() or (last and not last.isdigit()) or (last and int(last) < int(first)):
+        raise ValueError(f'skip_steps entry {text!r} is not a range; write "FIRST-LAST" with FIRST <= LAST')
+    return int(first), int(last or first)
+
+
+class OptimizerConfig(Tree):
+    """AdamW."""
+
+    b1: float = key(0.9, "Decay of the first moment.", ge=0, lt=1)
+    b2: float = key(0.95, "Decay of the second moment.", ge=0, lt=1)
+    eps: float = key(1e-8, "Added to the denominator.", gt=0)
+    clip_norm: float = key(1.0, "Bound of the joint gradient norm over all trainable leaves.", gt=0)
+
+
+class CheckpointConfig(Tree):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = key(500, "Steps between checkpoints; the last step of a stage is always saved.", gt=0)
+    keep_last: int = key(2, "Newest checkpoints kept per stage.", gt=0)
+    keep_every: int | None = key(None, "Also keep checkpoints whose step is a multiple of this.", gt=0)
+
+
+class MeshConfig(Tree):
+    """Devices by axis; one axis may be -1: whatever is left."""
+
+    replica: int = key(1, "Data-parallel copies across slow links.")
+    fsdp: int = key(-1, "Data-parallel devices that share parameters and optimizer state.")
+    context: int = key(1, "Devices that share the positions of a decoder row.")
+    tensor: int = key(1, "Devices that share heads and MLP width.")
+
+
+class TrainConfig(Tree):
+    """Settings common to all stages."""
+
+    optimizer: OptimizerConfig = key(OptimizerConfig(), "AdamW settings.")
+    loss_normalisation: Literal["per_token", "per_row"] = key(
+        "per_token", "per_token: sum over count of the whole step; per_row: mean of the rows' means."
+    )
+    checkpoint: CheckpointConfig = key(CheckpointConfig(), "Checkpoint policy.")
+    log_every: int = key(20, "Steps between log lines.", gt=0)
+    max_nonfinite_steps: int = key(10, "Consecutive skipped non-finite updates that stop the run.", gt=0)
+
+
+class EvalConfig(Tree):
+    """Held-out measurements of the context gain and of verbatim repetition."""
+
+    examples: int = key(512, "Examples of each measurement.", gt=1)
+    context_tokens: int = key(64, "Tokens of context: compressed, raw, or left out.", gt=0)
+    continuation_tokens: int = key(64, "Tokens whose loss is measured.", gt=0)
+    repetition_tokens: int = key(64, "Tokens of a span to repeat.", gt=0)
+    batch_rows: int = key(32, "Rows evaluated at once.", gt=0)
+    generations: int = key(4, "Greedy generations from compressed context in the report.", ge=0)
+    max_new_tokens: int = key(64, "Tokens of a generation.", gt=0)

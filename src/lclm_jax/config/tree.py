@@ -1,0 +1,59 @@
+"""The root of the configuration tree, and the rules that tie its branches together."""
+
+from pydantic import model_validator
+
+from lclm_jax.config.base import Tree, key, required
+from lclm_jax.config.data import CorpusConfig, DataConfig, PackConfig, TokenizerConfig
+from lclm_jax.config.model import ModelConfig
+from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.train import EvalConfig, MeshConfig, StageConfig, TrainConfig
+
+
+class Config(Tree):
+    """Everything a run depends on."""
+
+    name: str = required("Name of the run: the stem of its YAML file.")
+    run_dir: str = key("runs/{name}", "Folder of everything the run writes; {name} is filled in.")
+    seed: int = key(0, "Seed of initialisation, data order and span placement.", ge=0)
+    corpus: CorpusConfig = key(CorpusConfig(), "Raw text to prepare.")
+    tokenizer: TokenizerConfig = required("Tokenizer folders, or the size of one to train.")
+    model: ModelConfig = required("Encoder, adapter, decoder and compression.")
+    data: DataConfig = key(DataConfig(), "Sources, objectives, packing and loading.")
+    stages: dict[str, StageConfig] = required("Stages in order; each starts from the last.")
+    train: TrainConfig = key(TrainConfig(), "Settings common to all stages.")
+    mesh: MeshConfig = key(MeshConfig(), "Devices by axis.")
+    eval: EvalConfig = key(EvalConfig(), "Held-out measurements.")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.stages:
+            raise ValueError("stages is empty; name at least one stage")
+        for name, stage in self.stages.items():
+            for source in stage.mixture:
+                if source not in self.data.sources:
+                    raise ValueError(
+                        f"stages.{name}.mixture names source {source!r}, which data.sources lacks;"
+                        f" {suggestion(source, self.data.sources)}"
+                    )
+            self._check_pack(name, self.pack(name))
+        return self
+
+    def _check_pack(self, stage: str, pack: PackConfig) -> None:
+        model = self.model
+        markers = model.window // model.ratio if model.pooling == "eos" else 0
+        right = model.overlap if model.mask == "bidirectional" else 0
+        needed = min(model.overlap, model.window) + model.window + right + markers
+        if pack.encoder_row_length % model.ratio:
+            raise ValueError(
+                f"encoder_row_length={pack.encoder_row_length} (stage {stage}) is not a multiple of"
+                f" model.ratio={model.ratio}; latent slots are groups of ratio positions: use a multiple"
+            )
+        if pack.encoder_row_length < needed:
+            raise ValueError(
+                f"encoder_row_length={pack.encoder_row_length} (stage {stage}) is below {needed}, what one window"
+                f" of {model.window} takes with its context and markers; raise it or lower model.window"
+            )
+
+    def pack(self, stage: str) -> PackConfig:
+        """Row layout of ``stage``."""
+        return self.stages[stage].pack or self.data.pack
