@@ -10,6 +10,7 @@ from lclm_jax.config.data import (
 )
 from lclm_jax.config.load import ConfigError, config_hash, describe_keys, dump_config, load_config, parse_config
 from lclm_jax.config.model import AdapterConfig, BackboneConfig, ModelConfig
+from lclm_jax.config.paths import RunPaths
 from lclm_jax.config.train import (
     PARTS,
     CheckpointConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PackConfig",
+    "RunPaths",
     "SourceConfig",
     "SpanConfig",
     "StageConfig",
