@@ -1,0 +1,164 @@
+"""Writing a model as the folders that PyTorch, transformers and vLLM read (layout: ``docs/architecture.md``)."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lclm_jax.config import ModelConfig
+from lclm_jax.interop.hf_config import backbone_json, write_json
+from lclm_jax.interop.names import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, flatten, leaf, tensor_table
+from lclm_jax.interop.tensors import DTYPES, Declared, write_folder
+from lclm_jax.text.tokenizer import Tokenizer
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def export_model(
+    params: Mapping[str, Any],
+    model: ModelConfig,
+    out_dir: Path,
+    *,
+    decoder_tokenizer: Path,
+    encoder_tokenizer: Path,
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write ``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json`` and ``processor_config.json``.
+
+    One tensor (one layer of a stacked leaf) is in memory at a time; leaves may be anything that can be indexed by layer
+    and turned into a NumPy array. The folder appears under its name only when it is complete.
+
+    Args:
+        params: parameters of ``model``.
+        model: shape and compression.
+        out_dir: folder to write; one of an earlier export is replaced.
+        decoder_tokenizer: folder whose tokenizer files are copied to ``decoder/``.
+        encoder_tokenizer: the same for ``encoder/``.
+        dtype: float32, bfloat16 or float16.
+        shard_bytes: largest size of one weight file.
+
+    Raises:
+        ValueError: for another ``dtype``, parameters that are not of ``model``, a tokenizer without the memory tokens
+            or with more ids than the table has rows, or an ``out_dir`` that holds something else.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
+    out_dir = Path(out_dir)
+    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
+        raise ValueError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
+    table = tensor_table(model)
+    check_leaves(params, table)
+    decoder_ids, encoder_ids = Tokenizer.from_folder(decoder_tokenizer), Tokenizer.from_folder(encoder_tokenizer)
+    _check_rows("decoder", decoder_ids, model.decoder.vocab_size)
+    _check_rows("encoder", encoder_ids, model.encoder.vocab_size)
+    read = tensor_reader(params, table, decoder_ids.memory_ids)
+    part = out_dir.with_name(out_dir.name + ".part")
+    if part.exists():
+        shutil.rmtree(part)
+    for folder, stem in (("decoder", "model"), ("encoder", "model"), ("adapter", "adapter")):
+        (part / folder).mkdir(parents=True)
+        declared = [Declared(t.name, t.shape) for t in table if t.folder == folder]
+        limit = shard_bytes if folder != "adapter" else 2**62  # the PyTorch loader reads the adapter from one file
+        write_folder(part / folder, declared, lambda name, folder=folder: read(folder, name), dtype, limit, stem)
+    _write_side_files(part / "decoder", model, dtype, decoder_ids, decoder_tokenizer)
+    _write_side_files(part / "encoder", model, dtype, encoder_ids, encoder_tokenizer)
+    write_json(part / "model_config.json", model_json(model))
+    write_json(part / "processor_config.json", _processor_json(model))
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    part.replace(out_dir)
+
+
+def model_json(model: ModelConfig) -> dict[str, Any]:
+    """``model_config.json``: the compression, in the PyTorch implementation's words."""
+    values: dict[str, Any] = {
+        "compression_ratio": model.ratio,
+        "encoder_window_size": model.window,
+        "pooling": model.pooling,
+        "encoder_mask_type": model.mask,
+        "boundary_overlap": model.overlap,
+        "adapter_type": model.adapter.type,
+    }
+    if model.adapter.type != "mlp":
+        values["num_adapter_layers"] = model.adapter.num_layers
+    return values
+
+
+def check_leaves(params: Mapping[str, Any], table: Sequence[Tensor]) -> None:
+    """Raise ``ValueError`` with the full difference unless ``params`` are exactly the leaves of ``table``."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for tensor in table:
+        layers = () if tensor.layer is None else (tensor.layer + 1,)
+        expected[tensor.path] = (*layers, *tensor.our_shape)
+    expected[MEMORY_ROWS_PATH] = (3, expected[TABLE_PATH][1])
+    found = {path: tuple(value.shape) for path, value in flatten(params)}
+    lines = [f"missing {path} {expected[path]}" for path in sorted(expected.keys() - found.keys())]
+    lines += [f"unexpected {path} {found[path]}" for path in sorted(found.keys() - expected.keys())]
+    both = sorted(expected.keys() & found.keys())
+    lines += [f"{p} has shape {found[p]}, not {expected[p]}" for p in both if found[p] != expected[p]]
+    if lines:
+        raise ValueError("the parameters are not those of the model configuration:\n  " + "\n  ".join(lines))
+
+
+def tensor_reader(
+    params: Mapping[str, Any], table: Sequence[Tensor], memory_ids: Sequence[int]
+) -> Callable[[str, str], np.ndarray]:
+    """``read(folder, name)``: one tensor in the file's layout, the memory rows merged into the decoder's table."""
+    rows = {(tensor.folder, tensor.name): tensor for tensor in table}
+
+    def read(folder: str, name: str) -> np.ndarray:
+        tensor = rows[folder, name]
+        value = leaf(params, tensor.path)
+        array = np.asarray(value if tensor.layer is None else value[tensor.layer])
+        if tensor.path == TABLE_PATH:
+            array = np.array(array)
+            array[list(memory_ids)] = np.asarray(leaf(params, MEMORY_ROWS_PATH))
+        return tensor.to_theirs(array)
+
+    return read
+
+
+def _check_rows(role: str, tokenizer: Tokenizer, rows: int) -> None:
+    if tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"the {role}'s tokenizer has {tokenizer.vocab_size} ids, its table {rows} rows; set"
+            f" model.{role}.vocab_size to {tokenizer.vocab_size} or more, or use the tokenizer it was trained with"
+        )
+
+
+def _write_side_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: Tokenizer, source: Path) -> None:
+    causal = folder.name == "decoder"
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    write_json(
+        folder / "config.json", backbone_json(model.decoder if causal else model.encoder, causal, dtype, special)
+    )
+    if causal:
+        # Text ends with the end of a document, a turn with the end of the turn: both stop generation.
+        stops = sorted({tokenizer.eos_id, tokenizer.pad_id} - {None})
+        write_json(folder / "generation_config.json", {**special, "eos_token_id": stops, "do_sample": False})
+    for name in TOKENIZER_FILES:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, folder / name)
+
+
+def _processor_json(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "compression_ratio": model.ratio,
+        "max_memory_length": 8192,
+        "use_memory_wrapping": True,
+        "memory_placeholder": "<|memory|>",
+        "memory_start": "<|memory_start|>",
+        "memory_end": "<|memory_end|>",
+    }
