@@ -1,0 +1,168 @@
+"""Encoder windows of memory spans, and their places in the encoder rows of a packed row.
+
+A span of T tokens is tiled by windows of W tokens. What the encoder reads for one window is
+``[left context][pooled part][right context][markers]``; in an encoder row the pooled part starts at a multiple of N, so
+that a latent is always one aligned group of N positions. Short windows share an encoder row.
+
+Example: T = 75, W = 32, N = 8, O = 8, causal, mean::
+
+    windows   left start stop right     reads      pooled part starts at
+       0        0     0   32    32     [ 0, 32)     0
+       1       24    32   64    64     [24, 64)     8
+       2       56    64   75    75     [56, 75)     8
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lclm_jax.config import ModelConfig, PackConfig
+
+
+class Window(NamedTuple):
+    """One window: the encoder reads ``span[left:right]`` and ``markers`` pad tokens; ``span[start:stop]`` is pooled."""
+
+    left: int
+    start: int
+    stop: int
+    right: int
+    markers: int
+
+    @property
+    def pool_start(self) -> int:
+        """Tokens of left context, so where the pooled part starts in the window."""
+        return self.start - self.left
+
+    @property
+    def pool_len(self) -> int:
+        """Pooled tokens."""
+        return self.stop - self.start
+
+    @property
+    def length(self) -> int:
+        """Positions of the encoder input, markers included."""
+        return self.right - self.left + self.markers
+
+
+class WindowTable(NamedTuple):
+    """The windows of several spans, span by span: int64 columns of one length."""
+
+    span: np.ndarray
+    """Index of the span a window belongs to."""
+    left: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    right: np.ndarray
+    markers: np.ndarray
+    latents: np.ndarray
+    """Latents of the window: ceil(pooled / N), and one for an empty span."""
+    context: np.ndarray
+    """Tokens of left context."""
+    storage: np.ndarray
+    """Positions it takes in an encoder row (its length; N for an empty span, whose latent pools nothing)."""
+
+
+class Run(NamedTuple):
+    """``count`` equal windows in one encoder row, the first at ``offset``, the next ``stride`` further."""
+
+    row: int
+    offset: int
+    stride: int
+    count: int
+
+
+def plan_windows(num_tokens: int, model: ModelConfig) -> list[Window]:
+    """Windows of a span of ``num_tokens`` encoder tokens, in order; raises ``ValueError`` on an empty span."""
+    table = plan_spans([num_tokens], model)
+    columns = (table.left, table.start, table.stop, table.right, table.markers)
+    return [Window(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def num_latents(num_tokens: int, ratio: int) -> int:
+    """Latents (so placeholders) of a span of ``num_tokens``: ceil(T / N)."""
+    return -(-num_tokens // ratio)
+
+
+def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig, allow_empty: bool = False) -> WindowTable:
+    """Windows of spans of ``lengths`` encoder tokens, as columns.
+
+    Raises ``ValueError`` on an empty span unless ``allow_empty``: then it is a window without tokens and with one
+    latent that pools nothing (mean and concat pooling only; so the public implementation serves an empty region).
+    """
+    sizes = np.asarray(lengths, np.int64)
+    empty = sizes == 0
+    if empty.any() and (not allow_empty or model.pooling == "eos"):
+        raise ValueError(
+            f"memory span {int(np.argmax(empty))} is empty; a span needs at least one token: remove its tags"
+        )
+    ratio, window, overlap = model.ratio, model.window, model.overlap
+    counts = np.maximum(-(-sizes // window), 1)
+    span = np.repeat(np.arange(sizes.size), counts)
+    order = np.arange(span.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    end = sizes[span]
+    start = order * window
+    stop = np.minimum(start + window, end)
+    left = np.maximum(start - overlap, 0)
+    right = np.minimum(stop + overlap, end) if model.mask == "bidirectional" else stop
+    groups = -(-(stop - start) // ratio)
+    markers = groups if model.pooling == "eos" else np.zeros_like(groups)
+    storage = right - left + markers
+    storage = np.where(storage == 0, ratio, storage)
+    return WindowTable(span, left, start, stop, right, markers, np.maximum(groups, 1), start - left, storage)
+
+
+def window_types(table: WindowTable) -> list[tuple[int, int, int]]:
+    """Windows that take equal places, largest first: (storage, context, count)."""
+    types = np.unique(_type_keys(table), return_counts=True)
+    return [(-(key >> 32), key & 0xFFFFFFFF, count) for key, count in zip(*(a.tolist() for a in types), strict=True)]
+
+
+def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackConfig) -> list[list[Run]] | None:
+    """First-fit-decreasing places of windows grouped by ``window_types`` order; None if they do not fit.
+
+    Deterministic; the packer asks it whether a set of examples fits, and row assembly gets the same answer.
+    """
+    length, cursors = pack.encoder_row_length, [0] * pack.encoder_rows
+    placed: list[list[Run]] = []
+    for storage, context, count in types:
+        runs: list[Run] = []
+        stride = -(-storage // ratio) * ratio
+        for row, cursor in enumerate(cursors):
+            offset = cursor + -(cursor + context) % ratio
+            room = length - offset - storage
+            if room < 0:
+                continue
+            fitting = min(count, room // stride + 1)
+            runs.append(Run(row, offset, stride, fitting))
+            cursors[row] = offset + (fitting - 1) * stride + storage
+            count -= fitting
+            if not count:
+                break
+        if count:
+            return None
+        placed.append(runs)
+    return placed
+
+
+def place_windows(table: WindowTable, ratio: int, pack: PackConfig) -> np.ndarray | None:
+    """Flattened position ``row * R + offset`` at which each window's input begins, int64; None if they do not fit."""
+    offsets = np.empty(table.span.size, np.int64)
+    if not offsets.size:
+        return offsets
+    placed = place_types(window_types(table), ratio, pack)
+    if placed is None:
+        return None
+    places = [
+        run.row * pack.encoder_row_length + run.offset + run.stride * i
+        for runs in placed
+        for run in runs
+        for i in range(run.count)
+    ]
+    offsets[np.argsort(_type_keys(table), kind="stable")] = places
+    return offsets
+
+
+def _type_keys(table: WindowTable) -> np.ndarray:
+    """Sorting by this key puts large windows first and equal ones together."""
+    return (-table.storage << 32) + table.context
