@@ -1,0 +1,1 @@
+"""Tokenizers, chat templates, memory tags, span placement and the examples made of them."""

@@ -1,0 +1,204 @@
+"""Examples: what one text or chat gives the decoder to read, the encoder to compress, and the loss to count.
+
+An ``Outline`` is free of the compression ratio, so one prepared corpus serves every ratio; ``expand`` fills in the
+placeholders of one ratio and gives the ``Example`` that is packed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lclm_jax.text.memory import Piece, split_memory
+from lclm_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One example at one compression ratio N."""
+
+    tokens: np.ndarray
+    """int32 [T]: decoder ids, with ceil(span tokens / N) placeholders between the tags of each span."""
+    loss: np.ndarray
+    """float32 [T]: weight of each token as a target; 0 on tags, placeholders, prompts and the first token."""
+    spans: tuple[np.ndarray, ...]
+    """Encoder ids of each span, int32, in the order of the text."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outline:
+    """An example before a ratio is chosen: the tags of a span stand side by side, without placeholders."""
+
+    tokens: np.ndarray
+    """int32 [T]."""
+    loss: np.ndarray
+    """float32 [T], as in ``Example``."""
+    gaps: np.ndarray
+    """int32 [spans]: the placeholders of a span go before this index of ``tokens`` (that of its end tag)."""
+    spans: tuple[np.ndarray, ...]
+    """Encoder ids of each span, int32."""
+
+
+def latent_count(span_tokens: int, ratio: int) -> int:
+    """Latents (and placeholders) of a span: ceil(tokens / ratio), and one for a span without tokens."""
+    return max(1, -(-span_tokens // ratio))
+
+
+def expand(outline: Outline, ratio: int, placeholder: int) -> Example:
+    """Fill in the placeholders of one ``ratio``; ``placeholder`` is the decoder's id of ``<|memory|>``.
+
+    >>> expand(Outline(tokens=[7, START, END, 8], gaps=[2], spans=[five ids]), ratio=4, placeholder=M).tokens
+    [7, START, M, M, END, 8]
+    """
+    counts = [latent_count(len(span), ratio) for span in outline.spans]
+    at = np.repeat(outline.gaps, counts)
+    return Example(np.insert(outline.tokens, at, placeholder), np.insert(outline.loss, at, 0), outline.spans)
+
+
+def placeholder_ranges(tokens: np.ndarray, placeholder: int) -> list[tuple[int, int]]:
+    """``[start, stop)`` of every run of placeholders in ``tokens``: one run per span."""
+    inside = np.concatenate(([0], (np.asarray(tokens) == placeholder).astype(np.int8), [0]))
+    edges = np.flatnonzero(np.diff(inside)).reshape(-1, 2)
+    return [(int(start), int(stop)) for start, stop in edges]
+
+
+def outline_pieces(
+    pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokenizer, raw_loss: float = 0.0, plain: bool = False
+) -> Outline:
+    """Tokenize ``pieces``: raw text by the decoder's tokenizer, spans by the encoder's.
+
+    Args:
+        pieces: text cut by ``split_memory``.
+        decoder: tokenizer with the memory tokens.
+        encoder: tokenizer of the spans.
+        raw_loss: loss weight of raw tokens (tags never have any).
+        plain: read special-token strings in the text as ordinary characters (foreign text).
+    """
+    memory = decoder.memory_ids
+    tokens, loss, gaps, spans, length = [], [], [], [], 0
+    for piece in pieces:
+        if piece.kind == "span":
+            ids = np.array([memory.start, memory.end], np.int32)
+            spans.append(encoder.encode(piece.text, plain))
+            gaps.append(length + 1)
+        else:
+            ids = decoder.encode(piece.text, plain)
+        tokens.append(ids)
+        loss.append(np.full(len(ids), raw_loss if piece.kind == "raw" else 0.0, np.float32))
+        length += len(ids)
+    return make_outline(tokens, loss, gaps, spans)
+
+
+def make_outline(
+    tokens: Sequence[np.ndarray],
+    loss: Sequence[np.ndarray],
+    gaps: Sequence[int] | np.ndarray,
+    spans: Sequence[np.ndarray],
+) -> Outline:
+    """Join stretches of tokens and their loss weights; the first token is never a target."""
+    joined = np.concatenate([np.zeros(0, np.int32), *tokens]).astype(np.int32, copy=False)
+    weights = np.concatenate([np.zeros(0, np.float32), *loss]).astype(np.float32, copy=False)
+    weights[:1] = 0
+    return Outline(joined, weights, np.array(gaps, np.int32), tuple(spans))
+
+
+def cpt_example(text: str, decoder: Tokenizer, encoder: Tokenizer, ratio: int) -> Example:
+    """Continual pre-training on ``text`` with memory tags: loss on every token outside the spans and their tags."""
+    outline = outline_pieces(split_memory(text), decoder, encoder, raw_loss=1.0)
+    return expand(outline, ratio, decoder.memory_ids.placeholder)
+
+
+def prompt_example(
+    prompt: str | Sequence[Mapping[str, Any]],
+    decoder: Tokenizer,
+    encoder: Tokenizer,
+    ratio: int,
+    allow_empty: bool = False,
+) -> Example:
+    """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss.
+
+    ``allow_empty`` gives a span without text one placeholder (its latent is the adapter's image of a zero vector), as
+    the PyTorch code does on its prompt-embedding path; otherwise such a span is an error.
+    """
+    text = prompt if isinstance(prompt, str) else decoder.render_chat(prompt, add_generation_prompt=True)
+    outline = outline_pieces(split_memory(text, allow_empty), decoder, encoder)
+    return expand(outline, ratio, decoder.memory_ids.placeholder)
+
+
+def chat_outline(
+    messages: Sequence[Mapping[str, Any]],
+    decoder: Tokenizer,
+    encoder: Tokenizer,
+    target: str | None = None,
+    replies: Literal["last", "all"] = "last",
+) -> Outline:
+    """A chat with loss on the assistant's replies (their end token and what the template puts after it included).
+
+    The whole chat is tokenized at once; a reply begins after as many tokens as its prompt alone has, as in the PyTorch
+    code: a leading newline of a reply that merges into the prompt's last token has no loss.
+
+    Args:
+        messages: the chat; without ``target`` it ends with an assistant's message.
+        decoder: tokenizer with chat template and memory tokens.
+        encoder: tokenizer of the spans.
+        target: the last reply, if ``messages`` lacks it.
+        replies: ``last`` or ``all`` of the assistant's messages; earlier ones that the template rewrites once more
+            messages follow are skipped.
+
+    Raises:
+        ValueError: the chat ends without a reply, or the template does not render a reply after its own prompt.
+    """
+    chat = [*messages] if target is None else [*messages, {"role": "assistant", "content": target}]
+    if not chat or chat[-1]["role"] != "assistant":
+        role = chat[-1]["role"] if chat else None
+        raise ValueError(f"a chat to train on ends with the assistant's reply, not with {role!r}; add it or a target")
+    whole = decoder.render_chat(chat)
+    outline = outline_pieces(split_memory(whole), decoder, encoder)
+    ends = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
+    for end in ends[-1:] if replies == "last" else ends:
+        prompt = decoder.render_chat(chat[:end], add_generation_prompt=True)
+        answered = whole if end == len(chat) - 1 else decoder.render_chat(chat[: end + 1])
+        if answered.startswith(prompt) and whole.startswith(answered):
+            outline.loss[_length(prompt, decoder) : _length(answered, decoder)] = 1
+        elif end == ends[-1]:
+            raise ValueError(
+                f"the chat template of {decoder.folder} renders the reply elsewhere than after its generation prompt;"
+                " use a template whose prompt is a prefix of the whole chat"
+            )
+    tags = decoder.memory_ids
+    outline.loss[np.isin(outline.tokens, (tags.start, tags.end))] = 0
+    return outline
+
+
+def chat_example(
+    messages: Sequence[Mapping[str, Any]],
+    decoder: Tokenizer,
+    encoder: Tokenizer,
+    ratio: int,
+    target: str | None = None,
+    replies: Literal["last", "all"] = "last",
+) -> Example:
+    """``chat_outline`` at one ``ratio``."""
+    return expand(chat_outline(messages, decoder, encoder, target, replies), ratio, decoder.memory_ids.placeholder)
+
+
+def _length(text: str, decoder: Tokenizer) -> int:
+    """Decoder tokens of ``text`` without placeholders."""
+    sizes = [2 if piece.kind == "span" else len(decoder.encode(piece.text)) for piece in split_memory(text)]
+    return sum(sizes)
+
+
+__all__ = [
+    "Example",
+    "Outline",
+    "chat_example",
+    "chat_outline",
+    "cpt_example",
+    "expand",
+    "latent_count",
+    "make_outline",
+    "outline_pieces",
+    "placeholder_ranges",
+    "prompt_example",
+]

@@ -1,0 +1,177 @@
+"""Hugging Face tokenizer folders without transformers: ids, character offsets, special tokens, chat templates."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jinja2 import TemplateError
+
+from lclm_jax.text.memory import MEMORY_TOKENS, MemoryIds
+from lclm_jax.text.template import compile_template
+
+
+class Tokenizer:
+    """One tokenizer folder (``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``).
+
+    No method ever adds special tokens by itself. By default the strings of special tokens inside a text become their
+    ids, as prompts need; with ``plain=True`` they are read as ordinary characters, as foreign text (a corpus) needs.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._json = _read_bytes(self.folder / "tokenizer.json", self.folder)
+        self._config = _read_config(self.folder / "tokenizer_config.json")
+        self._parsing = _build(self._json, self.folder)
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Tokenizer":
+        """Read the folder at ``path``; raises ``ValueError`` if it holds no readable ``tokenizer.json``."""
+        return cls(path)
+
+    def __reduce__(self):
+        return Tokenizer.from_folder, (self.folder,)
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        plain = _build(self._json, self.folder)
+        plain.encode_special_tokens = True
+        return plain
+
+    def backend(self, plain: bool = False) -> tokenizers.Tokenizer:
+        """The ``tokenizers`` object, for batches: do not change its settings."""
+        return self._plain if plain else self._parsing
+
+    def encode(self, text: str, plain: bool = False) -> np.ndarray:
+        """Ids of ``text`` as int32 ``[tokens]``."""
+        encoding = self.backend(plain).encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32)
+
+    def encode_with_offsets(self, text: str, plain: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of ``text`` and the character where each token starts and ends, three int32 ``[tokens]``.
+
+        Tokens that share the bytes of one character all cover that character.
+        """
+        encoding = self.backend(plain).encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), offsets[:, 0], offsets[:, 1]
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = False) -> str:
+        """Text of ``ids``; bytes that form no character become U+FFFD."""
+        return self._parsing.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def token_id(self, token: str) -> int | None:
+        """Id of one vocabulary entry, or None."""
+        return self._parsing.token_to_id(token)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Highest id + 1, added tokens included."""
+        return max(self._parsing.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of ``tokenizer.json``: equal digests mean equal ids."""
+        return hashlib.sha256(self._json).hexdigest()
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of every added token: what foreign text must not be turned into."""
+        added = self._parsing.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
+    @cached_property
+    def memory_ids(self) -> MemoryIds:
+        """Ids of the memory tokens; raises ``ValueError`` if the vocabulary lacks one."""
+        ids = [self.token_id(token) for token in MEMORY_TOKENS]
+        missing = [token for token, index in zip(MEMORY_TOKENS, ids, strict=True) if index is None]
+        if missing:
+            raise ValueError(
+                f"tokenizer {self.folder} lacks {', '.join(missing)}; a decoder's tokenizer needs the memory tokens:"
+                " add them as special tokens (train_tokenizer does, lclm import does)"
+            )
+        return MemoryIds(*(int(index) for index in ids if index is not None))
+
+    @property
+    def eos_id(self) -> int:
+        """Id that ends a reply; raises ``ValueError`` if ``tokenizer_config.json`` names none."""
+        return self._named("eos_token")
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding and of encoder markers; the end token's where no padding token is named."""
+        return self._named("pad_token" if self._special_name("pad_token") else "eos_token")
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Any] | None = None,
+        **variables: Any,
+    ) -> str:
+        """Text of ``messages`` by the folder's chat template; raises ``ValueError`` if there is none or it refuses."""
+        named = {f"{kind}_token": self._special_name(f"{kind}_token") or "" for kind in ("bos", "eos", "pad", "unk")}
+        values = named | {"messages": list(messages), "tools": tools} | variables
+        try:
+            return self._template.render(add_generation_prompt=add_generation_prompt, **values)
+        except TemplateError as error:
+            raise ValueError(f"chat template of {self.folder}: {error}; check the messages' roles and keys") from None
+
+    @cached_property
+    def _template(self):
+        path = self.folder / "chat_template.jinja"
+        source = path.read_text(encoding="utf-8") if path.is_file() else self._config.get("chat_template")
+        if isinstance(source, list):  # several named templates: [{"name": ..., "template": ...}]
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        if not source:
+            raise ValueError(f"tokenizer {self.folder} has no chat template; put a chat_template.jinja in the folder")
+        return compile_template(source)
+
+    def _special_name(self, key: str) -> str | None:
+        value = self._config.get(key)
+        return value["content"] if isinstance(value, dict) else value
+
+    def _named(self, key: str) -> int:
+        name = self._special_name(key)
+        index = None if name is None else self.token_id(name)
+        if index is None:
+            raise ValueError(
+                f"tokenizer {self.folder} has {key}={name!r}; set {key} in tokenizer_config.json to an entry of the"
+                " vocabulary"
+            )
+        return index
+
+
+def _build(source: bytes, folder: Path) -> tokenizers.Tokenizer:
+    try:
+        built = tokenizers.Tokenizer.from_str(source.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception on malformed files
+        raise ValueError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; export it again") from error
+    # A post-processor only adds special tokens and trims offsets; cut points need untrimmed ones.
+    built.post_processor = None
+    built.no_truncation()
+    built.no_padding()
+    return built
+
+
+def _read_bytes(path: Path, folder: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        hint = "; convert its SentencePiece model first" if (folder / "tokenizer.model").is_file() else ""
+        raise ValueError(
+            f"cannot read {path}: {error.strerror}; a tokenizer folder holds a tokenizer.json{hint}"
+        ) from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}; export the tokenizer again") from None
