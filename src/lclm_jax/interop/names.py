@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.model.adapter import attention_shape
 
 TABLE_PATH = "decoder/embed/table"
 MEMORY_ROWS_PATH = "decoder/memory_rows"
@@ -85,23 +86,11 @@ def adapter_tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("adapter", "fc2.weight", "adapter/fc2/kernel", None, (width, width), (width, width), True),
         _whole("adapter", "fc2.bias", "fc2/bias", (width,)),
     ]
-    backbone = adapter_backbone(model)
+    backbone = attention_shape(model)
     if backbone is not None:
         for layer in range(model.adapter.num_layers):
             table += _block(backbone, "adapter", f"attention_layers.{layer}.decoder_layer.", layer)
     return table
-
-
-def adapter_backbone(model: ModelConfig) -> BackboneConfig | None:
-    """The backbone whose layer shape the adapter's attention layers take; None for the plain MLP.
-
-    Layers before the MLP take the encoder's, on the width of the pooled latents; layers after it the decoder's.
-    """
-    if model.adapter.type == "mlp":
-        return None
-    if model.adapter.type == "mlp_attn":
-        return model.decoder
-    return model.encoder.model_copy(update={"hidden_size": model.latent_size})
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,1 @@
+"""Measurements on held-out text: what latents are worth, and how well they repeat verbatim."""

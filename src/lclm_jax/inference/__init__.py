@@ -1,0 +1,1 @@
+"""Generation from prompts with compressed context."""

@@ -1,0 +1,237 @@
+"""Generation from prompts with memory spans: encode once, prefill, then one token at a time from a key/value cache."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
+from lclm_jax.data.rows import assemble_batch
+from lclm_jax.data.windows import place_windows, plan_spans
+from lclm_jax.inference.sampling import Sampling, pick
+from lclm_jax.interop.load import load_hf
+from lclm_jax.model.cache import KVCache, init_cache
+from lclm_jax.model.lclm import decode_cached, embed, encode, logits
+from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.text.example import Example, prompt_example
+from lclm_jax.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+SMALLEST_BUCKET = 32
+"""Lengths are rounded up to this times a power of two, so that few shapes are ever compiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one prompt gave."""
+
+    text: str
+    """New text, without the token that ended it."""
+    ids: tuple[int, ...]
+    """New tokens, the one that ended it included."""
+    stopped: bool
+    """Whether a stop token ended it; False: the limit of new tokens did."""
+
+
+class Generator:
+    """A model with its tokenizers, ready to answer prompts.
+
+    Args:
+        params: parameters of ``model``; moved to the mesh's first device unless they are JAX arrays already.
+        model: its configuration, ``memory_token_ids`` set.
+        decoder_tokenizer: tokenizer with the memory tokens.
+        encoder_tokenizer: tokenizer of the spans.
+        mesh: devices to run on; None: the first one.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        model: ModelConfig,
+        decoder_tokenizer: Tokenizer,
+        encoder_tokenizer: Tokenizer,
+        mesh: Mesh | None = None,
+    ):
+        self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+        on_host = any(not isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+        self.params = jax.device_put(params, self.mesh.devices.flat[0]) if on_host else params
+        self.model = model
+        self.decoder_tokenizer = decoder_tokenizer
+        self.encoder_tokenizer = encoder_tokenizer
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **changes: Any) -> "Generator":
+        """Load an exported or released folder; ``changes`` are keys of ``ModelConfig`` such as ``compute_dtype``."""
+        folder = Path(folder)
+        model, params = load_hf(folder, **changes)
+        decoder, encoder = (Tokenizer.from_folder(folder / part) for part in ("decoder", "encoder"))
+        return cls(params, model, decoder, encoder)
+
+    def example(self, prompt: Prompt) -> Example:
+        """Tokens and spans of a prompt: text as it is, or chat messages; memory tags inside either.
+
+        Raises ``ValueError`` on unbalanced or nested tags, empty spans, and prompts without any token.
+        """
+        example = prompt_example(prompt, self.decoder_tokenizer, self.encoder_tokenizer, self.model.ratio)
+        if not len(example.tokens):
+            raise ValueError("the prompt is empty; give at least one token to continue")
+        return example
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Generation]:
+        """Answer several prompts at once; raises ``ValueError`` on prompts that cannot be read (see ``example``)."""
+        sampling = sampling or Sampling()
+        return self.generate_examples([self.example(prompt) for prompt in prompts], sampling)
+
+    def generate_examples(self, examples: Sequence[Example], sampling: Sampling) -> list[Generation]:
+        """``generate`` from prompts that are tokenized already."""
+        stops = self._stops(sampling)
+        ids: list[list[int]] = [[] for _ in examples]
+        for tokens in self.tokens(examples, sampling):
+            for row, token in enumerate(tokens):
+                if token is not None:
+                    ids[row].append(token)
+        generations = []
+        for row in ids:
+            stopped = bool(row) and row[-1] in stops
+            text = self.decoder_tokenizer.decode(row[:-1] if stopped else row)
+            generations.append(Generation(text, tuple(row), stopped))
+        return generations
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[str]:
+        """Yield the answer to one prompt in pieces, as tokens complete characters."""
+        sampling = sampling or Sampling()
+        stops, ids, shown = self._stops(sampling), [], ""
+        for (token,) in self.tokens([self.example(prompt)], sampling):
+            if token is None or token in stops:
+                break
+            ids.append(token)
+            text = self.decoder_tokenizer.decode(ids)
+            # An unfinished character decodes to U+FFFD; it is held back until its last byte is there.
+            if not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+        rest = self.decoder_tokenizer.decode(ids)[len(shown) :]
+        if rest:
+            yield rest
+
+    def tokens(self, examples: Sequence[Example], sampling: Sampling) -> Iterator[list[int | None]]:
+        """Yield the next token of every row, step by step; None for rows that have stopped.
+
+        Raises:
+            ValueError: a prompt and its new tokens exceed the decoder's ``max_positions``.
+        """
+        if not examples:
+            return
+        stops = self._stops(sampling)
+        longest = max(len(example.tokens) for example in examples)
+        limit = self.model.decoder.max_positions
+        if longest + sampling.max_new_tokens > limit:
+            raise ValueError(
+                f"{longest} prompt positions and max_new_tokens={sampling.max_new_tokens} exceed the decoder's"
+                f" max_positions={limit}; shorten the prompt, compress more of it, or ask for fewer tokens"
+            )
+        done = np.zeros(len(examples), bool)
+        for tokens_B in self._decode(examples, sampling):
+            yield [None if ended else int(t) for t, ended in zip(tokens_B, done, strict=True)]
+            done |= np.isin(tokens_B, list(stops))
+            if done.all():
+                return
+
+    def _decode(self, examples: Sequence[Example], sampling: Sampling) -> Iterator[np.ndarray]:
+        """Next tokens [rows] of ``examples``, ``max_new_tokens`` times, whatever they are."""
+        rows = self._rows(len(examples))
+        padded = [*examples, *[examples[0]] * (rows - len(examples))]
+        pack = pack_for([[example] for example in padded], self.model)
+        empty = self.model.pooling != "eos"  # only callers of generate_examples can bring empty spans in
+        batch = assemble_batch([[e] for e in padded], self.model, pack, self._pad_id(), allow_empty_spans=empty)
+        lengths_B = np.array([len(example.tokens) for example in padded], np.int32)
+        room = pack.row_length + bucket(sampling.max_new_tokens)
+        how = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
+        key = jax.random.key(sampling.seed)
+        with use_mesh(self.mesh):
+            logits_BV, cache = _prefill(self.params, batch, lengths_B, model=self.model, room=room)
+            seen_BV = jnp.zeros(logits_BV.shape, bool)
+            for step in range(sampling.max_new_tokens):
+                tokens_B, seen_BV = _choose(logits_BV, seen_BV, jax.random.fold_in(key, step), how=how)
+                if step + 1 < sampling.max_new_tokens:
+                    # Queued before the tokens are fetched, so that the device works while the host reads.
+                    logits_BV, cache = _advance(self.params, tokens_B, cache, model=self.model)
+                yield np.asarray(tokens_B)[: len(examples)]
+
+    def _rows(self, count: int) -> int:
+        """Rows to run for ``count`` prompts: few different numbers, each a multiple of the mesh's row axes."""
+        rows = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
+        while rows < count:
+            rows *= 2
+        return rows
+
+    def _pad_id(self) -> int | None:
+        return self.encoder_tokenizer.pad_id if self.model.pooling == "eos" else None
+
+    def _stops(self, sampling: Sampling) -> frozenset[int]:
+        if sampling.stop_ids is not None:
+            return frozenset(sampling.stop_ids)
+        return frozenset({self.decoder_tokenizer.eos_id, self.decoder_tokenizer.pad_id})
+
+
+def bucket(length: int) -> int:
+    """``length`` rounded up to ``SMALLEST_BUCKET`` times a power of two."""
+    size = SMALLEST_BUCKET
+    while size < length:
+        size *= 2
+    return size
+
+
+def pack_for(examples_by_row: Sequence[Sequence[Example]], model: ModelConfig) -> PackConfig:
+    """A row layout, in bucketed sizes, into which every row of ``examples_by_row`` fits.
+
+    Raises ``ValueError`` on an empty span.
+    """
+    length = bucket(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
+    spans = [[len(span) for example in row for span in example.spans] for row in examples_by_row]
+    tables = [plan_spans(lengths, model, allow_empty=model.pooling != "eos") for lengths in spans]
+    # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
+    longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
+    width = -(-bucket(longest) // model.ratio) * model.ratio
+    pack = PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width)
+    while any(place_windows(table, model.ratio, pack) is None for table in tables):
+        pack = pack.model_copy(update={"encoder_rows": pack.encoder_rows * 2})
+    return pack
+
+
+@functools.partial(jax.jit, static_argnames=("model", "room"))
+def _prefill(
+    params: Any, batch: Batch, lengths_B: jax.Array, *, model: ModelConfig, room: int
+) -> tuple[jax.Array, KVCache]:
+    """Logits after each prompt, and a cache of ``room`` positions that holds it."""
+    x_BSD = embed(params, model, batch, encode(params, model, batch))
+    cache = init_cache(model, x_BSD.shape[0], room)
+    hidden_BSD, cache = decode_cached(params, model, x_BSD, batch.decoder_positions, cache, lengths_B)
+    last_B1D = jnp.take_along_axis(hidden_BSD, lengths_B[:, None, None] - 1, axis=1)
+    return logits(params, model, last_B1D)[:, 0], cache
+
+
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def _advance(params: Any, tokens_B: jax.Array, cache: KVCache, *, model: ModelConfig) -> tuple[jax.Array, KVCache]:
+    """Logits after one more token of every row."""
+    batch = Batch(*[None] * len(Batch._fields))._replace(decoder_tokens=tokens_B[:, None])
+    x_BSD = embed(params, model, batch)
+    hidden_BSD, cache = decode_cached(params, model, x_BSD, cache.length_B[:, None], cache)
+    return logits(params, model, hidden_BSD)[:, 0], cache
+
+
+@functools.partial(jax.jit, static_argnames=("how",), donate_argnames=("seen_BV",))
+def _choose(
+    logits_BV: jax.Array, seen_BV: jax.Array, key: jax.Array, *, how: tuple[float, float, float]
+) -> tuple[jax.Array, jax.Array]:
+    """The next token of every row, and the tokens that it has generated so far."""
+    tokens_B = pick(logits_BV, seen_BV, key, *how)
+    return tokens_B, seen_BV.at[jnp.arange(tokens_B.shape[0]), tokens_B].set(True)
