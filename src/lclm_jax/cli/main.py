@@ -1,0 +1,68 @@
+"""Entry point: the command tree, logging, and errors as one or two lines with an exit status."""
+
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from lclm_jax import __version__
+
+# command -> (module, attribute, one line of help); the module is imported when the command runs.
+COMMANDS = {
+    "pipeline": ("lclm_jax.cli.train", "pipeline", "Corpus to report: prepare, train, evaluate, export, in one go."),
+    "train": ("lclm_jax.cli.train", "train", "Train all stages of a configuration, or one of them."),
+    "eval": ("lclm_jax.cli.model", "evaluate", "Measure context gain and verbatim repetition on held-out text."),
+    "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
+    "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt with memory tags, token by token."),
+    "data": ("lclm_jax.cli.data", "data", "Prepare corpora and look at packed rows."),
+    "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration and every key."),
+    "golden": ("lclm_jax.cli.model", "golden", "Compare with stored outputs of the PyTorch implementation."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of ``COMMANDS``."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command ``cmd_name``."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="lclm")
+@click.option("-v", "--verbose", is_flag=True, help="Also log what is of interest to developers.")
+def cli(verbose: bool) -> None:
+    """Pretrain latent context language models: compress long prompts before the decoder sees them."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("lclm_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; user errors become one or two lines and exit status 1."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (ValueError, OSError) as error:
+        if os.environ.get("LCLM_TRACEBACK"):
+            raise
+        click.echo(f"error: {error}\n(LCLM_TRACEBACK=1 shows where)", err=True)
+        sys.exit(1)

@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lclm_jax.config import Config, load_config
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+run_argument = click.argument("run", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as stages.stage2.steps=100."
+)
+json_option = click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the result to this file as JSON."
+)
+
+
+def write_result(json_file: Path | None, result: Any) -> None:
+    """Write ``result`` where ``--json`` says."""
+    if json_file is not None:
+        from lclm_jax.ops.ledger import write_json
+
+        write_json(json_file, result)
+
+
+def load_run(run: Path) -> Config:
+    """The configuration stored in the folder of a run, or in a YAML; raises ``ConfigError``."""
+    path = run / "config.yaml" if run.is_dir() else run
+    config = load_config(path)
+    return config.model_copy(update={"run_dir": str(run)}) if run.is_dir() else config

@@ -1,0 +1,1 @@
+"""What surrounds a run: records of the pipeline, plots, reports."""

@@ -1,0 +1,117 @@
+"""Plots of a run, drawn from plain numbers; every function writes one PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # no display is needed or looked for
+from matplotlib import pyplot as plt
+
+# Okabe and Ito's palette: distinguishable with colour-blind eyes and in grey.
+COLOURS = {"none": "#D55E00", "latents": "#0072B2", "raw": "#009E73", "ink": "#333333"}
+_CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_STYLE = {
+    "figure.figsize": (7.2, 3.8),
+    "figure.dpi": 130,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def plot_stages(path: Path, stages: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> None:
+    """One quantity over the steps of all stages, one after another.
+
+    Args:
+        path: PNG to write.
+        stages: stage -> (steps in the stage, values).
+        label: name and unit of the quantity.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots()
+        offset = 0.0
+        for number, (name, (steps, values)) in enumerate(stages.items()):
+            colour = _CYCLE[number % len(_CYCLE)]
+            x = np.asarray(steps, float) + offset
+            axes.plot(x, values, color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(x, _smooth(values), color=colour, linewidth=1.8, label=name)
+            if len(x):
+                offset = float(x[-1])
+                axes.axvline(offset, color="#BBBBBB", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("optimizer step, stages one after another")
+        axes.set_ylabel(label)
+        axes.set_xlim(left=0)
+        axes.legend(ncols=min(len(stages), 5), loc="upper right", fontsize=9)
+        _save(figure, path)
+
+
+def plot_context_gain(path: Path, losses: Mapping[str, Sequence[float]], errors: Mapping[str, Sequence[float]]) -> None:
+    """Loss of the continuation by position, with no context, latents, and raw context.
+
+    Args:
+        path: PNG to write.
+        losses: variant -> mean loss in nats by position.
+        errors: variant -> standard errors by position.
+    """
+    names = {"none": "no context", "latents": "latents", "raw": "raw context"}
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots()
+        for variant, name in names.items():
+            mean, error = np.asarray(losses[variant], float), np.asarray(errors[variant], float)
+            x = np.arange(1, len(mean) + 1)
+            axes.fill_between(x, mean - error, mean + error, color=COLOURS[variant], alpha=0.15, linewidth=0)
+            axes.plot(x, mean, color=COLOURS[variant], linewidth=1.6, label=name)
+        axes.set_xlabel("position in the continuation (tokens)")
+        axes.set_ylabel("loss (nats per token)")
+        axes.legend()
+        _save(figure, path)
+
+
+def plot_depth(path: Path, accuracy: Sequence[float], errors: Sequence[float]) -> None:
+    """Token accuracy of verbatim repetition by depth in the span, with standard errors."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots()
+        x = np.arange(1, len(accuracy) + 1)
+        mean, error = np.asarray(accuracy, float), np.asarray(errors, float)
+        axes.fill_between(x, mean - error, np.minimum(mean + error, 1), color=COLOURS["latents"], alpha=0.2, linewidth=0)
+        axes.plot(x, mean, color=COLOURS["latents"], linewidth=1.6)
+        axes.set_ylim(min(0.5, float(np.min(mean - error)) - 0.02), 1.005)
+        axes.set_xlabel("depth in the span (tokens)")
+        axes.set_ylabel("share of tokens repeated right")
+        _save(figure, path)
+
+
+def plot_cost(path: Path, names: Sequence[str], seconds: Sequence[float], peak_bytes: Sequence[float]) -> None:
+    """Wall time and peak memory of each step of the pipeline, as two aligned bar charts."""
+    with plt.rc_context({**_STYLE, "figure.figsize": (7.2, 0.32 * len(names) + 1.1), "axes.grid": False}):
+        figure, (left, right) = plt.subplots(1, 2, sharey=True)
+        y = np.arange(len(names))[::-1]
+        memory = np.asarray(peak_bytes, float) / 1e6
+        for axes, values, unit in ((left, seconds, "wall time (s)"), (right, memory, "peak memory (MB)")):
+            bars = axes.barh(y, values, color=COLOURS["latents"], height=0.65)
+            axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+            axes.set_xlabel(unit)
+            axes.margins(x=0.15)
+        left.set_yticks(y, names)
+        _save(figure, path)
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """Centred running mean over about a twentieth of the points."""
+    array = np.asarray(values, float)
+    width = max(1, len(array) // 20)
+    padded = np.pad(array, (width // 2, width - 1 - width // 2), mode="edge") if len(array) else array
+    return np.convolve(padded, np.ones(width) / width, mode="valid") if len(array) else array
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)

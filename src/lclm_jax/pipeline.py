@@ -1,0 +1,114 @@
+"""Corpus to report: the whole life of an LCLM in steps that can be killed and continued.
+
+Each step is done or not done by the ledger (``pipeline.json``); training keeps its own checkpoints, so a killed stage goes
+on from the last of them. A step is redone when the configuration it depends on has changed.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import yaml
+
+from lclm_jax.config import Config, RunPaths, dump_config
+from lclm_jax.ops.ledger import Ledger, write_json
+
+logger = logging.getLogger(__name__)
+
+# Keys that change how a run is watched or measured, not what it learns: they may differ when a run is continued.
+FREE_KEYS = ("eval.", "train.log_every", "train.checkpoint.", "data.workers", "data.prefetch")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``run`` returns what the report shows of it; ``free`` names the free keys it depends on."""
+
+    name: str
+    run: Callable[[Config], dict[str, Any]]
+    free: tuple[str, ...] = ()
+
+
+def run_pipeline(config: Config) -> dict[str, Any]:
+    """Run every step that is not done; returns the content of report.json.
+
+    Raises ``ValueError`` if the run's folder was made with another configuration.
+    """
+    paths = RunPaths(config)
+    claim_run(config)
+    ledger = Ledger(paths.progress)
+    steps = list(pipeline_steps(config))
+    redo = False
+    for number, step in enumerate(steps, 1):
+        fingerprint = _fingerprint(config, step)
+        title = f"[{number}/{len(steps)}] {step.name}"
+        if not redo and ledger.done(step.name, fingerprint):
+            logger.info("%s: done before", title)
+            continue
+        redo = True  # what follows a step that ran is stale
+        logger.info("%s", title)
+        with ledger.record(step.name, fingerprint) as entry:
+            entry["result"] = step.run(config)
+        logger.info(
+            "%s: done in %.1f s, peak memory %.0f MB", title, entry["wall_seconds"], entry["peak_memory_bytes"] / 1e6
+        )
+    if not redo:
+        logger.info("Nothing to do: %s is complete; delete %s to start over", paths.report, paths.root)
+    return json.loads(paths.report.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def pipeline_steps(config: Config) -> Iterator[Step]:
+    """The steps of ``config`` in order."""
+    yield Step("corpus", _survey_corpus)
+    if config.tokenizer.decoder is None:
+        yield Step("tokenizer", _train_tokenizer)
+    yield Step("prepare", _prepare)
+    for name in config.stages:
+        yield Step(f"train {name}", partial(_train_stage, stage=name))
+    yield Step("evaluate", _evaluate, free=("eval.",))
+    yield Step("export", _export)
+    yield Step("generate", _generate, free=("eval.",))
+    yield Step("report", _report, free=("eval.",))
+
+
+def claim_run(config: Config) -> None:
+    """Store the resolved configuration in the run's folder, or check that the stored one agrees.
+
+    Raises:
+        ValueError: the folder belongs to a run whose other keys than ``FREE_KEYS`` differ.
+    """
+    path = RunPaths(config).resolved_config
+    if path.exists():
+        stored = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+        mine = _flatten(config.model_dump(mode="json"))
+        changed = [
+            name
+            for name in sorted(stored.keys() | mine.keys())
+            if stored.get(name) != mine.get(name) and not name.startswith(FREE_KEYS)
+        ]
+        if changed:
+            shown = ", ".join(f"{name}: {stored.get(name)!r} -> {mine.get(name)!r}" for name in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise ValueError(
+                f"{path.parent} holds a run of another configuration ({shown}{more}); set run_dir to a new folder or"
+                " delete this one"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump_config(config), encoding="utf-8")
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.")
+    return flat
+
+
+def _fingerprint(config: Config, step: Step) -> str:
+    """The free keys that the step depends on; every other key is held fixed by ``claim_run``."""
+    flat = _flatten(config.model_dump(mode="json"))
+    return json.dumps({name: value for name, value in flat.items() if step.free and name.startswith(step.free)})
