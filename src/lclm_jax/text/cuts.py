@@ -1,0 +1,113 @@
+"""Cut points: where a token sequence may be sliced so that the slice is what re-tokenizing the text slice gives.
+
+Then spans and raw segments are made by slicing prepared ids, never by tokenizing again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+
+from lclm_jax.text.tokenizer import Tokenizer
+
+_SPACES = np.zeros(0x3001, bool)
+_SPACES[[*range(9, 14), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]] = True
+_SPACES[[0x2028, 0x2029, 0x202F, 0x205F, 0x3000]] = True
+_NEWLINES = (10, 13)
+_MEMO_LIMIT = 200_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedText:
+    """Ids of a text by one tokenizer, and its cut points."""
+
+    ids: np.ndarray
+    """int32 [tokens]."""
+    cuts: np.ndarray
+    """int32 [cuts]: token indices, ascending, from 0 to the number of tokens."""
+    cut_chars: np.ndarray
+    """int32 [cuts]: the same places as character positions in the text."""
+
+
+class CutFinder:
+    r"""Tokenizes foreign text (special-token strings are plain characters) and finds its cut points.
+
+    A cut stands between two pre-tokens, where byte-level and word-level tokenizers start afresh. Their patterns never
+    look behind, so a slice may begin at any such place. They look one character ahead (``\s+(?!\S)``), so the end of
+    a slice is safe after a character that is not white space; after a newline it is checked by tokenizing the stretch
+    since the last safe place alone (few distinct ones, remembered); after other white space there is no cut. Nor is
+    there one before a blank rest of line: it would merge with the newline that ends a chat prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._backend = tokenizer.backend(plain=True)
+        self._memo: dict[str, tuple[int, ...]] = {}
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenize ``texts`` on all cores; they should be in Unicode's form C, which tokenizers normalize to."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [self._find(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def is_stable(self, text: str, found: TokenizedText, first: int, last: int) -> bool:
+        """Whether re-tokenizing ``text`` from cut ``first`` to cut ``last`` gives the slice of its ids."""
+        piece = text[found.cut_chars[first] : found.cut_chars[last]]
+        ids = self._backend.encode(piece, add_special_tokens=False).ids
+        return np.array_equal(ids, found.ids[found.cuts[first] : found.cuts[last]])
+
+    def _find(self, text: str, encoding: tokenizers.Encoding) -> TokenizedText:
+        ids = np.array(encoding.ids, np.int32)
+        if not len(ids):
+            return TokenizedText(ids, np.zeros(1, np.int32), np.zeros(1, np.int32))
+        starts, ends = np.array(encoding.offsets, np.int32).reshape(-1, 2).T
+        words = np.array(encoding.word_ids, np.float64)  # None becomes nan, which differs from everything
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        places = 1 + np.flatnonzero((words[1:] != words[:-1]) & (starts[1:] == ends[:-1]))
+        places = places[~_blank_rest(codes)[starts[places]]]
+        left = codes[starts[places] - 1]
+        solid = ~_is_space(left)
+        line_start = np.isin(left, _NEWLINES)
+        kept = solid.copy()
+        before = np.maximum.accumulate(np.where(solid, places, 0))  # the last safe place, itself included
+        for at in np.flatnonzero(line_start):
+            first, last = before[at], places[at]
+            kept[at] = self._alone(text[starts[first] : starts[last]]) == tuple(ids[first:last].tolist())
+        cuts = np.concatenate(([0], places[kept], [len(ids)])).astype(np.int32)
+        chars = np.concatenate(([0], starts[places[kept]], [len(text)])).astype(np.int32)
+        return TokenizedText(ids, cuts, chars)
+
+    def _alone(self, piece: str) -> tuple[int, ...]:
+        known = self._memo.get(piece)
+        if known is None:
+            if len(self._memo) >= _MEMO_LIMIT:
+                self._memo.clear()
+            known = self._memo[piece] = tuple(self._backend.encode(piece, add_special_tokens=False).ids)
+        return known
+
+
+def common_cuts(first: TokenizedText, second: TokenizedText) -> tuple[TokenizedText, TokenizedText]:
+    """Keep the cuts that both tokenizations of one text have, so that index k means the same place in each."""
+    _, left, right = np.intersect1d(first.cut_chars, second.cut_chars, return_indices=True)
+    return (
+        TokenizedText(first.ids, first.cuts[left], first.cut_chars[left]),
+        TokenizedText(second.ids, second.cuts[right], second.cut_chars[right]),
+    )
+
+
+def byte_positions(text: str, chars: np.ndarray) -> np.ndarray:
+    """UTF-8 byte position of each character position in ``chars``, uint32."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (codes >= 0x80).astype(np.uint32) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate(([0], np.cumsum(widths)))[chars].astype(np.uint32)
+
+
+def _is_space(codes: np.ndarray) -> np.ndarray:
+    return _SPACES[np.minimum(codes, len(_SPACES) - 1)] & (codes < len(_SPACES))
+
+
+def _blank_rest(codes: np.ndarray) -> np.ndarray:
+    """Where only white space stands before the next newline (that newline included), bool [chars]."""
+    newline = np.isin(codes, _NEWLINES)
+    stops = np.where(newline | ~_is_space(codes), np.arange(len(codes)), len(codes))
+    following = np.minimum.accumulate(stops[::-1])[::-1]  # next newline or visible character
+    return np.append(newline, False)[following]
