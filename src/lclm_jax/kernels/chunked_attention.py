@@ -1,0 +1,185 @@
+"""Attention in blocks with an online softmax: memory grows with S + T, not with S * T.
+
+The algorithm is that of FlashAttention (Dao et al. 2022, arXiv 2205.14135): the forward pass keeps the output and the
+log-sum-exp of each query, the backward pass recomputes the weights block by block.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.kernels.masks import allowed_BST, precision_of
+
+BLOCK = 512
+_LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+def chunked_attention(
+    q_BSHd: jax.Array,
+    k_BTKd: jax.Array,
+    v_BTKd: jax.Array,
+    segments: tuple[jax.Array, jax.Array],
+    causal: bool,
+    offset_B: jax.Array | None = None,
+    block: int = BLOCK,
+) -> jax.Array:
+    """As ``attention.reference_attention``; ``block`` need not divide the lengths."""
+    rows, queries, heads, width = q_BSHd.shape
+    keys, kv_heads = k_BTKd.shape[1:3]
+    q_segments_BS, kv_segments_BT = segments
+    q_block, k_block = min(block, queries), min(block, keys)
+    q_BSKGd = _padded(q_BSHd, q_block).reshape(rows, -1, kv_heads, heads // kv_heads, width)
+    out_BSKGd = _flash(
+        (causal, q_block, k_block, causal and offset_B is None),
+        q_BSKGd,
+        _padded(k_BTKd, k_block),
+        _padded(v_BTKd, k_block),
+        (_padded(q_segments_BS, q_block), _padded(kv_segments_BT, k_block), offset_B),
+    )
+    return out_BSKGd.reshape(rows, -1, heads, width)[:, :queries]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flash(static, q_BSKGd, k_BTKd, v_BTKd, masks):
+    """Attention over blocks; ``static`` is (causal, q_block, k_block, skip), ``masks`` the segments and the offset."""
+    return _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks)[0]
+
+
+def _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks):
+    """The output and the log-sum-exp of every query (blocks of [B, K, G, S], stacked)."""
+    _, q_block, k_block, _ = static
+    q_segments_BS, kv_segments_BT, offset_B = masks
+    key_blocks = (_blocks(k_BTKd, k_block), _blocks(v_BTKd, k_block), _blocks(kv_segments_BT, k_block))
+
+    def per_query_block(_, query):
+        i, q_BSKGd, segments_BS = query
+
+        def per_key_block(carry, key):
+            j, (k_BTKd, v_BTKd, segments_BT) = key
+            mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
+            return jax.lax.cond(
+                _needed(static, i, j),
+                lambda c: _online_softmax(c, q_BSKGd, k_BTKd, v_BTKd, mask_BST),
+                lambda c: c,
+                carry,
+            ), None
+
+        rows, _, kv_heads, group, width = q_BSKGd.shape
+        lowest_BKGS = jnp.full((rows, kv_heads, group, q_block), _LOWEST, jnp.float32)
+        out_BKGSd = jnp.zeros((*lowest_BKGS.shape, width), jnp.float32)
+        start = (lowest_BKGS, jnp.zeros_like(lowest_BKGS), out_BKGSd)
+        order = jnp.arange(key_blocks[2].shape[0])
+        (max_BKGS, sum_BKGS, out_BKGSd), _ = jax.lax.scan(per_key_block, start, (order, key_blocks))
+        sum_BKGS = jnp.where(sum_BKGS > 0, sum_BKGS, 1.0)  # padding sees nothing: 0 / 1
+        out_BKGSd = (out_BKGSd / sum_BKGS[..., None]).astype(q_BSKGd.dtype)
+        return None, (jnp.moveaxis(out_BKGSd, 3, 1), max_BKGS + jnp.log(sum_BKGS))
+
+    queries = (_blocks(q_BSKGd, q_block), _blocks(q_segments_BS, q_block))
+    order = jnp.arange(queries[0].shape[0])
+    _, (out_blocks, lse_blocks) = jax.lax.scan(per_query_block, None, (order, *queries))
+    return _joined(out_blocks), lse_blocks
+
+
+def _online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST):
+    """Fold one block of keys into the running maximum, sum and output."""
+    max_BKGS, sum_BKGS, out_BKGSd = carry
+    mask_BKGST = mask_BST[:, None, None]
+    scores_BKGST = jnp.where(mask_BKGST, _scores(q_BSKGd, k_BTKd), _LOWEST)
+    new_BKGS = jnp.maximum(max_BKGS, scores_BKGST.max(-1))
+    weights_BKGST = jnp.where(mask_BKGST, jnp.exp(scores_BKGST - new_BKGS[..., None]), 0.0)
+    shrink_BKGS = jnp.exp(max_BKGS - new_BKGS)
+    added_BKGSd = _product("BKGST,BTKd->BKGSd", weights_BKGST.astype(v_BTKd.dtype), v_BTKd)
+    out_BKGSd = out_BKGSd * shrink_BKGS[..., None] + added_BKGSd
+    return new_BKGS, sum_BKGS * shrink_BKGS + weights_BKGST.sum(-1), out_BKGSd
+
+
+def _flash_forward(static, q_BSKGd, k_BTKd, v_BTKd, masks):
+    out_BSKGd, lse_blocks = _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks)
+    return out_BSKGd, (q_BSKGd, k_BTKd, v_BTKd, masks, out_BSKGd, lse_blocks)
+
+
+def _flash_backward(static, saved, grad_BSKGd):
+    q_BSKGd, k_BTKd, v_BTKd, masks, out_BSKGd, lse_blocks = saved
+    q_segments_BS, kv_segments_BT, offset_B = masks
+    _, q_block, k_block, _ = static
+    key_blocks = (_blocks(k_BTKd, k_block), _blocks(v_BTKd, k_block), _blocks(kv_segments_BT, k_block))
+    # sum over d of dO * O: the term that the softmax's normalisation adds to every score gradient
+    delta_BSKG = (grad_BSKGd.astype(jnp.float32) * out_BSKGd.astype(jnp.float32)).sum(-1)
+
+    def per_query_block(key_grads, query):
+        i, lse_BKGS, q_BSKGd, grad_BSKGd, delta_BSKG, segments_BS = query
+        delta_BKGS = jnp.moveaxis(delta_BSKG, 1, 3)
+
+        def per_key_block(dq_BSKGd, key):
+            j, (k_BTKd, v_BTKd, segments_BT), (dk_BTKd, dv_BTKd) = key
+            mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
+
+            def fold(carry):
+                dq_BSKGd, dk_BTKd, dv_BTKd = carry
+                weights_BKGST = jnp.exp(_scores(q_BSKGd, k_BTKd) - lse_BKGS[..., None])
+                weights_BKGST = jnp.where(mask_BST[:, None, None], weights_BKGST, 0.0)
+                dv_BTKd += _product("BKGST,BSKGd->BTKd", weights_BKGST.astype(grad_BSKGd.dtype), grad_BSKGd)
+                back_BKGST = _product("BSKGd,BTKd->BKGST", grad_BSKGd, v_BTKd) - delta_BKGS[..., None]
+                back_BKGST = (weights_BKGST * back_BKGST * q_BSKGd.shape[-1] ** -0.5).astype(q_BSKGd.dtype)
+                dq_BSKGd += _product("BKGST,BTKd->BSKGd", back_BKGST, k_BTKd)
+                dk_BTKd += _product("BKGST,BSKGd->BTKd", back_BKGST, q_BSKGd)
+                return dq_BSKGd, dk_BTKd, dv_BTKd
+
+            carry = (dq_BSKGd, dk_BTKd, dv_BTKd)
+            dq_BSKGd, dk_BTKd, dv_BTKd = jax.lax.cond(_needed(static, i, j), fold, lambda c: c, carry)
+            return dq_BSKGd, (dk_BTKd, dv_BTKd)
+
+        order = jnp.arange(key_blocks[2].shape[0])
+        start_BSKGd = jnp.zeros(q_BSKGd.shape, jnp.float32)
+        dq_BSKGd, key_grads = jax.lax.scan(per_key_block, start_BSKGd, (order, key_blocks, key_grads))
+        return key_grads, dq_BSKGd
+
+    queries = [_blocks(x, q_block) for x in (q_BSKGd, grad_BSKGd, delta_BSKG, q_segments_BS)]
+    zeros = tuple(jnp.zeros(blocks.shape, jnp.float32) for blocks in key_blocks[:2])
+    order = jnp.arange(queries[0].shape[0])
+    (dk_blocks, dv_blocks), dq_blocks = jax.lax.scan(per_query_block, zeros, (order, lse_blocks, *queries))
+    grads = (_joined(dq_blocks), _joined(dk_blocks), _joined(dv_blocks))
+    return (*(g.astype(x.dtype) for g, x in zip(grads, (q_BSKGd, k_BTKd, v_BTKd), strict=True)), None)
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+
+
+def _product(equation, a, b):
+    """Product of two arrays of one dtype, accumulated in float32."""
+    return jnp.einsum(equation, a, b, precision=precision_of(a.dtype), preferred_element_type=jnp.float32)
+
+
+def _scores(q_BSKGd, k_BTKd):
+    return _product("BSKGd,BTKd->BKGST", q_BSKGd, k_BTKd) * q_BSKGd.shape[-1] ** -0.5
+
+
+def _mask(static, i, j, q_segments_BS, kv_segments_BT, offset_B):
+    causal, q_block, k_block, _ = static
+    return allowed_BST(q_segments_BS, kv_segments_BT, causal, offset_B, i * q_block, j * k_block)
+
+
+def _needed(static, i, j):
+    """Whether key block j has any key that query block i may see by order: blocks above the diagonal are skipped.
+
+    Valid without an offset only; it never looks at the data, so that devices need not agree on it first.
+    """
+    _, q_block, k_block, skip = static
+    return (j * k_block < (i + 1) * q_block) if skip else True
+
+
+def _padded(x, block):
+    """``x`` with axis 1 padded by zeros to a multiple of ``block``; zero segments are padding."""
+    extra = -x.shape[1] % block
+    return jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) if extra else x
+
+
+def _blocks(x, block):
+    """[B, n * block, ...] to [n, B, block, ...]."""
+    return x.reshape(x.shape[0], -1, block, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _joined(blocks):
+    """[n, B, block, ...] to [B, n * block, ...]."""
+    return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1, *blocks.shape[3:])

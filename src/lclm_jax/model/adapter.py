@@ -1,0 +1,54 @@
+"""The adapter: latents of the encoder's width to the decoder's embedding space."""
+
+import flax.linen as nn
+import jax
+
+from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.model.block import StackOptions, layers, see
+from lclm_jax.model.declare import Module, Norm, Projection
+
+NORM_EPS = 1e-6
+"""Fixed by the released adapters, whatever the backbones use."""
+
+
+def attention_shape(model: ModelConfig) -> BackboneConfig | None:
+    """Shape of the adapter's attention layers; None for ``mlp``.
+
+    They are blocks like the encoder's before the MLP (``attn_mlp``) and like the decoder's after it (``mlp_attn``).
+    With ``concat`` pooling the layers before the MLP run on the pooled width N * E; the PyTorch code crashes there.
+    """
+    if model.adapter.type == "mlp":
+        return None
+    before = model.adapter.type == "attn_mlp"
+    backbone, width = (model.encoder, model.latent_size) if before else (model.decoder, model.decoder.hidden_size)
+    return backbone.model_copy(update={"num_layers": model.adapter.num_layers, "hidden_size": width})
+
+
+class Adapter(Module):
+    """RMSNorm, Linear, erf GELU, Linear; with attention over the latents of one span before or after."""
+
+    model: ModelConfig
+
+    @nn.compact
+    def __call__(self, pooled_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        """latents_BLD in the dtype of ``pooled_BLE``; ``segments_BL`` are spans, ``positions_BL`` the order in them."""
+        model, x_BLE = self.model, pooled_BLE
+        if model.adapter.type == "attn_mlp":
+            x_BLE = self._attend(x_BLE, segments_BL, positions_BL)
+        width = model.decoder.hidden_size
+        x_BLE = Norm(model.latent_size, NORM_EPS, name="norm")(x_BLE)
+        first = Projection(
+            "BSE,ED->BSD", (model.latent_size, width), ("param_latent", "param_out"), bias=True, name="fc1"
+        )
+        hidden_BLD = nn.gelu(first(x_BLE), approximate=False)
+        second = Projection("BSE,ED->BSD", (width, width), ("param_latent", "param_out"), bias=True, name="fc2")
+        latents_BLD = second(hidden_BLD)
+        if model.adapter.type == "mlp_attn":
+            latents_BLD = self._attend(latents_BLD, segments_BL, positions_BL)
+        return self.constrained(latents_BLD, "batch", "latents", "embed")
+
+    def _attend(self, x_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        shape = attention_shape(self.model)
+        assert shape is not None
+        options = StackOptions.of(self.model, False, "batch", "latents")
+        return layers(shape, options)(x_BLE, None, see(shape, segments_BL, positions_BL))[0]

@@ -1,0 +1,172 @@
+"""The transformer block of Qwen3 and Llama, and a stack of them."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.kernels.attention import attention
+from lclm_jax.model.cache import write
+from lclm_jax.model.declare import Module, Norm, Projection
+from lclm_jax.model.maths import apply_rope, rope_tables
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""model.remat -> what the backward pass finds saved; products with weights have no batch dimensions."""
+
+
+class StackOptions(NamedTuple):
+    """How a stack runs, beside its shape. Hashable."""
+
+    causal: bool
+    backend: str
+    remat: str
+    scan_layers: bool
+    rows: str = "batch"
+    """Logical axis of the rows."""
+    positions: str = "seq"
+    """Logical axis of the positions."""
+
+    @classmethod
+    def of(cls, model: ModelConfig, causal: bool, rows: str, positions: str) -> "StackOptions":
+        """The options that ``model`` sets."""
+        return cls(causal, model.attention, model.remat, model.scan_layers, rows, positions)
+
+
+class Sight(NamedTuple):
+    """What decides which position sees which, and where each stands; the same for every layer of a stack."""
+
+    cos_BSd: jax.Array
+    sin_BSd: jax.Array
+    q_segments_BS: jax.Array
+    kv_segments_BT: jax.Array
+    offset_B: jax.Array | None = None
+    """Array order of each row's first query among the keys (with a cache)."""
+
+
+class Attention(Module):
+    """Grouped-query attention with rotary positions and, in Qwen3, RMSNorm on queries and keys per head."""
+
+    config: BackboneConfig
+    options: StackOptions
+
+    @nn.compact
+    def __call__(self, x_BSD: jax.Array, cache: Any, sight: Sight) -> tuple[jax.Array, Any]:
+        """Attention over the row (``cache`` None) or over cache and row; (out_BSD, the cache with this row in it)."""
+        c, rows, positions = self.config, self.options.rows, self.options.positions
+        q_BSHd = self._heads("q", c.num_heads, "heads")(x_BSD)
+        k_BSKd = self._heads("k", c.num_kv_heads, "kv_heads")(x_BSD)
+        v_BSKd = self._heads("v", c.num_kv_heads, "kv_heads")(x_BSD)
+        if c.qk_norm:
+            q_BSHd = Norm(c.head_dim, c.norm_eps, name="q_norm")(q_BSHd)
+            k_BSKd = Norm(c.head_dim, c.norm_eps, name="k_norm")(k_BSKd)
+        q_BSHd = apply_rope(q_BSHd, sight.cos_BSd, sight.sin_BSd)
+        k_BSKd = apply_rope(k_BSKd, sight.cos_BSd, sight.sin_BSd)
+        q_BSHd = self.constrained(q_BSHd, rows, positions, "heads", "head_dim")
+        keys, values = k_BSKd, v_BSKd
+        if cache is not None:
+            assert sight.offset_B is not None
+            keys, values = (write(old, new, sight.offset_B) for old, new in zip(cache, (keys, values), strict=True))
+            cache = (keys, values)
+            keys, values = keys.astype(x_BSD.dtype), values.astype(x_BSD.dtype)
+        k_BTKd, v_BTKd = (self.constrained(x, rows, "kv_seq", "kv_heads", "head_dim") for x in (keys, values))
+        out_BSHd = attention(
+            q_BSHd,
+            k_BTKd,
+            v_BTKd,
+            segments=(sight.q_segments_BS, sight.kv_segments_BT),
+            causal=self.options.causal,
+            offset_B=sight.offset_B,
+            backend=self.options.backend,
+        )
+        out = Projection(
+            "BSHd,HdD->BSD",
+            (c.num_heads, c.head_dim, c.hidden_size),
+            ("heads", "head_dim", "param_embed"),
+            contracted=2,
+            gain=0.5 / c.num_layers,
+            name="o",
+        )
+        return out(out_BSHd), cache
+
+    def _heads(self, name: str, heads: int, axis: str) -> Projection:
+        c = self.config
+        shape, axes = (c.hidden_size, heads, c.head_dim), ("param_embed", axis, "head_dim")
+        return Projection("BSD,DHd->BSHd", shape, axes, name=name)
+
+
+class SwiGLU(Module):
+    """``down(silu(gate(x)) * up(x))`` (arXiv 2002.05202)."""
+
+    config: BackboneConfig
+    options: StackOptions
+
+    @nn.compact
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        """[B, S, D] in and out."""
+        c = self.config
+        hidden_BSF = nn.silu(self._widen("gate")(x_BSD)) * self._widen("up")(x_BSD)
+        hidden_BSF = self.constrained(hidden_BSF, self.options.rows, self.options.positions, "mlp")
+        shape, axes, gain = (c.mlp_size, c.hidden_size), ("mlp", "param_embed"), 0.5 / c.num_layers
+        return Projection("BSF,FD->BSD", shape, axes, gain=gain, name="down")(hidden_BSF)
+
+    def _widen(self, name: str) -> Projection:
+        shape, axes = (self.config.hidden_size, self.config.mlp_size), ("param_embed", "mlp")
+        return Projection("BSD,DF->BSF", shape, axes, name=name)
+
+
+class Block(Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    config: BackboneConfig
+    options: StackOptions
+
+    @nn.compact
+    def __call__(self, x_BSD: jax.Array, cache: Any, sight: Sight) -> tuple[jax.Array, Any]:
+        """(x_BSD, this layer's cache), shaped for ``nn.scan``: carry and scanned output."""
+        c, axes = self.config, (self.options.rows, self.options.positions, "embed")
+        with jax.named_scope("attn"):
+            normed_BSD = Norm(c.hidden_size, c.norm_eps, name="attn_norm")(x_BSD)
+            out_BSD, cache = Attention(c, self.options, name="attn")(normed_BSD, cache, sight)
+            x_BSD = self.constrained(x_BSD + out_BSD, *axes)
+        with jax.named_scope("mlp"):
+            normed_BSD = Norm(c.hidden_size, c.norm_eps, name="mlp_norm")(x_BSD)
+            x_BSD = x_BSD + SwiGLU(c, self.options, name="mlp")(normed_BSD)
+        return self.constrained(x_BSD, *axes), cache
+
+
+def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") -> nn.Module:
+    """A stack of ``config.num_layers`` blocks, called as (x_BSD, cache, sight) -> (x_BSD, cache).
+
+    Parameters (and the cache's keys and values) carry the layers on axis 0, scanned or unrolled alike.
+    """
+    block: Any = Block
+    if REMAT[options.remat] is not None:
+        # A scanned body is optimised on its own; only unrolled blocks could be merged with their recomputation.
+        block = nn.remat(Block, policy=REMAT[options.remat], prevent_cse=not options.scan_layers)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=config.num_layers,
+        unroll=1 if options.scan_layers else config.num_layers,
+    )(config, options, name=name)
+
+
+def see(config: BackboneConfig, segments_BS: jax.Array, positions_BS: jax.Array) -> Sight:
+    """The sight of rows that attend to themselves."""
+    cos_BSd, sin_BSd = rope_tables(positions_BS, config.head_dim, config.rope_theta)
+    return Sight(cos_BSd, sin_BSd, segments_BS, segments_BS)
+
+
+def see_cached(config: BackboneConfig, positions_BS: jax.Array, length_B: jax.Array, keys: int) -> Sight:
+    """The sight of rows appended to a cache of ``keys`` slots: order alone limits it, slots ahead are never seen."""
+    cos_BSd, sin_BSd = rope_tables(positions_BS, config.head_dim, config.rope_theta)
+    kv_segments_BT = jnp.ones((positions_BS.shape[0], keys), jnp.int32)
+    return Sight(cos_BSd, sin_BSd, jnp.ones_like(positions_BS), kv_segments_BT, length_B)

@@ -1,0 +1,109 @@
+"""How modules declare parameters: shape, logical axes and initialiser in one place.
+
+Linen keeps names, random streams and shape checks; the rest of the program sees a plain nested dict of float32 arrays.
+"""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+
+from lclm_jax.model.maths import product, rms_norm
+from lclm_jax.parallel.sharding import constrain
+
+LAYER_AXIS = "layers"
+
+
+class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
+    """A new parameter with its logical axis names; Linen's own boxes would also constrain it, by other rules."""
+
+    value: Any
+    axes: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        """The array."""
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Declared":
+        """The same axes around another array."""
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+        """Called by ``nn.scan``: the stacked parameter gains the axis of the layers."""
+        return self.replace(axes=(*self.axes[:index], LAYER_AXIS, *self.axes[index:]))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+        """Called by ``nn.scan``: one layer of a stacked parameter."""
+        return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
+
+
+class Module(nn.Module):
+    """Base of the modules: declares parameters, and constrains activations except while they are being born."""
+
+    def declare(self, name: str, init: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        """The float32 parameter ``name``."""
+
+        def born(key):
+            return Declared(init(key, shape, jnp.float32), axes)
+
+        if self.is_initializing():
+            return self.param(name, born)
+        return self.param(name, lambda key: jnp.zeros(shape, jnp.float32))
+
+    def constrained(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """``constrain``; initialisation runs on dummy inputs that fit no mesh."""
+        return x if self.is_initializing() else constrain(x, *axes)
+
+
+class Projection(Module):
+    """A linear map ``einsum(equation, x, kernel)``, with a bias over the last axis if ``bias``.
+
+    The kernel starts as a normal of variance ``gain / fan_in`` (LeCun et al. 1998, Efficient BackProp); ``gain`` below
+    one tames the maps that write to the residual stream. Biases start at zero.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    contracted: int = 1
+    gain: float = 1.0
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The product, in the dtype of ``x``."""
+        inputs, outputs = range(self.contracted), range(self.contracted, len(self.shape))
+        init = nn.initializers.variance_scaling(self.gain, "fan_in", "normal", inputs, outputs)
+        out = product(self.equation, x, self.declare("kernel", init, self.shape, self.axes))
+        if self.bias:
+            bias = self.declare("bias", nn.initializers.zeros, self.shape[-1:], ("norm",))
+            out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)
+        return out
+
+
+class Norm(Module):
+    """RMSNorm over the last axis; the scale starts at one."""
+
+    size: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The normalised ``x``, in its dtype."""
+        return rms_norm(x, self.declare("scale", nn.initializers.ones, (self.size,), ("norm",)), self.eps)
+
+
+class Table(Module):
+    """An embedding table; rows start as a normal of standard deviation 0.02, as Qwen3's and Llama's do."""
+
+    rows: int
+    width: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The table [V, D], float32."""
+        init = nn.initializers.normal(0.02)
+        return self.declare("table", init, (self.rows, self.width), ("vocab", "param_embed"))

@@ -1,0 +1,83 @@
+"""The decoder: embedding with memory rows, a causal backbone, and the output head."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.config import ModelConfig
+from lclm_jax.model.block import Sight, StackOptions, layers, see
+from lclm_jax.model.declare import Module, Norm, Table
+
+
+class Head(Module):
+    """The untied output head."""
+
+    width: int
+    rows: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The kernel [D, V], float32."""
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        return self.declare("kernel", init, (self.width, self.rows), ("param_embed", "vocab"))
+
+
+class Decoder(Module):
+    """A stock causal language model, save that three rows of its table are a leaf of their own.
+
+    ``memory_rows`` (order: memory_start, memory_end, memory) stand in for the table's rows of these tokens, on the way
+    in and, if the head is tied, on the way out: so they train while the table is frozen.
+    """
+
+    model: ModelConfig
+
+    def setup(self) -> None:
+        """Declare the parts."""
+        config = self.model.decoder
+        self.embed = Table(config.vocab_size, config.hidden_size)
+        self.layers = layers(config, StackOptions.of(self.model, True, "batch", "seq"), name="layers")
+        self.final_norm = Norm(config.hidden_size, config.norm_eps)
+        init, axes = nn.initializers.normal(0.02), ("memory_row", "param_embed")
+        self.memory_rows = self.declare("memory_rows", init, (3, config.hidden_size), axes)
+        if not config.tie_embeddings:
+            self.head = Head(config.hidden_size, config.vocab_size)
+
+    def lookup(self, tokens_BS: jax.Array) -> jax.Array:
+        """Embeddings [B, S, D] in the compute dtype, memory rows overlaid."""
+        dtype = self.model.compute_dtype
+        x_BSD = self.embed().astype(dtype)[tokens_BS]
+        memory_rows_3D = self.memory_rows.astype(dtype)
+        for order, token in enumerate(memory_ids(self.model)):
+            row_BSD = memory_rows_3D[order][None, None, :]
+            x_BSD = jnp.where((tokens_BS == token)[..., None], row_BSD, x_BSD)
+        return x_BSD
+
+    def __call__(self, x_BSD: jax.Array, sight: Sight, cache: Any = None) -> tuple[jax.Array, Any]:
+        """(hidden_BSD after the final norm, cache) from spliced embeddings."""
+        x_BSD = self.constrained(x_BSD.astype(self.model.compute_dtype), "batch", "seq", "embed")
+        x_BSD, cache = self.layers(x_BSD, cache, sight)
+        return self.final_norm(x_BSD), cache
+
+    def output(self) -> tuple[jax.Array, jax.Array | None]:
+        """(table_VD, memory_rows_3D) of the output head; an untied head keeps its own rows: None."""
+        if self.model.decoder.tie_embeddings:
+            return self.embed(), self.memory_rows
+        return self.head().T, None
+
+    def everything(self, tokens_BS: jax.Array) -> Any:
+        """Touch every parameter (initialisation)."""
+        hidden_BSD, _ = self(self.lookup(tokens_BS), see(self.model.decoder, tokens_BS, tokens_BS))
+        return hidden_BSD, self.output()
+
+
+def memory_ids(model: ModelConfig) -> tuple[int, int, int]:
+    """Ids of the memory tokens; raises ``ValueError`` while they are not resolved or lie outside the table."""
+    ids = model.memory_token_ids
+    if ids is None:
+        raise ValueError("model.memory_token_ids is not set; resolve it from the decoder's tokenizer before running")
+    rows = model.decoder.vocab_size
+    if len(set(ids)) != 3 or min(ids) < 0 or max(ids) >= rows:
+        raise ValueError(f"model.memory_token_ids={ids} must be three different ids below vocab_size={rows}")
+    return ids

@@ -1,0 +1,37 @@
+"""The encoder: a backbone over windows, every window on its own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.config import ModelConfig
+from lclm_jax.model.block import StackOptions, layers, see
+from lclm_jax.model.declare import Module, Norm, Table
+
+
+class Encoder(Module):
+    """Backbone whose last hidden state, after the final norm, is what gets pooled."""
+
+    model: ModelConfig
+
+    @nn.compact
+    def __call__(self, tokens_BMR: jax.Array, segments_BMR: jax.Array, positions_BMR: jax.Array) -> jax.Array:
+        """hidden_BMRE in the compute dtype; attention stays inside a segment (a window), causal or not by config."""
+        config, rows = self.model.encoder, tokens_BMR.shape[0] * tokens_BMR.shape[1]
+        tokens_BS, segments_BS, positions_BS = (
+            x.reshape(rows, x.shape[2]) for x in (tokens_BMR, segments_BMR, positions_BMR)
+        )
+        table_VD = Table(config.vocab_size, config.hidden_size, name="embed")()
+        x_BSD = table_VD.astype(self.model.compute_dtype)[tokens_BS]
+        x_BSD = self.constrained(x_BSD, "encoder_rows", "encoder_seq", "embed")
+        causal = self.model.mask == "causal"
+        options = StackOptions.of(self.model, causal, "encoder_rows", "encoder_seq")
+        x_BSD, _ = layers(config, options)(x_BSD, None, see(config, segments_BS, positions_BS))
+        x_BSD = Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
+        return x_BSD.reshape(*tokens_BMR.shape, config.hidden_size)
+
+
+def dummy_windows(model: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Smallest inputs that the encoder can be initialised with."""
+    zeros_BMR = jnp.zeros((1, 1, model.ratio), jnp.int32)
+    return zeros_BMR, zeros_BMR, zeros_BMR

@@ -1,0 +1,158 @@
+"""The LCLM as pure functions of (params, model, arrays).
+
+Flow: ``encoder_tokens_BMR -> hidden_BMRE -> pooled_BLE -> latents_BLD -> x_BSD -> hidden_BSD``. ``params`` is a plain
+nested dict of float32 arrays; activations are in ``model.compute_dtype``. Everything but ``init_params``,
+``abstract_params`` and ``logical_axes`` runs under a mesh (``parallel.use_mesh``).
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import ModelConfig
+from lclm_jax.kernels.cross_entropy import chunked_cross_entropy, overlaid_logits
+from lclm_jax.kernels.pooling import pool
+from lclm_jax.model.adapter import Adapter
+from lclm_jax.model.block import see, see_cached
+from lclm_jax.model.cache import KVCache
+from lclm_jax.model.declare import Declared
+from lclm_jax.model.decoder import Decoder, memory_ids
+from lclm_jax.model.encoder import Encoder, dummy_windows
+from lclm_jax.model.splice import splice
+from lclm_jax.parallel.sharding import constrain
+
+Params = dict[str, Any]
+
+
+def init_params(model: ModelConfig, key: jax.Array) -> Params:
+    """Random float32 parameters; each leaf is a pure function of (model, key). Needs no mesh."""
+    return _init(model, key)
+
+
+def abstract_params(model: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters, as ``jax.ShapeDtypeStruct``; nothing is computed."""
+    return jax.eval_shape(lambda key: meta.unbox(_declare(model, key)), jax.random.key(0))
+
+
+def logical_axes(model: ModelConfig) -> Params:
+    """Tuple of logical axis names of every parameter, in the structure of ``init_params``."""
+    boxes = jax.eval_shape(lambda key: _declare(model, key), jax.random.key(0))
+    return jax.tree.map(lambda box: box.axes, boxes, is_leaf=lambda node: isinstance(node, Declared))
+
+
+def encode_pooled(params: Params, model: ModelConfig, batch: Batch) -> jax.Array:
+    """pooled_BLE: one vector per latent slot, before the adapter (``concat``: width N * E)."""
+    with jax.named_scope("encoder/window"):
+        windows = (batch.encoder_tokens, batch.encoder_segments, batch.encoder_positions)
+        hidden_BMRE = _apply(Encoder(model), params["encoder"], *windows)
+    with jax.named_scope("pool"):
+        pooled_BLE = pool(hidden_BMRE, batch.pool_weights, model.ratio, model.pooling, batch.marker_index)
+        return constrain(pooled_BLE, "batch", "latents", "embed")
+
+
+def encode(params: Params, model: ModelConfig, batch: Batch) -> jax.Array:
+    """latents_BLD: windows to hidden states, pooled, through the adapter. Slots that are gaps hold no meaning."""
+    pooled_BLE = encode_pooled(params, model, batch)
+    with jax.named_scope("adapter"):
+        spans = (batch.latent_segments, batch.latent_positions)
+        return _apply(Adapter(model), params["adapter"], pooled_BLE, *spans)
+
+
+def embed(params: Params, model: ModelConfig, batch: Batch, latents_BLD: jax.Array | None = None) -> jax.Array:
+    """x_BSD: embeddings of the decoder's tokens with ``latents_BLD`` in place of placeholders (None: left as text)."""
+    x_BSD = _apply(Decoder(model), params["decoder"], batch.decoder_tokens, method="lookup")
+    if latents_BLD is not None:
+        with jax.named_scope("splice"):
+            x_BSD = splice(x_BSD, latents_BLD, batch.latent_index)
+    return constrain(x_BSD, "batch", "seq", "embed")
+
+
+def decode(
+    params: Params, model: ModelConfig, x_BSD: jax.Array, segments_BS: jax.Array, positions_BS: jax.Array
+) -> jax.Array:
+    """hidden_BSD after the final norm; attention is causal by array order and stays inside a segment."""
+    sight = see(model.decoder, segments_BS, positions_BS)
+    with jax.named_scope("decoder"):
+        return _apply(Decoder(model), params["decoder"], x_BSD, sight)[0]
+
+
+def forward(params: Params, model: ModelConfig, batch: Batch) -> jax.Array:
+    """hidden_BSD of a batch: encode, embed, decode."""
+    latents_BLD = encode(params, model, batch)
+    x_BSD = embed(params, model, batch, latents_BLD)
+    return decode(params, model, x_BSD, batch.decoder_segments, batch.decoder_positions)
+
+
+def logits(params: Params, model: ModelConfig, hidden_BSD: jax.Array) -> jax.Array:
+    """float32 logits [B, S, V]: for generation and tests, where S is small."""
+    table_VD, memory_rows_3D, ids = _output(params, model)
+    return overlaid_logits(hidden_BSD, table_VD, memory_rows_3D, ids)
+
+
+def token_nll(params: Params, model: ModelConfig, hidden_BSD: jax.Array, targets_BS: jax.Array) -> jax.Array:
+    """nll_BS, float32 nats: of the target at every position, weighted or not; [B, S, V] is never built."""
+    table_VD, memory_rows_3D, ids = _output(params, model)
+    with jax.named_scope("cross_entropy"):
+        return chunked_cross_entropy(
+            hidden_BSD,
+            table_VD,
+            targets_BS,
+            chunk=model.loss_chunk,
+            remat=model.remat != "none",
+            memory_rows_3D=memory_rows_3D,
+            memory_ids=ids,
+        )
+
+
+def decode_cached(
+    params: Params,
+    model: ModelConfig,
+    x_BSD: jax.Array,
+    positions_BS: jax.Array,
+    cache: KVCache,
+    counts_B: jax.Array | None = None,
+) -> tuple[jax.Array, KVCache]:
+    """Append S positions to every row of ``cache``: (hidden_BSD after the final norm, the longer cache).
+
+    A row is one segment. ``counts_B`` (int32) is how many of the S positions of each row are real, for prompts of
+    different lengths padded on the right; what the others return has no meaning and the next call overwrites them.
+    The caller sees to it that ``cache.length_B + S`` stays within the cache.
+    """
+    sight = see_cached(model.decoder, positions_BS, cache.length_B, cache.k.shape[2])
+    with jax.named_scope("decoder"):
+        hidden_BSD, (k, v) = _apply(Decoder(model), params["decoder"], x_BSD, sight, (cache.k, cache.v))
+    counts_B = jnp.full_like(cache.length_B, x_BSD.shape[1]) if counts_B is None else counts_B
+    return hidden_BSD, KVCache(k, v, cache.length_B + counts_B)
+
+
+def _apply(module: nn.Module, params: Params, *arrays: Any, method: str | None = None) -> Any:
+    return module.apply({"params": params}, *arrays, method=method)
+
+
+def _output(params: Params, model: ModelConfig) -> tuple[jax.Array, jax.Array | None, tuple[int, int, int] | None]:
+    table_VD, memory_rows_3D = _apply(Decoder(model), params["decoder"], method="output")
+    return table_VD, memory_rows_3D, memory_ids(model) if memory_rows_3D is not None else None
+
+
+def _declare(model: ModelConfig, key: jax.Array) -> Params:
+    """Boxed parameters: arrays with their logical axes."""
+    encoder_key, adapter_key, decoder_key = jax.random.split(key, 3)
+    if model.memory_token_ids is None:  # shapes and random values do not depend on the ids
+        model = model.model_copy(update={"memory_token_ids": (0, 1, 2)})
+    pooled_BLE = jnp.zeros((1, 1, model.latent_size))
+    zeros_BS = jnp.zeros((1, 1), jnp.int32)
+    return {
+        "encoder": Encoder(model).init(encoder_key, *dummy_windows(model))["params"],
+        "adapter": Adapter(model).init(adapter_key, pooled_BLE, zeros_BS, zeros_BS)["params"],
+        "decoder": Decoder(model).init(decoder_key, zeros_BS, method="everything")["params"],
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: ModelConfig, key: jax.Array) -> Params:
+    return meta.unbox(_declare(model, key))

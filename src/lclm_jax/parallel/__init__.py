@@ -1,0 +1,16 @@
+"""Mesh, the one sharding table, and multi-process start-up."""
+
+from lclm_jax.parallel.mesh import AXES, make_mesh, use_mesh
+from lclm_jax.parallel.processes import initialise
+from lclm_jax.parallel.sharding import batch_sharding, constrain, params_sharding, spec_for
+
+__all__ = [
+    "AXES",
+    "batch_sharding",
+    "constrain",
+    "initialise",
+    "make_mesh",
+    "params_sharding",
+    "spec_for",
+    "use_mesh",
+]
