@@ -1,0 +1,104 @@
+"""Examples to rows by their lengths alone, under two budgets: decoder positions and encoder rows."""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lclm_jax.config import PackConfig
+from lclm_jax.data.windows import place_types
+
+WindowTypes = Sequence[tuple[int, int, int]]
+"""(storage, context, count) of equal windows; see ``windows.window_types``."""
+
+
+@dataclass(slots=True, eq=False)
+class _OpenRow:
+    serial: int
+    room: int
+    examples: list[int] = field(default_factory=list)
+    types: dict[tuple[int, int], int] = field(default_factory=dict)
+    storage: int = 0
+    windows: int = 0
+    largest: int = 0
+
+
+class RowPacker:
+    """Best fit over a bounded number of open rows; deterministic, and a longer run only appends rows.
+
+    An example goes to the open row with the least decoder room that takes it. If none does and ``pack.lookahead`` rows
+    are open, the fullest one is closed. Whether encoder windows fit is asked of the very function that places them when
+    the row is assembled.
+    """
+
+    def __init__(self, ratio: int, pack: PackConfig):
+        self._ratio, self._pack = ratio, pack
+        self._encoder_room = pack.encoder_rows * pack.encoder_row_length
+        self._open: list[tuple[int, int, _OpenRow]] = []
+        self._serial = 0
+
+    def rejects(self, tokens: int, types: WindowTypes) -> str | None:
+        """Why an example cannot be in any row: ``longer_than_row``, ``windows_exceed_row``, or None if it can."""
+        if tokens > self._pack.row_length:
+            return "longer_than_row"
+        if place_types(types, self._ratio, self._pack) is None:
+            return "windows_exceed_row"
+        return None
+
+    def add(self, example: int, tokens: int, types: WindowTypes) -> list[int] | None:
+        """Place ``example`` of ``tokens`` decoder positions; returns the examples of the row that this closed, if any.
+
+        The caller has asked ``rejects`` before.
+        """
+        candidates = self._open
+        for i in range(bisect.bisect_left(candidates, (tokens, -1)), len(candidates)):
+            row = candidates[i][2]
+            if not types or self._takes(row, types):
+                del candidates[i]
+                self._put(row, example, tokens, types)
+                return None
+        closed = None
+        if len(candidates) >= self._pack.lookahead:
+            closed = candidates.pop(max(range(len(candidates)), key=lambda i: self._fullness(candidates[i][2])))
+        self._serial += 1
+        self._put(_OpenRow(self._serial, self._pack.row_length), example, tokens, types)
+        return closed[2].examples if closed else None
+
+    def flush(self) -> list[list[int]]:
+        """Close all open rows, the fullest first."""
+        rows = sorted((row for _, _, row in self._open), key=self._fullness, reverse=True)
+        self._open = []
+        return [row.examples for row in rows]
+
+    def _put(self, row: _OpenRow, example: int, tokens: int, types: WindowTypes) -> None:
+        row.examples.append(example)
+        row.room -= tokens
+        for storage, context, count in types:
+            key = (-storage, context)
+            row.types[key] = row.types.get(key, 0) + count
+            row.storage += storage * count
+            row.windows += count
+            row.largest = max(row.largest, storage)
+        bisect.insort(self._open, (row.room, row.serial, row))
+
+    def _takes(self, row: _OpenRow, types: WindowTypes) -> bool:
+        storage, windows, largest = row.storage, row.windows, row.largest
+        for size, _, count in types:
+            storage += size * count
+            windows += count
+            largest = max(largest, size)
+        if storage > self._encoder_room:
+            return False
+        # A window that fits no row leaves every row filled above R - largest - (N - 1); alignment costs N - 1 at most.
+        slack = self._ratio - 1
+        enough = self._pack.encoder_rows * (self._pack.encoder_row_length - largest - slack)
+        if storage + windows * slack <= enough:
+            return True
+        merged = dict(row.types)
+        for size, context, count in types:
+            merged[(-size, context)] = merged.get((-size, context), 0) + count
+        ordered = [(-size, context, count) for (size, context), count in sorted(merged.items())]
+        return place_types(ordered, self._ratio, self._pack) is not None
+
+    def _fullness(self, row: _OpenRow) -> tuple[float, int]:
+        decoder = 1 - row.room / self._pack.row_length
+        return max(decoder, row.storage / self._encoder_room), -row.serial
