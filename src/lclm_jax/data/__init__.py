@@ -1,0 +1,1 @@
+"""From raw text to batches: corpus, prepared shards, mixtures, packing and loading."""

@@ -1,0 +1,216 @@
+"""Prepared shards: records of typed columns in ArrayRecord files, their lengths beside them, and a manifest on top.
+
+    manifest.json
+    documents/train-00000-of-00002.array_record          one record per document
+    documents/train-00000-of-00002.lengths.safetensors   what packing needs to know of each record
+
+A record is a safetensors dictionary of one-dimensional columns: plain typed data, never a pickle.
+"""
+
+import bisect
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class PreparedError(ValueError):
+    """Prepared data that is missing, damaged or made by other settings; the message names the file and the fix."""
+
+
+class Shard(NamedTuple):
+    """One shard of the manifest."""
+
+    file: str
+    """Path relative to the prepared folder."""
+    records: int
+    bytes: int
+    sha256: str
+    lengths_sha256: str
+
+
+def encode_record(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Serialize one-dimensional typed columns; equal columns give equal bytes.
+
+    Raises:
+        ValueError: a column is not one-dimensional or holds objects.
+    """
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype.kind not in "uif":
+            raise ValueError(f"column {name!r} is {column.dtype} {column.shape}; records hold 1-D numeric columns")
+    return save({name: np.ascontiguousarray(column) for name, column in columns.items()})
+
+
+def decode_record(data: bytes) -> dict[str, np.ndarray]:
+    """The columns of ``encode_record``; raises ``PreparedError`` if ``data`` is not such a record."""
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise PreparedError(f"a record of {len(data)} bytes cannot be read ({error}); prepare the data again") from None
+
+
+def text_column(text: str) -> np.ndarray:
+    """UTF-8 bytes of ``text``, uint8."""
+    return np.frombuffer(text.encode("utf-8"), np.uint8)
+
+
+def column_text(column: np.ndarray) -> str:
+    """The text of ``text_column``."""
+    return column.tobytes().decode("utf-8")
+
+
+def lengths_path(shard: Path) -> Path:
+    """The lengths file that belongs to ``shard``."""
+    return shard.with_name(shard.name.removesuffix(".array_record") + ".lengths.safetensors")
+
+
+def pack_lengths(
+    scalars: Mapping[str, Sequence[int]], ragged: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Columns of a lengths file: one number per record; lists as ``NAME/values`` and ``NAME/offsets``."""
+    columns = {name: np.array(values, np.uint32) for name, values in scalars.items()}
+    for name, lists in ragged.items():
+        sizes = np.fromiter(map(len, lists), np.int64, len(lists))
+        columns[f"{name}/offsets"] = np.concatenate(([0], np.cumsum(sizes)))
+        columns[f"{name}/values"] = np.concatenate([np.zeros(0, np.uint32), *lists]).astype(np.uint32)
+    return columns
+
+
+def read_lengths(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Columns and metadata of a lengths file; raises ``PreparedError`` if it cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; raises ``PreparedError`` if it is missing."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PreparedError(f"cannot read {path}: {error.strerror}; prepare the data again") from None
+
+
+def read_manifest(root: str | Path) -> dict[str, Any]:
+    """The manifest of a prepared folder; raises ``PreparedError`` if there is none of this format."""
+    path = Path(root) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PreparedError(f"{path} cannot be read ({error}); run `lclm data prepare` first") from None
+    if manifest.get("format") != FORMAT:
+        raise PreparedError(f"{path} has format {manifest.get('format')}, not {FORMAT}; prepare the data again")
+    return manifest
+
+
+class PreparedSplit:
+    """Random access to one split of one collection: ``len``, ``read``, ``read_many``, lengths without reading records.
+
+    Files are opened when first needed, so the object can be sent to worker processes.
+    """
+
+    def __init__(self, root: str | Path, collection: str, split: str):
+        self.root, self.collection, self.split = Path(root), collection, split
+        collections = read_manifest(self.root)["collections"]
+        if collection not in collections or split not in collections[collection]:
+            known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
+            raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
+        self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
+        self._starts = np.concatenate(([0], np.cumsum([shard.records for shard in self.shards]))).tolist()
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lengths: dict[int, dict[str, np.ndarray]] = {}
+
+    def __reduce__(self):
+        return PreparedSplit, (self.root, self.collection, self.split)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the checksums of all shards: equal digests mean equal records in equal order."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """Columns of record ``index``; raises ``IndexError`` outside, ``PreparedError`` on a damaged shard."""
+        return self.read_many([index])[0]
+
+    def read_many(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
+        """Records in the order of ``indices``, one read per shard."""
+        places = [self._place(index) for index in indices]
+        wanted: dict[int, list[int]] = {}
+        for shard, row in places:
+            wanted.setdefault(shard, []).append(row)
+        found = {shard: iter(self._records(shard, rows)) for shard, rows in wanted.items()}
+        return [decode_record(next(found[shard])) for shard, _ in places]
+
+    def column(self, name: str) -> np.ndarray:
+        """One number per record from the lengths files (``decoder_tokens``, ...), uint32 [records]."""
+        return np.concatenate(
+            [np.zeros(0, np.uint32), *(self._shard_lengths(i)[name] for i in range(len(self.shards)))]
+        )
+
+    def ragged(self, name: str, index: int) -> np.ndarray | None:
+        """The list of record ``index`` from the lengths files (``cuts``, ...), uint32; None if there is none."""
+        shard, row = self._place(index)
+        lengths = self._shard_lengths(shard)
+        offsets = lengths.get(f"{name}/offsets")
+        if offsets is None:
+            return None
+        return lengths[f"{name}/values"][offsets[row] : offsets[row + 1]]
+
+    def ragged_lists(self, name: str) -> list[np.ndarray] | None:
+        """``ragged`` of every record; None if there is no such list (``encoder_cuts`` with a single tokenizer)."""
+        lists: list[np.ndarray] = []
+        for shard in range(len(self.shards)):
+            lengths = self._shard_lengths(shard)
+            if f"{name}/offsets" not in lengths:
+                return None
+            lists += np.split(lengths[f"{name}/values"], lengths[f"{name}/offsets"][1:-1])[: self.shards[shard].records]
+        return lists
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; raises ``PreparedError`` that names the first that differs."""
+        for shard in self.shards:
+            path = self.root / shard.file
+            for file, expected in ((path, shard.sha256), (lengths_path(path), shard.lengths_sha256)):
+                if (actual := file_digest(file)) != expected:
+                    raise PreparedError(
+                        f"{file} is damaged: sha256 {actual[:12]}.. instead of {expected[:12]}..; delete the folder"
+                        f" {self.root} and prepare the data again"
+                    )
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {self.collection}/{self.split} is outside [0, {len(self)})")
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, int(index) - self._starts[shard]
+
+    def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
+        path = self.root / self.shards[shard].file
+        try:
+            if shard not in self._readers:
+                if not path.is_file():
+                    raise PreparedError(f"shard {path} is missing; prepare the data again")
+                self._readers[shard] = ArrayRecordReader(str(path))
+            return self._readers[shard].read(rows)
+        except RuntimeError as error:
+            raise PreparedError(f"shard {path} is damaged ({error}); prepare the data again") from None
+
+    def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
+        if shard not in self._lengths:
+            self._lengths[shard] = read_lengths(lengths_path(self.root / self.shards[shard].file))[0]
+        return self._lengths[shard]
