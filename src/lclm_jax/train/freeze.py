@@ -1,0 +1,106 @@
+"""Which parameters a stage trains: an ordered table of path patterns, first match wins.
+
+The whole four-stage recipe is this mechanism. A frozen leaf is not part of the differentiated tree: it has no gradient
+and no optimizer state.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from lclm_jax.config import StageConfig
+
+FROZEN = None
+"""Group of the leaves that do not train."""
+
+Rule = tuple[str, str | None]
+"""Pattern of a whole path (``adapter/.*``) and the group of its leaves, or ``FROZEN``."""
+
+_PATTERNS = {
+    "memory_rows": "decoder/memory_rows",  # before the decoder: the rows train in every stage
+    "adapter": "adapter/.*",
+    "encoder": "encoder/.*",
+    "decoder": "decoder/.*",
+}
+
+
+def stage_rules(stage: StageConfig) -> tuple[Rule, ...]:
+    """The freeze table of ``stage``: every part with a learning rate trains in a group of its own name."""
+    return tuple((pattern, part if stage.peak_lr(part) is not None else FROZEN) for part, pattern in _PATTERNS.items())
+
+
+def label_leaves(rules: Sequence[Rule], params: Any) -> Any:
+    """Tree of the structure of ``params`` with the group of each leaf (``FROZEN`` where it does not train).
+
+    Example:
+        With ``(("decoder/memory_rows", "memory_rows"), ("decoder/.*", FROZEN))`` the three memory rows train and the
+        rest of the decoder does not; ``adapter/fc1/bias`` is an error, because no rule covers it.
+
+    Raises:
+        ValueError: a leaf matches no rule, a rule matches no leaf, or nothing trains.
+    """
+    used: set[str] = set()
+
+    def label(path, _leaf):
+        name = path_name(path)
+        for pattern, group in rules:
+            if re.fullmatch(pattern, name):
+                used.add(pattern)
+                return group
+        raise ValueError(f"parameter {name} matches no rule of the freeze table; add a rule for it")
+
+    labels = jax.tree_util.tree_map_with_path(label, params)
+    for pattern, _ in rules:
+        if pattern not in used:
+            raise ValueError(f"freeze rule {pattern!r} takes no parameter; correct the pattern or remove the rule")
+    if not any(group is not FROZEN for group in jax.tree.leaves(labels, is_leaf=lambda x: x is None)):
+        raise ValueError("the freeze table trains nothing; give one part of the stage a learning rate")
+    return labels
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """``("adapter", "fc1")`` as JAX key entries -> ``"adapter/fc1"``."""
+    return "/".join(str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path)
+
+
+def select(params: Mapping[str, Any], labels: Mapping[str, Any], groups: Sequence[str | None]) -> dict[str, Any]:
+    """The leaves of ``params`` (nested dicts) whose label is one of ``groups``; empty branches are left out."""
+    chosen: dict[str, Any] = {}
+    for name, node in params.items():
+        if isinstance(node, Mapping):
+            branch = select(node, labels[name], groups)
+            if branch:
+                chosen[name] = branch
+        elif labels[name] in groups:
+            chosen[name] = node
+    return chosen
+
+
+def split(params: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``params`` as (trainable, frozen) nested dicts that ``merge`` puts together again."""
+    return select(params, labels, groups_of(labels)), select(params, labels, (FROZEN,))
+
+
+def merge(*branches: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts with disjoint leaves as one, keys sorted at every level as JAX sorts them.
+
+    Raises:
+        ValueError: two branches hold the same leaf.
+    """
+    merged: dict[str, Any] = {}
+    for name in sorted({name for branch in branches for name in branch}):
+        nodes = [branch[name] for branch in branches if name in branch]
+        if len(nodes) == 1:
+            merged[name] = nodes[0]
+        elif all(isinstance(node, Mapping) for node in nodes):
+            merged[name] = merge(*nodes)
+        else:
+            raise ValueError(f"parameter {name} stands in more than one branch; each leaf trains or is frozen")
+    return merged
+
+
+def groups_of(labels: Any) -> tuple[str, ...]:
+    """Names of the groups that train, sorted."""
+    return tuple(sorted(set(jax.tree.leaves(labels))))

@@ -1,0 +1,68 @@
+"""The loss as sums, so that accumulation over microbatches and devices divides once."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import ModelConfig
+from lclm_jax.model.lclm import Params, forward, token_nll
+
+Normalisation = Literal["per_token", "per_row"]
+
+
+class LossSums(NamedTuple):
+    """float32 scalars that add up over batches; the loss is ``total / count``."""
+
+    total: jax.Array
+    """Sum of weighted nats (per_token), or of the rows' weighted means (per_row)."""
+    count: jax.Array
+    """Sum of weights (per_token), or number of rows that carry any (per_row)."""
+    tokens: jax.Array
+    """Sum of weights, under either normalisation."""
+
+    @classmethod
+    def zero(cls) -> "LossSums":
+        """Where a sum begins."""
+        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+
+    def add(self, other: "LossSums") -> "LossSums":
+        """Sum of both."""
+        return jax.tree.map(jnp.add, self, other)
+
+    def mean(self) -> jax.Array:
+        """The loss in nats; 0 where nothing carries loss."""
+        return self.total / divisor(self.count)
+
+
+def divisor(count: jax.Array) -> jax.Array:
+    """``count``, or 1 where it is 0, so that a step without loss tokens has a zero gradient, not NaN."""
+    return jnp.where(count > 0, count, 1.0)
+
+
+def loss_sums(params: Params, model: ModelConfig, batch: Batch, normalisation: Normalisation) -> LossSums:
+    """Next-token cross-entropy of a batch; runs under a mesh.
+
+    The PyTorch implementation averages per device batch (one packed row in its configs), then over ranks: that is
+    ``per_row``. ``per_token`` weighs every target of the optimizer step equally.
+    """
+    hidden_BSD = forward(params, model, batch)
+    nll_BS = token_nll(params, model, hidden_BSD, batch.targets)
+    return sum_nll(nll_BS, batch.loss_weights, normalisation)
+
+
+def sum_nll(nll_BS: jax.Array, weights_BS: jax.Array, normalisation: Normalisation) -> LossSums:
+    """Sums of per-position nats; both arrays [B, S] float32. Weight 0 hides a position, whatever its value.
+
+    Example:
+        weights [[1, 1], [1, 0]] and nats [[1, 3], [5, 9]] sum to 9 over 3 tokens, or to 2 + 5 over 2 rows.
+    """
+    if nll_BS.shape != weights_BS.shape:
+        raise ValueError(f"nll has shape {nll_BS.shape}, weights {weights_BS.shape}; give one of each per position")
+    weighted_BS = jnp.where(weights_BS > 0, nll_BS * weights_BS, 0.0)
+    row_total, row_weight = weighted_BS.sum(axis=1), weights_BS.sum(axis=1)
+    tokens = row_weight.sum()
+    if normalisation == "per_token":
+        return LossSums(row_total.sum(), tokens, tokens)
+    return LossSums((row_total / divisor(row_weight)).sum(), (row_weight > 0).sum().astype(jnp.float32), tokens)

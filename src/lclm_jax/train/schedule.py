@@ -1,0 +1,64 @@
+"""Learning rate by step: linear warm-up, then cosine to a floor, or constant."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lclm_jax.config import StageConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a function of a step; update k (from 0) is made with ``schedule(k + 1)``.
+
+    Reference: ``shared/reference/lr_schedule.json`` (warm-up counts from 0, so the first update is not lost).
+
+    Attributes:
+        peak: learning rate at the end of the warm-up.
+        steps: updates of the whole run.
+        warmup: steps of linear warm-up from 0.
+        min_lr: floor that the cosine reaches, an absolute learning rate.
+        kind: ``cosine`` or ``constant`` after the warm-up.
+        cosine_fraction: share of the steps after the warm-up that the cosine takes; the floor follows.
+    """
+
+    peak: float
+    steps: int
+    warmup: int = 0
+    min_lr: float = 0.0
+    kind: str = "cosine"
+    cosine_fraction: float = 1.0
+
+    def __post_init__(self):
+        if self.peak < self.min_lr:
+            raise ValueError(
+                f"min_lr={self.min_lr} is above the peak learning rate {self.peak}; lower min_lr or raise the peak"
+            )
+
+    def __call__(self, step: Any) -> Any:
+        """Learning rate at ``step`` (an int, or an int32 array under jit): float32, shape of ``step``."""
+        xp = np if isinstance(step, int | np.ndarray | np.generic) else jnp
+        now = xp.asarray(step, dtype=np.float32)
+        if self.kind == "constant":
+            after = xp.full_like(now, self.peak)
+        else:
+            length = max((self.steps - self.warmup) * self.cosine_fraction, 1.0)
+            # sin^2 of what is left, not 1 + cos of what is done: no cancellation in float32 near the floor.
+            left = xp.clip((self.warmup + length - now) / np.float32(length), 0.0, 1.0)
+            after = self.min_lr + (self.peak - self.min_lr) * xp.sin(np.float32(np.pi / 2) * left) ** 2
+        rising = now * np.float32(self.peak / max(self.warmup, 1))
+        return xp.where(now < self.warmup, rising, after).astype(np.float32)
+
+
+def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Callable[[Any], Any]]:
+    """Schedule of each of ``parts``; raises ``ValueError`` for a frozen part or a floor above the peak."""
+    schedules = {}
+    for part in parts:
+        peak = stage.peak_lr(part)
+        if peak is None:
+            raise ValueError(f"part {part} is frozen in this stage; it has no learning rate")
+        schedules[part] = Schedule(peak, stage.steps, stage.warmup, stage.min_lr, stage.schedule)
+    return schedules

@@ -1,0 +1,115 @@
+"""One optimizer step: pure, jitted, the same program for every step of a stage."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import Config
+from lclm_jax.config.train import parse_skip_range
+from lclm_jax.parallel import batch_sharding
+from lclm_jax.train.freeze import merge, split
+from lclm_jax.train.loss import LossSums, divisor, loss_sums
+from lclm_jax.train.optimizer import Optimizer
+from lclm_jax.train.state import TrainState, state_shardings
+
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh: Mesh) -> Any:
+    """The jitted ``train_step(state, batch) -> (state, metrics)`` of a stage; the state is donated.
+
+    Call it under ``use_mesh(mesh)``, with batches placed by ``put_batch``. ``metrics`` are float32 scalars:
+    ``loss_nats``, ``loss_tokens``, ``nonfinite`` and ``skipped`` (1.0 or 0.0), and those of ``Optimizer.update``.
+
+    Raises:
+        ValueError: the rows of a microbatch do not divide over the mesh.
+    """
+    stage = config.stages[stage_name]
+    devices = mesh.shape["replica"] * mesh.shape["fsdp"]
+    rows = stage.batch_rows // stage.microbatches
+    if rows % devices:
+        raise ValueError(
+            f"stages.{stage_name}: {rows} rows a microbatch (batch_rows={stage.batch_rows} /"
+            f" microbatches={stage.microbatches}) do not divide over {devices} devices (mesh.replica * mesh.fsdp);"
+            f" make batch_rows a multiple of {devices * stage.microbatches}"
+        )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        train_step_function(config, stage_name, optimizer),
+        donate_argnums=0,
+        out_shardings=(state_shardings(config.model, optimizer, mesh), replicated),
+    )
+
+
+def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -> StepFunction:
+    """The step of ``make_train_step`` before jit: a pure function of (state, batch)."""
+    stage, model, normalisation = config.stages[stage_name], config.model, config.train.loss_normalisation
+    skip_ranges = [parse_skip_range(text) for text in stage.skip_steps]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        trainable, frozen = split(state.params, optimizer.labels)
+
+        def gradients(microbatch: Batch) -> tuple[Any, LossSums]:
+            def total(leaves: Any) -> tuple[jax.Array, LossSums]:
+                sums = loss_sums(merge(frozen, leaves), model, microbatch, normalisation)
+                return sums.total, sums
+
+            grads, sums = jax.grad(total, has_aux=True)(trainable)
+            return grads, sums
+
+        grads, sums = _accumulate(gradients, trainable, batch, stage.microbatches)
+        grads = jax.tree.map(lambda leaf: leaf / divisor(sums.count), grads)
+        loss = sums.mean()
+        skipped = _in_ranges(state.step, skip_ranges)
+        apply = jnp.isfinite(loss) & ~skipped
+        params, opt_state, metrics = optimizer.update(grads, state.opt_state, state.params, state.step, apply)
+        metrics |= {
+            "loss_nats": loss,
+            "loss_tokens": sums.tokens,
+            "nonfinite": ~(jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])),
+            "skipped": skipped,
+        }
+        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+    return train_step
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Place the rows of this process (NumPy) on its devices as part of the global batch."""
+    shardings = batch_sharding(mesh, markers=batch.marker_index is not None)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(lambda rows, place: jax.make_array_from_process_local_data(place, rows), batch, shardings)
+
+
+def _accumulate(
+    gradients: Callable[[Batch], tuple[Any, LossSums]], trainable: Any, batch: Batch, microbatches: int
+) -> tuple[Any, LossSums]:
+    """Gradient of the summed loss, and the sums, over ``microbatches`` equal cuts of the batch's rows."""
+    if microbatches == 1:
+        return gradients(batch)
+
+    def cut(rows: jax.Array) -> jax.Array:
+        # Row r goes to microbatch r % microbatches: every device cuts its own rows and none moves.
+        apart = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:])
+        return jnp.moveaxis(apart, 1, 0)
+
+    def add(carry: tuple[Any, LossSums], microbatch: Batch) -> tuple[tuple[Any, LossSums], None]:
+        grads, sums = gradients(microbatch)
+        return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), None
+
+    start = (jax.tree.map(jnp.zeros_like, trainable), LossSums.zero())
+    return jax.lax.scan(add, start, jax.tree.map(cut, batch))[0]
+
+
+def _in_ranges(step: jax.Array, ranges: list[tuple[int, int]]) -> jax.Array:
+    """Whether ``step`` lies in one of the inclusive ``ranges``."""
+    inside = jnp.zeros((), bool)
+    for first, last in ranges:
+        inside |= (step >= first) & (step <= last)
+    return inside

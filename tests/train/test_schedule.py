@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lclm_jax.train.schedule import Schedule
+
+SHARED = Path(__file__).parents[3] / "shared" / "reference" / "lr_schedule.json"
+# Update -> learning rate of the PyTorch implementation: peak 1e-3, 200 steps, warm-up 20, floor 1e-6.
+GOLDEN = {0: 5e-05, 19: 1e-3, 20: 0.0009999239237306174, 100: 0.0005786390152875954, 198: 1.076076269382561e-06}
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_golden_values(on_device):
+    schedule = Schedule(1e-3, 200, 20, 1e-6)
+    for update, expected in GOLDEN.items():
+        rate = jax.jit(schedule)(jnp.int32(update + 1)) if on_device else schedule(update + 1)
+        np.testing.assert_allclose(rate, expected, rtol=1e-6)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the golden folder is not beside this checkout")
+def test_all_golden_schedules():
+    cases = {name: case for name, case in json.loads(SHARED.read_text()).items() if isinstance(case, dict)}
+    for name, case in cases.items():
+        ranks = case["num_processes"]  # the reference steps its schedule once per process
+        updates = ranks * np.arange(case["num_training_steps"]) + 1
+        for column, peak in enumerate(case["base_lrs"]):
+            schedule = Schedule(
+                peak,
+                case["num_training_steps"] * ranks,
+                case["num_warmup_steps"] * ranks,
+                case["min_lr"],
+                cosine_fraction=case["cosine_fraction"],
+            )
+            expected = np.array(case["lr"])[:, column]
+            np.testing.assert_allclose(schedule(updates), expected, rtol=1e-6, err_msg=name)
+
+
+def test_constant_and_warm_up_longer_than_the_run():
+    assert Schedule(1e-3, 10, 2, kind="constant")(9) == np.float32(1e-3)
+    np.testing.assert_allclose(Schedule(1e-3, 10, 100)(10), 1e-4, rtol=1e-6)
+
+
+def test_a_floor_above_the_peak_is_an_error():
+    with pytest.raises(ValueError, match=r"min_lr=1e-06 is above the peak"):
+        Schedule(1e-7, 10, 0, 1e-6)

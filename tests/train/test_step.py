@@ -1,0 +1,124 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lclm_jax.config import MeshConfig
+from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.train.optimizer import make_optimizer
+from lclm_jax.train.state import abstract_params, fresh_state, random_params
+from lclm_jax.train.step import make_train_step, put_batch
+
+
+def start(config, mesh, seed=0):
+    optimizer = make_optimizer(config.train.optimizer, config.stages["only"], abstract_params(config.model))
+    state = fresh_state(random_params(config.model, seed, mesh), config.model, optimizer, mesh, seed)
+    return state, make_train_step(config, "only", optimizer, mesh)
+
+
+def run(config, mesh, batches):
+    """(initial parameters, final state, metrics by step, the step) on the host."""
+    with use_mesh(mesh):
+        state, step = start(config, mesh)
+        before = jax.device_get(state.params)
+        history = []
+        for batch in batches:
+            state, metrics = step(state, put_batch(batch, mesh))
+            history.append(jax.device_get(metrics))
+    return before, jax.device_get(state), history, step
+
+
+def changed(before, after):
+    flat = jax.tree_util.tree_flatten_with_path(jax.tree.map(lambda a, b: bool((a != b).any()), before, after))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, moved in flat if moved}
+
+
+def test_frozen_parts_stay_bit_identical_without_optimizer_state(make_config, make_batch, mesh):
+    config = make_config(lr={"adapter": 1e-2})
+    before, state, history, step = run(config, mesh, [make_batch(config, 8, seed) for seed in range(3)])
+    moved = changed(before, state.params)
+    assert moved == {"decoder/memory_rows", *(f"adapter/{leaf}" for leaf in ADAPTER)}
+    assert set(state.opt_state) == {"adapter", "memory_rows"}
+    assert set(state.opt_state["memory_rows"].mu) == {"decoder"}
+    assert jax.tree.leaves(state.opt_state["memory_rows"].mu)[0].shape == (3, config.model.decoder.hidden_size)
+    assert int(state.step) == 3
+    assert step._cache_size() == 1
+    np.testing.assert_allclose(history[0]["learning_rate/memory_rows"], 6e-5 / 2, rtol=1e-6)
+
+
+ADAPTER = ("norm/scale", "fc1/kernel", "fc1/bias", "fc2/kernel", "fc2/bias")
+
+
+def test_a_batch_without_spans_moves_neither_encoder_nor_adapter(make_config, make_batch, mesh):
+    config = make_config()
+    batches = [make_batch(config, 8, seed, spans=seed != 1) for seed in range(2)]
+    _, state, history, _ = run(config, mesh, batches)
+    assert {part: int(state.opt_state[part].count) for part in state.opt_state} == {
+        "adapter": 1,
+        "encoder": 1,
+        "decoder": 2,
+        "memory_rows": 2,  # a tied head: the three columns take part in every softmax
+    }
+    assert history[1]["updated/encoder"] == 0 and history[1]["grad_norm/encoder"] == 0
+    before, after, _, _ = run(config, mesh, batches[:1])
+    assert not changed(after.params["encoder"], state.params["encoder"])
+    assert changed(before["encoder"], after.params["encoder"])
+
+
+@pytest.mark.parametrize("normalisation", ["per_token", "per_row"])
+def test_microbatches_agree_on_ragged_masks(make_config, make_batch, mesh, normalisation):
+    results = []
+    for microbatches in (1, 2, 4):
+        config = make_config(microbatches=microbatches, train={"loss_normalisation": normalisation})
+        batch = make_batch(config, 8)
+        batch.loss_weights[3] = 0  # a row without loss
+        batch.loss_weights[5, 4:] = 0
+        results.append(run(config, mesh, [batch]))
+    (_, one, (first,), _), *others = results
+    for _, state, (metrics,), _ in others:
+        for name in first:
+            np.testing.assert_allclose(metrics[name], first[name], rtol=2e-5, err_msg=name)
+        compare = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
+        jax.tree.map(compare, state.opt_state["encoder"].mu, one.opt_state["encoder"].mu)
+
+
+def test_skipped_and_non_finite_steps_advance_only_the_count(make_config, make_batch, mesh):
+    config = make_config(skip_steps=["0-1"])
+    good = make_batch(config, 8)
+    bad = good._replace(loss_weights=np.where(good.loss_weights > 0, np.inf, 0).astype(np.float32))
+    _, state, history, step = run(config, mesh, [good, good, bad, good])
+    assert [metrics["skipped"] for metrics in history] == [1, 1, 0, 0]
+    assert [metrics["nonfinite"] for metrics in history] == [0, 0, 1, 0]
+    assert int(state.step) == 4
+    assert all(int(part.count) == 1 for part in state.opt_state.values())
+    assert history[3]["loss_nats"] == history[0]["loss_nats"]  # nothing moved before
+    assert history[3]["learning_rate/adapter"] > history[0]["learning_rate/adapter"]
+    assert step._cache_size() == 1
+
+
+def test_a_mesh_of_eight_devices_gives_the_same_step(make_config, make_batch, mesh):
+    config = make_config(microbatches=2)
+    batches = [make_batch(config, 8, seed) for seed in range(2)]
+    eight = make_mesh(MeshConfig(replica=2, fsdp=2, context=2))
+    _, _, history, step = run(config, eight, batches)
+    _, _, expected_history, _ = run(config, mesh, batches)
+    for metrics, reference in zip(history, expected_history, strict=True):
+        for name in reference:
+            np.testing.assert_allclose(metrics[name], reference[name], rtol=1e-4, err_msg=name)
+    assert step._cache_size() == 1
+
+
+def test_rows_that_do_not_divide_over_the_mesh_are_an_error(make_config):
+    config = make_config(microbatches=4)
+    with pytest.raises(ValueError, match="batch_rows a multiple of 32"):
+        start(config, make_mesh(MeshConfig()))
+
+
+def test_the_same_step_twice_gives_equal_bits(make_config, make_batch, mesh):
+    config = make_config()
+    batch = make_batch(config, 8)
+    _, first, _, _ = run(config, mesh, [batch])
+    _, second, _, _ = run(config, mesh, [batch])
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), first, second))
