@@ -49,8 +49,8 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, clusters: np.ndarray
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if not top.shape == bottom.shape == np.shape(clusters) or top.ndim != 1 or not top.size:
         raise ValueError(
-            f"numerators {top.shape}, denominators {bottom.shape} and clusters {np.shape(clusters)} must be equally long,"
-            " with at least one example each; measure on more held-out text"
+            f"numerators {top.shape}, denominators {bottom.shape} and clusters {np.shape(clusters)} must be equally"
+            " long, with at least one example each; measure on more held-out text"
         )
     total = float(bottom.sum())
     if total == 0:
@@ -64,6 +64,6 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, clusters: np.ndarray
 
 
 def mean_by_position(values: np.ndarray, weights: np.ndarray, clusters: np.ndarray) -> list[Estimate]:
-    """``ratio`` of every column of [examples, positions] ``values``, weighted; columns at the end without weight are cut."""
+    """``ratio`` of every column of [examples, positions] ``values``, weighted; empty columns at the end are cut."""
     used = int(np.max(np.flatnonzero(weights.sum(axis=0)), initial=-1)) + 1
     return [ratio(values[:, i] * weights[:, i], weights[:, i], clusters) for i in range(used)]

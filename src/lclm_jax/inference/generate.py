@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
-from lclm_jax.data.rows import assemble_batch
 from lclm_jax.data.windows import place_windows, plan_spans
 from lclm_jax.inference.sampling import Sampling, pick
+from lclm_jax.interop.golden_case import Case, assemble_any
 from lclm_jax.interop.load import load_hf
 from lclm_jax.model.cache import KVCache, init_cache
 from lclm_jax.model.lclm import decode_cached, embed, encode, logits
@@ -95,9 +95,9 @@ class Generator:
         stops = self._stops(sampling)
         ids: list[list[int]] = [[] for _ in examples]
         for tokens in self.tokens(examples, sampling):
-            for row, token in enumerate(tokens):
+            for new, token in zip(ids, tokens, strict=True):
                 if token is not None:
-                    ids[row].append(token)
+                    new.append(token)
         generations = []
         for row in ids:
             stopped = bool(row) and row[-1] in stops
@@ -150,8 +150,7 @@ class Generator:
         rows = self._rows(len(examples))
         padded = [*examples, *[examples[0]] * (rows - len(examples))]
         pack = pack_for([[example] for example in padded], self.model)
-        empty = self.model.pooling != "eos"  # only callers of generate_examples can bring empty spans in
-        batch = assemble_batch([[e] for e in padded], self.model, pack, self._pad_id(), allow_empty_spans=empty)
+        batch = assemble_any([[example] for example in padded], self.model, pack, self._pad_id())
         lengths_B = np.array([len(example.tokens) for example in padded], np.int32)
         room = pack.row_length + bucket(sampling.max_new_tokens)
         how = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
@@ -173,8 +172,9 @@ class Generator:
             rows *= 2
         return rows
 
-    def _pad_id(self) -> int | None:
-        return self.encoder_tokenizer.pad_id if self.model.pooling == "eos" else None
+    def _pad_id(self) -> int:
+        """Marker of eos pooling; no other pooling reads it."""
+        return self.encoder_tokenizer.pad_id if self.model.pooling == "eos" else 0
 
     def _stops(self, sampling: Sampling) -> frozenset[int]:
         if sampling.stop_ids is not None:
@@ -191,13 +191,10 @@ def bucket(length: int) -> int:
 
 
 def pack_for(examples_by_row: Sequence[Sequence[Example]], model: ModelConfig) -> PackConfig:
-    """A row layout, in bucketed sizes, into which every row of ``examples_by_row`` fits.
-
-    Raises ``ValueError`` on an empty span.
-    """
+    """A row layout, in bucketed sizes, into which every row of ``examples_by_row`` fits."""
     length = bucket(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
-    spans = [[len(span) for example in row for span in example.spans] for row in examples_by_row]
-    tables = [plan_spans(lengths, model, allow_empty=model.pooling != "eos") for lengths in spans]
+    spans = [[max(1, len(span)) for example in row for span in example.spans] for row in examples_by_row]
+    tables = [plan_spans(lengths, model) for lengths in spans]
     # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
     longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
     width = -(-bucket(longest) // model.ratio) * model.ratio
@@ -235,3 +232,10 @@ def _choose(
     """The next token of every row, and the tokens that it has generated so far."""
     tokens_B = pick(logits_BV, seen_BV, key, *how)
     return tokens_B, seen_BV.at[jnp.arange(tokens_B.shape[0]), tokens_B].set(True)
+
+
+def golden_greedy(case: Case, prompts: Sequence[Example], count: int, penalty: float) -> list[list[int]]:
+    """``count`` tokens after each prompt, always the largest logit, never stopping (what ``run_golden`` asks for)."""
+    generator = Generator(case.params, case.model, case.decoder, case.encoder)
+    sampling = Sampling(max_new_tokens=count, repetition_penalty=penalty, stop_ids=())
+    return [list(generation.ids) for generation in generator.generate_examples(prompts, sampling)]

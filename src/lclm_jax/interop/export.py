@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def export_model(
         (part / folder).mkdir(parents=True)
         declared = [Declared(t.name, t.shape) for t in table if t.folder == folder]
         limit = shard_bytes if folder != "adapter" else 2**62  # the PyTorch loader reads the adapter from one file
-        write_folder(part / folder, declared, lambda name, folder=folder: read(folder, name), dtype, limit, stem)
+        write_folder(part / folder, declared, partial(read, folder), dtype, limit, stem)
     _write_side_files(part / "decoder", model, dtype, decoder_ids, decoder_tokenizer)
     _write_side_files(part / "encoder", model, dtype, encoder_ids, encoder_tokenizer)
     write_json(part / "model_config.json", model_json(model))

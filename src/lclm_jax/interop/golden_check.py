@@ -50,7 +50,8 @@ class Check:
 
     def __str__(self) -> str:
         verdict = "ok  " if self.ok else "FAIL"
-        return f"{verdict} {self.case} {self.quantity}: abs {self.max_abs:.3g}, rel {self.max_rel:.3g}, allowed {self.allowed}"
+        apart = f"abs {self.max_abs:.3g}, rel {self.max_rel:.3g}, allowed {self.allowed}"
+        return f"{verdict} {self.case} {self.quantity}: {apart}"
 
 
 def compare(case: str, quantity: str, found: Any, expected: Any, tolerance: Tolerance) -> Check:

@@ -1,0 +1,51 @@
+"""``lclm golden DIR``: our outputs beside those of the public PyTorch implementation, case by case.
+
+The format, and the tolerances, are those of the README of the reference outputs. A directory may hold any part of it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from lclm_jax.config import MeshConfig
+from lclm_jax.interop.golden_case import load_case
+from lclm_jax.interop.golden_check import Check
+from lclm_jax.interop.golden_model import Greedy, check_model
+from lclm_jax.interop.golden_text import check_packing, check_processor, check_tokenizers
+from lclm_jax.interop.golden_training import check_schedules, check_training
+from lclm_jax.parallel import make_mesh, use_mesh
+
+
+def run_golden(directory: str | Path, greedy: Greedy) -> Iterator[Check]:
+    """Yield one ``Check`` per case and quantity of ``directory``, as they are made.
+
+    Args:
+        directory: holds ``checkpoints/``, ``cases/``, ``training/``, ``lr_schedule.json``, ``tokenizer_cases.json`` and
+            ``pack_sequences.json``, or some of them.
+        greedy: generation (``lclm_jax.inference.golden_greedy``).
+
+    Raises:
+        ValueError: if the directory holds nothing of that format, or a case or checkpoint cannot be read.
+    """
+    directory = Path(directory)
+    cases = sorted(path.parent for path in directory.glob("cases/*/case.json"))
+    runs = sorted(directory.glob("training/*.json"))
+    single = {
+        "tokenizer_cases.json": lambda path: check_tokenizers(path, directory / "checkpoints"),
+        "pack_sequences.json": check_packing,
+        "lr_schedule.json": check_schedules,
+    }
+    present = [name for name in single if (directory / name).is_file()]
+    if not cases and not runs and not present:
+        raise ValueError(f"{directory} holds no golden cases; name a folder with cases/NAME/case.json")
+    # Products in full float32: accelerators round their inputs by default.
+    with jax.default_matmul_precision("highest"), use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        for name in present:
+            yield from single[name](directory / name)
+        for folder in cases:
+            case = load_case(folder, directory / "checkpoints")
+            yield from check_processor(case)
+            yield from check_model(case, folder, greedy)
+        for path in runs:
+            yield from check_training(path, directory)
