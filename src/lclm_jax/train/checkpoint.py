@@ -1,0 +1,218 @@
+"""Checkpoints of one stage: asynchronous, atomic, restored on any mesh.
+
+A checkpoint is a folder ``STEP/`` with three Orbax items: ``params`` (float32 master parameters, large leaves chunked
+by layer so that one layer can be read alone), ``rest`` (step, random key, optimizer state) and ``meta`` (JSON: the data
+position, the resolved configuration, its hash). Orbax writes into a temporary folder and renames it, so a folder named
+by a number is complete; leftovers of a killed save are removed before the next save.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+
+from lclm_jax.config import CheckpointConfig
+from lclm_jax.train.freeze import path_name
+from lclm_jax.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+# Orbax logs tracebacks of failures that it also raises; one message, ours, is enough.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+# Layers below this size stay together: chunks cost time and space of their own.
+CHUNK_BYTES = 2**20
+# What Orbax and tensorstore raise when a file cannot be written or read.
+_STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read or trusted; the message names the folder and the fix."""
+
+
+class Checkpoints:
+    """The checkpoints below ``folder``; close it (or leave its ``with``) to wait for the last save.
+
+    Args:
+        folder: absolute or relative; made if it does not exist, unless read only.
+        settings: which checkpoints are kept; None opens the folder for reading only.
+    """
+
+    def __init__(self, folder: Path, settings: CheckpointConfig | None = None):
+        self.folder = folder.absolute()
+        self._manager: ocp.CheckpointManager | None = None
+        if settings is None and not self.folder.is_dir():
+            return
+        policies: list[Any] = [LatestN(settings.keep_last)] if settings else []
+        if settings and settings.keep_every:
+            policies.append(EveryNSteps(settings.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            create=settings is not None,
+            read_only=settings is None,
+            cleanup_tmp_directories=settings is not None,
+            preservation_policy=AnyPreservationPolicy(policies) if policies else None,
+        )
+        try:
+            if settings is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise CheckpointError(f"cannot open {self.folder} for checkpoints: {_line(error)}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._manager is None:
+            return
+        if error is None:
+            self.wait()
+        else:
+            try:
+                self._manager.wait_until_finished()
+            except _STORAGE_ERRORS as second:  # the error on its way out is the one to report
+                logger.debug("the save in flight failed too: %s", _line(second))
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps()) if self._manager else []
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+        """Copy ``state`` to the host and write it in the background; first waits for the save before.
+
+        Raises:
+            CheckpointError: this save could not begin, or the one before failed; older checkpoints are intact.
+        """
+        assert self._manager is not None, "opened for reading only"
+        rest = {"step": state.step, "rng": state.rng, "opt_state": state.opt_state}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(state.params, save_args=_by_layer(state.params)),
+                    rest=ocp.args.PyTreeSave(rest),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+                force=True,
+            )
+        except _STORAGE_ERRORS as error:
+            self._fail_save(error)
+
+    def wait(self) -> None:
+        """Block until the last save is complete; raises ``CheckpointError`` if it failed."""
+        try:
+            if self._manager is not None:
+                self._manager.wait_until_finished()
+        except _STORAGE_ERRORS as error:
+            self._fail_save(error)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON stored with the checkpoint of ``step``."""
+        return dict(self._restore(step, meta=ocp.args.JsonRestore())["meta"])
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of ``step`` in the shapes, dtypes and shardings of ``abstract`` (any mesh).
+
+        Raises:
+            CheckpointError: damaged, of another model, or holding a value that is not finite.
+        """
+        rest = {"step": abstract.step, "rng": abstract.rng, "opt_state": abstract.opt_state}
+        restored = self._restore(step, params=_onto(abstract.params), rest=_onto(rest))
+        state = TrainState(params=restored["params"], **restored["rest"])
+        check_finite({"params": state.params, "opt_state": state.opt_state}, str(self.folder / str(step)))
+        return state
+
+    def restore_params(self, step: int, abstract: Any) -> Any:
+        """The parameters of ``step`` alone, in the structure and shapes of ``abstract``.
+
+        A leaf of ``abstract`` with a sharding comes back as a JAX array that lies so, one without as NumPy.
+
+        Raises:
+            CheckpointError: damaged, of another model, or holding a value that is not finite.
+        """
+        params = self._restore(step, params=_onto(abstract))["params"]
+        check_finite(params, str(self.folder / str(step)))
+        return params
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        if self._manager is None or step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has: {known}")
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except _STORAGE_ERRORS as error:
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
+        older = [other for other in self.steps() if other < step]
+        way = f"delete that folder to go on from step {older[-1]}" if older else "delete that folder to begin again"
+        return CheckpointError(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}); {way}")
+
+    def _fail_save(self, error: BaseException) -> NoReturn:
+        kept = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        intact = f"the checkpoint of step {max(kept)} is intact" if kept else "there is no earlier checkpoint"
+        raise CheckpointError(
+            f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: free some space, then"
+            " start again to go on"
+        ) from error
+
+
+def check_finite(tree: Any, where: str) -> None:
+    """Raise ``CheckpointError`` naming the first leaf of ``tree`` that holds a NaN or an infinity."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = [(path_name(path), leaf) for path, leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if all(isinstance(leaf, np.ndarray) for _, leaf in leaves):
+        finite = [bool(np.isfinite(leaf).all()) for _, leaf in leaves]
+    else:
+        finite = jax.device_get(_all_finite([leaf for _, leaf in leaves])).tolist()
+    bad = [name for (name, _), good in zip(leaves, finite, strict=True) if not good]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"checkpoint {where} holds a value that is not finite in {bad[0]}{more}; delete that folder to go on from"
+            " an earlier one"
+        )
+
+
+@jax.jit
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def _onto(abstract: Any) -> Any:
+    """How to restore a tree of ``jax.ShapeDtypeStruct``: on the devices of its shardings, or on the host."""
+
+    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+        if leaf.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    return ocp.args.PyTreeRestore(abstract, restore_args=jax.tree.map(how, abstract))
+
+
+def _by_layer(params: Any) -> Any:
+    """Save arguments that cut large stacked leaves into one chunk a layer."""
+
+    def cut(path: Any, leaf: Any) -> ocp.SaveArgs:
+        layer_bytes = leaf.nbytes // leaf.shape[0]
+        if "layers" in path_name(path).split("/") and layer_bytes >= CHUNK_BYTES:
+            return ocp.SaveArgs(chunk_byte_size=layer_bytes, shard_axes=(0,))
+        return ocp.SaveArgs()
+
+    return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def _line(error: BaseException) -> str:
+    """The first line of what ``error`` says."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -1,0 +1,145 @@
+import os
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lclm_jax.config import CheckpointConfig, MeshConfig
+from lclm_jax.model.lclm import abstract_params, init_params
+from lclm_jax.parallel import make_mesh
+from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.optimizer import make_optimizer
+from lclm_jax.train.state import abstract_state, fresh_state, params_shardings
+
+SETTINGS = CheckpointConfig(keep_last=2, keep_every=4)
+
+
+@pytest.fixture
+def setup(make_config):
+    """(configuration, optimizer, state on one device)."""
+    config = make_config(lr={"adapter": 1e-2})
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(config.train.optimizer, config.stages["only"], abstract_params(config.model))
+    params = jax.device_put(init_params(config.model, jax.random.key(0)), params_shardings(config.model, one))
+    return config, optimizer, fresh_state(params, config.model, optimizer, one, seed=3)
+
+
+def equal(one, two):
+    return jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one, two))
+
+
+def test_keeps_the_last_and_every_fourth_and_restores_on_another_mesh(setup, tmp_path):
+    config, optimizer, state = setup
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(state._replace(step=jnp.int32(step)), step, {"rows_consumed": 8 * step})
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        assert checkpoints.steps() == [4, 6, 7]
+        assert checkpoints.meta(7) == {"rows_consumed": 56}
+        eight = make_mesh(MeshConfig(fsdp=4, tensor=-1, replica=2))
+        restored = checkpoints.restore(7, abstract_state(config.model, optimizer, eight))
+        assert int(restored.step) == 7 and equal(restored.params, state.params)
+        assert equal(restored.opt_state, state.opt_state) and equal(restored.rng, state.rng)
+        assert len(restored.params["adapter"]["fc1"]["kernel"].sharding.device_set) == 8
+        on_host = checkpoints.restore_params(7, abstract_params(config.model))
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host)) and equal(on_host, state.params)
+
+
+def test_a_save_holds_the_state_of_its_step_while_training_goes_on(setup, tmp_path):
+    config, _, state = setup
+    donating = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 2 + 1, tree), donate_argnums=0)
+    before = jax.tree.map(np.array, state.params)
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(state, 1, {})
+        params = state.params
+        for _ in range(3):
+            params = donating(params)
+        checkpoints.wait()
+        assert equal(checkpoints.restore_params(1, abstract_params(config.model)), before)
+
+
+def test_stacked_leaves_are_stored_layer_by_layer(setup, tmp_path, monkeypatch):
+    monkeypatch.setattr("lclm_jax.train.checkpoint.CHUNK_BYTES", 0)
+    _, _, state = setup
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(state, 1, {})
+    import tensorstore as ts
+
+    store = {"driver": "ocdbt", "base": f"file://{tmp_path}/1/params"}
+    kernel = ts.open({"driver": "zarr", "kvstore": store | {"path": "decoder.layers.mlp.up.kernel/"}}).result()
+    assert kernel.chunk_layout.read_chunk.shape[0] == 1
+    np.testing.assert_array_equal(
+        kernel[1].read().result(), state.params["decoder"]["layers"]["mlp"]["up"]["kernel"][1]
+    )
+
+
+def test_a_nan_is_named(setup, tmp_path):
+    config, optimizer, state = setup
+    state.params["adapter"]["fc1"]["bias"] = state.params["adapter"]["fc1"]["bias"].at[2].set(jnp.nan)
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(state, 1, {})
+        checkpoints.wait()
+        with pytest.raises(CheckpointError, match=r"not finite in adapter/fc1/bias; delete"):
+            checkpoints.restore_params(1, abstract_params(config.model))
+        one = make_mesh(MeshConfig(), jax.devices()[:1])
+        with pytest.raises(CheckpointError, match=r"not finite in params/adapter/fc1/bias"):
+            checkpoints.restore(1, abstract_state(config.model, optimizer, one))
+
+
+# Reads and writes that fail leave callbacks of tensorstore behind, which find their event loop closed.
+late_callbacks = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@late_callbacks
+def test_a_full_disk_leaves_the_earlier_checkpoint(setup, tmp_path):
+    config, _, state = setup
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(state, 1, {})
+        checkpoints.wait()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+            with pytest.raises(CheckpointError, match=r"could not be written.*the checkpoint of step 1 is intact"):
+                checkpoints.save(state, 2, {})
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        assert checkpoints.steps() == [1]
+        assert equal(checkpoints.restore_params(1, abstract_params(config.model)), state.params)
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_removed(setup, tmp_path):
+    _, _, state = setup
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(state, 1, {})
+    leftover = tmp_path / "2.orbax-checkpoint-tmp"
+    (leftover / "params").mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+    assert leftover.exists()  # opened for reading only
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(state, 2, {})
+    assert not leftover.exists()
+
+
+@late_callbacks
+def test_damaged_or_absent_checkpoints_are_explained(setup, tmp_path):
+    config, _, state = setup
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state, step, {})
+    for root, _, files in os.walk(tmp_path / "2" / "params"):
+        for name in files:
+            if "/d" in root:
+                open(os.path.join(root, name), "w").close()
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"2 cannot be read .* delete that folder to go on from step 1"):
+            checkpoints.restore_params(2, abstract_params(config.model))
+        with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; it has: 1, 2"):
+            checkpoints.meta(9)
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        assert checkpoints.latest() is None
