@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -62,8 +62,9 @@ def write_shard(root: Path, name: str, key: str, records: Iterable[Columns], cou
                     ragged.setdefault(column, []).append(values)
         finally:
             writer.close()
-        metadata = {"key": key, "records": str(written), "counts": json.dumps(dict(sorted(counts.items())))}
-        save_file(pack_lengths(scalars, ragged), partial_lengths, metadata)
+        about = {"key": key, "records": written, "counts": dict(sorted(counts.items()))}
+        # One entry: safetensors writes several in no fixed order.
+        save_file(pack_lengths(scalars, ragged), partial_lengths, {"about": json.dumps(about)})
         os.replace(partial, path)
         os.replace(partial_lengths, lengths_path(path))  # last: a shard with lengths is whole
     except (OSError, RuntimeError) as error:
@@ -76,20 +77,24 @@ def finished_shard(root: Path, name: str, key: str) -> Written | None:
     lengths = lengths_path(root / name)
     if not (lengths.is_file() and (root / name).is_file()):
         return None
-    columns, metadata = read_lengths(lengths)
-    return _summary(root, name, columns, metadata) if metadata.get("key") == key else None
+    try:
+        columns, metadata = read_lengths(lengths)
+    except PreparedError:
+        return None  # damaged: made again
+    made_by = json.loads(metadata.get("about", "{}")).get("key")
+    return _summary(root, name, columns, metadata) if made_by == key else None
 
 
-def _summary(root: Path, name: str, columns: dict[str, np.ndarray], metadata: dict[str, Any]) -> Written:
-    path = root / name
+def _summary(root: Path, name: str, columns: dict[str, np.ndarray], metadata: dict[str, str]) -> Written:
+    path, about = root / name, json.loads(metadata["about"])
     totals = {column: int(values.sum()) for column, values in columns.items() if "/" not in column}
     if "span_tokens/values" in columns:
         totals["encoder_tokens"] = int(columns["span_tokens/values"].sum())
     shard = Shard(
         file=name,
-        records=int(metadata["records"]),
+        records=about["records"],
         bytes=path.stat().st_size,
         sha256=file_digest(path),
         lengths_sha256=file_digest(lengths_path(path)),
     )
-    return Written(shard, totals, Counter(json.loads(metadata["counts"])))
+    return Written(shard, totals, Counter(about["counts"]))

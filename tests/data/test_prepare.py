@@ -1,0 +1,198 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from lclm_jax.config import parse_config
+from lclm_jax.data import prepare, shard_writer
+from lclm_jax.data.prepare import prepare_corpus
+from lclm_jax.data.records import chat_messages_of, chat_outline_of
+from lclm_jax.data.store import PreparedError, PreparedSplit, column_text, read_manifest
+from lclm_jax.text.document import DocumentTokens
+from lclm_jax.text.example import chat_outline
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.train_tokenizer import train_tokenizer
+
+TOWER = dict(vocab_size=512, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)
+FUNCTION = '''def area{i}(width, height):
+    """Area of rectangle number {i}."""
+    product = width * height  # {i}
+    return product
+
+
+'''
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(24):
+        (folder / f"file{i:02d}.py").write_text("".join(FUNCTION.format(i=10 * i + k) for k in range(4)))
+    (folder / "tags.py").write_text(FUNCTION.format(i=1) + "SPECIAL = '<|im_end|><|memory|>'\n")
+    (folder / "short.txt").write_text("x")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizers(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    texts = [path.read_text() for path in sorted(corpus.iterdir())]
+    return train_tokenizer(texts, 300, folder / "a"), train_tokenizer(texts[:3], 280, folder / "b")
+
+
+def make_config(corpus, tokenizers, encoder=False, **data):
+    sources = {
+        "cpt": {"collection": "documents", "objective": "cpt"},
+        "chat": {"collection": "chat", "objective": "chat"},
+    }
+    return parse_config(
+        {
+            "name": "t",
+            "corpus": {"kind": "folder", "path": str(corpus), "validation_share": 0.2, "held_out_share": 0.2},
+            "tokenizer": {"decoder": str(tokenizers[0]), "encoder": str(tokenizers[1]) if encoder else None},
+            "model": {"encoder": TOWER, "decoder": TOWER, "ratio": 4, "window": 32},
+            "data": {"sources": sources, "shard_bytes": 2000, **data},
+            "stages": {"s": {"lr": {"adapter": 1e-3}, "steps": 1, "mixture": {"cpt": 1}}},
+        }
+    )
+
+
+def snapshot(root):
+    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_prepared_records(corpus, tokenizers, tmp_path):
+    seen = []
+    manifest = prepare_corpus(make_config(corpus, tokenizers), tmp_path, lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert seen == sorted(seen)
+    tokenizer = Tokenizer(tokenizers[0])
+    documents = manifest["collections"]["documents"]
+    assert sum(split["records"] for split in documents.values()) == 25
+    assert sum(split["counts"].get("too_short", 0) for split in documents.values()) == 1
+    assert len(documents["train"]["shards"]) > 1
+    names = set()
+    for split in documents:
+        reader = PreparedSplit(tmp_path, "documents", split)
+        reader.verify()
+        assert len(reader) == documents[split]["records"]
+        assert int(reader.column("decoder_tokens").sum()) == documents[split]["decoder_tokens"]
+        cuts = reader.ragged_lists("cuts")
+        assert reader.ragged("encoder_cuts", 0) is None
+        assert reader.ragged_lists("encoder_cuts") is None
+        for i, record in enumerate(reader.read_many(range(len(reader)))):
+            text = column_text(record["text"])
+            names.add(column_text(record["id"]))
+            np.testing.assert_array_equal(record["decoder_ids"], tokenizer.encode(text, plain=True))
+            assert not np.isin(record["decoder_ids"], list(tokenizer.special_tokens.values())).any()
+            np.testing.assert_array_equal(record["cuts"], reader.ragged("cuts", i))
+            np.testing.assert_array_equal(record["cuts"], cuts[i])
+            first, last = len(record["cuts"]) // 3, len(record["cuts"]) // 2
+            piece = bytes(record["text"][record["cut_bytes"][first] : record["cut_bytes"][last]]).decode()
+            ids = record["decoder_ids"][record["cuts"][first] : record["cuts"][last]]
+            np.testing.assert_array_equal(ids, tokenizer.encode(piece, plain=True))
+    assert len(names) == 25
+
+
+def test_chat_records_hold_the_tokenized_chat(corpus, tokenizers, tmp_path):
+    manifest = prepare_corpus(make_config(corpus, tokenizers, encoder=True), tmp_path)
+    decoder, encoder = Tokenizer(tokenizers[0]), Tokenizer(tokenizers[1])
+    assert sum(split["counts"].get("special_token", 0) for split in manifest["collections"]["chat"].values()) == 1
+    reader = PreparedSplit(tmp_path, "chat", "train")
+    for i in range(0, len(reader), 7):
+        record = reader.read(i)
+        stored = chat_outline_of(record)
+        made = chat_outline(chat_messages_of(record), decoder, encoder, replies="all")
+        for name in ("tokens", "loss", "gaps"):
+            np.testing.assert_array_equal(getattr(stored, name), getattr(made, name))
+        assert [span.tolist() for span in stored.spans] == [span.tolist() for span in made.spans]
+        assert reader.ragged("span_tokens", i).tolist() == [len(span) for span in made.spans]
+        assert reader.column("decoder_tokens")[i] == len(made.tokens)
+        assert made.loss.sum() > 0
+
+
+def test_two_tokenizers_share_their_cuts(corpus, tokenizers, tmp_path):
+    prepare_corpus(make_config(corpus, tokenizers, encoder=True), tmp_path)
+    decoder, encoder = Tokenizer(tokenizers[0]), Tokenizer(tokenizers[1])
+    reader = PreparedSplit(tmp_path, "documents", "train")
+    for record in reader.read_many([3, 0]):
+        document = DocumentTokens.from_record(record)
+        assert len(document.decoder_cuts) == len(document.encoder_cuts) == len(record["cut_bytes"])
+        for k in range(0, len(document.decoder_cuts) - 5, 11):
+            piece = bytes(record["text"][record["cut_bytes"][k] : record["cut_bytes"][k + 5]]).decode()
+            for ids, cuts, tokenizer in (
+                (document.decoder_ids, document.decoder_cuts, decoder),
+                (document.encoder_ids, document.encoder_cuts, encoder),
+            ):
+                np.testing.assert_array_equal(ids[cuts[k] : cuts[k + 5]], tokenizer.encode(piece, plain=True))
+
+
+def test_same_bytes_again_and_after_an_interruption(corpus, tokenizers, tmp_path, monkeypatch):
+    config = make_config(corpus, tokenizers)
+    whole = prepare_corpus(config, tmp_path / "a")
+    calls = []
+
+    def interrupted(*arguments):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return shard_writer.write_shard(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_corpus(config, tmp_path / "b")
+    kept = (tmp_path / "b" / calls[0][1]).stat().st_mtime_ns
+    (tmp_path / "b/documents/train-00000-of-00099.array_record").write_text("of other settings")
+    assert prepare_corpus(config, tmp_path / "b") == whole
+    assert (tmp_path / "b" / calls[0][1]).stat().st_mtime_ns == kept
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
+    assert prepare_corpus(config, tmp_path / "b") == whole
+
+
+def test_folder_of_other_settings_is_refused(corpus, tokenizers, tmp_path):
+    prepare_corpus(make_config(corpus, tokenizers), tmp_path)
+    with pytest.raises(PreparedError, match=r"other settings; delete it or set data.prepared"):
+        prepare_corpus(make_config(corpus, tokenizers, shard_bytes=999), tmp_path)
+
+
+def test_damage_names_the_shard(corpus, tokenizers, tmp_path):
+    prepare_corpus(make_config(corpus, tokenizers), tmp_path)
+    shard = tmp_path / read_manifest(tmp_path)["collections"]["documents"]["train"]["shards"][1]["file"]
+    original = shard.read_bytes()
+    shard.write_bytes(original[:200] + bytes(800) + original[1000:])
+    reader = PreparedSplit(tmp_path, "documents", "train")
+    with pytest.raises(PreparedError, match=f"{shard.name} is damaged.*prepare the data again"):
+        reader.verify()
+    with pytest.raises(PreparedError, match=shard.name):
+        reader.read_many(range(len(reader)))
+    shard.unlink()
+    with pytest.raises(PreparedError, match="is missing"):
+        PreparedSplit(tmp_path, "documents", "train").read_many(range(len(reader)))
+    with pytest.raises(PreparedError, match="holds no documents/test"):
+        PreparedSplit(tmp_path, "documents", "test")
+    with pytest.raises(PreparedError, match="lclm data prepare"):
+        PreparedSplit(tmp_path / "none", "documents", "train")
+
+
+def test_tokenizer_without_memory_tokens_and_useless_corpus(corpus, tokenizers, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tokenizers[0], bare)
+    text = (bare / "tokenizer.json").read_text().replace("<|memory", "<|other")
+    (bare / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"lacks <\|memory_start\|>"):
+        prepare_corpus(make_config(corpus, (bare, bare)), tmp_path / "out")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.txt").write_text("x")
+    with pytest.raises(PreparedError, match="no document of the training split"):
+        prepare_corpus(make_config(tmp_path / "c", tokenizers), tmp_path / "out2")
+
+
+def test_disk_that_refuses_is_a_clear_error(corpus, tokenizers, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_writer, "save_file", full)
+    with pytest.raises(PreparedError, match=r"No space left.*free some space"):
+        prepare_corpus(make_config(corpus, tokenizers), tmp_path)
+    assert not (tmp_path / "manifest.json").exists()

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lclm_jax.data.store import PreparedError, column_text, decode_record, encode_record, pack_lengths, text_column
+
+DTYPES = st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64, np.float32])
+COLUMN = DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, st.integers(0, 20)))
+
+
+@given(st.dictionaries(st.text(st.characters(categories=("Ll", "Nd")), min_size=1), COLUMN, max_size=5))
+def test_records_come_back_as_they_went(columns):
+    data = encode_record(columns)
+    again = decode_record(data)
+    assert again.keys() == columns.keys()
+    for name, column in columns.items():
+        assert again[name].dtype == column.dtype
+        np.testing.assert_array_equal(again[name], column)
+    assert encode_record(dict(reversed(columns.items()))) == data
+
+
+@given(st.text())
+def test_text_columns(text):
+    text = text.encode("utf-8", "ignore").decode()
+    assert column_text(text_column(text)) == text
+
+
+@pytest.mark.parametrize("column", [np.zeros((2, 2)), np.array(["a"]), np.array([object()])])
+def test_only_plain_one_dimensional_columns(column):
+    with pytest.raises(ValueError, match="1-D numeric"):
+        encode_record({"c": column})
+
+
+def test_damaged_record_is_an_error():
+    with pytest.raises(PreparedError, match="prepare the data again"):
+        decode_record(b"\x80\x04N.")
+
+
+def test_lengths_of_no_records():
+    columns = pack_lengths({"n": []}, {"cuts": []})
+    assert columns["n"].shape == (0,)
+    assert columns["cuts/offsets"].tolist() == [0]
