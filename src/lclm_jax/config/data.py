@@ -90,7 +90,7 @@ class DataConfig(Tree):
     """Prepared shards and how examples are made and packed."""
 
     prepared: str | None = key(None, "Folder of prepared shards; null: data/ in the run's folder.")
-    shard_bytes: int = key(64 * 2**20, "Size at which a new shard is begun.", gt=0)
+    shard_bytes: int = key(64 * 2**20, "Bytes of corpus text that go into one shard.", gt=0)
     sources: dict[str, SourceConfig] = key({}, "Named sources; stages mix them by weight.")
     pack: PackConfig = key(PackConfig(), "Row layout; a stage may replace it.")
     workers: int = key(0, "Loader worker processes; 0: threads of the trainer.", ge=0)

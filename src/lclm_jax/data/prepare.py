@@ -18,7 +18,7 @@ from lclm_jax.data.chat_set import chats_of
 from lclm_jax.data.corpus import SPLITS, Document, Entry, list_corpus, read_entry
 from lclm_jax.data.records import Columns, chat_columns, document_columns
 from lclm_jax.data.shard_writer import Written, finished_shard, write_shard
-from lclm_jax.data.store import FORMAT, MANIFEST, PreparedError, lengths_path
+from lclm_jax.data.store import FORMAT, MANIFEST, PreparedError, lengths_path, read_manifest
 from lclm_jax.text.cuts import CutFinder, TokenizedText, common_cuts
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
@@ -116,11 +116,11 @@ def _settings(config: Config, tools: Tools, entries: Sequence[Entry]) -> dict[st
 
 
 def _finished_manifest(root: Path, key: str) -> dict[str, Any] | None:
-    path = root / MANIFEST
-    if not path.is_file():
-        return None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("key") != key:
+    try:
+        manifest = read_manifest(root)
+    except PreparedError:
+        return None  # absent, damaged or of another format: made anew
+    if manifest["key"] != key:
         raise PreparedError(
             f"{root} was prepared from another corpus or with other settings; delete it or set data.prepared to a new"
             " folder"

@@ -50,7 +50,7 @@ class DocumentTokens:
 def cpt_example_from_ids(
     document: DocumentTokens, segments: Sequence[Segment], memory: MemoryIds, ratio: int
 ) -> Example:
-    """Continual pre-training over ``segments`` (``spans.cpt_segments``): loss on raw tokens only."""
+    """Continual pre-training over alternating ``segments``: loss on raw tokens only."""
     tags = np.array([memory.start, memory.end], np.int32)
     tokens, gaps, spans, length = [], [], [], 0
     for segment in segments:

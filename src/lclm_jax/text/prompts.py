@@ -14,13 +14,13 @@ REPETITION_REQUESTS = (
     "Repeat the text:\n{memory}",
     "{memory}\nRepeat it word for word.",
     "Copy this: {memory}",
+    "{memory}\nCopy it.",
     "{memory}\nWhat does the text say?",
-    "{memory}\nWrite it out in full.",
-    "Write out the text:\n{memory}",
-    "{memory}\nPrint the text above, unchanged.",
+    "Write it out in full: {memory}",
+    "{memory}\nPrint the text above.",
     "Recite: {memory}",
     "{memory}\nGive the exact text.",
-    "Here is a text:\n{memory}\nReturn it as it is.",
+    "Return this as it is:\n{memory}",
     "{memory}\nDecode.",
 )
 """User messages; the span stands where ``{memory}`` is."""

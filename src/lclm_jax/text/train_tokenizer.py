@@ -36,7 +36,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) 
         ``out_dir``.
 
     Raises:
-        ValueError: ``vocab_size`` below the bytes and special tokens, or no text at all.
+        ValueError: ``vocab_size`` below the bytes and special tokens, no text at all, or a disk that refuses.
     """
     if vocab_size < _SMALLEST:
         raise ValueError(
@@ -79,7 +79,6 @@ class _Counted:
 
 
 def _save(built: tokenizers.Tokenizer, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": IM_END,
@@ -99,5 +98,9 @@ def _save(built: tokenizers.Tokenizer, folder: Path) -> Path:
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
