@@ -13,7 +13,7 @@ ALLOWED = {
     "config": set(),
     "batch": {"config"},
     "kernels": set(),
-    "parallel": {"config"},
+    "parallel": {"config", "batch"},
     "text": {"config"},
     "data": {"config", "batch", "text"},
     "model": {"config", "batch", "kernels", "parallel"},

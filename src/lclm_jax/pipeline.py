@@ -112,3 +112,74 @@ def _fingerprint(config: Config, step: Step) -> str:
     """The free keys that the step depends on; every other key is held fixed by ``claim_run``."""
     flat = _flatten(config.model_dump(mode="json"))
     return json.dumps({name: value for name, value in flat.items() if step.free and name.startswith(step.free)})
+
+
+def _survey_corpus(config: Config) -> dict[str, Any]:
+    from collections import Counter
+
+    from lclm_jax.data.corpus import SPLITS, list_corpus
+
+    entries = list_corpus(config.corpus)
+    files, sizes = Counter(e.split for e in entries), Counter[str]()
+    for entry in entries:
+        sizes[entry.split] += entry.size
+    for split in SPLITS:
+        logger.info("%s: %d files, %.1f MB", split, files[split], sizes[split] / 1e6)
+    return {split: {"files": files[split], "bytes": sizes[split]} for split in SPLITS}
+
+
+def _train_tokenizer(config: Config) -> dict[str, Any]:
+    from lclm_jax.data.corpus import read_corpus
+    from lclm_jax.text.tokenizer import Tokenizer
+    from lclm_jax.text.train_tokenizer import train_tokenizer
+
+    size = config.tokenizer.vocab_size
+    if size is None:
+        raise ValueError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
+    texts = (document.text for document in read_corpus(config.corpus, ("train",)))
+    folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
+    tokenizer = Tokenizer.from_folder(folder)
+    return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
+
+
+def _prepare(config: Config) -> dict[str, Any]:
+    from lclm_jax.data.prepare import prepare_corpus
+
+    return prepare_corpus(config, RunPaths(config).prepared)
+
+
+def _train_stage(config: Config, stage: str) -> dict[str, Any]:
+    from lclm_jax.train.stages import train
+
+    train(config, only_stage=stage)
+    return {}
+
+
+def _evaluate(config: Config) -> dict[str, Any]:
+    from lclm_jax.data.loader import load_tokenizers
+    from lclm_jax.eval.run import evaluate
+    from lclm_jax.train.stages import load_params
+
+    result = evaluate(config, load_params(config), load_tokenizers(config))
+    write_json(RunPaths(config).evaluation, result)
+    return {}
+
+
+def _export(config: Config) -> dict[str, Any]:
+    return {}
+
+
+def _generate(config: Config) -> dict[str, Any]:
+    from lclm_jax.ops.samples import sample_answers
+
+    paths = RunPaths(config)
+    write_json(paths.generations, sample_answers(config, paths.export))
+    return {}
+
+
+def _report(config: Config) -> dict[str, Any]:
+    from lclm_jax.ops.report import build_report
+
+    report = build_report(config, Ledger(RunPaths(config).progress).steps)
+    logger.info("%s", RunPaths(config).report)
+    return {name: report[name] for name in ("recovered_share", "verbatim_token_accuracy", "held_out_tokens")}

@@ -1,0 +1,257 @@
+"""The report of a run: report.json for programs, report.md with plots for people."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lclm_jax import __version__
+from lclm_jax.config import Config, RunPaths, config_hash, dump_config
+from lclm_jax.ops import plots
+from lclm_jax.ops.ledger import write_json
+
+_PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "array-record", "tokenizers", "numpy")
+
+
+def build_report(config: Config, steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Gather what the run's files hold and write report.json, report.md and plots/.
+
+    Args:
+        config: the run.
+        steps: the pipeline's ledger.
+
+    Returns:
+        The content of report.json.
+    """
+    paths = RunPaths(config)
+    evaluation = read_json(paths.evaluation)
+    generations = read_json(paths.generations)
+    curves = {name: read_metrics(paths.stage(name) / "metrics.jsonl") for name in config.stages}
+    report = summary(config, evaluation, curves, steps)
+    write_json(paths.report.with_suffix(".json"), report | {"evaluation": evaluation, "generations": generations})
+    draw_plots(paths.report.parent / "plots", evaluation, curves, steps)
+    text = markdown(config, report, evaluation, generations)
+    paths.report.write_text(text, encoding="utf-8")
+    return report
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in ``path``; raises ``ValueError`` that names the command that makes it."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing; run `lclm pipeline` to make it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a stage's metrics.jsonl in order of steps; where a resumed run wrote a step again, the last one.
+
+    A last line that a kill cut short is left out.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    by_step: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines) - 1:
+                break
+            continue
+        by_step[entry["step"]] = entry
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def summary(
+    config: Config,
+    evaluation: Mapping[str, Any],
+    curves: Mapping[str, list[dict[str, Any]]],
+    steps: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The numbers of report.json: plain values, each estimate with its standard error beside it."""
+    speeds = [entry["raw_tokens_per_s"] for entries in curves.values() for entry in entries[1:]]
+    speed = np.array(speeds) if speeds else np.array([np.nan])
+    losses = evaluation["loss_nats"]
+    return {
+        "name": config.name,
+        "recovered_share": evaluation["recovered_share"]["value"],
+        "recovered_share_standard_error": evaluation["recovered_share"]["standard_error"],
+        "verbatim_token_accuracy": evaluation["verbatim_token_accuracy"]["value"],
+        "verbatim_token_accuracy_standard_error": evaluation["verbatim_token_accuracy"]["standard_error"],
+        "loss_nats": {name: losses[name]["value"] for name in losses},
+        "loss_nats_standard_error": {name: losses[name]["standard_error"] for name in losses},
+        "gain_nats": {name: gain["value"] for name, gain in evaluation["gain_nats"].items()},
+        "gain_nats_standard_error": {name: gain["standard_error"] for name, gain in evaluation["gain_nats"].items()},
+        "repetition_gain_nats": evaluation["repetition_gain_nats"]["value"],
+        "repetition_gain_nats_standard_error": evaluation["repetition_gain_nats"]["standard_error"],
+        "held_out_tokens": evaluation["held_out_tokens"],
+        "raw_tokens_per_s": float(speed.mean()),
+        "raw_tokens_per_s_standard_error": float(speed.std(ddof=1) / np.sqrt(len(speed))) if len(speed) > 1 else None,
+        "wall_seconds": sum(step["wall_seconds"] for step in steps.values()),
+        "peak_memory_bytes": max((step["peak_memory_bytes"] for step in steps.values()), default=0),
+        "steps": {
+            name: {key: step[key] for key in ("wall_seconds", "peak_memory_bytes", "attempts")}
+            for name, step in steps.items()
+        },
+        "prepared": {name: step.get("result") for name, step in steps.items() if name in ("corpus", "prepare")},
+        "environment": environment(),
+        "config_hash": config_hash(config),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = {name: metadata.version(name) for name in _PACKAGES}
+    return {"lclm_jax": __version__, "python": platform.python_version(), "machine": platform.machine(), **packages}
+
+
+def draw_plots(
+    folder: Path,
+    evaluation: Mapping[str, Any],
+    curves: Mapping[str, list[dict[str, Any]]],
+    steps: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write the PNG plots of the report."""
+
+    def series(name: str) -> dict[str, tuple[list[float], list[float]]]:
+        return {
+            stage: ([entry["step"] for entry in entries], [entry[name] for entry in entries])
+            for stage, entries in curves.items()
+        }
+
+    plots.plot_stages(folder / "loss.png", series("loss_nats"), "training loss (nats per token)")
+    speed = {stage: (x[1:], y[1:]) for stage, (x, y) in series("raw_tokens_per_s").items()}
+    plots.plot_stages(folder / "speed.png", speed, "raw tokens per second")
+    positions = evaluation["loss_nats_by_position"]
+    plots.plot_context_gain(
+        folder / "context_gain.png",
+        {name: [entry["value"] for entry in entries] for name, entries in positions.items()},
+        {name: _errors(entries) for name, entries in positions.items()},
+    )
+    depth = evaluation["verbatim_accuracy_by_depth"]
+    plots.plot_depth(folder / "repetition.png", [entry["value"] for entry in depth], _errors(depth))
+    shown = {name: step for name, step in steps.items() if name != "report"}
+    plots.plot_cost(
+        folder / "cost.png",
+        list(shown),
+        [step["wall_seconds"] for step in shown.values()],
+        [step["peak_memory_bytes"] for step in shown.values()],
+    )
+
+
+def _errors(entries: list[dict[str, Any]]) -> list[float]:
+    return [entry["standard_error"] or 0.0 for entry in entries]
+
+
+def markdown(config: Config, report: Mapping[str, Any], evaluation: Mapping[str, Any], generations: list) -> str:
+    """report.md."""
+    settings, model = evaluation["settings"], config.model
+    speed_error = report["raw_tokens_per_s_standard_error"]
+    lines = [
+        f"# {config.name}",
+        "",
+        f"Compression {model.ratio}x, windows of {model.window} tokens, {model.mask} mask, {model.pooling} pooling,"
+        f" {model.adapter.type} adapter. Measured on {report['held_out_tokens']:,} tokens of held-out files that"
+        " neither training nor the tokenizer has seen. ± is one standard error over files.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| recovered share of the context gain | {_pm(evaluation['recovered_share'])} |",
+        f"| token accuracy of verbatim repetition from latents | {_pm(evaluation['verbatim_token_accuracy'])} |",
+        f"| speed in training | {report['raw_tokens_per_s']:,.0f}"
+        f"{f' ± {speed_error:,.0f}' if speed_error else ''} raw tokens/s |",
+        f"| wall time | {report['wall_seconds'] / 60:.1f} min |",
+        f"| peak memory | {report['peak_memory_bytes'] / 1e9:.2f} GB |",
+        "",
+        "## What context is worth",
+        "",
+        f"Loss of {settings['continuation_tokens']} tokens after {settings['context_tokens']} tokens of context.",
+        "",
+        "| context | loss (nats per token) | gain |",
+        "|---|---|---|",
+        *(_gain_row(name, label, evaluation) for name, label in _VARIANTS.items()),
+        "",
+        "![loss by position](plots/context_gain.png)",
+        "",
+        "## Verbatim repetition",
+        "",
+        *_repetition(evaluation),
+        "",
+        "![accuracy by depth](plots/repetition.png)",
+        "",
+        "## Training",
+        "",
+        "![loss](plots/loss.png)",
+        "![speed](plots/speed.png)",
+        "",
+        "## Answers of the exported model",
+        "",
+        "Greedy, from the exported folder read back. The text in memory tags reached the decoder as latents only.",
+        "",
+        *_answers(generations),
+        "## Cost",
+        "",
+        "![cost](plots/cost.png)",
+        "",
+        "| step | wall time (s) | peak memory (MB) | attempts |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {step['wall_seconds']:.1f} | {step['peak_memory_bytes'] / 1e6:.0f} | {step['attempts']} |"
+            for name, step in report["steps"].items()
+        ),
+        "",
+        "## Environment and configuration",
+        "",
+        ", ".join(f"{name} {version}" for name, version in report["environment"].items()),
+        "",
+        f"Hash {report['config_hash']}.",
+        "",
+        "```yaml",
+        dump_config(config).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_VARIANTS = {"none": "none", "latents": "latents", "raw": "raw text"}
+
+
+def _pm(estimate: Mapping[str, Any]) -> str:
+    error = estimate["standard_error"]
+    return f"{estimate['value']:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def _gain_row(name: str, label: str, evaluation: Mapping[str, Any]) -> str:
+    gain = evaluation["gain_nats"].get(name)
+    return f"| {label} | {_pm(evaluation['loss_nats'][name])} | {_pm(gain) if gain else ''} |"
+
+
+def _repetition(evaluation: Mapping[str, Any]) -> list[str]:
+    losses, free = evaluation["repetition_loss_nats"], evaluation["free_running"]
+    lines = [
+        f"Spans of up to {evaluation['settings']['repetition_tokens']} tokens, each token predicted after the true ones"
+        f" before it: {_pm(evaluation['verbatim_token_accuracy'])} right. Loss {_pm(losses['latents'])} nats with"
+        f" latents, {_pm(losses['none'])} without.",
+    ]
+    if free:
+        lines.append(
+            f"Free-running greedy repetition of {free['exact_share']['count']} spans: {_pm(free['token_accuracy'])} of"
+            f" tokens right, {_pm(free['exact_share'])} of spans exact."
+        )
+    return lines
+
+
+def _answers(generations: list[Mapping[str, str]]) -> list[str]:
+    lines = []
+    for entry in generations:
+        fence = "~~~~"
+        lines += [f"**{entry['task']}** ({entry['id']})", "", fence, entry["prompt"].strip("\n"), fence]
+        lines += ["answered", fence, entry["answer"].strip("\n"), fence]
+        if entry["expected"] is not None:
+            lines += ["expected", fence, entry["expected"].strip("\n"), fence]
+        lines.append("")
+    return lines
