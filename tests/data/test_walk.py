@@ -22,7 +22,7 @@ def random_cuts(seed, documents, longest=300):
 
 def segments_of(pieces, i):
     """(compressed, first cut, last cut) of example ``i``."""
-    bounds = pieces.bounds[pieces.offsets[i] : pieces.offsets[i + 1]]
+    bounds = pieces.bounds.list(i)
     return [
         (bool(pieces.opens_compressed[i]) ^ bool(k % 2), int(a), int(b)) for k, (a, b) in enumerate(pairwise(bounds))
     ]
@@ -40,7 +40,7 @@ def test_pieces_alternate_within_limits_and_never_overlap(seed, law, first, raw_
     decoder, encoder = random_cuts(seed, 12)
     spans = SpanConfig(law=law, min_tokens=4, max_tokens=30, raw_min_tokens=5, raw_max_tokens=40, first=first)
     spans = spans.model_copy(update={"raw_share": raw_share})
-    limits = Limits(positions=positions, ratio=4, window=16, window_extra=0, encoder_positions=64)
+    limits = Limits(positions=positions, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
     pieces = walk_pieces(make_cut_table(decoder, encoder), spans, limits, seed)
     end = {}
     for i, record in enumerate(pieces.record.tolist()):
@@ -90,7 +90,7 @@ def test_spans_follow_each_other_and_cover_the_documents(seed, law):
 def test_a_document_does_not_depend_on_the_others():
     decoder, encoder = random_cuts(3, 5)
     spans = SpanConfig(min_tokens=4, max_tokens=30, raw_min_tokens=5, raw_max_tokens=40)
-    limits = Limits(positions=90, ratio=4, window=16, window_extra=0, encoder_positions=64)
+    limits = Limits(positions=90, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
     for walk in (lambda t: walk_pieces(t, spans, limits, 7), lambda t: walk_spans(t, spans, 7)):
         whole, part = walk(make_cut_table(decoder, encoder)), walk(make_cut_table(decoder[:2], encoder[:2]))
         wanted = [segments_of(whole, i) for i, r in enumerate(whole.record) if r < 2]
@@ -98,16 +98,16 @@ def test_a_document_does_not_depend_on_the_others():
 
 
 def test_a_stretch_that_cannot_be_cut_is_skipped_and_nothing_gives_nothing():
-    limits = Limits(positions=20, ratio=4, window=16, window_extra=0, encoder_positions=64)
+    limits = Limits(positions=20, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
     cuts = [np.array([0, 100, 110, 118])]
     pieces = walk_pieces(make_cut_table(cuts, cuts), SpanConfig(min_tokens=4, max_tokens=8), limits, 0)
-    assert min(pieces.bounds) == 1
+    assert min(pieces.bounds.values) == 1
     for walked in (
         walk_pieces(make_cut_table([], []), SpanConfig(), limits, 0),
         walk_spans(make_cut_table([np.array([0])], [np.array([0])]), SpanConfig(), 0),
     ):
         assert walked.record.size == 0
-        assert walked.offsets.tolist() == [0]
+        assert walked.bounds.offsets.tolist() == [0]
 
 
 @pytest.mark.parametrize("law", ["fixed", "uniform", "log_uniform"])

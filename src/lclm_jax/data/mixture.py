@@ -45,10 +45,14 @@ class MixtureOrder:
     def block_after(self, block: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``block(block)``, given how many examples of each source the blocks ``before`` it hold."""
         counts = self.counts(np.array([block]))[0]
-        sources = np.repeat(np.arange(counts.size), counts)
-        draws = np.concatenate([start + np.arange(count) for start, count in zip(before, counts, strict=True)])
         order = permutation(draw_key(self._key, block), BLOCK)
-        return sources[order], draws[order]
+        sources = np.repeat(np.arange(counts.size), counts)[order]
+        # A source is drawn in turn, so its epochs do not mix inside a block.
+        draws = np.empty(BLOCK, np.int64)
+        draws[np.argsort(sources, kind="stable")] = np.concatenate(
+            [start + np.arange(count) for start, count in zip(before, counts, strict=True)]
+        )
+        return sources, draws
 
     def locate(self, source: int, draw: int) -> tuple[int, int]:
         """(epoch, place in the epoch's order) of a source's draw."""

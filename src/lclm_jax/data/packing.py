@@ -4,11 +4,34 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lclm_jax.config import PackConfig
-from lclm_jax.data.windows import place_types
+import numpy as np
+
+from lclm_jax.config import ModelConfig, PackConfig
+from lclm_jax.data.ragged import Ragged
+from lclm_jax.data.windows import place_types, plan_spans
+
+_MAX_AGE = 8
+"""A row is closed after at most this many times ``lookahead`` younger rows were opened."""
 
 WindowTypes = Sequence[tuple[int, int, int]]
 """(storage, context, count) of equal windows; see ``windows.window_types``."""
+
+
+class ExampleWindows:
+    """The window types of many examples, from the lengths of their spans (encoder tokens)."""
+
+    def __init__(self, spans: Ragged, model: ModelConfig):
+        table = plan_spans(spans.values, model)
+        keys = np.stack([spans.owners()[table.span], -table.storage, table.context])
+        (example, storage, self._context), self._count = np.unique(keys, axis=1, return_counts=True)
+        self._storage = -storage
+        self._offsets = np.searchsorted(example, np.arange(spans.offsets.size))
+
+    def of(self, example: int) -> WindowTypes:
+        """Types of one example, largest first."""
+        part = slice(self._offsets[example], self._offsets[example + 1])
+        columns = (self._storage[part], self._context[part], self._count[part])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 @dataclass(slots=True, eq=False)
@@ -26,8 +49,8 @@ class RowPacker:
     """Best fit over a bounded number of open rows; deterministic, and a longer run only appends rows.
 
     An example goes to the open row with the least decoder room that takes it. If none does and ``pack.lookahead`` rows
-    are open, the fullest one is closed. Whether encoder windows fit is asked of the very function that places them when
-    the row is assembled.
+    are open, the fullest one is closed, or one that has been open for long. Whether encoder windows fit is asked of the
+    very function that places them when the row is assembled.
     """
 
     def __init__(self, ratio: int, pack: PackConfig):
@@ -58,7 +81,7 @@ class RowPacker:
                 return None
         closed = None
         if len(candidates) >= self._pack.lookahead:
-            closed = candidates.pop(max(range(len(candidates)), key=lambda i: self._fullness(candidates[i][2])))
+            closed = candidates.pop(self._which_to_close())
         self._serial += 1
         self._put(_OpenRow(self._serial, self._pack.row_length), example, tokens, types)
         return closed[2].examples if closed else None
@@ -68,6 +91,13 @@ class RowPacker:
         rows = sorted((row for _, _, row in self._open), key=self._fullness, reverse=True)
         self._open = []
         return [row.examples for row in rows]
+
+    def _which_to_close(self) -> int:
+        """Place of the fullest open row, or of one that stayed open for too long: no example waits forever."""
+        oldest = min(range(len(self._open)), key=lambda i: self._open[i][1])
+        if self._serial - self._open[oldest][1] >= _MAX_AGE * self._pack.lookahead:
+            return oldest
+        return max(range(len(self._open)), key=lambda i: self._fullness(self._open[i][2]))
 
     def _put(self, row: _OpenRow, example: int, tokens: int, types: WindowTypes) -> None:
         row.examples.append(example)

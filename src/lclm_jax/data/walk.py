@@ -11,6 +11,7 @@ import numpy as np
 
 from lclm_jax.config import SpanConfig
 from lclm_jax.data.draws import uniform
+from lclm_jax.data.ragged import Ragged
 
 
 class CutTable(NamedTuple):
@@ -38,8 +39,10 @@ class Limits(NamedTuple):
     """N."""
     window: int
     """W."""
-    window_extra: int
-    """Encoder positions a window takes beside its pooled tokens, at most."""
+    context: int
+    """Encoder positions read twice where two windows of a span meet (overlap)."""
+    markers: bool
+    """Whether each latent has a marker (eos pooling)."""
     encoder_positions: int
     """M * R."""
 
@@ -51,9 +54,7 @@ class Pieces(NamedTuple):
     """[examples] int64."""
     opens_compressed: np.ndarray
     """[examples] bool: whether the first segment is compressed; segments alternate."""
-    offsets: np.ndarray
-    """[examples + 1] int64 into ``bounds``."""
-    bounds: np.ndarray
+    bounds: Ragged
     """int32: cut indices inside the document; segment i of an example runs from bound i to bound i + 1."""
 
 
@@ -85,7 +86,7 @@ def walk_spans(table: CutTable, law: SpanConfig, key: int) -> Pieces:
     """
     documents = np.flatnonzero(table.last > table.first)
     at, last = table.first[documents], table.last[documents]
-    low, high = np.int64(law.min_tokens), np.int64(law.max_tokens)
+    low, high = np.array(law.min_tokens), np.array(law.max_tokens)
     steps: list[tuple[np.ndarray, ...]] = []
     while documents.size:
         share = uniform(key, documents, len(steps))
@@ -97,8 +98,8 @@ def walk_spans(table: CutTable, law: SpanConfig, key: int) -> Pieces:
         documents, at, last = documents[going], stop[going], last[going]
     record, start, stop = _in_document_order(steps, 3)
     bounds = np.stack([start, stop], axis=1) - table.first[record][:, None]
-    offsets = 2 * np.arange(record.size + 1)
-    return Pieces(record, np.ones(record.size, bool), offsets, bounds.reshape(-1).astype(np.int32))
+    sizes = np.full(record.size, 2)
+    return Pieces(record, np.ones(record.size, bool), Ragged.from_sizes(sizes, bounds.reshape(-1).astype(np.int32)))
 
 
 def walk_pieces(table: CutTable, law: SpanConfig, limits: Limits, key: int) -> Pieces:
@@ -148,8 +149,8 @@ def _step(
     stop = np.where(whole, last, stop)
     span = table.encoder[stop] - table.encoder[at]
     cost = -(-span // limits.ratio) + 2
-    windows = -(-span // limits.window)
-    storage = -(-(span + windows * limits.window_extra) // limits.ratio) * limits.ratio
+    storage = span + limits.context * ((span - 1) // limits.window) + limits.markers * (cost - 2)
+    storage = -(-storage // limits.ratio) * limits.ratio
     fits = (cost + law.raw_min_tokens <= room) & (used + storage <= limits.encoder_positions)
     # What ends a document, or cannot be compressed even alone, is read raw.
     raw = whole | ~compressed | (stop == last) | (fresh & ~fits)
@@ -211,4 +212,4 @@ def _join_pieces(table: CutTable, segments: list[np.ndarray]) -> Pieces:
     ends = np.cumsum(sizes)
     bounds = np.insert(start[chosen], ends, stop[chosen][ends - 1])
     bounds -= np.repeat(table.first[record], sizes + 1)
-    return Pieces(record, compressed[first], np.append(0, np.cumsum(sizes + 1)), bounds.astype(np.int32))
+    return Pieces(record, compressed[first], Ragged.from_sizes(sizes + 1, bounds.astype(np.int32)))

@@ -64,12 +64,12 @@ class WindowTable(NamedTuple):
 
 
 class Run(NamedTuple):
-    """``count`` equal windows in one encoder row, the first at ``offset``, the next ``stride`` further."""
+    """``copies`` equal windows in one encoder row, the first at ``offset``, the next ``stride`` further."""
 
     row: int
     offset: int
     stride: int
-    count: int
+    copies: int
 
 
 def plan_windows(num_tokens: int, model: ModelConfig) -> list[Window]:
@@ -157,7 +157,7 @@ def place_windows(table: WindowTable, ratio: int, pack: PackConfig) -> np.ndarra
         run.row * pack.encoder_row_length + run.offset + run.stride * i
         for runs in placed
         for run in runs
-        for i in range(run.count)
+        for i in range(run.copies)
     ]
     offsets[np.argsort(_type_keys(table), kind="stable")] = places
     return offsets

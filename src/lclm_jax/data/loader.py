@@ -1,0 +1,220 @@
+"""Batches of a stage in their one global order, made by Grain from the row index.
+
+An element of the Grain pipeline is a whole batch of this host's rows, a pure function of its number: threads, worker
+processes and the number of hosts change when it is made, never what it holds, and resuming is starting at another
+number. (Rows are not batched by Grain: ``batch`` before a multi-process ``prefetch`` once lost data, Grain issue 1129.)
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import Config, RunPaths
+from lclm_jax.data.index import RowIndex, open_index
+from lclm_jax.data.rows import assemble_batch
+from lclm_jax.data.sources import Source, Tokenizers, make_sources
+from lclm_jax.text.example import Example
+
+_CACHE_BYTES = 256 * 2**20
+_UNUSED_COLUMNS = ("id", "text", "cut_bytes", "messages")
+
+
+class BatchStats(NamedTuple):
+    """What the rows of one batch of this host hold."""
+
+    raw_tokens: int
+    """Tokens of text represented: decoder tokens without placeholders, and encoder tokens."""
+    decoder_tokens: int
+    """Decoder positions in use, placeholders included."""
+    encoder_tokens: int
+    """Pooled encoder tokens."""
+    latents: int
+    loss_tokens: int
+    """Positions with a loss weight above zero."""
+    examples: int
+    decoder_fill: float
+    """Share of the decoder positions in use."""
+    encoder_fill: float
+    """Pooled encoder tokens as a share of the encoder positions."""
+
+
+def batch_stats(batch: Batch) -> BatchStats:
+    """Count what a host batch holds."""
+    decoder = int(np.count_nonzero(batch.decoder_segments))
+    encoder = int(np.count_nonzero(batch.pool_weights))
+    latents = int(np.count_nonzero(batch.latent_index >= 0))
+    return BatchStats(
+        raw_tokens=decoder - latents + encoder,
+        decoder_tokens=decoder,
+        encoder_tokens=encoder,
+        latents=latents,
+        loss_tokens=int(np.count_nonzero(batch.loss_weights)),
+        examples=int(batch.decoder_segments.max(axis=1, initial=0).sum()),
+        decoder_fill=decoder / batch.decoder_segments.size,
+        encoder_fill=encoder / batch.pool_weights.size,
+    )
+
+
+class RecordCache:
+    """The most recently used records of all collections, without the columns that examples do not need."""
+
+    def __init__(self, budget_bytes: int = _CACHE_BYTES):
+        self._budget, self._bytes = budget_bytes, 0
+        self._records: OrderedDict[tuple[str, int], dict[str, np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return RecordCache, (self._budget,)
+
+    def get(self, wanted: Sequence[tuple[Source, int]]) -> list[dict[str, np.ndarray]]:
+        """Columns of each (source, record); those not at hand are read with one call per collection."""
+        keys = [(source.config.collection, record) for source, record in wanted]
+        splits = {source.config.collection: source.split for source, _ in wanted}
+        with self._lock:
+            found = {key: self._records[key] for key in keys if key in self._records}
+            for key in found:
+                self._records.move_to_end(key)
+        missing: dict[str, list[int]] = {}
+        for collection, record in dict.fromkeys(key for key in keys if key not in found):
+            missing.setdefault(collection, []).append(record)
+        for collection, records in missing.items():
+            for record, columns in zip(records, splits[collection].read_many(records), strict=True):
+                found[collection, record] = {k: v for k, v in columns.items() if k not in _UNUSED_COLUMNS}
+                self._keep((collection, record), found[collection, record])
+        return [found[key] for key in keys]
+
+    def _keep(self, key: tuple[str, int], columns: dict[str, np.ndarray]) -> None:
+        with self._lock:
+            if key in self._records:
+                return
+            self._records[key] = columns
+            self._bytes += sum(column.nbytes for column in columns.values())
+            while self._bytes > self._budget and len(self._records) > 1:
+                _, old = self._records.popitem(last=False)
+                self._bytes -= sum(column.nbytes for column in old.values())
+
+
+@dataclass(frozen=True, eq=False)
+class BatchMaker:
+    """Batch number -> this host's batch; may be sent to worker processes."""
+
+    index: RowIndex
+    sources: Sequence[Source]
+    batch_rows: int
+    """Rows of a batch over all hosts."""
+    first_row: int
+    """Global row that batch 0 begins with."""
+    host: tuple[int, int]
+    """(number of this host, number of hosts): hosts take equal consecutive parts of each batch."""
+    cache: RecordCache
+
+    def rows(self, number: int) -> range:
+        """Global rows of this host in batch ``number``."""
+        part = self.batch_rows // self.host[1]
+        first = self.first_row + number * self.batch_rows + self.host[0] * part
+        return range(first, first + part)
+
+    def examples(self, rows: Sequence[int]) -> list[list[Example]]:
+        """The examples of each of the global ``rows``."""
+        refs = [self.index.row(row) for row in rows]
+        flat = [ref for row in refs for ref in row]
+        records = iter(self.cache.get([(self.sources[ref.source], ref.record) for ref in flat]))
+        return [[self.sources[ref.source].example(ref, next(records)) for ref in row] for row in refs]
+
+    def __call__(self, number: int) -> tuple[Batch, BatchStats]:
+        """Make batch ``number`` (from 0 at ``first_row``)."""
+        setup = self.sources[0].setup
+        pad = setup.tokenizers.encoder.pad_id if setup.model.pooling == "eos" else None
+        batch = assemble_batch(self.examples(self.rows(number)), setup.model, setup.pack, pad)
+        return batch, batch_stats(batch)
+
+
+class Loader(Iterator[tuple[Batch, BatchStats]]):
+    """Iterator over the rest of a stage's batches; close it (or use ``with``) to end its threads and processes."""
+
+    def __init__(self, maker: BatchMaker, batches: int, workers: int, prefetch: int):
+        self.maker, self._batches, self._done = maker, batches, 0
+        data: Any = grain.MapDataset.range(batches).map(maker)
+        # One thread keeps ahead of the device; more would contend for the interpreter lock.
+        options = grain.ReadOptions(num_threads=int(prefetch > 0), prefetch_buffer_size=prefetch)
+        data = data.to_iter_dataset(options)
+        if workers:
+            # Grain's workers ask absl for their flags, which a program without absl.app never parses.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            buffered = max(1, prefetch // workers)
+            data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffered))
+        self._iterator = iter(data)
+
+    def __next__(self) -> tuple[Batch, BatchStats]:
+        batch, stats = next(self._iterator)
+        self._done += 1
+        return Batch(*batch), BatchStats(*stats)
+
+    def __len__(self) -> int:
+        """Batches left."""
+        return self._batches - self._done
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def index(self) -> RowIndex:
+        """The row index that the batches come from."""
+        return self.maker.index
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores: rows consumed by all hosts together, and the digest of the index."""
+        rows = self.maker.first_row + self._done * self.maker.batch_rows
+        return {"rows_consumed": rows, "index_digest": self.index.digest}
+
+    def close(self) -> None:
+        """End the pipeline's threads and processes."""
+        self._iterator.close()
+
+
+def make_loader(
+    config: Config,
+    stage: str,
+    tokenizers: Tokenizers,
+    rows_consumed: int = 0,
+    host: tuple[int, int] = (0, 1),
+    split: str = "train",
+    index_folder: str | Path | None = None,
+) -> Loader:
+    """Batches of ``stage`` from row ``rows_consumed`` on; builds its row index first if there is none.
+
+    Args:
+        config: The run.
+        stage: Name of a stage.
+        tokenizers: The run's tokenizers.
+        rows_consumed: Global rows already trained on: ``state()["rows_consumed"]`` of a checkpoint, else 0.
+        host: (number of this host, number of hosts).
+        split: Split of the prepared collections.
+        index_folder: Where the index is kept; default: ``index`` in the stage's folder.
+
+    Raises:
+        ValueError: ``batch_rows`` is not a multiple of the hosts, or a source cannot be used.
+    """
+    rows, hosts = config.stages[stage].batch_rows, host[1]
+    if rows % hosts:
+        raise ValueError(
+            f"batch_rows={rows} (stage {stage}) is not a multiple of {hosts} hosts; every host takes as many rows:"
+            f" use {rows // hosts * hosts or hosts}"
+        )
+    sources = make_sources(config, stage, tokenizers, split)
+    index = open_index(config, stage, sources, index_folder or RunPaths(config).stage(stage) / "index")
+    batches = max(0, config.stages[stage].steps * rows - rows_consumed) // rows
+    maker = BatchMaker(index, sources, rows, rows_consumed, host, RecordCache())
+    return Loader(maker, batches, config.data.workers, config.data.prefetch)

@@ -1,0 +1,271 @@
+"""Sources: how the records of a prepared collection become examples, and how long each will be.
+
+An epoch of a source is planned from lengths and cut points alone (``plan``); a planned example is a small reference
+(record, variant, cut bounds) from which ``example`` makes the tokens when its row is needed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lclm_jax.config import Config, ModelConfig, PackConfig, RunPaths, SourceConfig
+from lclm_jax.data.draws import draw_key, uniform
+from lclm_jax.data.packing import ExampleWindows, RowPacker
+from lclm_jax.data.ragged import Ragged, join
+from lclm_jax.data.records import chat_outline_of
+from lclm_jax.data.store import PreparedSplit
+from lclm_jax.data.walk import CutTable, Limits, Pieces, make_cut_table, walk_pieces, walk_spans
+from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
+from lclm_jax.text.example import Example, expand
+from lclm_jax.text.prompts import repetition_prompts
+from lclm_jax.text.tokenizer import Tokenizer
+
+
+class Tokenizers(NamedTuple):
+    """The two tokenizers of a run; the same object twice where there is one."""
+
+    decoder: Tokenizer
+    encoder: Tokenizer
+
+
+class ExampleRef(NamedTuple):
+    """What a row index stores of one example."""
+
+    source: int
+    """Index of the source in the stage's mixture."""
+    record: int
+    variant: int
+    """cpt: 1 if the first segment is compressed; reconstruction: which request; chat: 0."""
+    bounds: np.ndarray
+    """int32: cut indices between which the segments lie; empty for chat."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochPlan:
+    """All examples of one epoch of a source, without their tokens; columns of one length."""
+
+    record: np.ndarray
+    variant: np.ndarray
+    bounds: Ragged
+    tokens: np.ndarray
+    """int64 [examples]: decoder positions, tags and placeholders included."""
+    spans: Ragged
+    """int64: encoder tokens of each span."""
+    raw_tokens: np.ndarray
+    """int64 [examples]: tokens of text represented: decoder tokens without placeholders, and encoder tokens."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Examples left out while planning, by reason."""
+
+
+class Source(ABC):
+    """One collection under one objective; see ``make_sources``."""
+
+    def __init__(self, name: str, config: SourceConfig, split: PreparedSplit, setup: "SourceSetup"):
+        self.name, self.config, self.split, self.setup = name, config, split, setup
+
+    @abstractmethod
+    def plan(self, epoch: int) -> EpochPlan:
+        """All examples of ``epoch``: a pure function of (seed, source, epoch) and the prepared lengths."""
+
+    @abstractmethod
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:
+        """The example ``ref`` of the record ``columns`` at the model's ratio."""
+
+    def inputs(self) -> dict[str, Any]:
+        """What the plans of this source depend on beside the set-up, as plain values for a digest."""
+        return {"name": self.name, "config": self.config.model_dump(mode="json"), "data": self.split.digest}
+
+    def _key(self, epoch: int) -> int:
+        return draw_key(self.setup.seed, self.name, epoch)
+
+    @property
+    def _positions(self) -> int:
+        row = self.setup.pack.row_length
+        return row if self.config.max_tokens is None else min(row, self.config.max_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSetup:
+    """What all sources of a stage share."""
+
+    model: ModelConfig
+    pack: PackConfig
+    tokenizers: Tokenizers
+    seed: int
+    cuts: dict[str, CutTable] = field(default_factory=dict)
+    """Cut tables by collection, read once."""
+
+    def __reduce__(self):
+        # Worker processes make examples and never plan, so the cut tables stay behind.
+        return SourceSetup, (self.model, self.pack, self.tokenizers, self.seed)
+
+
+class _DocumentSource(Source):
+    @property
+    def _cuts(self) -> CutTable:
+        known = self.setup.cuts
+        if self.config.collection not in known:
+            decoder = self.split.ragged_lists("cuts")
+            if decoder is None:
+                raise ValueError(
+                    f"source {self.name}: objective={self.config.objective} cuts documents, which collection"
+                    f" {self.config.collection!r} does not hold; use a collection of documents or objective=chat"
+                )
+            known[self.config.collection] = make_cut_table(decoder, self.split.ragged_lists("encoder_cuts") or decoder)
+        return known[self.config.collection]
+
+
+class CptSource(_DocumentSource):
+    """Continual pre-training: documents cut into examples of alternating raw and compressed segments."""
+
+    def plan(self, epoch: int) -> EpochPlan:  # noqa: D102 - see the base class
+        model, pack = self.setup.model, self.setup.pack
+        context = model.overlap * (2 if model.mask == "bidirectional" else 1)
+        room = pack.encoder_rows * pack.encoder_row_length
+        limits = Limits(self._positions, model.ratio, model.window, context, model.pooling == "eos", room)
+        pieces = walk_pieces(self._cuts, self.config.spans, limits, self._key(epoch))
+        plan = self._measure(pieces)
+        while (halves := self._halve_what_exceeds_the_encoder(pieces, plan)) is not None:
+            pieces = halves
+            plan = self._measure(pieces)
+        return plan
+
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
+        bounds = ref.bounds.tolist()
+        segments = [Segment(bool(ref.variant ^ i & 1), bounds[i], bounds[i + 1]) for i in range(len(bounds) - 1)]
+        document, memory = DocumentTokens.from_record(columns), self.setup.tokenizers.decoder.memory_ids
+        return cpt_example_from_ids(document, segments, memory, self.setup.model.ratio)
+
+    def _measure(self, pieces: Pieces) -> EpochPlan:
+        cuts, sizes = self._cuts, pieces.bounds.sizes - 1
+        where = pieces.bounds.values + np.repeat(cuts.first[pieces.record], pieces.bounds.sizes)
+        ends = np.cumsum(pieces.bounds.sizes)
+        start, stop = np.delete(where, ends - 1), np.delete(where, ends - pieces.bounds.sizes)
+        place = np.arange(start.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        compressed = np.repeat(pieces.opens_compressed, sizes) ^ (place % 2 == 1)
+        decoder, encoder = cuts.decoder[stop] - cuts.decoder[start], cuts.encoder[stop] - cuts.encoder[start]
+        cost = np.where(compressed, -(-encoder // self.setup.model.ratio) + 2, decoder)
+        spans = Ragged.from_sizes(Ragged.from_sizes(sizes, compressed).sums(), encoder[compressed])
+        return EpochPlan(
+            record=pieces.record,
+            variant=pieces.opens_compressed.astype(np.int64),
+            bounds=pieces.bounds,
+            tokens=Ragged.from_sizes(sizes, cost).sums(),
+            spans=spans,
+            raw_tokens=Ragged.from_sizes(sizes, np.where(compressed, encoder + 2, decoder)).sums(),
+        )
+
+    def _halve_what_exceeds_the_encoder(self, pieces: Pieces, plan: EpochPlan) -> Pieces | None:
+        """Cut each example whose windows do not fit a row in two, before a span; None if there is none to cut."""
+        model = self.setup.model
+        packer, windows = RowPacker(model.ratio, self.setup.pack), ExampleWindows(plan.spans, model)
+        large = np.flatnonzero(plan.spans.sizes > 1)
+        halved, parts, opens = [], [], []
+        for i in large.tolist():
+            bounds = pieces.bounds.list(i)
+            first = int(pieces.opens_compressed[i])
+            spans = [k for k in range(1, bounds.size - 1) if (k % 2 == 0) == bool(first)]
+            if not spans or not packer.rejects(0, windows.of(i)):
+                continue
+            middle = spans[len(spans) // 2]
+            halved.append(i)
+            parts += [bounds[: middle + 1], bounds[middle:]]
+            opens += [bool(first), True]
+        if not halved:
+            return None
+        kept = np.delete(np.arange(pieces.record.size), halved)
+        sizes = np.array([part.size for part in parts])
+        return Pieces(
+            np.append(pieces.record[kept], np.repeat(pieces.record[halved], 2)),
+            np.append(pieces.opens_compressed[kept], opens),
+            join([pieces.bounds.take(kept), Ragged.from_sizes(sizes, np.concatenate(parts))]),
+        )
+
+
+class RepetitionSource(_DocumentSource):
+    """Reconstruction: consecutive spans of the documents, each to be repeated verbatim."""
+
+    def plan(self, epoch: int) -> EpochPlan:  # noqa: D102
+        cuts, pieces = self._cuts, walk_spans(self._cuts, self.config.spans, self._key(epoch))
+        overhead = np.array([prompt.overhead for prompt in repetition_prompts(self.setup.tokenizers.decoder)])
+        count = pieces.record.size
+        variant = (uniform(self._key(epoch) ^ 1, np.arange(count)) * overhead.size).astype(np.int64)
+        where = (pieces.bounds.values.reshape(-1, 2) + cuts.first[pieces.record][:, None]).T
+        decoder, encoder = np.diff(cuts.decoder[where], axis=0)[0], np.diff(cuts.encoder[where], axis=0)[0]
+        tokens = overhead[variant] + -(-encoder // self.setup.model.ratio) + decoder
+        fits = tokens <= self._positions
+        return EpochPlan(
+            record=pieces.record[fits],
+            variant=variant[fits],
+            bounds=pieces.bounds.take(np.flatnonzero(fits)),
+            tokens=tokens[fits],
+            spans=Ragged(np.arange(int(fits.sum()) + 1), encoder[fits]),
+            raw_tokens=(overhead[variant] + decoder + encoder)[fits],
+            dropped={"longer_than_example": int(count - fits.sum())},
+        )
+
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
+        segment = Segment(True, int(ref.bounds[0]), int(ref.bounds[1]))
+        decoder, document = self.setup.tokenizers.decoder, DocumentTokens.from_record(columns)
+        prompt = repetition_prompts(decoder)[ref.variant]
+        return reconstruction_example_from_ids(prompt, document, segment, decoder.memory_ids, self.setup.model.ratio)
+
+    def inputs(self) -> dict[str, Any]:  # noqa: D102
+        prompts = repetition_prompts(self.setup.tokenizers.decoder)
+        return super().inputs() | {"prompts": [[p.head.tolist(), p.tail.tolist(), p.closing.tolist()] for p in prompts]}
+
+
+class ChatSource(Source):
+    """Prepared chats: one record, one example."""
+
+    def plan(self, epoch: int) -> EpochPlan:  # noqa: D102
+        spans = self.split.ragged_lists("span_tokens")
+        if spans is None:
+            raise ValueError(
+                f"source {self.name}: objective=chat needs prepared chats, which collection"
+                f" {self.config.collection!r} does not hold; use collection=chat or another objective"
+            )
+        tokens = self.split.column("decoder_tokens").astype(np.int64)
+        lengths = Ragged.from_sizes(
+            np.array([len(one) for one in spans], np.int64), np.concatenate([np.zeros(0, np.int64), *spans])
+        )
+        latents = Ragged(lengths.offsets, -(-lengths.values // self.setup.model.ratio))
+        positions = tokens + latents.sums()
+        record = np.flatnonzero(positions <= self._positions)
+        return EpochPlan(
+            record=record,
+            variant=np.zeros_like(record),
+            bounds=Ragged.from_sizes(np.zeros_like(record), np.zeros(0, np.int32)),
+            tokens=positions[record],
+            spans=lengths.take(record),
+            raw_tokens=(tokens + lengths.sums())[record],
+            dropped={"longer_than_example": positions.size - record.size},
+        )
+
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
+        placeholder = self.setup.tokenizers.decoder.memory_ids.placeholder
+        return expand(chat_outline_of(columns), self.setup.model.ratio, placeholder)
+
+
+_OBJECTIVES: dict[str, type[Source]] = {"cpt": CptSource, "reconstruction": RepetitionSource, "chat": ChatSource}
+
+
+def make_sources(config: Config, stage: str, tokenizers: Tokenizers, split: str = "train") -> list[Source]:
+    """The sources of a stage's mixture, in its order; collections are opened once.
+
+    Raises:
+        ValueError: A collection is not prepared, or does not suit its source's objective.
+    """
+    model = config.model.model_copy(update={"memory_token_ids": tuple(tokenizers.decoder.memory_ids)})
+    setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed)
+    opened: dict[str, PreparedSplit] = {}
+    sources = []
+    for name in config.stages[stage].mixture:
+        source = config.data.sources[name]
+        if source.collection not in opened:
+            opened[source.collection] = PreparedSplit(RunPaths(config).prepared, source.collection, split)
+        sources.append(_OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
+    return sources

@@ -1,0 +1,270 @@
+import shutil
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lclm_jax.config import parse_config
+from lclm_jax.data.index import IndexFailure, RowIndex, build_index, index_inputs, open_index
+from lclm_jax.data.loader import RecordCache, batch_stats, make_loader
+from lclm_jax.data.prepare import prepare_corpus
+from lclm_jax.data.rows import unpack_row
+from lclm_jax.data.sources import ExampleRef, Tokenizers, make_sources
+from lclm_jax.data.store import PreparedSplit
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.train_tokenizer import train_tokenizer
+
+FILES = ("bisect.py", "heapq.py", "textwrap.py", "shlex.py", "stat.py", "keyword.py", "fnmatch.py", "colorsys.py")
+BACKBONE = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=512)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A prepared run over a few files of the standard library: (config values, tokenizers)."""
+    root = tmp_path_factory.mktemp("run")
+    (root / "corpus").mkdir()
+    library = Path(sysconfig.get_path("stdlib"))
+    for name in FILES:
+        shutil.copy(library / name, root / "corpus" / name)
+    texts = [(root / "corpus" / name).read_text() for name in FILES]
+    train_tokenizer(texts, 512, root / "tokenizer")
+    spans = {"min_tokens": 8, "max_tokens": 32, "raw_min_tokens": 8, "raw_max_tokens": 32}
+    values = {
+        "name": "test",
+        "run_dir": str(root),
+        "corpus": {"kind": "folder", "path": str(root / "corpus"), "validation_share": 0, "held_out_share": 0},
+        "tokenizer": {"decoder": str(root / "tokenizer")},
+        "model": {"encoder": BACKBONE, "decoder": BACKBONE, "ratio": 4, "window": 32},
+        "data": {
+            "sources": {
+                "cpt": {"collection": "documents", "objective": "cpt", "max_tokens": 120, "spans": spans},
+                "repeat": {"collection": "documents", "objective": "reconstruction", "spans": spans},
+                "chat": {"collection": "chat", "objective": "chat"},
+            },
+            "pack": {"row_length": 256, "encoder_rows": 4, "encoder_row_length": 128, "lookahead": 16},
+        },
+        "stages": {
+            "mixed": {
+                "lr": {"adapter": 1e-3},
+                "steps": 6,
+                "batch_rows": 8,
+                "mixture": {"cpt": 0.4, "repeat": 0.5, "chat": 0.1},
+            }
+        },
+    }
+    config = parse_config(values)
+    prepare_corpus(config, root / "data")
+    tokenizer = Tokenizer.from_folder(root / "tokenizer")
+    return values, Tokenizers(tokenizer, tokenizer)
+
+
+def edited(values, **changes):
+    """A configuration with changed keys of its stage, ``data`` or ``model``."""
+    stage = values["stages"]["mixed"] | changes.pop("stage", {})
+    data = values["data"] | changes.pop("data", {})
+    model = values["model"] | changes.pop("model", {})
+    return parse_config(values | {"stages": {"mixed": stage}, "data": data, "model": model} | changes)
+
+
+def batches(config, tokenizers, **options):
+    with make_loader(config, "mixed", tokenizers, **options) as loader:
+        return [batch for batch, _ in loader]
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        for name, x, y in zip(a._fields, a, b, strict=True):
+            assert np.array_equal(x, y) if x is not None else y is None, name
+
+
+@pytest.fixture(scope="module")
+def reference(run):
+    """All batches of the stage, made without threads."""
+    values, tokenizers = run
+    return batches(edited(values, data={"prefetch": 0}), tokenizers)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_threads_and_workers_do_not_change_the_batches(run, reference, workers):
+    values, tokenizers = run
+    assert_equal(batches(edited(values, data={"workers": workers, "prefetch": 2}), tokenizers), reference)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_take_disjoint_parts_of_the_same_batches(run, reference, hosts):
+    values, tokenizers = run
+    config = edited(values, data={"prefetch": 0})
+    parts = [batches(config, tokenizers, host=(host, hosts)) for host in range(hosts)]
+    whole = [
+        type(one[0])(*(None if x[0] is None else np.concatenate(x) for x in zip(*one, strict=True)))
+        for one in zip(*parts, strict=True)
+    ]
+    assert_equal(whole, reference)
+
+
+def test_resume_continues_where_the_rows_ended(run, reference):
+    values, tokenizers = run
+    config = edited(values, data={"prefetch": 3})
+    with make_loader(config, "mixed", tokenizers) as loader:
+        first = [next(loader)[0] for _ in range(2)]
+        state = loader.state()
+        assert len(loader) == 4
+    rest = batches(config, tokenizers, rows_consumed=state["rows_consumed"])
+    assert_equal(first + rest, reference)
+    assert state == {"rows_consumed": 16, "index_digest": loader.index.digest}
+
+
+def test_rows_hold_whole_examples_and_stats_count_them(run, reference):
+    values, tokenizers = run
+    with make_loader(edited(values), "mixed", tokenizers) as loader:
+        batch, stats = next(loader)
+        refs = [loader.index.row(row) for row in range(8)]
+        info = loader.index.info
+    assert stats == batch_stats(batch)
+    assert stats.examples == sum(map(len, refs))
+    assert 0.9 < info["decoder_fill"] <= 1
+    assert stats.raw_tokens > stats.decoder_tokens
+    examples = 0
+    for i in range(8):
+        row = {name: x[i] for name, x in batch._asdict().items() if x is not None}
+        for example in unpack_row(row, 4):
+            assert example.loss.any()
+            examples += 1
+    assert examples == stats.examples
+
+
+def test_an_epoch_holds_every_example_once(run):
+    values, tokenizers = run
+    for name in ("cpt", "repeat", "chat"):
+        config = edited(values, stage={"mixture": {name: 1.0}})
+        sources = make_sources(config, "mixed", tokenizers)
+        plan = sources[0].plan(0)
+        # So many rows that the first epoch is through.
+        rows = int(plan.tokens.sum() // 256 * 1.1) + 10 * 16
+        built = build_index(config, "mixed", sources, rows)
+        wanted = [
+            (int(plan.record[i]), int(plan.variant[i]), tuple(plan.bounds.list(i))) for i in range(plan.record.size)
+        ]
+        assert len(set(wanted)) == len(wanted)
+        examples, starts = built["examples"][:-1], built["examples"]["bounds"]
+        found = Counter(
+            (int(one["record"]), int(one["variant"]), tuple(built["bounds"][starts[i] : starts[i + 1]]))
+            for i, one in enumerate(examples)
+        )
+        # The rest is of the next epoch, which cuts at other places (chats have none: all come once more at most).
+        missing = [one for one in wanted if not found[one]]
+        dropped = sum(built["info"]["sources"][name]["dropped"].values())
+        assert (len(missing) > 0) == (dropped > 0)
+        assert len(missing) <= dropped
+        again = sum(found[one] - 1 for one in wanted)
+        assert again < (0.2 * len(wanted) if name != "chat" else len(wanted))
+
+
+def test_planned_lengths_are_those_of_the_examples(run):
+    values, tokenizers = run
+    for overlap, pooling in ((0, "mean"), (6, "eos")):
+        config = edited(values, model={"overlap": overlap, "pooling": pooling})
+        for source in make_sources(config, "mixed", tokenizers):
+            plan = source.plan(1)
+            for i in range(0, plan.record.size, 7):
+                ref = ExampleRef(0, int(plan.record[i]), int(plan.variant[i]), plan.bounds.list(i))
+                example = source.example(ref, source.split.read(ref.record))
+                assert len(example.tokens) == plan.tokens[i]
+                assert [len(span) for span in example.spans] == plan.spans.list(i).tolist()
+                latents = sum(-(-len(span) // 4) for span in example.spans)
+                raw = len(example.tokens) - latents + sum(map(len, example.spans))
+                assert raw == plan.raw_tokens[i]
+
+
+def test_epochs_cut_at_other_places(run):
+    values, tokenizers = run
+    for source in make_sources(edited(values), "mixed", tokenizers)[:2]:
+        first, again, second = source.plan(0), source.plan(0), source.plan(1)
+        assert np.array_equal(first.bounds.values, again.bounds.values)
+        assert not np.array_equal(first.bounds.values[:40], second.bounds.values[:40])
+
+
+def test_index_is_reused_extended_and_rebuilt(run, tmp_path):
+    values, tokenizers = run
+    config = edited(values)
+    sources = make_sources(config, "mixed", tokenizers)
+    index = open_index(config, "mixed", sources, tmp_path / "index")
+    stamp = (tmp_path / "index" / "index.json").stat().st_mtime_ns
+    assert open_index(config, "mixed", sources, tmp_path / "index").digest == index.digest
+    assert (tmp_path / "index" / "index.json").stat().st_mtime_ns == stamp
+    rows = [[str(ref) for ref in index.row(r)] for r in range(len(index))]
+    longer = open_index(edited(values, stage={"steps": 9}), "mixed", sources, tmp_path / "index")
+    assert longer.digest == index.digest
+    assert len(longer) == 72
+    assert [[str(ref) for ref in longer.row(r)] for r in range(48)] == rows
+    other = edited(values, seed=1)
+    assert (
+        open_index(other, "mixed", make_sources(other, "mixed", tokenizers), tmp_path / "index").digest != index.digest
+    )
+    with pytest.raises(IndexError, match="row 48 is outside"):
+        open_index(config, "mixed", sources, tmp_path / "index").row(48)
+    (tmp_path / "index" / "rows.npy").write_bytes(b"")
+    with pytest.raises(IndexFailure, match="cannot be read"):
+        RowIndex(tmp_path / "index")
+
+
+def test_every_input_changes_the_digest(run):
+    values, tokenizers = run
+    base = edited(values)
+    base_inputs = index_inputs(base, "mixed", make_sources(base, "mixed", tokenizers))
+    sources = values["data"]["sources"]
+    changes = [
+        {"seed": 1},
+        {"model": {"ratio": 8}},
+        {"model": {"overlap": 1}},
+        {"stage": {"mixture": {"cpt": 0.5, "repeat": 0.5, "chat": 0.1}}},
+        {"stage": {"pack": {"row_length": 250, "encoder_rows": 4, "encoder_row_length": 128}}},
+        {"data": {"sources": sources | {"cpt": sources["cpt"] | {"max_tokens": 100}}}},
+    ]
+    for change in changes:
+        config = edited(values, **change)
+        assert index_inputs(config, "mixed", make_sources(config, "mixed", tokenizers)) != base_inputs
+
+
+def test_what_cannot_be_loaded_is_an_error_with_a_fix(run, tmp_path):
+    values, tokenizers = run
+    with pytest.raises(ValueError, match=r"batch_rows=8 .* not a multiple of 3 hosts"):
+        make_loader(edited(values), "mixed", tokenizers, host=(0, 3))
+    pack = {"row_length": 8, "encoder_rows": 4, "encoder_row_length": 128}
+    with pytest.raises(IndexFailure, match="source repeat: none of its 0 examples"):
+        short = edited(values, stage={"pack": pack, "mixture": {"repeat": 1.0}})
+        make_loader(short, "mixed", tokenizers, index_folder=tmp_path / "index")
+    wrong = {"cpt": values["data"]["sources"]["cpt"] | {"collection": "chat"}}
+    with pytest.raises(ValueError, match="cuts documents, which collection 'chat' does not hold"):
+        bad = edited(values, data={"sources": values["data"]["sources"] | wrong})
+        make_loader(bad, "mixed", tokenizers, index_folder=tmp_path / "index")
+
+
+def test_examples_that_exceed_the_encoder_are_halved(run):
+    values, tokenizers = run
+    pack = {"row_length": 256, "encoder_rows": 1, "encoder_row_length": 44}
+    spans = {"min_tokens": 20, "max_tokens": 30, "raw_min_tokens": 8, "raw_max_tokens": 12}
+    source = values["data"]["sources"]["cpt"] | {"spans": spans}
+    config = edited(
+        values,
+        data={"sources": values["data"]["sources"] | {"cpt": source}},
+        stage={"pack": pack, "mixture": {"cpt": 1}},
+    )
+    built = build_index(config, "mixed", make_sources(config, "mixed", tokenizers), 20)
+    assert built["info"]["sources"]["cpt"]["dropped"] == {}
+
+
+def test_the_record_cache_keeps_to_its_budget(run):
+    values, tokenizers = run
+    config = edited(values)
+    source = make_sources(config, "mixed", tokenizers)[0]
+    cache = RecordCache(1)
+    wanted = [(source, i % len(source.split)) for i in range(12)]
+    for columns, (_, record) in zip(cache.get(wanted), wanted, strict=True):
+        assert "text" not in columns
+        assert np.array_equal(columns["cuts"], source.split.read(record)["cuts"])
+    assert isinstance(source.split, PreparedSplit)
+    assert len(cache._records) == 1
