@@ -116,6 +116,10 @@ class Checkpoints:
         except _STORAGE_ERRORS as error:
             self._fail_save(error)
 
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes have agreed to stop after ``step`` updates, because one was told to."""
+        return self._manager is not None and self._manager.reached_preemption(step)
+
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON stored with the checkpoint of ``step``."""
         return dict(self._restore(step, meta=ocp.args.JsonRestore())["meta"])

@@ -13,11 +13,11 @@ Normalisation = Literal["per_token", "per_row"]
 
 
 class LossSums(NamedTuple):
-    """float32 scalars that add up over batches; the loss is ``total / count``."""
+    """float32 scalars that add up over batches; the loss is ``total / weight``."""
 
     total: jax.Array
     """Sum of weighted nats (per_token), or of the rows' weighted means (per_row)."""
-    count: jax.Array
+    weight: jax.Array
     """Sum of weights (per_token), or number of rows that carry any (per_row)."""
     tokens: jax.Array
     """Sum of weights, under either normalisation."""
@@ -33,12 +33,12 @@ class LossSums(NamedTuple):
 
     def mean(self) -> jax.Array:
         """The loss in nats; 0 where nothing carries loss."""
-        return self.total / divisor(self.count)
+        return self.total / divisor(self.weight)
 
 
-def divisor(count: jax.Array) -> jax.Array:
-    """``count``, or 1 where it is 0, so that a step without loss tokens has a zero gradient, not NaN."""
-    return jnp.where(count > 0, count, 1.0)
+def divisor(weight: jax.Array) -> jax.Array:
+    """``weight``, or 1 where it is 0, so that a step without loss tokens has a zero gradient, not NaN."""
+    return jnp.where(weight > 0, weight, 1.0)
 
 
 def loss_sums(params: Params, model: ModelConfig, batch: Batch, normalisation: Normalisation) -> LossSums:

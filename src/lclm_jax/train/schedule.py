@@ -55,7 +55,7 @@ class Schedule:
 
 def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Callable[[Any], Any]]:
     """Schedule of each of ``parts``; raises ``ValueError`` for a frozen part or a floor above the peak."""
-    schedules = {}
+    schedules: dict[str, Callable[[Any], Any]] = {}
     for part in parts:
         peak = stage.peak_lr(part)
         if peak is None:

@@ -62,7 +62,7 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
             return grads, sums
 
         grads, sums = _accumulate(gradients, trainable, batch, stage.microbatches)
-        grads = jax.tree.map(lambda leaf: leaf / divisor(sums.count), grads)
+        grads = jax.tree.map(lambda leaf: leaf / divisor(sums.weight), grads)
         loss = sums.mean()
         skipped = _in_ranges(state.step, skip_ranges)
         apply = jnp.isfinite(loss) & ~skipped

@@ -1,0 +1,85 @@
+"""One line of JSON per optimizer step, and what is computed from a step's metrics and its batch."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.data.loader import BatchStats
+
+Record = dict[str, Any]
+
+
+def make_record(
+    step: int, metrics: Mapping[str, Any], stats: BatchStats, hosts: int, seconds: dict[str, float]
+) -> Record:
+    """The line of one step.
+
+    Args:
+        step: index of the update, from 0.
+        metrics: what the train step returned, on the host.
+        stats: contents of this host's rows; the other ``hosts`` carry as many rows, so rates are scaled.
+        hosts: processes of the run.
+        seconds: ``wall`` (since the step before), ``data_wait`` and ``compile``, all in seconds.
+
+    Returns:
+        ``step``, the metrics, tokens and fill of the batch, ``wall_seconds``, ``data_wait_seconds``,
+        ``compile_seconds`` (first step of a process only) and the rates ``raw_tokens_per_s``,
+        ``decoder_tokens_per_s``, ``encoder_tokens_per_s``, compilation taken out. Not finite values become null.
+    """
+    record: Record = {"step": step}
+    for name in sorted(metrics):
+        value = float(metrics[name])
+        record[name] = value if math.isfinite(value) else None
+    record |= {"raw_tokens": stats.raw_tokens * hosts, "decoder_fill": stats.decoder_fill}
+    record |= {"encoder_fill": stats.encoder_fill, "wall_seconds": seconds["wall"]}
+    record["data_wait_seconds"] = seconds["data_wait"]
+    if seconds["compile"]:
+        record["compile_seconds"] = seconds["compile"]
+    working = max(seconds["wall"] - seconds["compile"], 1e-9)
+    for kind in ("raw", "decoder", "encoder"):
+        record[f"{kind}_tokens_per_s"] = getattr(stats, f"{kind}_tokens") * hosts / working
+    return record
+
+
+class MetricsLog:
+    """``metrics.jsonl`` of a stage, appended to; written by the first process only.
+
+    A restarted stage cuts off what came after its checkpoint, so the file reads like that of one uninterrupted run.
+    """
+
+    def __init__(self, path: Path, first_step: int, writes: bool = True):
+        self._file = None
+        if not writes:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_metrics(path) if record["step"] < first_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Append one line and hand it to the operating system, so that it survives the death of this process."""
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_metrics(path: Path) -> Iterator[Record]:
+    """The records of ``metrics.jsonl``; none if there is no file. A line cut short by a killed process ends them."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return

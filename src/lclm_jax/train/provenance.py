@@ -1,0 +1,96 @@
+"""What a checkpoint came from, stored with it, and the check that a run goes on with the same.
+
+A stage's result depends on its own settings, on what all stages share, and on the stages it started from. How a run is
+watched, saved, loaded or laid out over devices may change between restarts.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.config import Config, RunPaths
+
+
+class ChangedConfigError(ValueError):
+    """A stage's checkpoint was made with other settings; the message names them and how to go on."""
+
+
+def parent_of(config: Config, stage: str) -> str | None:
+    """The stage whose final parameters ``stage`` starts from; None: random ones."""
+    names = list(config.stages)
+    index = names.index(stage)
+    return None if index == 0 or config.stages[stage].from_scratch else names[index - 1]
+
+
+def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
+    """All settings that the result of ``stage`` depends on, but for those of the stages before it: plain values."""
+    own = config.stages[stage]
+    return {
+        "seed": config.seed,
+        "corpus": config.corpus.model_dump(mode="json"),
+        "tokenizer": {"vocab_size": config.tokenizer.vocab_size},
+        "model": config.model.model_dump(mode="json"),
+        "data": {"sources": {name: config.data.sources[name].model_dump(mode="json") for name in own.mixture}},
+        "stages": {
+            stage: own.model_dump(mode="json", exclude={"pack"})
+            | {"pack": config.pack(stage).model_dump(mode="json"), "starts_from": parent_of(config, stage)}
+        },
+        "train": {
+            "optimizer": config.train.optimizer.model_dump(mode="json"),
+            "loss_normalisation": config.train.loss_normalisation,
+        },
+    }
+
+
+def provenance(config: Config, stage: str) -> dict[str, Any]:
+    """What a checkpoint of ``stage`` stores: its inputs, and a hash of those of every stage before it."""
+    ancestors = {}
+    name = parent_of(config, stage)
+    while name is not None:
+        ancestors[name] = _hash(stage_inputs(config, name))
+        name = parent_of(config, name)
+    return {"inputs": stage_inputs(config, stage), "ancestors": ancestors}
+
+
+def check_provenance(config: Config, stage: str, stored: dict[str, Any]) -> None:
+    """Compare ``stored`` (of a checkpoint) with what ``config`` says now.
+
+    Raises:
+        ChangedConfigError: they differ; names the keys and both values.
+    """
+    now = provenance(config, stage)
+    folder = RunPaths(config).stage(stage)
+    differences = list(differing_keys(stored["inputs"], now["inputs"]))
+    if differences:
+        shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in differences[:4])
+        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise ChangedConfigError(
+            f"stage {stage} was trained with other settings ({shown}{more}); set them back, delete {folder} to train"
+            " it again, or give the run another name"
+        )
+    ancestors, names = stored["ancestors"], now["ancestors"]
+    changed = [name for name in {**ancestors, **names} if ancestors.get(name) != names.get(name)]
+    if changed:
+        raise ChangedConfigError(
+            f"stage {stage} started from {', '.join(changed)}, whose settings have changed since; set them back, delete"
+            f" {folder} to train it again, or give the run another name"
+        )
+
+
+def differing_keys(old: Any, new: Any, prefix: str = "") -> Any:
+    """Yield (dotted key, old value, new value) where two trees of plain values differ; absent is None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from differing_keys(old.get(name), new.get(name), f"{prefix}{name}.")
+    elif old != new:
+        yield prefix[:-1], old, new
+
+
+def checkpoints_folder(config: Config, stage: str) -> Path:
+    """Where the checkpoints of ``stage`` are."""
+    return RunPaths(config).stage(stage) / "checkpoints"
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,155 @@
+"""The chain of stages: each starts from the last one's final parameters with a fresh optimizer and schedule."""
+
+import logging
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lclm_jax.config import Config, RunPaths
+from lclm_jax.config.nearest import suggestion
+from lclm_jax.data.loader import make_loader
+from lclm_jax.data.sources import Tokenizers
+from lclm_jax.model.lclm import abstract_params
+from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.loop import StageRun, run_stage
+from lclm_jax.train.progress import Reporter, make_reporter
+from lclm_jax.train.provenance import check_provenance, checkpoints_folder, differing_keys, parent_of
+from lclm_jax.train.state import params_shardings, random_params
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, only_stage: str | None = None, reporter: Reporter | None = None) -> None:
+    """Train every stage of ``config`` that is not finished, or ``only_stage`` alone.
+
+    A stage that was interrupted goes on from its newest checkpoint; its losses are those of an uninterrupted run.
+
+    Raises:
+        ValueError: unknown stage, the stage before is not finished, data are missing, settings have changed
+            (``ChangedConfigError``), a checkpoint failed (``CheckpointError``), or training diverged.
+        Interrupted: the process was asked to stop; the state was saved.
+    """
+    if only_stage is not None and only_stage not in config.stages:
+        raise ValueError(f"stage {only_stage!r} is unknown; {suggestion(only_stage, config.stages)}")
+    tokenizers = load_tokenizers(config)
+    config = resolve(config, tokenizers)
+    mesh = make_mesh(config.mesh)
+    reporter = reporter or make_reporter(config.train.log_every)
+    for stage in [only_stage] if only_stage else config.stages:
+        if finished(config, stage):
+            logger.info("%s: finished before", stage)
+            continue
+        parent = parent_of(config, stage)
+        if parent is not None and not finished(config, parent):
+            raise ValueError(f"stage {stage} starts from {parent}, which is not finished; train {parent} first")
+        run_stage(_stage_run(config, stage, mesh, tokenizers, reporter))
+
+
+def finished(config: Config, stage: str) -> bool:
+    """Whether ``stage`` has its final checkpoint.
+
+    Raises:
+        ChangedConfigError: it has, and was trained with other settings than ``config`` says.
+    """
+    with Checkpoints(checkpoints_folder(config, stage)) as checkpoints:
+        latest = checkpoints.latest()
+        if latest is None:
+            return False
+        meta = checkpoints.meta(latest)
+    check_provenance(resolve(config), stage, meta["provenance"])
+    return latest == config.stages[stage].steps
+
+
+def load_params(config: Config, stage: str | None = None, step: int | None = None, mesh: Mesh | None = None) -> Any:
+    """Parameters of a checkpoint, float32, for evaluation and export.
+
+    Args:
+        config: the run.
+        stage: a stage; None: the last one that has a checkpoint.
+        step: a step of the stage that has a checkpoint; None: the newest.
+        mesh: where the arrays lie, sharded; None: NumPy arrays on the host.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged (``CheckpointError``), or of another model.
+    """
+    stage, step = latest_checkpoint(config, stage, step)
+    abstract = abstract_params(config.model)
+    if mesh is not None:
+        abstract = _placed(config, mesh)
+    with Checkpoints(checkpoints_folder(config, stage)) as checkpoints:
+        _check_model(config, stage, checkpoints.meta(step))
+        return checkpoints.restore_params(step, abstract)
+
+
+def latest_checkpoint(config: Config, stage: str | None = None, step: int | None = None) -> tuple[str, int]:
+    """(stage, step) of the checkpoint that ``load_params`` reads; raises ``ValueError`` if there is none."""
+    if stage is not None and stage not in config.stages:
+        raise ValueError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
+    for name in [stage] if stage else reversed(config.stages):
+        with Checkpoints(checkpoints_folder(config, name)) as checkpoints:
+            steps = checkpoints.steps()
+        if step is not None and stage is not None and step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(f"stage {stage} has no checkpoint of step {step}; it has: {known}")
+        if steps:
+            return name, steps[-1] if step is None else step
+    where = checkpoints_folder(config, stage) if stage else RunPaths(config).root
+    raise CheckpointError(f"{where} has no checkpoint; train first")
+
+
+def load_tokenizers(config: Config) -> Tokenizers:
+    """The run's tokenizers; the same object twice where there is one folder."""
+    paths = RunPaths(config)
+    decoder = Tokenizer.from_folder(paths.decoder_tokenizer)
+    same = paths.encoder_tokenizer == paths.decoder_tokenizer
+    return Tokenizers(decoder, decoder if same else Tokenizer.from_folder(paths.encoder_tokenizer))
+
+
+def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
+    """``config`` with the ids of the memory tokens filled in from the decoder's tokenizer (None: the run's)."""
+    if config.model.memory_token_ids is not None:
+        return config
+    tokenizers = tokenizers or load_tokenizers(config)
+    model = config.model.model_copy(update={"memory_token_ids": tuple(tokenizers.decoder.memory_ids)})
+    return config.model_copy(update={"model": model})
+
+
+def _stage_run(config: Config, stage: str, mesh: Mesh, tokenizers: Tokenizers, reporter: Reporter) -> StageRun:
+    parent = parent_of(config, stage)
+
+    def initial_params() -> Any:
+        if parent is None:
+            return random_params(config.model, config.seed, mesh)
+        return load_params(config, parent, config.stages[parent].steps, mesh)
+
+    def open_loader(rows_consumed: int) -> Any:
+        host = (jax.process_index(), jax.process_count())
+        return make_loader(config, stage, tokenizers, rows_consumed, host)
+
+    return StageRun(config, stage, mesh, open_loader, initial_params, reporter)
+
+
+def _placed(config: Config, mesh: Mesh) -> Any:
+    """Shapes of the parameters with their shardings on ``mesh``."""
+    with use_mesh(mesh):
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract_params(config.model),
+            params_shardings(config.model, mesh),
+        )
+
+
+def _check_model(config: Config, stage: str, meta: dict[str, Any]) -> None:
+    stored = {
+        name: value for name, value in meta["config"]["model"].items() if name in ("encoder", "decoder", "adapter")
+    }
+    differences = list(differing_keys(stored, config.model.model_dump(mode="json", include=set(stored))))
+    if differences:
+        key, old, new = differences[0]
+        raise CheckpointError(
+            f"the checkpoints of stage {stage} are of another model (model.{key}: {old!r}, now {new!r}); use the run's"
+            f" own configuration, {RunPaths(config).resolved_config}"
+        )

@@ -1,0 +1,79 @@
+"""Trains the stage ``only`` of a configuration file on hand-made batches; a process that a test can kill.
+
+Usage: ``python one_stage.py CONFIG.json [KILL_BEFORE_STEP]``.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+
+from lclm_jax.config import MeshConfig, parse_config
+from lclm_jax.data.loader import batch_stats
+from lclm_jax.parallel import make_mesh
+from lclm_jax.train.loop import StageRun, run_stage
+from lclm_jax.train.progress import SilentReporter
+from lclm_jax.train.state import random_params
+
+spec = importlib.util.spec_from_file_location("train_conftest", Path(__file__).with_name("conftest.py"))
+conftest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conftest)
+
+
+class HandMadeLoader:
+    """Batch number k is ``hand_made_batch(seed=k)``."""
+
+    def __init__(self, config, rows_consumed, digest="d" * 64, change=None):
+        self.config, self.rows, self.change = config, rows_consumed, change
+        self.index = SimpleNamespace(digest=digest)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __next__(self):
+        rows = self.config.stages["only"].batch_rows
+        number = self.rows // rows
+        batch = conftest.hand_made_batch(self.config, rows, seed=number)
+        if self.change is not None:
+            batch = self.change(number, batch)
+        self.rows += rows
+        return batch, batch_stats(batch)
+
+    def state(self):
+        return {"rows_consumed": self.rows, "index_digest": self.index.digest}
+
+
+def run_only(config, reporter=None, **loader):
+    """Train the stage ``only`` on one device."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    run_stage(
+        StageRun(
+            config,
+            "only",
+            mesh,
+            lambda rows: HandMadeLoader(config, rows, **loader),
+            lambda: random_params(config.model, config.seed, mesh),
+            reporter or SilentReporter(),
+        )
+    )
+
+
+def main(path, kill_before=None):
+    def change(number, batch):
+        if kill_before is not None and number == int(kill_before):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    run_only(parse_config(json.loads(Path(path).read_text())), change=change)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,138 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lclm_jax.model.lclm import abstract_params
+from lclm_jax.train import loop
+from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.metrics import MetricsLog, read_metrics
+from lclm_jax.train.progress import SilentReporter
+from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
+
+SCRIPT = Path(__file__).with_name("one_stage.py")
+spec = importlib.util.spec_from_file_location("one_stage", SCRIPT)
+one_stage = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(one_stage)
+
+
+@pytest.fixture
+def config(make_config, tmp_path):
+    small = make_config(steps=8, batch_rows=2, train={"checkpoint": {"every_steps": 3}})
+    return small.model_copy(update={"run_dir": str(tmp_path / "run")})
+
+
+def records(config):
+    return list(read_metrics(Path(config.run_dir) / "stages" / "only" / "metrics.jsonl"))
+
+
+def exact(config):
+    """What must not depend on interruptions."""
+    timed = ("seconds", "_per_s")
+    return [{name: value for name, value in record.items() if not name.endswith(timed)} for record in records(config)]
+
+
+def final_params(config):
+    with Checkpoints(checkpoints_folder(config, "only")) as checkpoints:
+        return checkpoints.restore_params(config.stages["only"].steps, abstract_params(config.model))
+
+
+def in_process(config, tmp_path, *arguments):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    cache = jax.config.jax_compilation_cache_dir
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    command = [sys.executable, str(SCRIPT), str(path), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path, caplog):
+    with caplog.at_level("DEBUG", logger="jax._src.dispatch"), jax.log_compiles():
+        one_stage.run_only(config)
+    compiles = [line for line in caplog.messages if "Finished XLA compilation of jit(train_step)" in line]
+    assert len(compiles) == 1
+    killed = config.model_copy(update={"run_dir": str(tmp_path / "killed")})
+    result = in_process(killed, tmp_path, "5")
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    with Checkpoints(checkpoints_folder(killed, "only")) as checkpoints:
+        assert checkpoints.latest() in (None, 3)  # None: killed before the background write ended
+    assert [record["step"] for record in records(killed)] in ([0, 1, 2, 3], [0, 1, 2])
+    result = in_process(killed, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert exact(killed) == exact(config)
+    assert [record["step"] for record in exact(config)] == list(range(8))
+    same = jax.tree.map(np.array_equal, final_params(killed), final_params(config))
+    assert jax.tree.all(same)
+    first = records(config)[0]
+    assert first["compile_seconds"] > 0 and first["raw_tokens_per_s"] > 0 and first["loss_nats"] > 0
+    assert {"learning_rate/adapter", "grad_norm", "grad_norm/encoder", "decoder_fill", "data_wait_seconds"} <= set(
+        first
+    )
+
+
+def test_other_settings_or_rows_are_refused_by_name(config):
+    one_stage.run_only(short := with_stage(config, steps=3))
+    changed = with_stage(short, lr={"adapter": 5e-3, "encoder": 1e-2, "decoder": 1e-2})
+    with pytest.raises(ChangedConfigError, match=r"stages.only.lr.adapter: 0.01 -> 0.005\); set them back, delete"):
+        one_stage.run_only(changed)
+    with pytest.raises(CheckpointError, match="was trained on other rows"):
+        one_stage.run_only(short, digest="e" * 64)
+    free = short.model_copy(update={"train": short.train.model_copy(update={"log_every": 7}), "name": "other"})
+    one_stage.run_only(free)
+
+
+def with_stage(config, **changes):
+    values = config.model_dump(mode="json")
+    values["stages"]["only"] |= changes
+    return type(config).model_validate(values)
+
+
+def spoil(batch):
+    return batch._replace(loss_weights=np.where(batch.loss_weights > 0, np.inf, 0).astype(np.float32))
+
+
+def test_nothing_but_nonfinite_updates_stops_the_run(config):
+    config = config.model_copy(update={"train": config.train.model_copy(update={"max_nonfinite_steps": 2})})
+
+    def change(number, batch):
+        return batch if number in (0, 2) else spoil(batch)
+
+    with pytest.raises(loop.TrainingDiverged, match=r"not finite in the last 2 steps \(to step 4\)"):
+        one_stage.run_only(config, change=change)
+    assert [record["loss_nats"] is None for record in records(config)] == [False, True, False, True, True]
+
+
+def test_a_signal_saves_and_ends_with_status_75(config):
+    class Asking(SilentReporter):
+        def step(self, record):
+            if record["step"] == 0:
+                signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        one_stage.run_only(config, Asking())
+    assert stopped.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Checkpoints(checkpoints_folder(config, "only")) as checkpoints:
+        assert checkpoints.meta(checkpoints.latest())["rows_consumed"] == 2 * checkpoints.latest()
+    assert len(records(config)) == checkpoints.latest() == 2
+
+
+def test_the_log_is_cut_where_a_stage_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    log = MetricsLog(path, first_step=2)
+    log.write({"step": 2, "new": True})
+    log.close()
+    assert list(read_metrics(path)) == [{"step": 0}, {"step": 1}, {"step": 2, "new": True}]
