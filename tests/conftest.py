@@ -51,3 +51,15 @@ def model() -> ModelConfig:
 def rng() -> np.random.Generator:
     """A seeded generator."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def make_model():
+    """``tiny_model``: keyword arguments replace keys of the tiny model."""
+    return tiny_model
+
+
+@pytest.fixture
+def make_backbone():
+    """``tiny_backbone``: keyword arguments replace keys of the tiny backbone."""
+    return tiny_backbone

@@ -40,7 +40,13 @@ def _place(window, N):
     shift = -window["start"] % N
     ids = [0] * shift + list(window["ids"])
     markers = [shift + marker for marker in window.get("markers", [])]
-    return {"ids": ids, "shift": shift, "start": shift + window["start"], "length": window["length"], "markers": markers}
+    return {
+        "ids": ids,
+        "shift": shift,
+        "start": shift + window["start"],
+        "length": window["length"],
+        "markers": markers,
+    }
 
 
 def _row(row, N, S, M, R):

@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from lclm_jax.config import MeshConfig
+from lclm_jax.parallel import batch_sharding, constrain, make_mesh, params_sharding, spec_for, use_mesh
+
+
+def test_spec_follows_the_table():
+    assert spec_for(("batch", "seq", "embed")) == PartitionSpec(("replica", "fsdp"), "context", None)
+    assert spec_for((None, "heads")) == PartitionSpec(None, "tensor")
+
+
+def test_spec_errors():
+    with pytest.raises(ValueError, match="'sequence' is not in parallel.sharding.TABLE; did you mean 'seq'"):
+        spec_for(("batch", "sequence"))
+    with pytest.raises(ValueError, match="'heads' and 'mlp' both use mesh axis 'tensor'"):
+        spec_for(("heads", "mlp"))
+
+
+def test_constrain_acts_and_refuses():
+    x_BSD = jnp.zeros((4, 6, 2))
+    with pytest.raises(ValueError, match="constrain needs a mesh"):
+        constrain(x_BSD, "batch", "seq", "embed")
+    with use_mesh(make_mesh(MeshConfig(fsdp=4, context=2))):
+        placed = jax.jit(lambda x: constrain(x, "batch", "seq", "embed") + 1)(x_BSD)
+        assert placed.sharding.shard_shape(x_BSD.shape) == (1, 3, 2)
+        with pytest.raises(ValueError, match="has 3 axes and 2 names"):
+            constrain(x_BSD, "batch", "seq")
+        with pytest.raises(ValueError, match=r"axis 'batch' of array \(6, 6, 2\) has size 6, not a multiple of the 4"):
+            constrain(jnp.zeros((6, 6, 2)), "batch", "seq", "embed")
+        with pytest.raises(ValueError, match="did you mean 'embed'"):
+            constrain(x_BSD, "batch", "seq", "embd")
+
+
+def test_params_sharding_names_the_leaf_that_does_not_divide():
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    axes = {"fc1": {"kernel": ("param_latent", "param_out")}}
+    shapes = {"fc1": {"kernel": jax.ShapeDtypeStruct((8, 6), jnp.float32)}}
+    assert params_sharding(mesh, axes, shapes)["fc1"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    shapes = {"fc1": {"kernel": jax.ShapeDtypeStruct((6, 6), jnp.float32)}}
+    with pytest.raises(ValueError, match="'param_latent' of fc1/kernel"):
+        params_sharding(mesh, axes, shapes)
+
+
+def test_batch_rows_are_spread_over_replica_and_fsdp():
+    mesh = make_mesh(MeshConfig(replica=2))
+    assert batch_sharding(mesh).targets.spec == PartitionSpec(("replica", "fsdp"))
+    assert batch_sharding(mesh).marker_index is None
+    assert batch_sharding(mesh, markers=True).marker_index is not None
