@@ -154,13 +154,13 @@ def test_an_epoch_holds_every_example_once(run):
             (int(one["record"]), int(one["variant"]), tuple(built["bounds"][starts[i] : starts[i + 1]]))
             for i, one in enumerate(examples)
         )
-        # The rest is of the next epoch, which cuts at other places (chats have none: all come once more at most).
+        # The rest is of later epochs, which cut documents at other places.
         missing = [one for one in wanted if not found[one]]
         dropped = sum(built["info"]["sources"][name]["dropped"].values())
         assert (len(missing) > 0) == (dropped > 0)
         assert len(missing) <= dropped
-        again = sum(found[one] - 1 for one in wanted)
-        assert again < (0.2 * len(wanted) if name != "chat" else len(wanted))
+        if name != "chat":
+            assert sum(found[one] - 1 for one in wanted) < 0.2 * len(wanted)
 
 
 def test_planned_lengths_are_those_of_the_examples(run):

@@ -74,7 +74,7 @@ def unpack_row(row: Row, ratio: int) -> list[Example]:
 
     The weight of an example's first token is 0, as nothing in its segment predicts it.
     """
-    spans_by_id = _span_tokens(row, ratio)
+    spans_by_id = span_tokens(row, ratio)
     segments, examples = row["decoder_segments"], []
     for segment in range(1, int(segments.max(initial=0)) + 1):
         where = np.flatnonzero(segments == segment)
@@ -185,7 +185,7 @@ def _order_in_row(rows: np.ndarray) -> np.ndarray:
     return order
 
 
-def _span_tokens(row: Row, ratio: int) -> dict[int, np.ndarray]:
+def span_tokens(row: Row, ratio: int) -> dict[int, np.ndarray]:
     """Span id -> encoder tokens, read back from the pooled parts."""
     tokens, weights = row["encoder_tokens"].reshape(-1, ratio), row["pool_weights"].reshape(-1, ratio) > 0
     segments, positions = row["latent_segments"], row["latent_positions"]
