@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.config import Config
+from lclm_jax.config import Config, ModelConfig
 from lclm_jax.data.draws import draw_key, permutation
 from lclm_jax.data.mixture import MixtureOrder
 from lclm_jax.data.packing import ExampleWindows, RowPacker
@@ -123,11 +123,15 @@ def digest_of(inputs: dict[str, Any]) -> str:
 
 
 class _Planned:
-    """One planned epoch of one source, in its drawing order."""
+    """One planned epoch of one source: what can be in a row, in its drawing order."""
 
-    def __init__(self, source: int, plan: EpochPlan, windows: ExampleWindows, key: int):
-        self.source, self.plan, self.windows = source, plan, windows
-        self.order = permutation(key, plan.record.size)
+    def __init__(self, source: int, plan: EpochPlan, model: ModelConfig, packer: RowPacker, key: int):
+        self.source, self.plan = source, plan
+        self.windows = ExampleWindows(plan.spans, model)
+        usable, self.rejected = packer.sort_out(plan.tokens, self.windows)
+        self.mean_positions = float(plan.tokens[usable].mean()) if usable.size else 0.0
+        self.tokens: list[int] = plan.tokens.tolist()
+        self.order: list[int] = usable[permutation(key, usable.size)].tolist()
 
 
 class IndexBuilder:
@@ -143,7 +147,7 @@ class IndexBuilder:
         shares = config.stages[stage].mixture
         # Weights are shares of decoder positions; the order below counts examples.
         weights = [shares[s.name] / self._mean_positions(i) for i, s in enumerate(sources)]
-        self._mixture = MixtureOrder(weights, lambda s, e: self._epoch(s, e).order.size, (config.seed, stage))
+        self._mixture = MixtureOrder(weights, lambda s, e: len(self._epoch(s, e).order), (config.seed, stage))
 
     def build(self, rows: int) -> dict[str, Any]:
         """Arrays and statistics of the first ``rows`` rows."""
@@ -159,40 +163,34 @@ class IndexBuilder:
             for source, draw in zip(sources.tolist(), draws.tolist(), strict=True):
                 epoch, place = self._mixture.locate(source, draw)
                 current = self._epoch(source, epoch)
-                entry = int(current.order[place])
-                tokens, windows = int(current.plan.tokens[entry]), current.windows.of(entry)
-                if (reason := self._packer.rejects(tokens, windows)) is not None:
-                    self.dropped[self._sources[source].name][reason] += 1
-                    continue
+                entry = current.order[place]
                 planned.append(self._epochs[source, epoch])
                 entries.append(entry)
-                if (row := self._packer.add(len(entries) - 1, tokens, windows)) is not None:
+                row = self._packer.add(len(entries) - 1, current.tokens[entry], current.windows.of(entry))
+                if row is not None:
                     closed.append(row)
         return self._gather(closed[:rows], np.array(planned), np.array(entries))
 
     def _epoch(self, source: int, epoch: int) -> _Planned:
         number = self._epochs.get((source, epoch))
         if number is None:
-            plan = self._sources[source].plan(epoch)
-            self.dropped[self._sources[source].name].update(plan.dropped)
-            key = draw_key(self._config.seed, self._stage, self._sources[source].name, epoch, "order")
+            plan, name = self._sources[source].plan(epoch), self._sources[source].name
+            key = draw_key(self._config.seed, self._stage, name, epoch, "order")
             number = self._epochs[source, epoch] = len(self._planned)
-            self._planned.append(_Planned(source, plan, ExampleWindows(plan.spans, self._model), key))
+            self._planned.append(_Planned(source, plan, self._model, self._packer, key))
+            self.dropped[name].update(plan.dropped)
+            self.dropped[name].update(self._planned[number].rejected)
         return self._planned[number]
 
     def _mean_positions(self, source: int) -> float:
-        current = self._epoch(source, 0)
-        name, plan = self._sources[source].name, current.plan
-        usable = (
-            self._packer.rejects(int(plan.tokens[i]), current.windows.of(i)) is None for i in range(plan.tokens.size)
-        )
-        if not any(usable):
+        current, name = self._epoch(source, 0), self._sources[source].name
+        if not current.order:
             raise IndexFailure(
-                f"source {name}: none of its {plan.tokens.size} examples fits a row of {self._pack.row_length}"
-                f" positions and {self._pack.encoder_rows} encoder rows (left out: {dict(plan.dropped)}); change its"
-                " span lengths or max_tokens, or data.pack"
+                f"source {name}: none of its {current.plan.tokens.size} examples fits a row of {self._pack.row_length}"
+                f" positions and {self._pack.encoder_rows} encoder rows (left out: {dict(self.dropped[name])}); change"
+                " its span lengths or max_tokens, or data.pack"
             )
-        return float(plan.tokens.mean())
+        return current.mean_positions
 
     def _gather(self, closed: list[list[int]], planned: np.ndarray, entries: np.ndarray) -> dict[str, Any]:
         ids = np.array([i for row in closed for i in row], np.int64)

@@ -4,6 +4,7 @@ Examples are assigned in blocks. A block holds each source's share (to within on
 on (seed, block) alone, so any block can be computed without the ones before it.
 """
 
+import bisect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -62,5 +63,5 @@ class MixtureOrder:
             if size <= 0:
                 raise ValueError(f"source {source} has no examples; check its collection, max_tokens and span lengths")
             ends.append((ends[-1] if ends else 0) + size)
-        epoch = int(np.searchsorted(ends, draw, side="right"))
+        epoch = bisect.bisect_right(ends, draw)
         return epoch, draw - (ends[epoch - 1] if epoch else 0)

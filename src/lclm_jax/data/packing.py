@@ -1,8 +1,10 @@
 """Examples to rows by their lengths alone, under two budgets: decoder positions and encoder rows."""
 
 import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +25,21 @@ class ExampleWindows:
     def __init__(self, spans: Ragged, model: ModelConfig):
         table = plan_spans(spans.values, model)
         keys = np.stack([spans.owners()[table.span], -table.storage, table.context])
-        (example, storage, self._context), self._count = np.unique(keys, axis=1, return_counts=True)
-        self._storage = -storage
-        self._offsets = np.searchsorted(example, np.arange(spans.offsets.size))
+        (example, storage, context), count = np.unique(keys, axis=1, return_counts=True)
+        offsets = np.searchsorted(example, np.arange(spans.offsets.size))
+        self.windows = Ragged(offsets, count).sums()
+        """Windows of each example, int64."""
+        self.storage = Ragged(offsets, -storage * count).sums()
+        """Encoder positions they take together, without alignment, int64."""
+        self.largest = np.append(-storage, 0)[offsets[:-1]] * (self.windows > 0)
+        """Encoder positions of the largest, int64."""
+        self._offsets, self._columns = offsets.tolist(), ((-storage).tolist(), context.tolist(), count.tolist())
 
     def of(self, example: int) -> WindowTypes:
         """Types of one example, largest first."""
         part = slice(self._offsets[example], self._offsets[example + 1])
-        columns = (self._storage[part], self._context[part], self._count[part])
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+        storage, context, count = self._columns
+        return list(zip(storage[part], context[part], count[part], strict=True))
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +64,8 @@ class RowPacker:
     def __init__(self, ratio: int, pack: PackConfig):
         self._ratio, self._pack = ratio, pack
         self._encoder_room = pack.encoder_rows * pack.encoder_row_length
-        self._open: list[tuple[int, int, _OpenRow]] = []
+        self._open: list[tuple[int, int, float, _OpenRow]] = []
+        """(room, serial, fullness, row), sorted."""
         self._serial = 0
 
     def rejects(self, tokens: int, types: WindowTypes) -> str | None:
@@ -67,6 +76,17 @@ class RowPacker:
             return "windows_exceed_row"
         return None
 
+    def sort_out(self, tokens: np.ndarray, windows: ExampleWindows) -> tuple[np.ndarray, Counter[str]]:
+        """The examples that can be in a row (int64 indices), and how many cannot, by reason; see ``rejects``."""
+        usable = (tokens <= self._pack.row_length) & self._surely_fit(windows.storage, windows.windows, windows.largest)
+        reasons: Counter[str] = Counter()
+        for i in np.flatnonzero(~usable).tolist():
+            reason = self.rejects(int(tokens[i]), windows.of(i))
+            usable[i] = reason is None
+            if reason is not None:
+                reasons[reason] += 1
+        return np.flatnonzero(usable), reasons
+
     def add(self, example: int, tokens: int, types: WindowTypes) -> list[int] | None:
         """Place ``example`` of ``tokens`` decoder positions; returns the examples of the row that this closed, if any.
 
@@ -74,7 +94,7 @@ class RowPacker:
         """
         candidates = self._open
         for i in range(bisect.bisect_left(candidates, (tokens, -1)), len(candidates)):
-            row = candidates[i][2]
+            row = candidates[i][3]
             if not types or self._takes(row, types):
                 del candidates[i]
                 self._put(row, example, tokens, types)
@@ -84,20 +104,21 @@ class RowPacker:
             closed = candidates.pop(self._which_to_close())
         self._serial += 1
         self._put(_OpenRow(self._serial, self._pack.row_length), example, tokens, types)
-        return closed[2].examples if closed else None
+        return closed[3].examples if closed else None
 
     def flush(self) -> list[list[int]]:
         """Close all open rows, the fullest first."""
-        rows = sorted((row for _, _, row in self._open), key=self._fullness, reverse=True)
+        rows = sorted(self._open, key=lambda one: (-one[2], one[1]))
         self._open = []
-        return [row.examples for row in rows]
+        return [one[3].examples for one in rows]
 
     def _which_to_close(self) -> int:
         """Place of the fullest open row, or of one that stayed open for too long: no example waits forever."""
-        oldest = min(range(len(self._open)), key=lambda i: self._open[i][1])
-        if self._serial - self._open[oldest][1] >= _MAX_AGE * self._pack.lookahead:
-            return oldest
-        return max(range(len(self._open)), key=lambda i: self._fullness(self._open[i][2]))
+        serials, fullness = [one[1] for one in self._open], [one[2] for one in self._open]
+        oldest = min(serials)
+        if self._serial - oldest >= _MAX_AGE * self._pack.lookahead:
+            return serials.index(oldest)
+        return fullness.index(max(fullness))
 
     def _put(self, row: _OpenRow, example: int, tokens: int, types: WindowTypes) -> None:
         row.examples.append(example)
@@ -108,7 +129,8 @@ class RowPacker:
             row.storage += storage * count
             row.windows += count
             row.largest = max(row.largest, storage)
-        bisect.insort(self._open, (row.room, row.serial, row))
+        fullness = max(1 - row.room / self._pack.row_length, row.storage / self._encoder_room)
+        bisect.insort(self._open, (row.room, row.serial, fullness, row))
 
     def _takes(self, row: _OpenRow, types: WindowTypes) -> bool:
         storage, windows, largest = row.storage, row.windows, row.largest
@@ -118,10 +140,7 @@ class RowPacker:
             largest = max(largest, size)
         if storage > self._encoder_room:
             return False
-        # A window that fits no row leaves every row filled above R - largest - (N - 1); alignment costs N - 1 at most.
-        slack = self._ratio - 1
-        enough = self._pack.encoder_rows * (self._pack.encoder_row_length - largest - slack)
-        if storage + windows * slack <= enough:
+        if self._surely_fit(storage, windows, largest):
             return True
         merged = dict(row.types)
         for size, context, count in types:
@@ -129,6 +148,12 @@ class RowPacker:
         ordered = [(-size, context, count) for (size, context), count in sorted(merged.items())]
         return place_types(ordered, self._ratio, self._pack) is not None
 
-    def _fullness(self, row: _OpenRow) -> tuple[float, int]:
-        decoder = 1 - row.room / self._pack.row_length
-        return max(decoder, row.storage / self._encoder_room), -row.serial
+    def _surely_fit(self, storage: Any, windows: Any, largest: Any) -> Any:
+        """Whether windows of these totals fit a row however they fall; numbers or arrays of examples.
+
+        A window that fits no encoder row leaves each of them filled above R - largest - (N - 1), and alignment costs
+        at most N - 1 positions a window.
+        """
+        slack = self._ratio - 1
+        enough = self._pack.encoder_rows * (self._pack.encoder_row_length - largest - slack)
+        return storage + windows * slack <= enough

@@ -160,15 +160,14 @@ class CptSource(_DocumentSource):
 
     def _halve_what_exceeds_the_encoder(self, pieces: Pieces, plan: EpochPlan) -> Pieces | None:
         """Cut each example whose windows do not fit a row in two, before a span; None if there is none to cut."""
-        model = self.setup.model
-        packer, windows = RowPacker(model.ratio, self.setup.pack), ExampleWindows(plan.spans, model)
-        large = np.flatnonzero(plan.spans.sizes > 1)
+        packer = RowPacker(self.setup.model.ratio, self.setup.pack)
+        usable, _ = packer.sort_out(plan.tokens, ExampleWindows(plan.spans, self.setup.model))
         halved, parts, opens = [], [], []
-        for i in large.tolist():
+        for i in np.delete(np.arange(plan.tokens.size), usable).tolist():
             bounds = pieces.bounds.list(i)
             first = int(pieces.opens_compressed[i])
             spans = [k for k in range(1, bounds.size - 1) if (k % 2 == 0) == bool(first)]
-            if not spans or not packer.rejects(0, windows.of(i)):
+            if not spans:
                 continue
             middle = spans[len(spans) // 2]
             halved.append(i)

@@ -138,7 +138,7 @@ def _step(
     """One segment in each document; returns the new state and (document, start, stop, compressed, begins example)."""
     document, at, room, used, compressed, fresh = state
     last = table.last[document]
-    share, opening, whole_share = (uniform(key, document, step, kind) for kind in range(3))
+    share, opening, whole_share = uniform(key, document[None], step, np.arange(3)[:, None])
     opens = {"raw": 0.0, "compressed": 1.0, "either": 0.5}[law.first]
     compressed = np.where(fresh, opening < opens, compressed)
     whole = fresh & (whole_share < law.raw_share)
