@@ -209,6 +209,8 @@ def test_index_is_reused_extended_and_rebuilt(run, tmp_path):
     (tmp_path / "index" / "rows.npy").write_bytes(b"")
     with pytest.raises(IndexFailure, match="cannot be read"):
         RowIndex(tmp_path / "index")
+    assert open_index(config, "mixed", sources, tmp_path / "index").digest == index.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
 def test_every_input_changes_the_digest(run):

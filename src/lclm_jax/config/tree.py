@@ -42,7 +42,9 @@ class Config(Tree):
         model = self.model
         markers = model.window // model.ratio if model.pooling == "eos" else 0
         right = model.overlap if model.mask == "bidirectional" else 0
-        needed = min(model.overlap, model.window) + model.window + right + markers
+        # The pooled part starts at a multiple of the ratio, so its left context may begin after a gap.
+        left = -(-model.overlap // model.ratio) * model.ratio
+        needed = left + model.window + right + markers
         if pack.encoder_row_length % model.ratio:
             raise ValueError(
                 f"encoder_row_length={pack.encoder_row_length} (stage {stage}) is not a multiple of"

@@ -12,6 +12,7 @@ A longer index begins with the rows of a shorter one, so training on only append
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -27,6 +28,8 @@ from lclm_jax.data.mixture import MixtureOrder
 from lclm_jax.data.packing import ExampleWindows, RowPacker
 from lclm_jax.data.ragged import Ragged, join
 from lclm_jax.data.sources import EpochPlan, ExampleRef, Source
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 EXAMPLE = np.dtype([("source", "<u2"), ("variant", "<u2"), ("record", "<u4"), ("bounds", "<i8")])
@@ -83,23 +86,35 @@ def open_index(config: Config, stage: str, sources: Sequence[Source], folder: st
     """
     folder, rows = Path(folder), config.stages[stage].steps * config.stages[stage].batch_rows
     inputs = index_inputs(config, stage, sources)
-    if (folder / "index.json").is_file():
-        stored = RowIndex(folder)
-        if stored.digest == digest_of(inputs) and len(stored) >= rows:
-            return stored
+    if (stored := _stored(folder, inputs, rows)) is not None:
+        return stored
     built = build_index(config, stage, sources, rows)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
         _write(partial, built, inputs)
+        if (stored := _stored(folder, inputs, rows)) is not None:  # another process was first, with the same rows
+            return stored
         shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(partial, folder)
-        except OSError:  # another process was first, with the same rows
-            shutil.rmtree(partial, ignore_errors=True)
+        os.replace(partial, folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if (stored := _stored(folder, inputs, rows)) is not None:
+            return stored
         raise IndexFailure(f"cannot write the row index {folder}: {error.strerror}; free some space") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return RowIndex(folder)
+
+
+def _stored(folder: Path, inputs: dict[str, Any], rows: int) -> RowIndex | None:
+    """The index in ``folder`` if it was made from ``inputs`` and holds enough rows; a damaged one counts as none."""
+    if not (folder / "index.json").is_file():
+        return None
+    try:
+        stored = RowIndex(folder)
+    except IndexFailure as failure:
+        logger.warning("building the row index again: %s", failure)
+        return None
+    return stored if stored.digest == digest_of(inputs) and len(stored) >= rows else None
 
 
 def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
