@@ -63,8 +63,8 @@ def pipeline_steps(config: Config) -> Iterator[Step]:
     """The steps of ``config`` in order."""
     yield Step("corpus", _survey_corpus)
     if config.tokenizer.decoder is None:
-        yield Step("tokenizer", _train_tokenizer)
-    yield Step("prepare", _prepare)
+        yield Step("tokenizer", train_run_tokenizer)
+    yield Step("prepare", prepare_data)
     for name in config.stages:
         yield Step(f"train {name}", partial(_train_stage, stage=name))
     yield Step("evaluate", _evaluate, free=("eval.",))
@@ -128,7 +128,8 @@ def _survey_corpus(config: Config) -> dict[str, Any]:
     return {split: {"files": files[split], "bytes": sizes[split]} for split in SPLITS}
 
 
-def _train_tokenizer(config: Config) -> dict[str, Any]:
+def train_run_tokenizer(config: Config) -> dict[str, Any]:
+    """Train the tokenizer of a run that names none, on the training split."""
     from lclm_jax.data.corpus import read_corpus
     from lclm_jax.text.tokenizer import Tokenizer
     from lclm_jax.text.train_tokenizer import train_tokenizer
@@ -137,15 +138,32 @@ def _train_tokenizer(config: Config) -> dict[str, Any]:
     if size is None:
         raise ValueError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
     texts = (document.text for document in read_corpus(config.corpus, ("train",)))
-    folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer))
+    logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
 
 
-def _prepare(config: Config) -> dict[str, Any]:
+def prepare_data(config: Config) -> dict[str, Any]:
+    """Prepare the corpus of a run, after training its tokenizer if it has none yet; returns the manifest."""
     from lclm_jax.data.prepare import prepare_corpus
 
-    return prepare_corpus(config, RunPaths(config).prepared)
+    paths = RunPaths(config)
+    if config.tokenizer.decoder is None and not (paths.decoder_tokenizer / "tokenizer.json").exists():
+        train_run_tokenizer(config)
+    shown = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if done / total - shown >= 0.25 or done == total:
+            shown = done / total
+            logger.info("%3.0f %% of %.1f MB", 100 * shown, total / 1e6)
+
+    manifest = prepare_corpus(config, paths.prepared, progress)
+    for collection, splits in manifest["collections"].items():
+        train = splits["train"]
+        left_out = "".join(f", {name} {count}" for name, count in train["counts"].items())
+        logger.info("%s: %s records to train on%s", collection, f"{train['records']:,}", left_out)
+    return manifest
 
 
 def _train_stage(config: Config, stage: str) -> dict[str, Any]:
@@ -156,17 +174,21 @@ def _train_stage(config: Config, stage: str) -> dict[str, Any]:
 
 
 def _evaluate(config: Config) -> dict[str, Any]:
-    from lclm_jax.data.loader import load_tokenizers
     from lclm_jax.eval.run import evaluate
-    from lclm_jax.train.stages import load_params
+    from lclm_jax.parallel import make_mesh
+    from lclm_jax.train.stages import load_params, load_tokenizers
 
-    result = evaluate(config, load_params(config), load_tokenizers(config))
+    mesh = make_mesh(config.mesh)
+    result = evaluate(config, load_params(config, mesh=mesh), load_tokenizers(config), mesh=mesh)
     write_json(RunPaths(config).evaluation, result)
     return {}
 
 
 def _export(config: Config) -> dict[str, Any]:
-    return {}
+    from lclm_jax.interop.runs import export_run
+
+    stage, step = export_run(config, RunPaths(config).export)
+    return {"stage": stage, "step": step}
 
 
 def _generate(config: Config) -> dict[str, Any]:

@@ -39,10 +39,13 @@ _Loader.add_implicit_resolver(
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # "<<": keys that stand here too win over those merged in
         name = loader.construct_object(key_node)
         if name in seen:
             raise ConfigError(f"key {name!r} stands twice (line {key_node.start_mark.line + 1}); delete one")
         seen.add(name)
+    loader.flatten_mapping(node)
     return loader.construct_mapping(node)
 
 

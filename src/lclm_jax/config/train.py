@@ -34,7 +34,7 @@ class StageConfig(Tree):
 
     lr: Rates = required("Peak learning rates by part.")
     steps: int = required("Optimizer steps.", gt=0)
-    mixture: dict[str, float] = required("Weight of each source of data.sources; weights are relative.")
+    mixture: dict[str, float] = required("Share of the decoder positions of each source of data.sources; relative.")
     batch_rows: int = key(256, "Packed rows in one optimizer step, over all devices.", gt=0)
     microbatches: int = key(1, "Gradient accumulation: parts that batch_rows is cut into.", gt=0)
     warmup_steps: int | None = key(None, "Steps of linear warm-up; wins over warmup_share.", ge=0)
@@ -131,5 +131,6 @@ class EvalConfig(Tree):
     continuation_tokens: int = key(64, "Tokens whose loss is measured.", gt=0)
     repetition_tokens: int = key(64, "Tokens of a span to repeat.", gt=0)
     batch_rows: int = key(32, "Rows evaluated at once.", gt=0)
+    free_running_examples: int = key(64, "Repetitions that are also generated greedily; 0: none.", ge=0)
     generations: int = key(4, "Greedy generations from compressed context in the report.", ge=0)
     max_new_tokens: int = key(64, "Tokens of a generation.", gt=0)

@@ -13,6 +13,7 @@ from lclm_jax import __version__
 from lclm_jax.config import Config, RunPaths, config_hash, dump_config
 from lclm_jax.ops import plots
 from lclm_jax.ops.ledger import write_json
+from lclm_jax.train.metrics import read_metrics
 
 _PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "array-record", "tokenizers", "numpy")
 
@@ -30,7 +31,7 @@ def build_report(config: Config, steps: Mapping[str, Mapping[str, Any]]) -> dict
     paths = RunPaths(config)
     evaluation = read_json(paths.evaluation)
     generations = read_json(paths.generations)
-    curves = {name: read_metrics(paths.stage(name) / "metrics.jsonl") for name in config.stages}
+    curves = {name: list(read_metrics(paths.stage(name) / "metrics.jsonl")) for name in config.stages}
     report = summary(config, evaluation, curves, steps)
     write_json(paths.report.with_suffix(".json"), report | {"evaluation": evaluation, "generations": generations})
     draw_plots(paths.report.parent / "plots", evaluation, curves, steps)
@@ -44,24 +45,6 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         raise ValueError(f"{path} is missing; run `lclm pipeline` to make it")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a stage's metrics.jsonl in order of steps; where a resumed run wrote a step again, the last one.
-
-    A last line that a kill cut short is left out.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    by_step: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines) - 1:
-                break
-            continue
-        by_step[entry["step"]] = entry
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def summary(

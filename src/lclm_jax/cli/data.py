@@ -1,0 +1,70 @@
+"""``lclm data``: prepare corpora, look at packed rows."""
+
+from pathlib import Path
+
+import click
+
+from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
+from lclm_jax.config import RunPaths, load_config
+
+
+@click.group()
+def data() -> None:
+    """Prepare corpora and look at packed rows."""
+
+
+@data.command()
+@config_argument
+@set_option
+@json_option
+def prepare(config: Path, overrides: tuple[str, ...], json_file: Path | None) -> None:
+    """Tokenize the corpus of CONFIG into shards, after training its tokenizer if it names none.
+
+    Shards that an interrupted call finished are kept. Skipped files and chats are counted by reason.
+    """
+    from lclm_jax.pipeline import claim_run, prepare_data
+
+    tree = load_config(config, overrides)
+    claim_run(tree)
+    manifest = prepare_data(tree)
+    for name, splits in manifest["collections"].items():
+        for split, entry in splits.items():
+            click.echo(f"{name}/{split}: {entry['records']:,} records, {entry['decoder_tokens']:,} tokens")
+    write_result(json_file, manifest)
+    click.echo(RunPaths(tree).prepared)
+
+
+@data.command()
+@config_argument
+@click.option("--stage", help="Stage whose rows to show; the first by default.")
+@click.option("--rows", default=2, show_default=True, help="How many rows.")
+@click.option("--from", "first", default=0, show_default=True, help="Global number of the first row.")
+@set_option
+def show(config: Path, stage: str | None, rows: int, first: int, overrides: tuple[str, ...]) -> None:
+    """Print packed rows of CONFIG as text: segments, spans with their latents, and where the loss is."""
+    import sys
+    import tempfile
+
+    from rich.console import Console
+
+    from lclm_jax.data.loader import make_loader
+    from lclm_jax.data.show import render_rows
+    from lclm_jax.train.stages import load_tokenizers
+
+    tree = load_config(config, overrides)
+    stage = stage or next(iter(tree.stages))
+    if stage not in tree.stages:
+        raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
+    settings = tree.stages[stage].model_copy(update={"batch_rows": 1, "microbatches": 1, "steps": first + rows})
+    tree = tree.model_copy(update={"stages": {**tree.stages, stage: settings}})
+    tokenizers = load_tokenizers(tree)
+    colours = sys.stdout.isatty()
+    console = Console(soft_wrap=True, markup=colours, highlight=False)
+    with (
+        tempfile.TemporaryDirectory() as index,
+        make_loader(tree, stage, tokenizers, first, index_folder=index) as loader,
+    ):
+        for number, (batch, stats) in enumerate(loader, first):
+            text = render_rows(batch, tokenizers, tree.model, markup=colours)
+            console.print(text.replace("row 0", f"row {number}", 1))
+            console.print(f"fill: decoder {stats.decoder_fill:.2f}, encoder {stats.encoder_fill:.2f}\n")

@@ -1,0 +1,49 @@
+"""``lclm pipeline`` and ``lclm train``."""
+
+from pathlib import Path
+
+import click
+
+from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
+from lclm_jax.config import load_config
+
+
+@click.command()
+@config_argument
+@set_option
+@json_option
+def pipeline(config: Path, overrides: tuple[str, ...], json_file: Path | None) -> None:
+    """Run CONFIG from corpus to report: prepare, train every stage, evaluate, export, generate, report.
+
+    What is done is kept: after an interruption the same command goes on, and when all is done it says so.
+    """
+    from lclm_jax.pipeline import run_pipeline
+
+    report = run_pipeline(load_config(config, overrides))
+    write_result(json_file, report)
+    click.echo(
+        f"recovered share of the context gain {report['recovered_share']:.3f}"
+        f" ± {report['recovered_share_standard_error']:.3f}\n"
+        f"verbatim token accuracy from latents {report['verbatim_token_accuracy']:.4f}"
+        f" ± {report['verbatim_token_accuracy_standard_error']:.4f}\n"
+        f"wall time {report['wall_seconds'] / 60:.1f} min, peak memory {report['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
+
+
+@click.command()
+@config_argument
+@click.option("--stage", help="Train this stage alone; the one before it must be finished.")
+@set_option
+def train(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
+    """Train all stages of CONFIG, each from the last one's weights; interrupted stages go on from their checkpoint.
+
+    The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves and exits with status 75.
+    """
+    from lclm_jax.parallel import initialise
+    from lclm_jax.pipeline import claim_run
+    from lclm_jax.train.stages import train as train_stages
+
+    tree = load_config(config, overrides)
+    initialise()
+    claim_run(tree)
+    train_stages(tree, stage)
