@@ -88,11 +88,6 @@ def test_a_nan_is_named(setup, tmp_path):
             checkpoints.restore(1, abstract_state(config.model, optimizer, one))
 
 
-# Reads and writes that fail leave callbacks of tensorstore behind, which find their event loop closed.
-late_callbacks = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@late_callbacks
 def test_a_full_disk_leaves_the_earlier_checkpoint(setup, tmp_path):
     config, _, state = setup
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -126,7 +121,6 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed(setup, tmp_path):
     assert not leftover.exists()
 
 
-@late_callbacks
 def test_damaged_or_absent_checkpoints_are_explained(setup, tmp_path):
     config, _, state = setup
     with Checkpoints(tmp_path, SETTINGS) as checkpoints:

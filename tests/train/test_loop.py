@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -136,3 +137,15 @@ def test_the_log_is_cut_where_a_stage_goes_on(tmp_path):
     log.write({"step": 2, "new": True})
     log.close()
     assert list(read_metrics(path)) == [{"step": 0}, {"step": 1}, {"step": 2, "new": True}]
+
+
+def test_a_full_disk_is_explained(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = MetricsLog(tmp_path / "metrics.jsonl", first_step=0)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        with pytest.raises(ValueError, match=r"cannot write .*metrics.jsonl .*free some space"):
+            log.write({"step": 0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        log.close()

@@ -6,7 +6,9 @@ position, the resolved configuration, its hash). Orbax writes into a temporary f
 by a number is complete; leftovers of a killed save are removed before the next save.
 """
 
+import functools
 import logging
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +46,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, settings: CheckpointConfig | None = None):
         self.folder = folder.absolute()
+        _hush_late_callbacks()
         self._manager: ocp.CheckpointManager | None = None
         if settings is None and not self.folder.is_dir():
             return
@@ -214,6 +217,18 @@ def _by_layer(params: Any) -> Any:
         return ocp.SaveArgs()
 
     return jax.tree_util.tree_map_with_path(cut, params)
+
+
+@functools.cache
+def _hush_late_callbacks() -> None:
+    """Drop the tracebacks of tensorstore's callbacks that come after a failed read or write was reported."""
+    passed_on = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            passed_on(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _line(error: BaseException) -> str:

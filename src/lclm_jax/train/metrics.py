@@ -51,7 +51,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, first_step: int, writes: bool = True):
-        self._file = None
+        self._path, self._file = path, None
         if not writes:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,13 +59,23 @@ class MetricsLog:
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(partial, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)  # a line that could not be written must not come back later
 
     def write(self, record: Record) -> None:
-        """Append one line and hand it to the operating system, so that it survives the death of this process."""
-        if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+        """Append one line and hand it to the operating system, so that it survives the death of this process.
+
+        Raises:
+            ValueError: the disk is full, or the file cannot be written for another reason.
+        """
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {self._path} ({error.strerror}); checkpoints are intact: free some space, then start"
+                " again to go on"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -1,0 +1,45 @@
+import io
+import logging
+
+from rich.console import Console
+
+from lclm_jax.train.progress import BarReporter, LineReporter, format_seconds
+
+
+def record(step, loss=2.0):
+    return {
+        "step": step,
+        "loss_nats": loss,
+        "learning_rate/adapter": 1e-3,
+        "raw_tokens": 100,
+        "wall_seconds": 0.5,
+        "compile_seconds": 0.0,
+    }
+
+
+def test_lines_are_means_over_the_steps_between(caplog):
+    reporter = LineReporter(every=2)
+    with caplog.at_level(logging.INFO, logger="lclm_jax"):
+        reporter.start("stage0", 2, 7)
+        for step, loss in enumerate((1.0, 3.0, None, None, 5.0), start=2):
+            reporter.step(record(step, loss))
+    assert caplog.messages == [
+        "stage0: 7 steps, from step 2",
+        "stage0 4/7 | loss 2.0000 nats | lr adapter=1.0e-03 | 200 raw tokens/s | ETA 0:00:02",
+        "stage0 6/7 | loss not finite nats | lr adapter=1.0e-03 | 200 raw tokens/s | ETA 0:00:00",
+        "stage0 7/7 | loss 5.0000 nats | lr adapter=1.0e-03 | 200 raw tokens/s | ETA 0:00:00",
+    ]
+
+
+def test_a_bar_shows_loss_and_rates():
+    output = io.StringIO()
+    reporter = BarReporter(Console(file=output, force_terminal=True, width=140), interval_seconds=0)
+    reporter.start("stage0", 0, 2)
+    reporter.step(record(0))
+    reporter.step(record(1, loss=4.0))
+    reporter.finish()
+    assert "2/2" in output.getvalue() and "loss 4.0000 nats" in output.getvalue()
+
+
+def test_format_seconds():
+    assert [format_seconds(seconds) for seconds in (0.4, 61, 3723.4)] == ["0:00:00", "0:01:01", "1:02:03"]

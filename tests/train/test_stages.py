@@ -1,0 +1,104 @@
+import logging
+import shutil
+import sysconfig
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lclm_jax.config import MeshConfig, RunPaths, parse_config
+from lclm_jax.data.prepare import prepare_corpus
+from lclm_jax.model.lclm import abstract_params
+from lclm_jax.parallel import make_mesh
+from lclm_jax.text.train_tokenizer import train_tokenizer
+from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.metrics import read_metrics
+from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
+from lclm_jax.train.stages import finished, load_params, train
+
+BACKBONE = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=300)
+SPANS = {"min_tokens": 8, "max_tokens": 16, "raw_min_tokens": 8, "raw_max_tokens": 16}
+EVERYTHING = {"adapter": 1e-3, "encoder": 1e-3, "decoder": 1e-3}
+
+
+def stage(steps, **lr):
+    return {"lr": lr, "steps": steps, "batch_rows": 8, "mixture": {"cpt": 1}}
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    """Values of a prepared run of two stages."""
+    root = tmp_path_factory.mktemp("run")
+    (root / "corpus").mkdir()
+    for name in ("bisect.py", "heapq.py", "stat.py"):
+        shutil.copy(Path(sysconfig.get_path("stdlib")) / name, root / "corpus" / name)
+    texts = [path.read_text() for path in sorted((root / "corpus").iterdir())]
+    train_tokenizer(texts, 300, root / "tokenizer")
+    pack = {"row_length": 64, "encoder_rows": 2, "encoder_row_length": 32, "lookahead": 8}
+    values = {
+        "name": "test",
+        "run_dir": str(root),
+        "corpus": {"kind": "folder", "path": str(root / "corpus"), "validation_share": 0, "held_out_share": 0},
+        "tokenizer": {"decoder": str(root / "tokenizer")},
+        "model": {"encoder": BACKBONE, "decoder": BACKBONE, "ratio": 4, "window": 16, "remat": "none"},
+        "data": {
+            "sources": {"cpt": {"collection": "documents", "objective": "cpt", "max_tokens": 60, "spans": SPANS}},
+            "pack": pack,
+        },
+        "stages": {"base": stage(3, **EVERYTHING), "stage0": stage(2, adapter=1e-3)},
+    }
+    prepare_corpus(parse_config(values), root / "data")
+    return values
+
+
+def edited(values, **stages):
+    return parse_config(values | {"stages": values["stages"] | stages})
+
+
+def test_the_chain_of_stages(values, caplog):
+    config = edited(values)
+    with pytest.raises(ValueError, match="stage0 starts from base, which is not finished; train base first"):
+        train(config, only_stage="stage0")
+    with pytest.raises(ValueError, match="'stage2' is unknown; did you mean 'stage0'"):
+        train(config, only_stage="stage2")
+    with pytest.raises(CheckpointError, match="has no checkpoint; train first"):
+        load_params(config)
+    with caplog.at_level(logging.INFO, logger="lclm_jax"):
+        train(config, only_stage="base")
+        train(config)
+    assert "base: finished before" in caplog.messages
+    assert all(finished(config, name) for name in config.stages)
+    base, last = load_params(config, "base"), load_params(config)
+    for part in ("encoder", "decoder"):
+        for a, b in zip(flat(base[part]), flat(last[part]), strict=True):
+            assert (a[0] == "memory_rows") or np.array_equal(a[1], b[1]), a[0]
+    assert not np.array_equal(base["adapter"]["fc1"]["kernel"], last["adapter"]["fc1"]["kernel"])
+    log = list(read_metrics(RunPaths(config).stage("base") / "metrics.jsonl"))
+    assert [record["step"] for record in log] == [0, 1, 2] and all(record["loss_nats"] > 0 for record in log)
+    with Checkpoints(checkpoints_folder(config, "stage0")) as checkpoints:
+        meta = checkpoints.meta(2)
+        assert (meta["rows_consumed"], meta["step"]) == (16, 2) and set(meta["provenance"]["ancestors"]) == {"base"}
+        rates = checkpoints.restore_params(2, abstract_params(config.model))
+        assert set(rates) == {"encoder", "adapter", "decoder"}
+    check_changes(values)
+    sharded = load_params(config, "base", mesh=make_mesh(MeshConfig()))
+    assert isinstance(sharded["encoder"]["embed"]["table"].sharding, jax.sharding.NamedSharding)
+    with pytest.raises(CheckpointError, match=r"stage base has no checkpoint of step 2; it has: 3"):
+        load_params(config, "base", step=2)
+
+
+def check_changes(values):
+    """A changed stage is refused, and so are the stages that came from it."""
+    longer = edited(values, base=stage(4, **EVERYTHING))
+    with pytest.raises(ChangedConfigError, match=r"stages.base.steps: 3 -> 4\).*delete .*stages/base to train"):
+        train(longer)
+    with pytest.raises(ChangedConfigError, match="stage stage0 started from base, whose settings have changed"):
+        finished(longer, "stage0")
+    wider = parse_config(values | {"model": values["model"] | {"decoder": BACKBONE | {"mlp_size": 16}}})
+    with pytest.raises(CheckpointError, match=r"of another model \(model.decoder.mlp_size: 8, now 16\)"):
+        load_params(wider)
+
+
+def flat(tree):
+    return [(path[-1].key, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
