@@ -1,34 +1,243 @@
-"""Import and export: bit-exact per tensor, strict errors, and folders that transformers reads."""
+"""Import and export: bit-exact per tensor, strict errors, and folders that transformers reads with equal logits."""
 
 import json
-import shutil
-from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 
+from lclm_jax.batch import Batch
+from lclm_jax.config import ModelConfig
 from lclm_jax.interop.export import export_model
 from lclm_jax.interop.load import load_backbone, load_hf
-from lclm_jax.interop.names import flatten
-from lclm_jax.interop.tensors import CheckpointError
+from lclm_jax.interop.names import flatten, tensor_table
+from lclm_jax.interop.tensors import CheckpointError, TensorFolder
+from lclm_jax.model.lclm import abstract_params, decode, embed, logits
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.train_tokenizer import train_tokenizer
 
-CHECKPOINTS = Path(__file__).parents[3] / "shared" / "reference" / "checkpoints"
+TOWER = dict(vocab_size=300, hidden_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_size=40)
+
+KINDS = {
+    "qwen3-tied": {},
+    "qwen3-untied": {"tie_embeddings": False, "rope_theta": 5e6, "norm_eps": 1e-5},
+    "llama": {"qk_norm": False, "rope_theta": 1e5},
+}
+ADAPTERS = [("mlp", "mean"), ("attn_mlp", "mean"), ("mlp_attn", "mean"), ("mlp", "concat")]
 
 
-@pytest.mark.parametrize("folder", sorted(CHECKPOINTS.glob("*")), ids=lambda p: p.name)
-def test_round_trip(folder, tmp_path):
-    model, params = load_hf(folder)
-    dtype = json.loads((folder / "decoder" / "config.json").read_text())["dtype"]
-    export_model(params, model, tmp_path / "out", decoder_tokenizer=folder / "decoder", encoder_tokenizer=folder / "encoder", dtype=dtype, shard_bytes=300_000)
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["a few words to train a tokenizer on, and then a few more words"], 290, folder)
+    return folder
+
+
+def tiny(tokenizer, adapter="mlp", pooling="mean", **decoder) -> ModelConfig:
+    ids = tuple(Tokenizer(tokenizer).memory_ids)
+    towers = dict(
+        encoder=TOWER | {"hidden_size": 16},
+        decoder=TOWER | decoder,
+        adapter={"type": adapter, "num_layers": 1 if adapter == "mlp" else 2},
+    )
+    return ModelConfig(**towers, pooling=pooling, ratio=4, window=8, memory_token_ids=ids, compute_dtype="float32")
+
+
+def random_params(model, seed):
+    """Random leaves without compiling an initialiser."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(scale=0.1, size=leaf.shape).astype(np.float32), abstract_params(model))
+
+
+def export(params, model, folder, tokenizer, **options):
+    export_model(params, model, folder, decoder_tokenizer=tokenizer, encoder_tokenizer=tokenizer, **options)
+    return folder
+
+
+@pytest.mark.parametrize(("adapter", "pooling"), ADAPTERS)
+def test_the_table_covers_every_leaf(tokenizer, adapter, pooling):
+    model = tiny(tokenizer, adapter, pooling, tie_embeddings=False)
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(model))}
+    named = {}
+    for tensor in tensor_table(model):
+        layers = () if tensor.layer is None else (tensor.layer + 1,)
+        named[tensor.path] = (*layers, *tensor.our_shape)
+    del shapes["decoder/memory_rows"]
+    assert named == shapes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("adapter", "pooling"), ADAPTERS)
+def test_round_trip_is_bit_exact(tokenizer, tmp_path, adapter, pooling, dtype):
+    model = tiny(tokenizer, adapter, pooling, tie_embeddings=pooling == "mean")
+    first = export(random_params(model, 0), model, tmp_path / "first", tokenizer, dtype=dtype)
+    loaded_model, loaded = load_hf(first, compute_dtype="float32")
+    assert loaded_model == model
+    second = export(loaded, model, tmp_path / "second", tokenizer, dtype=dtype, shard_bytes=20_000)
+    assert len(list((second / "decoder").glob("*.safetensors"))) > 1
     for part in ("decoder", "encoder", "adapter"):
-        want, got = {}, {}
-        for f in (folder / part).glob("*.safetensors"): want |= load_file(f)
-        for f in (tmp_path / "out" / part).glob("*.safetensors"): got |= load_file(f)
-        assert want.keys() == got.keys()
-        for n in want:
-            assert want[n].dtype == got[n].dtype and want[n].tobytes() == got[n].tobytes(), n
-    m2, p2 = load_hf(tmp_path / "out")
-    assert m2 == model
-    a, b = dict(flatten(params)), dict(flatten(p2))
-    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+        one, other = TensorFolder(first / part), TensorFolder(second / part)
+        assert one.shapes == other.shapes
+        for name in one.shapes:
+            left, right = one.read(name), other.read(name)
+            assert left.dtype == right.dtype
+            assert left.tobytes() == right.tobytes()
+    again = dict(flatten(load_hf(second)[1]))
+    for path, leaf in flatten(loaded):
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_reads_the_decoder(tokenizer, tmp_path, mesh, kind):
+    model = tiny(tokenizer, **KINDS[kind])
+    params = random_params(model, 1)
+    folder = export(params, model, tmp_path / "out", tokenizer)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder / "decoder", output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(theirs).__name__ == ("LlamaForCausalLM" if kind == "llama" else "Qwen3ForCausalLM")
+    start, end, placeholder = model.memory_token_ids
+    tokens = np.array([[5, 7, start, placeholder, end, 9, 290, 11]], np.int32)
+    with torch.no_grad():
+        want = theirs(torch.tensor(tokens)).logits.numpy()
+    batch = Batch(*[None] * len(Batch._fields))._replace(decoder_tokens=jnp.array(tokens))
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden = decode(params, model, embed(params, model, batch), jnp.ones_like(positions), positions)
+    np.testing.assert_allclose(logits(params, model, hidden), want, atol=1e-4)
+    ids = transformers.AutoTokenizer.from_pretrained(folder / "decoder")("few words<|memory_start|>")["input_ids"]
+    assert ids == Tokenizer(tokenizer).encode("few words<|memory_start|>").tolist()
+
+
+@pytest.mark.parametrize("kind", ["qwen3-tied", "llama"])
+def test_transformers_reads_the_encoder(tokenizer, tmp_path, kind):
+    model = tiny(tokenizer)
+    model = model.model_copy(update={"encoder": model.encoder.model_copy(update=KINDS[kind])})
+    folder = export(random_params(model, 1), model, tmp_path / "out", tokenizer)
+    theirs, info = transformers.AutoModel.from_pretrained(folder / "encoder", output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(theirs).__name__ == ("LlamaModel" if kind == "llama" else "Qwen3Model")
+    assert theirs.config.rope_parameters["rope_theta"] == model.encoder.rope_theta
+
+
+def test_a_causal_folder_serves_as_either_tower(tokenizer, tmp_path):
+    model = tiny(tokenizer, tie_embeddings=False)
+    folder = export(random_params(model, 2), model, tmp_path / "out", tokenizer) / "decoder"
+    backbone, encoder = load_backbone(folder, "encoder")
+    assert backbone == model.decoder
+    assert "head" not in encoder
+    _, decoder = load_backbone(folder, "decoder")
+    assert decoder["head"]["kernel"].shape == (24, 300)
+    with pytest.raises(ValueError, match="neither encoder nor decoder"):
+        load_backbone(folder, "both")
+
+
+@pytest.fixture
+def exported(tokenizer, tmp_path):
+    model = tiny(tokenizer)
+    return export(random_params(model, 3), model, tmp_path / "out", tokenizer)
+
+
+def edit(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_every_difference_is_named(exported):
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        tensors["model.extra"] = np.ones(3, np.float32)
+        tensors["model.embed_tokens.weight"] = np.ones((2, 24), np.float32)
+
+    edit(exported / "decoder", change)
+    with pytest.raises(CheckpointError) as error:
+        load_hf(exported)
+    for text in (
+        "missing model.norm.weight (24,)",
+        "unexpected model.extra (3,)",
+        "has shape (2, 24), the configuration says (300, 24)",
+    ):
+        assert text in str(error.value)
+
+
+def test_values_that_are_not_finite_are_refused(exported):
+    edit(exported / "encoder", lambda tensors: tensors["norm.weight"].fill(np.nan))
+    with pytest.raises(CheckpointError, match=r"norm\.weight holds NaN"):
+        load_hf(exported)
+
+
+def test_a_tied_head_must_be_the_table(exported):
+    edit(exported / "decoder", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+    load_hf(exported)
+    edit(exported / "decoder", lambda tensors: tensors["lm_head.weight"].fill(1))
+    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+        load_hf(exported)
+
+
+def test_pickles_are_refused_unread(exported):
+    (exported / "decoder" / "model.safetensors").rename(exported / "decoder" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pickled weights \(pytorch_model\.bin\).*run any code"):
+        load_hf(exported)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2'"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, "rotary scaling 'yarn'"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_key_value_heads": 3}, "num_kv_heads=3"),
+    ],
+)
+def test_unsupported_configurations_are_named(exported, change, message):
+    path = exported / "decoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_hf(exported)
+
+
+def test_both_styles_of_rotary_base_are_read(exported):
+    path = exported / "decoder" / "config.json"
+    values = json.loads(path.read_text())
+    want = load_hf(exported)[0]
+    for dropped in ("rope_theta", "rope_parameters"):
+        path.write_text(json.dumps({name: value for name, value in values.items() if name != dropped}))
+        assert load_hf(exported)[0] == want
+
+
+def test_damaged_files_are_named(exported):
+    path = exported / "encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_hf(exported)
+
+
+def test_an_index_that_lies_is_refused(tokenizer, tmp_path):
+    model = tiny(tokenizer)
+    params = random_params(model, 0)
+    folder = export(params, model, tmp_path / "out", tokenizer, shard_bytes=20_000) / "decoder"
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = "../outside.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="not a file of that folder"):
+        load_hf(tmp_path / "out")
+
+
+def test_export_refuses_what_it_would_lose(tokenizer, tmp_path):
+    model = tiny(tokenizer)
+    params = random_params(model, 0)
+    with pytest.raises(ValueError, match="float64"):
+        export(params, model, tmp_path / "a", tokenizer, dtype="float64")
+    small = model.model_copy(update={"decoder": model.decoder.model_copy(update={"vocab_size": 100})})
+    with pytest.raises(ValueError, match=r"decoder/embed/table has shape \(300, 24\), not \(100, 24\)"):
+        export(params, small, tmp_path / "b", tokenizer)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.txt").write_text("x")
+    with pytest.raises(ValueError, match="no export"):
+        export(params, model, tmp_path / "c", tokenizer)
+    assert (tmp_path / "c" / "thesis.txt").exists()

@@ -49,7 +49,7 @@ def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--prompt", help="The prompt; compressed text stands between <|memory_start|> and <|memory_end|>.")
-@click.option("--file", "file", type=click.File("r", encoding="utf-8"), help="Read the prompt from a file (- is stdin).")
+@click.option("--file", "file", type=click.File("r", encoding="utf-8"), help="Read the prompt from a file (-: stdin).")
 @click.option("--chat/--raw", default=True, show_default=True, help="Wrap the prompt as a user's message, or not.")
 @click.option("--max-new-tokens", default=128, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")

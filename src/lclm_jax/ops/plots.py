@@ -80,7 +80,9 @@ def plot_depth(path: Path, accuracy: Sequence[float], errors: Sequence[float]) -
         figure, axes = plt.subplots()
         x = np.arange(1, len(accuracy) + 1)
         mean, error = np.asarray(accuracy, float), np.asarray(errors, float)
-        axes.fill_between(x, mean - error, np.minimum(mean + error, 1), color=COLOURS["latents"], alpha=0.2, linewidth=0)
+        axes.fill_between(
+            x, mean - error, np.minimum(mean + error, 1), color=COLOURS["latents"], alpha=0.2, linewidth=0
+        )
         axes.plot(x, mean, color=COLOURS["latents"], linewidth=1.6)
         axes.set_ylim(min(0.5, float(np.min(mean - error)) - 0.02), 1.005)
         axes.set_xlabel("depth in the span (tokens)")

@@ -131,9 +131,21 @@ def _errors(entries: list[dict[str, Any]]) -> list[float]:
 
 def markdown(config: Config, report: Mapping[str, Any], evaluation: Mapping[str, Any], generations: list) -> str:
     """report.md."""
-    settings, model = evaluation["settings"], config.model
-    speed_error = report["raw_tokens_per_s_standard_error"]
-    lines = [
+    sections = [
+        _headline(config, report, evaluation),
+        _context_gain(evaluation),
+        _repetition(evaluation),
+        ["## Training", "", "![loss](plots/loss.png)", "![speed](plots/speed.png)", ""],
+        _answers(generations),
+        _cost(report),
+        _origin(config, report),
+    ]
+    return "\n".join(line for section in sections for line in section)
+
+
+def _headline(config: Config, report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+    model, speed_error = config.model, report["raw_tokens_per_s_standard_error"]
+    return [
         f"# {config.name}",
         "",
         f"Compression {model.ratio}x, windows of {model.window} tokens, {model.mask} mask, {model.pooling} pooling,"
@@ -149,55 +161,39 @@ def markdown(config: Config, report: Mapping[str, Any], evaluation: Mapping[str,
         f"| wall time | {report['wall_seconds'] / 60:.1f} min |",
         f"| peak memory | {report['peak_memory_bytes'] / 1e9:.2f} GB |",
         "",
+    ]
+
+
+def _context_gain(evaluation: Mapping[str, Any]) -> list[str]:
+    settings = evaluation["settings"]
+    return [
         "## What context is worth",
         "",
-        f"Loss of {settings['continuation_tokens']} tokens after {settings['context_tokens']} tokens of context.",
+        f"Loss of {settings['continuation_tokens']} tokens after {settings['context_tokens']} tokens of context."
+        " The gain is the loss saved against no context.",
         "",
-        "| context | loss (nats per token) | gain |",
+        "| context | loss (nats per token) | gain (nats per token) |",
         "|---|---|---|",
         *(_gain_row(name, label, evaluation) for name, label in _VARIANTS.items()),
         "",
         "![loss by position](plots/context_gain.png)",
         "",
-        "## Verbatim repetition",
-        "",
-        *_repetition(evaluation),
-        "",
-        "![accuracy by depth](plots/repetition.png)",
-        "",
-        "## Training",
-        "",
-        "![loss](plots/loss.png)",
-        "![speed](plots/speed.png)",
-        "",
-        "## Answers of the exported model",
-        "",
-        "Greedy, from the exported folder read back. The text in memory tags reached the decoder as latents only.",
-        "",
-        *_answers(generations),
-        "## Cost",
-        "",
-        "![cost](plots/cost.png)",
-        "",
-        "| step | wall time (s) | peak memory (MB) | attempts |",
-        "|---|---|---|---|",
-        *(
-            f"| {name} | {step['wall_seconds']:.1f} | {step['peak_memory_bytes'] / 1e6:.0f} | {step['attempts']} |"
-            for name, step in report["steps"].items()
-        ),
-        "",
-        "## Environment and configuration",
-        "",
-        ", ".join(f"{name} {version}" for name, version in report["environment"].items()),
-        "",
-        f"Hash {report['config_hash']}.",
-        "",
-        "```yaml",
-        dump_config(config).rstrip(),
-        "```",
-        "",
     ]
-    return "\n".join(lines)
+
+
+def _cost(report: Mapping[str, Any]) -> list[str]:
+    rows = (
+        f"| {name} | {step['wall_seconds']:.1f} | {step['peak_memory_bytes'] / 1e6:.0f} | {step['attempts']} |"
+        for name, step in report["steps"].items()
+    )
+    head = ["## Cost", "", "![cost](plots/cost.png)", "", "| step | wall time (s) | peak memory (MB) | attempts |"]
+    return [*head, "|---|---|---|---|", *rows, ""]
+
+
+def _origin(config: Config, report: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in report["environment"].items())
+    head = ["## Environment and configuration", "", versions, "", f"Hash {report['config_hash']}.", ""]
+    return [*head, "```yaml", dump_config(config).rstrip(), "```", ""]
 
 
 _VARIANTS = {"none": "none", "latents": "latents", "raw": "raw text"}
@@ -216,6 +212,8 @@ def _gain_row(name: str, label: str, evaluation: Mapping[str, Any]) -> str:
 def _repetition(evaluation: Mapping[str, Any]) -> list[str]:
     losses, free = evaluation["repetition_loss_nats"], evaluation["free_running"]
     lines = [
+        "## Verbatim repetition",
+        "",
         f"Spans of up to {evaluation['settings']['repetition_tokens']} tokens, each token predicted after the true ones"
         f" before it: {_pm(evaluation['verbatim_token_accuracy'])} right. Loss {_pm(losses['latents'])} nats with"
         f" latents, {_pm(losses['none'])} without.",
@@ -225,13 +223,18 @@ def _repetition(evaluation: Mapping[str, Any]) -> list[str]:
             f"Free-running greedy repetition of {free['exact_share']['count']} spans: {_pm(free['token_accuracy'])} of"
             f" tokens right, {_pm(free['exact_share'])} of spans exact."
         )
-    return lines
+    return [*lines, "", "![accuracy by depth](plots/repetition.png)", ""]
 
 
 def _answers(generations: list[Mapping[str, str]]) -> list[str]:
-    lines = []
+    lines = [
+        "## Answers of the exported model",
+        "",
+        "Greedy, from the exported folder read back. The text in memory tags reached the decoder as latents only.",
+        "",
+    ]
+    fence = "~~~~"
     for entry in generations:
-        fence = "~~~~"
         lines += [f"**{entry['task']}** ({entry['id']})", "", fence, entry["prompt"].strip("\n"), fence]
         lines += ["answered", fence, entry["answer"].strip("\n"), fence]
         if entry["expected"] is not None:

@@ -1,0 +1,146 @@
+import jax
+import numpy as np
+import pytest
+
+from lclm_jax.config import ModelConfig
+from lclm_jax.data.rows import assemble_batch
+from lclm_jax.inference import generate
+from lclm_jax.inference.generate import Generator, pack_for
+from lclm_jax.inference.sampling import Sampling, pick
+from lclm_jax.interop.export import export_model
+from lclm_jax.model.lclm import abstract_params, forward, logits
+from lclm_jax.parallel import use_mesh
+from lclm_jax.text.example import Example
+from lclm_jax.text.memory import MemoryTagError
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.train_tokenizer import train_tokenizer
+
+TOWER = dict(vocab_size=300, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)
+PROMPTS = [
+    "plain words and nothing more",
+    "see <|memory_start|>a few words that are read by the encoder<|memory_end|> then go on",
+    [{"role": "user", "content": "<|memory_start|>abc<|memory_end|> and <|memory_start|>def ghi<|memory_end|>?"}],
+]
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = Tokenizer(train_tokenizer(["a few words to train a tokenizer on and a few words more"], 290, folder))
+    ids = tuple(tokenizer.memory_ids)
+    model = ModelConfig(
+        encoder=TOWER, decoder=TOWER, ratio=4, window=8, memory_token_ids=ids, compute_dtype="float32", remat="none"
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(scale=0.4, size=leaf.shape).astype(np.float32), abstract_params(model)
+    )
+    return Generator(params, model, tokenizer, tokenizer)
+
+
+def test_cached_greedy_equals_full_forward(generator):
+    sampling = Sampling(max_new_tokens=5, stop_ids=())
+    answers = generator.generate(PROMPTS, sampling)
+    examples = [generator.example(prompt) for prompt in PROMPTS]
+    grown = [
+        [Example(np.append(e.tokens, np.array(answer.ids, np.int32)), np.zeros(len(e.tokens) + 5, np.float32), e.spans)]
+        for e, answer in zip(examples, answers, strict=True)
+    ]
+    batch = assemble_batch(grown, generator.model, pack_for(grown, generator.model))
+    with use_mesh(generator.mesh):
+        out = logits(generator.params, generator.model, forward(generator.params, generator.model, batch))
+    for row, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        start = len(example.tokens) - 1
+        assert np.argmax(out[row, start : start + 5], axis=-1).tolist() == list(answer.ids)
+
+
+def test_batch_and_stream_agree_with_single(generator):
+    sampling = Sampling(max_new_tokens=6)
+    together = generator.generate(PROMPTS, sampling)
+    for prompt, answer in zip(PROMPTS, together, strict=True):
+        assert generator.generate([prompt], sampling)[0] == answer
+        assert "".join(generator.stream(prompt, sampling)) == answer.text
+
+
+def test_stop_tokens_end_a_row_and_are_not_shown(generator):
+    free = generator.generate(PROMPTS[:1], Sampling(max_new_tokens=6, stop_ids=()))[0]
+    stop = free.ids[2]
+    first = free.ids.index(stop)
+    ended = generator.generate(PROMPTS[:1], Sampling(max_new_tokens=6, stop_ids=(stop,)))[0]
+    assert ended.ids == free.ids[: first + 1]
+    assert ended.stopped
+    assert not free.stopped
+    assert ended.text == generator.decoder_tokenizer.decode(free.ids[:first])
+
+
+def test_draws_depend_on_the_seed_alone(generator):
+    def draw(seed):
+        return generator.generate(PROMPTS[:1], Sampling(max_new_tokens=6, temperature=1.0, seed=seed, stop_ids=()))
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_pick():
+    logits_BV = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+    seen = np.zeros((1, 4), bool)
+    keys = jax.random.split(jax.random.key(0), 200)
+    assert {int(pick(logits_BV, seen, key, 1.0, 0.7, 1.0)[0]) for key in keys} == {0, 1}
+    assert {int(pick(logits_BV, seen, key, 1.0, 0.01, 1.0)[0]) for key in keys[:20]} == {0}
+    assert int(pick(logits_BV, seen, keys[0], 0.0, 1.0, 1.0)[0]) == 0
+    seen[0, 0] = True
+    assert int(pick(logits_BV, seen, keys[0], 0.0, 1.0, 2.0)[0]) == 1  # log 0.5 doubled is below log 0.3
+
+
+def test_few_shapes_are_compiled(generator):
+    before = generate._prefill._cache_size(), generate._advance._cache_size()
+    words = "a few words " * 4
+    for length in range(20, len(words), 3):
+        generator.generate([words[:length]], Sampling(max_new_tokens=2))
+    assert generate._prefill._cache_size() - before[0] <= 2
+    assert generate._advance._cache_size() - before[1] <= 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a <|memory_start|>b", "never closed"),
+        ("a <|memory_end|>", "closes no span"),
+        ("<|memory_start|><|memory_end|>", "empty"),
+        ("<|memory_start|>a<|memory_start|>b<|memory_end|>", "do not nest"),
+    ],
+)
+def test_bad_tags_are_refused(generator, prompt, message):
+    with pytest.raises(MemoryTagError, match=message):
+        generator.generate([prompt])
+
+
+def test_bad_requests_are_refused(generator):
+    with pytest.raises(ValueError, match="prompt is empty"):
+        generator.generate([""])
+    with pytest.raises(ValueError, match="max_positions=40960"):
+        generator.generate(PROMPTS[:1], Sampling(max_new_tokens=50_000))
+    for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"repetition_penalty": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Sampling(**wrong)
+
+
+STORED = [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]
+
+
+@pytest.mark.parametrize(("stored", "computed"), STORED)
+def test_a_folder_is_run_as_it_is_stored(generator, tmp_path, stored, computed):
+    folder = generator.decoder_tokenizer.folder
+    export_model(
+        generator.params,
+        generator.model,
+        tmp_path / "out",
+        decoder_tokenizer=folder,
+        encoder_tokenizer=folder,
+        dtype=stored,
+    )
+    loaded = Generator.from_folder(tmp_path / "out")
+    assert loaded.model.compute_dtype == computed
+    if stored == "float32":
+        assert loaded.generate(PROMPTS[1:2]) == generator.generate(PROMPTS[1:2])
+    assert Generator.from_folder(tmp_path / "out", compute_dtype="float32").model.compute_dtype == "float32"
