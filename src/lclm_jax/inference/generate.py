@@ -1,7 +1,7 @@
 """Generation from prompts with memory spans: encode once, prefill, then one token at a time from a key/value cache."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
 from lclm_jax.data.windows import place_windows, plan_spans
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.interop.golden_case import Case, assemble_any
+from lclm_jax.interop.hf_config import stored_dtype
 from lclm_jax.interop.load import load_hf
 from lclm_jax.model.cache import KVCache, init_cache
-from lclm_jax.model.lclm import decode_cached, embed, encode, logits
-from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.model.lclm import decode_cached, embed, encode, logical_axes, logits
+from lclm_jax.parallel import make_mesh, params_sharding, use_mesh
 from lclm_jax.text.example import Example, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class Generator:
     """A model with its tokenizers, ready to answer prompts.
 
     Args:
-        params: parameters of ``model``; moved to the mesh's first device unless they are JAX arrays already.
+        params: parameters of ``model``, on the mesh or on the host.
         model: its configuration, ``memory_token_ids`` set.
         decoder_tokenizer: tokenizer with the memory tokens.
         encoder_tokenizer: tokenizer of the spans.
@@ -61,17 +62,20 @@ class Generator:
         mesh: Mesh | None = None,
     ):
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
-        on_host = any(not isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-        self.params = jax.device_put(params, self.mesh.devices.flat[0]) if on_host else params
+        self.params = place(params, model, self.mesh)
         self.model = model
         self.decoder_tokenizer = decoder_tokenizer
         self.encoder_tokenizer = encoder_tokenizer
 
     @classmethod
     def from_folder(cls, folder: str | Path, **changes: Any) -> "Generator":
-        """Load an exported or released folder; ``changes`` are keys of ``ModelConfig`` such as ``compute_dtype``."""
+        """Load an exported or released folder; ``changes`` are keys of ``ModelConfig`` such as ``compute_dtype``.
+
+        It computes in bfloat16 if the decoder is stored so, else in float32, unless ``changes`` says otherwise.
+        """
         folder = Path(folder)
-        model, params = load_hf(folder, **changes)
+        stored = "bfloat16" if stored_dtype(folder / "decoder") == "bfloat16" else "float32"
+        model, params = load_hf(folder, **{"compute_dtype": stored, **changes})
         decoder, encoder = (Tokenizer.from_folder(folder / part) for part in ("decoder", "encoder"))
         return cls(params, model, decoder, encoder)
 
@@ -182,6 +186,13 @@ class Generator:
         return frozenset({self.decoder_tokenizer.eos_id, self.decoder_tokenizer.pad_id})
 
 
+def place(params: Any, model: ModelConfig, mesh: Mesh) -> Any:
+    """``params`` laid out on ``mesh`` by the sharding table if they are on the host; JAX arrays stay where they are."""
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)):
+        return params
+    return jax.device_put(params, params_sharding(mesh, logical_axes(model), params))
+
+
 def bucket(length: int) -> int:
     """``length`` rounded up to ``SMALLEST_BUCKET`` times a power of two."""
     size = SMALLEST_BUCKET
@@ -190,14 +201,16 @@ def bucket(length: int) -> int:
     return size
 
 
-def pack_for(examples_by_row: Sequence[Sequence[Example]], model: ModelConfig) -> PackConfig:
-    """A row layout, in bucketed sizes, into which every row of ``examples_by_row`` fits."""
-    length = bucket(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
+def pack_for(
+    examples_by_row: Sequence[Sequence[Example]], model: ModelConfig, rounded: Callable[[int], int] = bucket
+) -> PackConfig:
+    """A row layout into which every row of ``examples_by_row`` fits; ``rounded`` raises its lengths to common sizes."""
+    length = rounded(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
     spans = [[max(1, len(span)) for example in row for span in example.spans] for row in examples_by_row]
     tables = [plan_spans(lengths, model) for lengths in spans]
     # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
     longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
-    width = -(-bucket(longest) // model.ratio) * model.ratio
+    width = -(-rounded(longest) // model.ratio) * model.ratio
     pack = PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width)
     while any(place_windows(table, model.ratio, pack) is None for table in tables):
         pack = pack.model_copy(update={"encoder_rows": pack.encoder_rows * 2})

@@ -92,7 +92,8 @@ def _run(case: Case, values: Mapping[str, Any], optimizer: Optimizer) -> tuple[l
     """(losses before each step and after the last, metrics of each step, final parameters)."""
     names = [name for name in values["samples"] if case.samples[name]["kind"] != "prompt"]
     batch = jax.device_put(case.batch([[name] for name in names]))
-    only_memory_rows = values["regime"] == "adapter"
+    of_decoder = [name for name in values["group_of"] if name.startswith("decoder.")]
+    only_memory_rows = of_decoder == ["decoder.model.embed_tokens.weight"]
 
     def loss_of(trainable, frozen):
         total, count = batch_loss(merge(trainable, frozen), case.model, batch)
@@ -111,9 +112,8 @@ def _run(case: Case, values: Mapping[str, Any], optimizer: Optimizer) -> tuple[l
     params: Any = jax.device_put(case.params)
     state = optimizer.init(params)
     history = []
-    for index in range(len(values["steps"])):
+    for index in range(len(values["steps"]) + 1):  # the last one only gives the loss after all steps
+        final = params
         params, state, metrics = step(params, state, jnp.int32(index))
         history.append({name: float(value) for name, value in metrics.items()})
-    trainable, frozen = split(params, optimizer.labels)
-    losses = [metrics["loss"] for metrics in history] + [float(jax.jit(loss_of)(trainable, frozen))]
-    return losses, history, jax.device_get(params)
+    return [metrics["loss"] for metrics in history], history[:-1], jax.device_get(final)

@@ -75,6 +75,12 @@ def read_backbone(folder: Path) -> BackboneConfig:
         raise CheckpointError(f"{path}: {error.errors()[0]['msg']}") from None
 
 
+def stored_dtype(folder: Path) -> str | None:
+    """What ``folder/config.json`` says of its weights (``dtype``, or ``torch_dtype`` in older files)."""
+    values = read_json(folder / "config.json")
+    return values.get("dtype") or values.get("torch_dtype")
+
+
 def backbone_json(backbone: BackboneConfig, causal: bool, dtype: str, special: dict[str, int | None]) -> dict[str, Any]:
     """``config.json`` of a backbone.
 

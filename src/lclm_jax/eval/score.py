@@ -1,0 +1,89 @@
+"""Losses and right guesses of stretches of examples, teacher-forced."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import ModelConfig
+from lclm_jax.data.rows import assemble_batch
+from lclm_jax.eval.examples import Target
+from lclm_jax.inference.generate import pack_for
+from lclm_jax.model.lclm import forward, logits, token_nll
+from lclm_jax.parallel import batch_sharding, use_mesh
+from lclm_jax.text.example import Example
+
+
+class Scores(NamedTuple):
+    """One row per target, one column per token of its stretch, on the right filled up with zeros."""
+
+    nll: np.ndarray
+    """[targets, tokens] float64, nats."""
+    hits: np.ndarray
+    """[targets, tokens] float64: 1 where the largest logit is the token."""
+    weights: np.ndarray
+    """[targets, tokens] float64: 1 where there is a token."""
+
+
+class Scorer:
+    """Runs a model over targets in batches of equal shape, so that each call of ``score`` compiles at most once.
+
+    Args:
+        params: parameters of ``model``, on the mesh.
+        model: its configuration, ``memory_token_ids`` set.
+        mesh: devices to run on.
+        rows: rows at once; raised to a multiple of the mesh's row axes.
+        encoder_pad_id: marker of eos pooling.
+    """
+
+    def __init__(self, params: Any, model: ModelConfig, mesh: Mesh, rows: int, encoder_pad_id: int | None):
+        devices = mesh.shape["replica"] * mesh.shape["fsdp"]
+        self.params, self.model, self.mesh = params, model, mesh
+        self.rows = -(-rows // devices) * devices
+        self._pad_id = encoder_pad_id
+
+    def score(self, targets: Sequence[Target]) -> Scores:
+        """Score the stretch of every target; each is one row of a batch, alone."""
+        pack = pack_for([[target.example] for target in targets], self.model, _round_up)
+        width = max(target.stop - target.start for target in targets)
+        scores = Scores(*(np.zeros((len(targets), width)) for _ in Scores._fields))
+        markers = self.model.pooling == "eos"
+        for begin in range(0, len(targets), self.rows):
+            chosen = targets[begin : begin + self.rows]
+            rows: list[list[Example]] = [[target.example] for target in chosen]
+            rows += [[]] * (self.rows - len(rows))
+            batch = assemble_batch(rows, self.model, pack, self._pad_id)
+            with use_mesh(self.mesh):
+                batch = jax.device_put(batch, batch_sharding(self.mesh, markers))
+                nll_BS, hits_BS = jax.device_get(_score(self.params, batch, model=self.model))
+            for row, target in enumerate(chosen):
+                # Position t predicts token t + 1.
+                where, size = slice(target.start - 1, target.stop - 1), target.stop - target.start
+                scores.nll[begin + row, :size] = nll_BS[row, where]
+                scores.hits[begin + row, :size] = hits_BS[row, where]
+                scores.weights[begin + row, :size] = 1
+        return scores
+
+
+def _round_up(length: int) -> int:
+    """To a multiple of 8: every row of a measurement has the same length, so few shapes are compiled anyway."""
+    return -(-length // 8) * 8
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _score(params: Any, batch: Batch, *, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """(nll_BS in nats, whether the largest logit is the target)."""
+    hidden_BSD = forward(params, model, batch)
+    nll_BS = token_nll(params, model, hidden_BSD, batch.targets)
+
+    def best(hidden_BD):
+        return jnp.argmax(logits(params, model, hidden_BD[:, None])[:, 0], axis=-1)
+
+    # One position of all rows at a time: [B, V], never [B, S, V].
+    guesses_SB = jax.lax.map(best, hidden_BSD.swapaxes(0, 1))
+    return nll_BS, batch.targets == guesses_SB.T
