@@ -1,7 +1,7 @@
 """Corpus to report: the whole life of an LCLM in steps that can be killed and continued.
 
-Each step is done or not done by the ledger (``pipeline.json``); training keeps its own checkpoints, so a killed stage goes
-on from the last of them. A step is redone when the configuration it depends on has changed.
+Each step is done or not done by the ledger (``pipeline.json``); training keeps its own checkpoints, so a killed stage
+goes on from the last of them. A step is redone when the configuration it depends on has changed.
 """
 
 import json
