@@ -73,6 +73,7 @@ class ModelConfig(Tree):
     remat: Literal["none", "full", "dots"] = key(
         "full", "What the backward pass recomputes: nothing, every block, or all but its matrix products."
     )
+    embedding_std: float = key(0.02, "Standard deviation of embedding rows that start at random.", gt=0)
     scan_layers: bool = key(True, "Compile one block and scan over the layers, instead of unrolling them.")
     attention: Literal["auto", "reference", "chunked"] = key(
         "auto", "Attention backend; a named one that cannot honour a mask raises."

@@ -97,13 +97,14 @@ class Norm(Module):
 
 
 class Table(Module):
-    """An embedding table; rows start as a normal of standard deviation 0.02, as Qwen3's and Llama's do."""
+    """An embedding table; rows start as a normal of standard deviation ``std`` (Qwen3 and Llama: 0.02)."""
 
     rows: int
     width: int
+    std: float
 
     @nn.compact
     def __call__(self) -> jax.Array:
         """The table [V, D], float32."""
-        init = nn.initializers.normal(0.02)
+        init = nn.initializers.normal(self.std)
         return self.declare("table", init, (self.rows, self.width), ("vocab", "param_embed"))

@@ -36,10 +36,10 @@ class Decoder(Module):
     def setup(self) -> None:
         """Declare the parts."""
         config = self.model.decoder
-        self.embed = Table(config.vocab_size, config.hidden_size)
+        self.embed = Table(config.vocab_size, config.hidden_size, self.model.embedding_std)
         self.layers = layers(config, StackOptions.of(self.model, True, "batch", "seq"), name="layers")
         self.final_norm = Norm(config.hidden_size, config.norm_eps)
-        init, axes = nn.initializers.normal(0.02), ("memory_row", "param_embed")
+        init, axes = nn.initializers.normal(self.model.embedding_std), ("memory_row", "param_embed")
         self.memory_rows = self.declare("memory_rows", init, (3, config.hidden_size), axes)
         if not config.tie_embeddings:
             self.head = Head(config.hidden_size, config.vocab_size)

@@ -21,7 +21,7 @@ class Encoder(Module):
         tokens_BS, segments_BS, positions_BS = (
             x.reshape(rows, x.shape[2]) for x in (tokens_BMR, segments_BMR, positions_BMR)
         )
-        table_VD = Table(config.vocab_size, config.hidden_size, name="embed")()
+        table_VD = Table(config.vocab_size, config.hidden_size, self.model.embedding_std, name="embed")()
         x_BSD = table_VD.astype(self.model.compute_dtype)[tokens_BS]
         x_BSD = self.constrained(x_BSD, "encoder_rows", "encoder_seq", "embed")
         causal = self.model.mask == "causal"
