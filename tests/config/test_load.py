@@ -100,6 +100,11 @@ def test_base_is_merged_under(yaml_file, tmp_path):
     assert config.stages["stage0"].lr.adapter == 1e-3
 
 
+def test_null_removes_a_mapping(yaml_file):
+    config = load_config(yaml_file, ["data.sources.more={collection: chat, objective: chat}", "data.sources.more=null"])
+    assert list(config.data.sources) == ["cpt"]
+
+
 def test_memory_rows_follow_the_decoder(yaml_file):
     stage = load_config(yaml_file).stages["stage0"]
     assert stage.peak_lr("memory_rows") == 6e-5
@@ -119,6 +124,15 @@ def test_every_key_is_documented():
 
 
 def test_presets_fill_what_is_not_given(yaml_file):
-    config = load_config(yaml_file, ["model.decoder={preset: qwen3_0p6b, num_layers: 2}"])
+    yaml_file.write_text(
+        yaml_file.read_text().replace("decoder: *tower", "decoder: {preset: qwen3_0p6b, num_layers: 2}")
+    )
+    config = load_config(yaml_file)
     assert config.model.decoder.num_layers == 2
     assert config.model.decoder.hidden_size == 1024
+
+
+def test_overrides_merge_into_mappings(yaml_file):
+    config = load_config(yaml_file, ["stages.stage0={steps: 3, batch_rows: 8}"])
+    assert config.stages["stage0"].steps == 3
+    assert config.stages["stage0"].lr.adapter == 1e-3

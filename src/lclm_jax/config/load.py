@@ -55,13 +55,14 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read ``path``, apply ``overrides`` (``"a.b=c"``, values in YAML), validate.
 
-    A ``base: other.yaml`` key at the top merges this file over the other one. Raises ``ConfigError``.
+    A ``base: other.yaml`` key at the top merges this file over the other one; ``null`` in the place of a mapping (a
+    stage, a source) removes it. Raises ``ConfigError``.
     """
     path = Path(path)
     values = _read(path)
     values.setdefault("name", path.stem)
     for text in overrides:
-        _override(values, text)
+        values = _override(values, text)
     return parse_config(values, str(path))
 
 
@@ -119,22 +120,21 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for name, value in over.items():
         old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and value is None:
+            del merged[name]
+        else:
+            merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
-def _override(values: dict[str, Any], text: str) -> None:
+def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {text!r} has no value; write --set a.b=value")
-    node = values
-    *parents, last = dotted.split(".")
-    for part in parents:
-        child = node.get(part)
-        if not isinstance(child, dict):
-            child = node[part] = {}
-        node = child
-    node[last] = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    change: Any = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    for part in reversed(dotted.split(".")):
+        change = {part: change}
+    return _merge(values, change)
 
 
 def _explain(error: ValidationError, values: Mapping[str, Any]) -> Iterable[str]:

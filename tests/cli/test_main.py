@@ -1,0 +1,85 @@
+"""The command line: quick help, errors of one or two lines, an exit status."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lclm_jax.cli.main import COMMANDS, cli
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+DEMO = str(CONFIGS[0].parent / "demo.yaml")
+
+
+def run_lclm(*arguments: str, **options) -> subprocess.CompletedProcess:
+    code = "from lclm_jax.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
+
+
+def test_help_answers_in_under_a_second_without_jax():
+    code = (
+        "import sys; sys.argv = ['lclm', '--help']\n"
+        "from lclm_jax.cli.main import cli\n"
+        "cli.main(standalone_mode=False)\n"
+        "assert not {'jax', 'flax', 'numpy', 'pydantic'} & set(sys.modules)\n"
+    )
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+    assert time.monotonic() - begin < 1.0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name):
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+def test_config_show_prints_the_resolved_tree():
+    result = CliRunner().invoke(cli, ["config", "show", DEMO, "--set", "seed=7"])
+    assert result.exit_code == 0
+    assert "seed: 7" in result.output
+    assert "norm_eps: 1.0e-06" in result.output
+
+
+def test_config_keys_names_a_default_and_a_meaning():
+    result = CliRunner().invoke(cli, ["config", "keys", "train.optimizer"])
+    assert "train.optimizer.b2 [0.95]" in result.output
+    assert "second moment" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["config", "show", DEMO, "--set", "model.windw=3"], "did you mean 'window'?"),
+        (["config", "show", "absent.yaml"], "cannot read the configuration absent.yaml"),
+        (["export", "absent", "out"], "cannot read the configuration absent"),
+        (["generate", "absent", "--prompt", "x"], "absent"),
+        (["golden", "absent"], "absent holds no golden cases"),
+    ],
+)
+def test_bad_input_is_one_or_two_lines_and_a_status(arguments, words, tmp_path):
+    done = run_lclm(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+
+
+def test_memory_tags_out_of_balance_are_named(tmp_path):
+    done = run_lclm("generate", "absent", "--prompt", "a", "--file", "-", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "exclude each other" in done.stderr
+
+
+def test_result_goes_to_a_json_file(tmp_path):
+    from lclm_jax.cli.options import write_result
+
+    write_result(tmp_path / "deep" / "result.json", {"a": 1})
+    assert json.loads((tmp_path / "deep" / "result.json").read_text()) == {"a": 1}

@@ -1,0 +1,72 @@
+"""configs/demo.yaml made small: raw text to a report, continued, and refused when the settings change."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lclm_jax.config import RunPaths, load_config
+from lclm_jax.pipeline import claim_run, run_pipeline
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+TOWER = (
+    "{vocab_size: 512, hidden_size: 16, num_layers: 1, num_heads: 2, num_kv_heads: 1, head_dim: 8, mlp_size: 32,"
+    " rope_theta: 1e4, max_positions: 2048}"
+)
+STAGES = ("base", "stage0", "stage3")
+SMALL = [
+    "corpus.max_bytes=800000",
+    "corpus.held_out_share=0.3",
+    f"model.encoder={TOWER}",
+    f"model.decoder={TOWER}",
+    "eval={examples: 8, batch_rows: 8, free_running_examples: 2, generations: 1, max_new_tokens: 4}",
+    *(f"stages.{name}=null" for name in load_config(DEMO).stages if name not in STAGES),
+    *(f"stages.{name}={{steps: 2, batch_rows: 8}}" for name in STAGES),
+]
+REPORT_KEYS = (
+    "recovered_share",
+    "recovered_share_standard_error",
+    "verbatim_token_accuracy",
+    "verbatim_token_accuracy_standard_error",
+    "held_out_tokens",
+    "raw_tokens_per_s",
+    "wall_seconds",
+    "peak_memory_bytes",
+)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    config = load_config(DEMO, [*SMALL, f"run_dir={tmp_path_factory.mktemp('pipeline') / 'run'}"])
+    return config, run_pipeline(config)
+
+
+def test_the_report_holds_the_numbers(finished_run):
+    config, report = finished_run
+    paths = RunPaths(config)
+    stored = json.loads(paths.report.with_suffix(".json").read_text())
+    for name in REPORT_KEYS:
+        assert isinstance(stored[name], int | float), name
+    assert set(stored["loss_nats"]) == set(stored["loss_nats_standard_error"]) == {"none", "latents", "raw"}
+    assert report["recovered_share"] == stored["recovered_share"]
+    text = paths.report.read_text()
+    for plot in sorted((paths.root / "plots").iterdir()):
+        assert f"plots/{plot.name}" in text
+    assert len(list((paths.root / "plots").iterdir())) == 5
+    assert {answer["task"] for answer in stored["generations"]} == {"repeat", "continue", "question"}
+
+
+def test_a_second_call_does_nothing(finished_run, caplog):
+    config, report = finished_run
+    before = RunPaths(config).evaluation.stat().st_mtime_ns
+    with caplog.at_level("INFO", "lclm_jax"):
+        assert run_pipeline(config)["wall_seconds"] == report["wall_seconds"]
+    assert "is complete" in caplog.text
+    assert RunPaths(config).evaluation.stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished_run):
+    config, _ = finished_run
+    with pytest.raises(ValueError, match="seed: 0 -> 5"):
+        claim_run(config.model_copy(update={"seed": 5}))
+    claim_run(config.model_copy(update={"train": config.train.model_copy(update={"log_every": 7})}))
