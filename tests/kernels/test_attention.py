@@ -57,7 +57,9 @@ def test_chunked_gradients_match_the_reference(rng, causal):
     weights = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
 
     def gradients(run):
-        loss = lambda q, k, v: (run(q, k, v, (segments, segments), causal, None) * weights).sum()
+        def loss(q, k, v):
+            return (run(q, k, v, (segments, segments), causal, None) * weights).sum()
+
         return jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
 
     ours = gradients(lambda *a: chunked_attention(*a, block=4))
@@ -70,7 +72,10 @@ def test_chunked_never_builds_the_scores():
     S = 96
     q, k = jnp.zeros((1, S, 2, 4)), jnp.zeros((1, S, 1, 4))
     segments = jnp.ones((1, S), jnp.int32)
-    loss = lambda q, k: chunked_attention(q, k, k, (segments, segments), True, None, 16).sum()
+
+    def loss(q, k):
+        return chunked_attention(q, k, k, (segments, segments), True, None, 16).sum()
+
     text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(q, k))
     assert "16,16]" in text and f"{S},{S}]" not in text
 
@@ -94,7 +99,7 @@ def test_bfloat16_keeps_float32_softmax(rng):
 def test_errors_name_the_shapes_and_the_fix(rng):
     q, k, v, segments = inputs(rng)
     both = (segments, segments)
-    with pytest.raises(ValueError, match="backend 'flash' is unknown; set model.attention"):
+    with pytest.raises(ValueError, match="backend 'flash' is unknown; set model"):
         attention(q, k, v, segments=both, causal=True, backend="flash")
     with pytest.raises(ValueError, match="key heads must divide"):
         attention(q[:, :, :3], k, v, segments=both, causal=True)

@@ -13,7 +13,7 @@ def test_spec_follows_the_table():
 
 
 def test_spec_errors():
-    with pytest.raises(ValueError, match="'sequence' is not in parallel.sharding.TABLE; did you mean 'seq'"):
+    with pytest.raises(ValueError, match=r"'sequence' is not in .*; did you mean 'seq'"):
         spec_for(("batch", "sequence"))
     with pytest.raises(ValueError, match="'heads' and 'mlp' both use mesh axis 'tensor'"):
         spec_for(("heads", "mlp"))

@@ -1,8 +1,11 @@
 """Mesh, the one sharding table, and multi-process start-up."""
 
+from lclm_jax.parallel.backend import avoid_known_faults
 from lclm_jax.parallel.mesh import AXES, make_mesh, use_mesh
 from lclm_jax.parallel.processes import initialise
 from lclm_jax.parallel.sharding import batch_sharding, constrain, params_sharding, spec_for
+
+avoid_known_faults()
 
 __all__ = [
     "AXES",

@@ -1,0 +1,20 @@
+"""Settings of XLA that a correct run depends on, made before the first device is touched."""
+
+import os
+from importlib.metadata import version
+
+_YNN = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def avoid_known_faults() -> None:
+    """Keep XLA's CPU compiler of jaxlib 0.10 from its faulty YNNPACK fusions.
+
+    With jaxlib 0.10.2, a jitted ``jacrev`` through scanned layers mixed up its last rows as soon as there were more
+    than 32 of them: wrong gradients, no warning (seen by tests/model/test_leaks.py). jaxlib 0.11.2 and 0.12 compute
+    them right; a training step was no slower without the fusions. A user's own setting of the flag wins; accelerators
+    are not affected. Called on import of this package: XLA reads the flags when the first device is touched.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    release = tuple(int(part) for part in version("jaxlib").split(".")[:2])
+    if release < (0, 11) and _YNN not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_YNN}=".strip()
