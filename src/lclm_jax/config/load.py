@@ -105,6 +105,8 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; name an existing YAML") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     try:
         values = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError as error:
@@ -131,7 +133,10 @@ def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {text!r} has no value; write --set a.b=value")
-    change: Any = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    try:
+        change: Any = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError:
+        raise ConfigError(f"override {text!r}: {raw!r} is not valid YAML; quote it or balance its brackets") from None
     for part in reversed(dotted.split(".")):
         change = {part: change}
     return _merge(values, change)

@@ -1,8 +1,8 @@
 """Stages, optimizer, mesh, checkpoints, evaluation."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.config.data import PackConfig
@@ -45,6 +45,14 @@ class StageConfig(Tree):
     skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
     pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")
     from_scratch: bool = key(False, "Start from random weights instead of the previous stage.")
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _without_nulls(cls, mixture: Any) -> Any:
+        """A YAML that is merged over another takes a source out by giving it null."""
+        if isinstance(mixture, dict):
+            return {name: weight for name, weight in mixture.items() if weight is not None}
+        return mixture
 
     @model_validator(mode="after")
     def _check(self):
