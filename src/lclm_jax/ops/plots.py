@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib import pyplot as plt
 # Okabe and Ito's palette: distinguishable with colour-blind eyes and in grey.
 COLOURS = {"none": "#D55E00", "latents": "#0072B2", "raw": "#009E73", "ink": "#333333"}
 _CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.figsize": (7.2, 3.8),
     "figure.dpi": 130,
     "figure.constrained_layout.use": True,
