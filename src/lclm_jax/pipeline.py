@@ -167,9 +167,10 @@ def prepare_data(config: Config) -> dict[str, Any]:
 
 
 def _train_stage(config: Config, stage: str) -> dict[str, Any]:
+    from lclm_jax.interop.initial import imported_params
     from lclm_jax.train.stages import train
 
-    train(config, only_stage=stage)
+    train(config, only_stage=stage, read_imports=imported_params)
     return {}
 
 

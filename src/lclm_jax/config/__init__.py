@@ -8,6 +8,7 @@ from lclm_jax.config.data import (
     SpanConfig,
     TokenizerConfig,
 )
+from lclm_jax.config.init import InitConfig
 from lclm_jax.config.load import ConfigError, config_hash, describe_keys, dump_config, load_config, parse_config
 from lclm_jax.config.model import AdapterConfig, BackboneConfig, ModelConfig
 from lclm_jax.config.paths import RunPaths
@@ -32,6 +33,7 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "EvalConfig",
+    "InitConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",

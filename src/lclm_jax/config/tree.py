@@ -4,6 +4,7 @@ from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.config.data import CorpusConfig, DataConfig, PackConfig, TokenizerConfig
+from lclm_jax.config.init import InitConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.nearest import suggestion
 from lclm_jax.config.train import EvalConfig, MeshConfig, StageConfig, TrainConfig
@@ -18,6 +19,7 @@ class Config(Tree):
     corpus: CorpusConfig = key(CorpusConfig(), "Raw text to prepare.")
     tokenizer: TokenizerConfig = required("Tokenizer folders, or the size of one to train.")
     model: ModelConfig = required("Encoder, adapter, decoder and compression.")
+    init: InitConfig = key(InitConfig(), "Imported weights that the first stage starts from.")
     data: DataConfig = key(DataConfig(), "Sources, objectives, packing and loading.")
     stages: dict[str, StageConfig] = required("Stages in order; each starts from the last.")
     train: TrainConfig = key(TrainConfig(), "Settings common to all stages.")

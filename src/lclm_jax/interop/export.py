@@ -1,8 +1,7 @@
 """Writing a model as the folders that PyTorch, transformers and vLLM read (layout: ``docs/architecture.md``)."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.interop.hf_config import backbone_json, write_json
-from lclm_jax.interop.names import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, flatten, leaf, tensor_table
+from lclm_jax.interop.leaves import Leaves, LeavesInMemory, shapes_of
+from lclm_jax.interop.names import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
 from lclm_jax.interop.tensors import DTYPES, Declared, write_folder
 from lclm_jax.text.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
 
 
 def export_model(
-    params: Mapping[str, Any],
+    leaves: Leaves | Mapping[str, Any],
     model: ModelConfig,
     out_dir: Path,
     *,
@@ -38,11 +38,11 @@ def export_model(
 ) -> None:
     """Write ``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json`` and ``processor_config.json``.
 
-    One tensor (one layer of a stacked leaf) is in memory at a time; leaves may be anything that can be indexed by layer
-    and turned into a NumPy array. The folder appears under its name only when it is complete.
+    One layer of a stacked leaf, or a block of rows of a table, is in memory at a time. The folder appears under its
+    name only when it is complete.
 
     Args:
-        params: parameters of ``model``.
+        leaves: parameters of ``model``, in memory or where they can be read in pieces.
         model: shape and compression.
         out_dir: folder to write; one of an earlier export is replaced.
         decoder_tokenizer: folder whose tokenizer files are copied to ``decoder/``.
@@ -60,19 +60,20 @@ def export_model(
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
         raise ValueError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
     table = tensor_table(model)
-    check_leaves(params, table)
+    leaves = LeavesInMemory(leaves) if isinstance(leaves, Mapping) else leaves
+    check_leaves(leaves, table)
     decoder_ids, encoder_ids = Tokenizer.from_folder(decoder_tokenizer), Tokenizer.from_folder(encoder_tokenizer)
     _check_rows("decoder", decoder_ids, model.decoder.vocab_size)
     _check_rows("encoder", encoder_ids, model.encoder.vocab_size)
-    read = tensor_reader(params, table, decoder_ids.memory_ids)
     part = out_dir.with_name(out_dir.name + ".part")
     if part.exists():
         shutil.rmtree(part)
     for folder, stem in (("decoder", "model"), ("encoder", "model"), ("adapter", "adapter")):
         (part / folder).mkdir(parents=True)
-        declared = [Declared(t.name, t.shape) for t in table if t.folder == folder]
+        rows = [tensor for tensor in table if tensor.folder == folder]
         limit = shard_bytes if folder != "adapter" else 2**62  # the PyTorch loader reads the adapter from one file
-        write_folder(part / folder, declared, partial(read, folder), dtype, limit, stem)
+        declared = [Declared(tensor.name, tensor.shape, dtype) for tensor in rows]
+        write_folder(part / folder, declared, block_reader(leaves, rows, decoder_ids.memory_ids), limit, stem)
     _write_side_files(part / "decoder", model, dtype, decoder_ids, decoder_tokenizer)
     _write_side_files(part / "encoder", model, dtype, encoder_ids, encoder_tokenizer)
     write_json(part / "model_config.json", model_json(model))
@@ -97,14 +98,9 @@ def model_json(model: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def check_leaves(params: Mapping[str, Any], table: Sequence[Tensor]) -> None:
-    """Raise ``ValueError`` with the full difference unless ``params`` are exactly the leaves of ``table``."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for tensor in table:
-        layers = () if tensor.layer is None else (tensor.layer + 1,)
-        expected[tensor.path] = (*layers, *tensor.our_shape)
-    expected[MEMORY_ROWS_PATH] = (3, expected[TABLE_PATH][1])
-    found = {path: tuple(value.shape) for path, value in flatten(params)}
+def check_leaves(leaves: Leaves, table: Sequence[Tensor]) -> None:
+    """Raise ``ValueError`` with the full difference unless ``leaves`` are exactly those of ``table``."""
+    expected, found = shapes_of(table), leaves.shapes
     lines = [f"missing {path} {expected[path]}" for path in sorted(expected.keys() - found.keys())]
     lines += [f"unexpected {path} {found[path]}" for path in sorted(found.keys() - expected.keys())]
     both = sorted(expected.keys() & found.keys())
@@ -113,22 +109,24 @@ def check_leaves(params: Mapping[str, Any], table: Sequence[Tensor]) -> None:
         raise ValueError("the parameters are not those of the model configuration:\n  " + "\n  ".join(lines))
 
 
-def tensor_reader(
-    params: Mapping[str, Any], table: Sequence[Tensor], memory_ids: Sequence[int]
-) -> Callable[[str, str], np.ndarray]:
-    """``read(folder, name)``: one tensor in the file's layout, the memory rows merged into the decoder's table."""
-    rows = {(tensor.folder, tensor.name): tensor for tensor in table}
+def block_reader(
+    leaves: Leaves, table: Sequence[Tensor], memory_ids: Sequence[int]
+) -> Callable[[str], Iterator[np.ndarray]]:
+    """``blocks(name)``: one tensor in the file's layout, the memory rows merged into the decoder's table."""
+    named = {tensor.name: tensor for tensor in table}
 
-    def read(folder: str, name: str) -> np.ndarray:
-        tensor = rows[folder, name]
-        value = leaf(params, tensor.path)
-        array = np.asarray(value if tensor.layer is None else value[tensor.layer])
-        if tensor.path == TABLE_PATH:
-            array = np.array(array)
-            array[list(memory_ids)] = np.asarray(leaf(params, MEMORY_ROWS_PATH))
-        return tensor.to_theirs(array)
+    def blocks(name: str) -> Iterator[np.ndarray]:
+        tensor = named[name]
+        for rows in tensor.row_blocks():
+            array = tensor.to_theirs(leaves.read(tensor.path, tensor.index(rows)))
+            if tensor.path == TABLE_PATH:
+                array = np.array(array)
+                for order, row in enumerate(memory_ids):
+                    if rows.start <= row < rows.stop:
+                        array[row - rows.start] = leaves.read(MEMORY_ROWS_PATH, (order,))
+            yield array
 
-    return read
+    return blocks
 
 
 def _check_rows(role: str, tokenizer: Tokenizer, rows: int) -> None:

@@ -10,15 +10,8 @@ from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.interop.hf_config import read_backbone, read_json
-from lclm_jax.interop.names import (
-    MEMORY_ROWS_PATH,
-    TABLE_PATH,
-    Tensor,
-    adapter_tensors,
-    backbone_tensors,
-    leaf,
-    nest,
-)
+from lclm_jax.interop.leaves import FolderBlocks, Leaves, LeavesInFolders, shapes_of
+from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, adapter_tensors, backbone_tensors, nest, tensor_table
 from lclm_jax.interop.tensors import CheckpointError, TensorFolder
 from lclm_jax.text.tokenizer import Tokenizer
 
@@ -51,15 +44,26 @@ def load_hf(folder: Path, settings: Mapping[str, Any] | None = None, **changes: 
     """
     folder = Path(folder)
     model = read_model(folder, settings, **changes)
-    params = nest(
-        _leaves(TensorFolder(folder / "decoder"), _named(folder / "decoder", model.decoder, "decoder"))
-        | _leaves(TensorFolder(folder / "encoder"), _named(folder / "encoder", model.encoder, "encoder"))
-        | _leaves(TensorFolder(folder / "adapter"), adapter_tensors(model))
-    )
-    assert model.memory_token_ids is not None
-    rows = leaf(params, TABLE_PATH)[list(model.memory_token_ids)]
-    params["decoder"][MEMORY_ROWS_PATH.rpartition("/")[2]] = rows
+    leaves = LeavesInFolders(open_parts(folder, model), model.memory_token_ids or ())
+    params = nest(_read_all(leaves, tensor_table(model)))
+    params["decoder"][MEMORY_ROWS_PATH.rpartition("/")[2]] = leaves.read(MEMORY_ROWS_PATH)
     return model, params
+
+
+def open_parts(folder: Path, model: ModelConfig) -> list[FolderBlocks]:
+    """Decoder, encoder and adapter of an LCLM folder, checked but not read; errors as ``load_hf``."""
+    return [
+        open_backbone(folder / "decoder", model.decoder, "decoder"),
+        open_backbone(folder / "encoder", model.encoder, "encoder"),
+        FolderBlocks(TensorFolder(folder / "adapter"), adapter_tensors(model)),
+    ]
+
+
+def open_backbone(folder: Path, backbone: BackboneConfig, role: str) -> FolderBlocks:
+    """A Qwen3 or Llama folder as ``role``, with or without the prefix of causal-LM files; checked but not read."""
+    source = TensorFolder(folder)
+    prefix = "model." if any(name.startswith("model.") for name in source.shapes) else ""
+    return FolderBlocks(source, backbone_tensors(backbone, role, prefix))
 
 
 def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **changes: Any) -> ModelConfig:
@@ -104,63 +108,17 @@ def load_backbone(folder: Path, role: str) -> tuple[BackboneConfig, dict[str, An
         raise ValueError(f"role={role!r} is neither encoder nor decoder; name one of the two")
     folder = Path(folder)
     backbone = read_backbone(folder)
-    params = nest(_leaves(TensorFolder(folder), _named(folder, backbone, role)))
-    return backbone, params[role]
+    blocks = open_backbone(folder, backbone, role)
+    return backbone, nest(_read_all(LeavesInFolders([blocks], ()), blocks.table))[role]
 
 
-def _named(folder: Path, backbone: BackboneConfig, role: str) -> list[Tensor]:
-    """The table of a backbone, with or without the prefix of causal-LM files, as the folder has it."""
-    names = TensorFolder(folder).shapes
-    prefix = "model." if any(name.startswith("model.") for name in names) else ""
-    return backbone_tensors(backbone, role, prefix)
-
-
-def _leaves(source: TensorFolder, table: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """Read every tensor of ``table`` into stacked float32 leaves, one tensor at a time."""
-    _compare(source, table)
-    depth: dict[str, int] = {}
+def _read_all(leaves: Leaves, table: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Every leaf of ``table``, stacked, float32; one block at a time beside the result."""
+    shapes = shapes_of(table)
+    found: dict[str, np.ndarray] = {}
     for tensor in table:
-        if tensor.layer is not None:
-            depth[tensor.path] = max(depth.get(tensor.path, 0), tensor.layer + 1)
-    leaves: dict[str, np.ndarray] = {}
-    for tensor in table:
-        stored = source.read(tensor.name)
-        array = tensor.to_ours(stored.astype(np.float32))
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"{source.folder}: {tensor.name} holds NaN or infinity; use an undamaged checkpoint")
-        if tensor.layer is None:
-            leaves[tensor.path] = np.ascontiguousarray(array)
-        else:
-            if tensor.path not in leaves:
-                leaves[tensor.path] = np.empty((depth[tensor.path], *tensor.our_shape), np.float32)
-            leaves[tensor.path][tensor.layer] = array
-    return leaves
-
-
-def _compare(source: TensorFolder, table: Sequence[Tensor]) -> None:
-    expected = {tensor.name: tensor.shape for tensor in table}
-    found = {name: shape for name, shape in source.shapes.items() if not name.endswith("rotary_emb.inv_freq")}
-    if "lm_head.weight" in found and "lm_head.weight" not in expected:
-        _check_spare_head(source, table)
-        del found["lm_head.weight"]
-    lines = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"unexpected {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
-    both = sorted(expected.keys() & found.keys())
-    lines += [
-        f"{n} has shape {found[n]}, the configuration says {expected[n]}" for n in both if found[n] != expected[n]
-    ]
-    if lines:
-        text = "\n  ".join(lines)
-        raise CheckpointError(f"{source.folder} does not hold the tensors that its configuration says:\n  {text}")
-
-
-def _check_spare_head(source: TensorFolder, table: Sequence[Tensor]) -> None:
-    """A tied decoder may be stored with its head, if that is the table; an encoder's head is never used."""
-    name = next(tensor.name for tensor in table if tensor.path.endswith("embed/table"))
-    if table[0].folder == "decoder" and name in source.shapes:
-        head, rows = source.read("lm_head.weight"), source.read(name)
-        if head.shape != rows.shape or not np.array_equal(head, rows):
-            raise CheckpointError(
-                f"{source.folder}: tie_word_embeddings is true, but lm_head.weight differs from {name};"
-                " set tie_word_embeddings to false in config.json if the head is the model's"
-            )
+        target = found.setdefault(tensor.path, np.empty(shapes[tensor.path], np.float32))
+        for rows in tensor.row_blocks():
+            index = tensor.index(rows)
+            target[index] = leaves.read(tensor.path, index)
+    return found

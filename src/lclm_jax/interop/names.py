@@ -4,6 +4,7 @@ Every row of the table is one tensor of a Hugging Face file: which leaf (and lay
 there and here, and whether the axes are reversed in between (torch stores linear layers as [out, in]).
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +43,32 @@ class Tensor:
         return f"{self.folder}.{self.name}"
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """The tensor of the file, in the leaf's layout; dtype unchanged."""
-        return (array.T if self.reverse else array).reshape(self.our_shape)
+        """The tensor of the file (or consecutive rows of it), in the leaf's layout; dtype unchanged."""
+        turned = array.T if self.reverse else array
+        return turned.reshape(self.our_shape) if turned.size == math.prod(self.shape) else turned
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The leaf (its layer), in the file's layout; dtype unchanged."""
-        return array.reshape(self.shape[::-1]).T if self.reverse else array.reshape(self.shape)
+        """The leaf (its layer, or what ``index`` cuts out), in the file's layout; dtype unchanged."""
+        return array.reshape(self.shape[1], -1).T if self.reverse else array.reshape(-1, *self.shape[1:])
+
+    def index(self, rows: slice) -> tuple[int | slice, ...]:
+        """Where ``rows`` of the file's tensor (one of ``row_blocks``) lie in the leaf."""
+        layer: tuple[int | slice, ...] = () if self.layer is None else (self.layer,)
+        if rows == slice(0, self.shape[0]):
+            return layer
+        return (*layer, slice(None), rows) if self.reverse else (*layer, rows)
+
+    def row_blocks(self, limit: int = 2**26) -> Iterator[slice]:
+        """Consecutive rows of the file's tensor, of at most ``limit`` bytes in float32.
+
+        Only whole leaves are cut (tables, heads): one layer of a stacked leaf is small.
+        """
+        rows = self.shape[0]
+        step = rows
+        if self.layer is None and len(self.shape) == len(self.our_shape) == 2:
+            step = max(1, limit // (4 * self.shape[1]))
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows))
 
 
 def tensor_table(model: ModelConfig) -> list[Tensor]:

@@ -1,9 +1,11 @@
 """Reading and writing folders of safetensors without torch, one tensor in memory at a time."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -23,10 +25,16 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """Name and shape of a tensor to write."""
+    """Name, shape and type (a key of ``DTYPES``) of a tensor to write."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * DTYPES[self.dtype][1].itemsize
 
 
 class TensorFolder:
@@ -40,6 +48,7 @@ class TensorFolder:
         self.folder = folder
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         for path in _weight_files(folder):
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -48,66 +57,73 @@ class TensorFolder:
                             f"{folder}: tensor {name} stands in {self._file_of[name].name} and {path.name}"
                         )
                     self._file_of[name] = path
-                    self.shapes[name] = tuple(file.get_slice(name).get_shape())
+                    self._note(name, file.get_slice(name))
         _check_index(folder, self._file_of)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as it is stored."""
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """One tensor, or rows of it, as it is stored; the file is closed again, so none of it stays in memory."""
         with _open(self._file_of[name]) as file:
-            return file.get_tensor(name)
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+
+    def _note(self, name: str, stored: Any) -> None:
+        codes = {code: dtype for dtype, (code, _) in DTYPES.items()}
+        if stored.get_dtype() not in codes:
+            raise CheckpointError(
+                f"{self._file_of[name]}: {name} is stored as {stored.get_dtype()}, not as one of {', '.join(DTYPES)};"
+                " use a checkpoint that is not quantized"
+            )
+        self.shapes[name] = tuple(stored.get_shape())
+        self.dtypes[name] = codes[stored.get_dtype()]
 
 
 def write_folder(
     folder: Path,
     declared: Sequence[Declared],
-    read: Callable[[str], np.ndarray],
-    dtype: str,
+    blocks: Callable[[str], Iterable[np.ndarray]],
     shard_bytes: int,
     stem: str = "model",
 ) -> None:
     """Write ``stem.safetensors``, or several shards with an index when they exceed ``shard_bytes``.
 
-    ``read(name)`` is asked for one tensor at a time and its result converted to ``dtype`` (a key of ``DTYPES``), so
-    that memory holds one tensor, whatever the size of the model.
+    ``blocks(name)`` gives consecutive rows of one tensor; each is converted and written before the next is asked for,
+    so that memory holds one block, whatever the size of the model.
     """
-    code, numpy_dtype = DTYPES[dtype]
-    shards = _split(declared, numpy_dtype.itemsize, shard_bytes)
+    shards = _split(declared, shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / f"{stem}.safetensors", shards[0], read, code, numpy_dtype)
+        _write_file(folder / f"{stem}.safetensors", shards[0], blocks)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / name, shard, read, code, numpy_dtype)
+        _write_file(folder / name, shard, blocks)
         weight_map |= {tensor.name: name for tensor in shard}
-    total = sum(_size(tensor) for tensor in declared) * numpy_dtype.itemsize
+    total = sum(tensor.num_bytes for tensor in declared)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _size(tensor: Declared) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64))
-
-
-def _split(declared: Iterable[Declared], itemsize: int, shard_bytes: int) -> list[list[Declared]]:
+def _split(declared: Iterable[Declared], shard_bytes: int) -> list[list[Declared]]:
     shards: list[list[Declared]] = [[]]
     used = 0
     for tensor in declared:
-        size = _size(tensor) * itemsize
-        if shards[-1] and used + size > shard_bytes:
+        if shards[-1] and used + tensor.num_bytes > shard_bytes:
             shards.append([])
             used = 0
         shards[-1].append(tensor)
-        used += size
+        used += tensor.num_bytes
     return shards
 
 
-def _write_file(path: Path, shard: Sequence[Declared], read, code: str, dtype: np.dtype) -> None:
+def _write_file(path: Path, shard: Sequence[Declared], blocks: Callable[[str], Iterable[np.ndarray]]) -> None:
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in shard:
-        end = offset + _size(tensor) * dtype.itemsize
-        header[tensor.name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        end = offset + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": DTYPES[tensor.dtype][0],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format asks for data aligned to eight bytes
@@ -115,11 +131,19 @@ def _write_file(path: Path, shard: Sequence[Declared], read, code: str, dtype: n
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for tensor in shard:
-            array = np.asarray(read(tensor.name))
-            if array.shape != tensor.shape:
-                raise CheckpointError(f"{tensor.name} has shape {array.shape}, its declaration says {tensor.shape}")
-            # astype with order="C" makes the transposed views contiguous, as the file needs them.
-            file.write(array.astype(dtype, order="C").reshape(-1).view(np.uint8).data)
+            _write_tensor(file, tensor, blocks(tensor.name))
+
+
+def _write_tensor(file: BinaryIO, tensor: Declared, blocks: Iterable[np.ndarray]) -> None:
+    rows = 0
+    for block in blocks:
+        if block.shape[1:] != tensor.shape[1:]:
+            raise CheckpointError(f"{tensor.name} has rows of {block.shape[1:]}, its declaration says {tensor.shape}")
+        rows += block.shape[0]
+        # astype with order="C" makes the transposed views contiguous, as the file needs them.
+        file.write(block.astype(DTYPES[tensor.dtype][1], order="C").reshape(-1).view(np.uint8).data)
+    if rows != tensor.shape[0]:
+        raise CheckpointError(f"{tensor.name} has {rows} rows, its declaration says {tensor.shape}")
 
 
 def _weight_files(folder: Path) -> list[Path]:

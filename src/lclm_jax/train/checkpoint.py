@@ -1,9 +1,9 @@
 """Checkpoints of one stage: asynchronous, atomic, restored on any mesh.
 
 A checkpoint is a folder ``STEP/`` with three Orbax items: ``params`` (float32 master parameters, large leaves chunked
-by layer so that one layer can be read alone), ``rest`` (step, random key, optimizer state) and ``meta`` (JSON: the data
-position, the resolved configuration, its hash). Orbax writes into a temporary folder and renames it, so a folder named
-by a number is complete; leftovers of a killed save are removed before the next save.
+by layer so that one layer can be read alone: ``train.slices``), ``rest`` (step, random key, optimizer state) and
+``meta`` (JSON: the data position, the resolved configuration, its hash). Orbax writes into a temporary folder and
+renames it, so a folder named by a number is complete; leftovers of a killed save are removed before the next save.
 """
 
 import functools
@@ -28,6 +28,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # Layers below this size stay together: chunks cost time and space of their own.
 CHUNK_BYTES = 2**20
+# Tables and heads are cut to chunks of at most this size, so that they too can be read in pieces.
+TABLE_CHUNK_BYTES = 2**26
 # What Orbax and tensorstore raise when a file cannot be written or read.
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
@@ -208,13 +210,13 @@ def _onto(abstract: Any) -> Any:
 
 
 def _by_layer(params: Any) -> Any:
-    """Save arguments that cut large stacked leaves into one chunk a layer."""
+    """Save arguments that cut large stacked leaves into one chunk a layer, and large tables into pieces."""
 
     def cut(path: Any, leaf: Any) -> ocp.SaveArgs:
         layer_bytes = leaf.nbytes // leaf.shape[0]
         if "layers" in path_name(path).split("/") and layer_bytes >= CHUNK_BYTES:
             return ocp.SaveArgs(chunk_byte_size=layer_bytes, shard_axes=(0,))
-        return ocp.SaveArgs()
+        return ocp.SaveArgs(chunk_byte_size=TABLE_CHUNK_BYTES if leaf.nbytes > TABLE_CHUNK_BYTES else None)
 
     return jax.tree_util.tree_map_with_path(cut, params)
 

@@ -17,16 +17,22 @@ class ChangedConfigError(ValueError):
 
 
 def parent_of(config: Config, stage: str) -> str | None:
-    """The stage whose final parameters ``stage`` starts from; None: random ones."""
+    """The stage whose final parameters ``stage`` starts from; None: random or imported ones."""
     names = list(config.stages)
     index = names.index(stage)
     return None if index == 0 or config.stages[stage].from_scratch else names[index - 1]
 
 
+def starts_from_imports(config: Config, stage: str) -> bool:
+    """Whether ``stage`` begins with the weights that ``config.init`` names."""
+    return stage == next(iter(config.stages)) and config.init.given and not config.stages[stage].from_scratch
+
+
 def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
     """All settings that the result of ``stage`` depends on, but for those of the stages before it: plain values."""
     own = config.stages[stage]
-    return {
+    imported = {"init": config.init.model_dump(mode="json")} if starts_from_imports(config, stage) else {}
+    return imported | {
         "seed": config.seed,
         "corpus": config.corpus.model_dump(mode="json"),
         "tokenizer": {"vocab_size": config.tokenizer.vocab_size},

@@ -1,6 +1,7 @@
 """The chain of stages: each starts from the last one's final parameters with a fresh optimizer and schedule."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,16 +17,39 @@ from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.loop import StageRun, run_stage
 from lclm_jax.train.progress import Reporter, make_reporter
-from lclm_jax.train.provenance import check_provenance, checkpoints_folder, differing_keys, parent_of
+from lclm_jax.train.provenance import (
+    check_provenance,
+    checkpoints_folder,
+    differing_keys,
+    parent_of,
+    starts_from_imports,
+)
+from lclm_jax.train.slices import SavedParams
 from lclm_jax.train.state import params_shardings, random_params
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, only_stage: str | None = None, reporter: Reporter | None = None) -> None:
+ReadImports = Callable[[Config, Mesh], Any]
+"""(config, mesh) -> sharded parameters from the folders of ``config.init``."""
+
+
+def train(
+    config: Config,
+    only_stage: str | None = None,
+    reporter: Reporter | None = None,
+    read_imports: ReadImports | None = None,
+) -> None:
     """Train every stage of ``config`` that is not finished, or ``only_stage`` alone.
 
     A stage that was interrupted goes on from its newest checkpoint; its losses are those of an uninterrupted run.
+
+    Args:
+        config: the run.
+        only_stage: None: all of them, in order.
+        reporter: is told of every step; None: as fits the terminal.
+        read_imports: reads ``config.init`` (``interop.initial.imported_params``; handed in, as interop builds on
+            this module).
 
     Raises:
         ValueError: unknown stage, the stage before is not finished, data are missing, settings have changed
@@ -45,7 +69,7 @@ def train(config: Config, only_stage: str | None = None, reporter: Reporter | No
         parent = parent_of(config, stage)
         if parent is not None and not finished(config, parent):
             raise ValueError(f"stage {stage} starts from {parent}, which is not finished; train {parent} first")
-        run_stage(_stage_run(config, stage, mesh, tokenizers, reporter))
+        run_stage(_stage_run(config, stage, mesh, tokenizers, reporter, read_imports))
 
 
 def finished(config: Config, stage: str) -> bool:
@@ -84,6 +108,15 @@ def load_params(config: Config, stage: str | None = None, step: int | None = Non
         return checkpoints.restore_params(step, abstract)
 
 
+def open_params(config: Config, stage: str | None = None, step: int | None = None) -> SavedParams:
+    """Parameters of a checkpoint to be read piece by piece; arguments and errors as ``load_params``."""
+    stage, step = latest_checkpoint(config, stage, step)
+    folder = checkpoints_folder(config, stage)
+    with Checkpoints(folder) as checkpoints:
+        _check_model(config, stage, checkpoints.meta(step))
+    return SavedParams(folder / str(step))
+
+
 def latest_checkpoint(config: Config, stage: str | None = None, step: int | None = None) -> tuple[str, int]:
     """(stage, step) of the checkpoint that ``load_params`` reads; raises ``ValueError`` if there is none."""
     if stage is not None and stage not in config.stages:
@@ -117,10 +150,21 @@ def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def _stage_run(config: Config, stage: str, mesh: Mesh, tokenizers: Tokenizers, reporter: Reporter) -> StageRun:
+def _stage_run(
+    config: Config,
+    stage: str,
+    mesh: Mesh,
+    tokenizers: Tokenizers,
+    reporter: Reporter,
+    read_imports: ReadImports | None,
+) -> StageRun:
     parent = parent_of(config, stage)
 
     def initial_params() -> Any:
+        if starts_from_imports(config, stage):
+            if read_imports is None:
+                raise ValueError("config.init names imported weights and no reader was given; pass read_imports")
+            return read_imports(config, mesh)
         if parent is None:
             return random_params(config.model, config.seed, mesh)
         return load_params(config, parent, config.stages[parent].steps, mesh)

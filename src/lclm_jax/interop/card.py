@@ -1,0 +1,91 @@
+"""The model card of an export: what it is, its shape, what was measured, how to use it."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lclm_jax import __version__
+from lclm_jax.config import BackboneConfig, ModelConfig
+
+_HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lclm, context-compression]
+---
+
+# {title}
+
+A latent context language model (LCLM): the encoder reads text in windows of {window} tokens and pools every {ratio}
+tokens into one latent; the adapter projects the latents into the decoder's embedding space; the decoder reads them in
+place of the text. Written by lclm_jax {version} from {origin}, as {dtype}.
+"""
+
+_USE = """
+## Use
+
+`decoder/` is an ordinary causal language model with its tokenizer, `encoder/` a base model with its own, `adapter/`
+holds the projection, `model_config.json` the compression. transformers and vLLM load the decoder as it is;
+`lclm generate` runs all three:
+
+    lclm generate FOLDER --prompt '<|memory_start|>text to compress<|memory_end|>What does it say?'
+"""
+
+
+def write_card(folder: Path, model: ModelConfig, dtype: str, origin: str, evaluation: Mapping[str, Any] | None) -> None:
+    """Write ``README.md`` into an exported folder.
+
+    Args:
+        folder: the export.
+        model: its configuration.
+        dtype: how its weights are stored.
+        origin: what was exported, in words.
+        evaluation: the content of ``eval.json``; None: nothing was measured of these weights, and the card says so.
+    """
+    title = f"LCLM, {model.ratio}x compression"
+    head = dict(title=title, window=model.window, ratio=model.ratio, version=__version__, origin=origin, dtype=dtype)
+    text = _HEAD.format(**head) + "\n## Configuration\n\n" + _table(("key", "value"), _compression(model))
+    towers = (("encoder", model.encoder), ("decoder", model.decoder))
+    text += "\n" + _table(
+        ("", "layers", "hidden", "heads/kv", "head", "mlp", "vocabulary", "tied"), [_tower(*tower) for tower in towers]
+    )
+    text += "\n## Measured results\n\n" + (_results(evaluation) if evaluation else "None of these weights.\n") + _USE
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _compression(model: ModelConfig) -> list[tuple[str, Any]]:
+    adapter: str = model.adapter.type
+    if adapter != "mlp":
+        adapter += f", {model.adapter.num_layers} attention layers"
+    return [
+        ("tokens per latent", model.ratio),
+        ("window", model.window),
+        ("overlap", model.overlap),
+        ("pooling", model.pooling),
+        ("mask inside a window", model.mask),
+        ("adapter", adapter),
+    ]
+
+
+def _tower(name: str, tower: BackboneConfig) -> tuple[Any, ...]:
+    heads = f"{tower.num_heads}/{tower.num_kv_heads}"
+    sizes = (tower.num_layers, tower.hidden_size, heads, tower.head_dim, tower.mlp_size, tower.vocab_size)
+    return (name, *sizes, "yes" if tower.tie_embeddings else "no")
+
+
+def _results(evaluation: Mapping[str, Any]) -> str:
+    rows = [(f"loss, {name} (nats per token)", entry) for name, entry in evaluation["loss_nats"].items()]
+    rows += [("recovered share of the context gain", evaluation["recovered_share"])]
+    rows += [("verbatim token accuracy", evaluation["verbatim_token_accuracy"])]
+    text = _table(("quantity", "value", "standard error", "count"), [(name, *_estimate(entry)) for name, entry in rows])
+    split, tokens = evaluation["split"], evaluation["held_out_tokens"]
+    return f"Measured on the {split} split, {tokens:,} tokens; standard errors are over files.\n\n{text}"
+
+
+def _estimate(entry: Mapping[str, Any]) -> tuple[str, str, Any]:
+    error = entry["standard_error"]
+    return f"{entry['value']:.4f}", "unknown" if error is None else f"{error:.4f}", entry["count"]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)

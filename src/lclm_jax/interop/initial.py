@@ -1,0 +1,183 @@
+"""The first stage's parameters from imported folders, straight into their places on the mesh.
+
+Every device's shard is made on that device and filled block by block, so that the host holds one block (a layer of one
+leaf, or some rows of a table) beside the parameters.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from lclm_jax.config import BackboneConfig, Config, RunPaths
+from lclm_jax.interop.hf_config import read_backbone
+from lclm_jax.interop.leaves import FolderBlocks, LeavesInFolders
+from lclm_jax.interop.load import open_backbone, open_parts, read_model
+from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, flatten, nest
+from lclm_jax.interop.tensors import CheckpointError
+from lclm_jax.model.lclm import abstract_params, init_params
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.train.state import params_shardings
+
+# Keys of a backbone that weights do not depend on: the run may set them otherwise.
+_FREE_KEYS = {"preset", "max_positions"}
+
+
+def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """Sharded float32 parameters from the folders of ``config.init``; parts without a folder are random.
+
+    Args:
+        config: the run, ``model.memory_token_ids`` set.
+        mesh: devices.
+
+    Raises:
+        CheckpointError: a folder is damaged, incomplete, of another shape than ``config.model``, or was made for
+            another tokenizer than the run's; the message holds the full difference.
+    """
+    parts = _open_folders(config)
+    shardings = dict(flatten(params_shardings(config.model, mesh)))
+    given = {part.table[0].folder for part in parts}
+    leaves = LeavesInFolders(parts, config.model.memory_token_ids or ())
+    found: dict[str, jax.Array] = _random_parts(
+        config, [name for name in ("encoder", "adapter", "decoder") if name not in given], mesh
+    )
+    found |= _fill(leaves, [tensor for part in parts for tensor in part.table], shardings)
+    if MEMORY_ROWS_PATH in leaves.shapes:
+        rows = leaves.read(MEMORY_ROWS_PATH)
+        found[MEMORY_ROWS_PATH] = jax.make_array_from_callback(
+            rows.shape, shardings[MEMORY_ROWS_PATH], lambda index: rows[index]
+        )
+    order = [path for path, _ in flatten(abstract_params(config.model))]
+    return nest({path: found[path] for path in order})
+
+
+def _open_folders(config: Config) -> list[FolderBlocks]:
+    init, model, paths = config.init, config.model, RunPaths(config)
+    root = Path(init.lclm) if init.lclm else None
+    folders = {
+        "decoder": (root / "decoder" if root else init.decoder, model.decoder, paths.decoder_tokenizer),
+        "encoder": (root / "encoder" if root else init.encoder, model.encoder, paths.encoder_tokenizer),
+    }
+    for role, (folder, backbone, tokenizer) in folders.items():
+        if folder is not None:
+            _check_backbone(Path(folder), role, backbone)
+            _check_tokenizer(Path(folder), role, tokenizer)
+    if root is not None:
+        stored = read_model(root)
+        for name in ("pooling", "adapter") + (("ratio",) if model.pooling == "concat" else ()):
+            if getattr(stored, name) != getattr(model, name):
+                raise CheckpointError(
+                    f"{root} was made with {name}={getattr(stored, name)!r}, the run says {getattr(model, name)!r};"
+                    f" set model.{name} to the former"
+                )
+        return open_parts(root, model)
+    return [open_backbone(Path(f), backbone, role) for role, (f, backbone, _) in folders.items() if f is not None]
+
+
+def _check_backbone(folder: Path, role: str, backbone: BackboneConfig) -> None:
+    stored = read_backbone(folder).model_dump(exclude=_FREE_KEYS)
+    wanted = backbone.model_dump(exclude=_FREE_KEYS)
+    if role == "encoder":  # it has no output head
+        stored["tie_embeddings"] = wanted["tie_embeddings"]
+    lines = [f"model.{role}.{k}={wanted[k]!r}, the folder has {stored[k]!r}" for k in stored if stored[k] != wanted[k]]
+    if lines:
+        text = "\n  ".join(lines)
+        raise CheckpointError(f"{folder} is another model than model.{role} says; set the folder's values:\n  {text}")
+
+
+def _check_tokenizer(folder: Path, role: str, tokenizer: Path) -> None:
+    """The weights only know the ids of the tokenizer beside them; the run's may have more."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    theirs = Tokenizer.from_folder(folder).backend().get_vocab(with_added_tokens=True)
+    ours = Tokenizer.from_folder(tokenizer).backend().get_vocab(with_added_tokens=True)
+    moved = [token for token, index in theirs.items() if ours.get(token) != index]
+    if moved:
+        raise CheckpointError(
+            f"{len(moved)} of {len(theirs)} tokens of {folder} have another id in the run's tokenizer {tokenizer}"
+            f" ({moved[0]!r}: {theirs[moved[0]]}, not {ours.get(moved[0])}); set tokenizer.{role} to {folder}"
+        )
+
+
+def _random_parts(config: Config, names: Sequence[str], mesh: Mesh) -> dict[str, jax.Array]:
+    """Path -> random leaf of the parts ``names``: the values that they would have in a wholly random model."""
+    if not names:
+        return {}
+    shardings = params_shardings(config.model, mesh)
+
+    def init() -> Any:
+        params = init_params(config.model, jax.random.key(config.seed))
+        return {name: params[name] for name in names}
+
+    made = jax.jit(init, out_shardings={name: shardings[name] for name in names})()
+    return dict(flatten(made))
+
+
+def _fill(
+    leaves: LeavesInFolders, table: Sequence[Tensor], shardings: dict[str, NamedSharding]
+) -> dict[str, jax.Array]:
+    by_path: dict[str, list[Tensor]] = {}
+    for tensor in table:
+        by_path.setdefault(tensor.path, []).append(tensor)
+    shapes = leaves.shapes
+    found: dict[str, jax.Array] = {}
+    for path, tensors in by_path.items():
+        sharding, shape = shardings[path], shapes[path]
+        size = sharding.shard_shape(shape)
+        places = {
+            device: at for device, at in sharding.addressable_devices_indices_map(shape).items() if at is not None
+        }
+        shards = {device: jnp.zeros(size, jnp.float32, device=device) for device in places}
+        for index in _indices(tensors):
+            block = leaves.read(path, index).reshape(_box(index, shape)[1])
+            for device, place in places.items():
+                piece = _overlap(place, index, shape, block)
+                if piece is not None:
+                    shards[device] = _put(shards[device], *piece)
+            # Without this, dispatch runs ahead and blocks pile up on the host.
+            jax.block_until_ready(list(shards.values()))
+        found[path] = jax.make_array_from_single_device_arrays(shape, sharding, list(shards.values()))
+    return found
+
+
+def _indices(tensors: Sequence[Tensor]) -> Iterator[tuple[int | slice, ...]]:
+    for tensor in tensors:
+        for rows in tensor.row_blocks():
+            yield tensor.index(rows)
+
+
+def _box(index: tuple[int | slice, ...], shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """(starts, sizes) of ``leaf[index]``, an index by an integer kept as an axis of size one."""
+    starts, sizes = [0] * len(shape), list(shape)
+    for axis, cut in enumerate(index):
+        if isinstance(cut, int):
+            starts[axis], sizes[axis] = cut, 1
+        elif cut != slice(None):
+            starts[axis], sizes[axis] = cut.start, cut.stop - cut.start
+    return starts, sizes
+
+
+def _overlap(
+    place: Sequence[slice], index: tuple[int | slice, ...], shape: tuple[int, ...], block: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The part of ``block`` (``leaf[index]``) that lies in the shard at ``place``, and where in it; None if nowhere."""
+    starts, sizes = _box(index, shape)
+    inside, cuts = [], []
+    for start, size, axis, length in zip(starts, sizes, place, shape, strict=True):
+        low, high, _ = axis.indices(length)
+        first, last = max(start, low), min(start + size, high)
+        if first >= last:
+            return None
+        inside.append(first - low)
+        cuts.append(slice(first - start, last - start))
+    return block[tuple(cuts)], np.array(inside, np.int32)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(shard: jax.Array, piece: jax.Array, at: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice(shard, piece, [at[axis] for axis in range(shard.ndim)])
