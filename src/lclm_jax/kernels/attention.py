@@ -52,7 +52,7 @@ def attention(
     _check(q_BSHd, k_BTKd, v_BTKd, segments)
     if backend == "auto":
         backend = "reference" if k_BTKd.shape[1] <= REFERENCE_MAX_KEYS else "chunked"
-        _log_choice(backend, q_BSHd.shape[1], k_BTKd.shape[1])
+        _log_choice(backend, "at most" if backend == "reference" else "more than")
     if backend == "reference":
         return reference_attention(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
     if backend == "chunked":
@@ -87,8 +87,9 @@ def reference_attention(
 
 
 @functools.cache
-def _log_choice(backend: str, queries: int, keys: int) -> None:
-    _LOG.info("attention over %d queries and %d keys: auto takes %s", queries, keys, backend)
+def _log_choice(backend: str, than: str) -> None:
+    """Cached: each choice is logged once in a process, however many shapes lead to it."""
+    _LOG.info("attention: auto takes %s for %s %d keys", backend, than, REFERENCE_MAX_KEYS)
 
 
 def _check(q_BSHd, k_BTKd, v_BTKd, segments) -> None:
