@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,16 +10,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
-from lclm_jax.interop.export import export_model
 from lclm_jax.interop.load import load_backbone, load_hf
 from lclm_jax.interop.names import flatten, tensor_table
 from lclm_jax.interop.tensors import CheckpointError, TensorFolder
 from lclm_jax.model.lclm import abstract_params, decode, embed, logits
 from lclm_jax.text.tokenizer import Tokenizer
-from lclm_jax.text.train_tokenizer import train_tokenizer
-
-TOWER = dict(vocab_size=300, hidden_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_size=40)
 
 KINDS = {
     "qwen3-tied": {},
@@ -30,37 +24,9 @@ KINDS = {
 ADAPTERS = [("mlp", "mean"), ("attn_mlp", "mean"), ("mlp_attn", "mean"), ("mlp", "concat")]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["a few words to train a tokenizer on, and then a few more words"], 290, folder)
-    return folder
-
-
-def tiny(tokenizer, adapter="mlp", pooling="mean", **decoder) -> ModelConfig:
-    ids = tuple(Tokenizer(tokenizer).memory_ids)
-    towers = dict(
-        encoder=TOWER | {"hidden_size": 16},
-        decoder=TOWER | decoder,
-        adapter={"type": adapter, "num_layers": 1 if adapter == "mlp" else 2},
-    )
-    return ModelConfig(**towers, pooling=pooling, ratio=4, window=8, memory_token_ids=ids, compute_dtype="float32")
-
-
-def random_params(model, seed):
-    """Random leaves without compiling an initialiser."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(scale=0.1, size=leaf.shape).astype(np.float32), abstract_params(model))
-
-
-def export(params, model, folder, tokenizer, **options):
-    export_model(params, model, folder, decoder_tokenizer=tokenizer, encoder_tokenizer=tokenizer, **options)
-    return folder
-
-
 @pytest.mark.parametrize(("adapter", "pooling"), ADAPTERS)
-def test_the_table_covers_every_leaf(tokenizer, adapter, pooling):
-    model = tiny(tokenizer, adapter, pooling, tie_embeddings=False)
+def test_the_table_covers_every_leaf(make_tiny, adapter, pooling):
+    model = make_tiny(adapter, pooling, tie_embeddings=False)
     shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(model))}
     named = {}
     for tensor in tensor_table(model):
@@ -72,12 +38,12 @@ def test_the_table_covers_every_leaf(tokenizer, adapter, pooling):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("adapter", "pooling"), ADAPTERS)
-def test_round_trip_is_bit_exact(tokenizer, tmp_path, adapter, pooling, dtype):
-    model = tiny(tokenizer, adapter, pooling, tie_embeddings=pooling == "mean")
-    first = export(random_params(model, 0), model, tmp_path / "first", tokenizer, dtype=dtype)
+def test_round_trip_is_bit_exact(make_tiny, random_params, export, tmp_path, adapter, pooling, dtype):
+    model = make_tiny(adapter, pooling, tie_embeddings=pooling == "mean")
+    first = export(random_params(model, 0), model, tmp_path / "first", dtype=dtype)
     loaded_model, loaded = load_hf(first, compute_dtype="float32")
     assert loaded_model == model
-    second = export(loaded, model, tmp_path / "second", tokenizer, dtype=dtype, shard_bytes=20_000)
+    second = export(loaded, model, tmp_path / "second", dtype=dtype, shard_bytes=20_000)
     assert len(list((second / "decoder").glob("*.safetensors"))) > 1
     for part in ("decoder", "encoder", "adapter"):
         one, other = TensorFolder(first / part), TensorFolder(second / part)
@@ -92,10 +58,10 @@ def test_round_trip_is_bit_exact(tokenizer, tmp_path, adapter, pooling, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_reads_the_decoder(tokenizer, tmp_path, mesh, kind):
-    model = tiny(tokenizer, **KINDS[kind])
+def test_transformers_reads_the_decoder(make_tiny, random_params, export, tokenizer, tmp_path, mesh, kind):
+    model = make_tiny(**KINDS[kind])
     params = random_params(model, 1)
-    folder = export(params, model, tmp_path / "out", tokenizer)
+    folder = export(params, model, tmp_path / "out")
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder / "decoder", output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(theirs).__name__ == ("LlamaForCausalLM" if kind == "llama" else "Qwen3ForCausalLM")
@@ -112,19 +78,19 @@ def test_transformers_reads_the_decoder(tokenizer, tmp_path, mesh, kind):
 
 
 @pytest.mark.parametrize("kind", ["qwen3-tied", "llama"])
-def test_transformers_reads_the_encoder(tokenizer, tmp_path, kind):
-    model = tiny(tokenizer)
+def test_transformers_reads_the_encoder(make_tiny, random_params, export, tmp_path, kind):
+    model = make_tiny()
     model = model.model_copy(update={"encoder": model.encoder.model_copy(update=KINDS[kind])})
-    folder = export(random_params(model, 1), model, tmp_path / "out", tokenizer)
+    folder = export(random_params(model, 1), model, tmp_path / "out")
     theirs, info = transformers.AutoModel.from_pretrained(folder / "encoder", output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(theirs).__name__ == ("LlamaModel" if kind == "llama" else "Qwen3Model")
     assert theirs.config.rope_parameters["rope_theta"] == model.encoder.rope_theta
 
 
-def test_a_causal_folder_serves_as_either_tower(tokenizer, tmp_path):
-    model = tiny(tokenizer, tie_embeddings=False)
-    folder = export(random_params(model, 2), model, tmp_path / "out", tokenizer) / "decoder"
+def test_a_causal_folder_serves_as_either_tower(make_tiny, random_params, export, tmp_path):
+    model = make_tiny(tie_embeddings=False)
+    folder = export(random_params(model, 2), model, tmp_path / "out") / "decoder"
     backbone, encoder = load_backbone(folder, "encoder")
     assert backbone == model.decoder
     assert "head" not in encoder
@@ -135,9 +101,9 @@ def test_a_causal_folder_serves_as_either_tower(tokenizer, tmp_path):
 
 
 @pytest.fixture
-def exported(tokenizer, tmp_path):
-    model = tiny(tokenizer)
-    return export(random_params(model, 3), model, tmp_path / "out", tokenizer)
+def exported(make_tiny, random_params, export, tmp_path):
+    model = make_tiny()
+    return export(random_params(model, 3), model, tmp_path / "out")
 
 
 def edit(folder, change):
@@ -216,10 +182,10 @@ def test_damaged_files_are_named(exported):
         load_hf(exported)
 
 
-def test_an_index_that_lies_is_refused(tokenizer, tmp_path):
-    model = tiny(tokenizer)
+def test_an_index_that_lies_is_refused(make_tiny, random_params, export, tmp_path):
+    model = make_tiny()
     params = random_params(model, 0)
-    folder = export(params, model, tmp_path / "out", tokenizer, shard_bytes=20_000) / "decoder"
+    folder = export(params, model, tmp_path / "out", shard_bytes=20_000) / "decoder"
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["model.norm.weight"] = "../outside.safetensors"
@@ -228,16 +194,16 @@ def test_an_index_that_lies_is_refused(tokenizer, tmp_path):
         load_hf(tmp_path / "out")
 
 
-def test_export_refuses_what_it_would_lose(tokenizer, tmp_path):
-    model = tiny(tokenizer)
+def test_export_refuses_what_it_would_lose(make_tiny, random_params, export, tmp_path):
+    model = make_tiny()
     params = random_params(model, 0)
     with pytest.raises(ValueError, match="float64"):
-        export(params, model, tmp_path / "a", tokenizer, dtype="float64")
+        export(params, model, tmp_path / "a", dtype="float64")
     small = model.model_copy(update={"decoder": model.decoder.model_copy(update={"vocab_size": 100})})
     with pytest.raises(ValueError, match=r"decoder/embed/table has shape \(300, 24\), not \(100, 24\)"):
-        export(params, small, tmp_path / "b", tokenizer)
+        export(params, small, tmp_path / "b")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.txt").write_text("x")
     with pytest.raises(ValueError, match="no export"):
-        export(params, model, tmp_path / "c", tokenizer)
+        export(params, model, tmp_path / "c")
     assert (tmp_path / "c" / "thesis.txt").exists()

@@ -10,20 +10,10 @@ import numpy as np
 from lclm_jax.config import ModelConfig
 from lclm_jax.interop.hf_config import backbone_json, write_json
 from lclm_jax.interop.leaves import Leaves, LeavesInMemory, shapes_of
+from lclm_jax.interop.memory_tokens import copy_tokenizer
 from lclm_jax.interop.names import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
 from lclm_jax.interop.tensors import DTYPES, Declared, write_folder
 from lclm_jax.text.tokenizer import Tokenizer
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 
 
 def export_model(
@@ -147,9 +137,7 @@ def _write_side_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: T
         # Text ends with the end of a document, a turn with the end of the turn: both stop generation.
         stops = sorted({tokenizer.eos_id, tokenizer.pad_id} - {None})
         write_json(folder / "generation_config.json", {**special, "eos_token_id": stops, "do_sample": False})
-    for name in TOKENIZER_FILES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, folder / name)
+    copy_tokenizer(source, folder)
 
 
 def _processor_json(model: ModelConfig) -> dict[str, Any]:
