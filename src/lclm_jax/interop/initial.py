@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lclm_jax.config import BackboneConfig, Config, RunPaths
+from lclm_jax.config import BackboneConfig, Config, MeshConfig, RunPaths
 from lclm_jax.interop.hf_config import read_backbone
 from lclm_jax.interop.leaves import FolderBlocks, LeavesInFolders
 from lclm_jax.interop.load import open_backbone, open_parts, read_model
 from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, flatten, nest
 from lclm_jax.interop.tensors import CheckpointError
 from lclm_jax.model.lclm import abstract_params, init_params
+from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.state import params_shardings
 
@@ -124,25 +125,40 @@ def _fill(
     by_path: dict[str, list[Tensor]] = {}
     for tensor in table:
         by_path.setdefault(tensor.path, []).append(tensor)
-    shapes = leaves.shapes
-    found: dict[str, jax.Array] = {}
+    found = {}
     for path, tensors in by_path.items():
-        sharding, shape = shardings[path], shapes[path]
-        size = sharding.shard_shape(shape)
-        places = {
-            device: at for device, at in sharding.addressable_devices_indices_map(shape).items() if at is not None
-        }
-        shards = {device: jnp.zeros(size, jnp.float32, device=device) for device in places}
+        growing = _Shards(leaves.shapes[path], shardings[path])
         for index in _indices(tensors):
-            block = leaves.read(path, index).reshape(_box(index, shape)[1])
-            for device, place in places.items():
-                piece = _overlap(place, index, shape, block)
-                if piece is not None:
-                    shards[device] = _put(shards[device], *piece)
-            # Without this, dispatch runs ahead and blocks pile up on the host.
-            jax.block_until_ready(list(shards.values()))
-        found[path] = jax.make_array_from_single_device_arrays(shape, sharding, list(shards.values()))
+            growing.put(index, leaves.read(path, index))
+        found[path] = growing.array()
     return found
+
+
+class _Shards:
+    """A leaf in the making: zeros on every device, filled block by block."""
+
+    def __init__(self, shape: tuple[int, ...], sharding: NamedSharding):
+        self._shape, self._sharding = shape, sharding
+        places = sharding.addressable_devices_indices_map(shape)
+        self._places = {device: place for device, place in places.items() if place is not None}
+        # A shard is filled by its own device alone, whatever mesh the caller has entered.
+        self._meshes = {device: make_mesh(MeshConfig(), [device]) for device in self._places}
+        size = sharding.shard_shape(shape)
+        self._shards = {device: jnp.zeros(size, jnp.float32, device=device) for device in self._places}
+
+    def put(self, index: tuple[int | slice, ...], block: np.ndarray) -> None:
+        """Write ``block`` to ``leaf[index]`` and wait: dispatch that runs ahead would pile blocks up on the host."""
+        for device, place in self._places.items():
+            piece = _overlap(place, index, self._shape, block)
+            if piece is not None:
+                with use_mesh(self._meshes[device]):
+                    self._shards[device] = _put(self._shards[device], *piece)
+        jax.block_until_ready(list(self._shards.values()))
+
+    def array(self) -> jax.Array:
+        """The leaf."""
+        shards = list(self._shards.values())
+        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, shards)
 
 
 def _indices(tensors: Sequence[Tensor]) -> Iterator[tuple[int | slice, ...]]:
@@ -167,6 +183,7 @@ def _overlap(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The part of ``block`` (``leaf[index]``) that lies in the shard at ``place``, and where in it; None if nowhere."""
     starts, sizes = _box(index, shape)
+    block = block.reshape(sizes)
     inside, cuts = [], []
     for start, size, axis, length in zip(starts, sizes, place, shape, strict=True):
         low, high, _ = axis.indices(length)
