@@ -49,7 +49,9 @@ def test_the_report_holds_the_numbers(finished_run):
         assert isinstance(stored[name], int | float), name
     assert set(stored["loss_nats"]) == set(stored["loss_nats_standard_error"]) == {"none", "latents", "raw"}
     assert report["recovered_share"] == stored["recovered_share"]
+    assert "windows_exceed_row" in stored["rows"]["stage3"]["sources"]["chat"]["dropped"]
     text = paths.report.read_text()
+    assert "windows_exceed_row" in text
     for plot in sorted((paths.root / "plots").iterdir()):
         assert f"plots/{plot.name}" in text
     assert len(list((paths.root / "plots").iterdir())) == 5
@@ -69,4 +71,21 @@ def test_other_settings_in_the_same_folder_are_refused(finished_run):
     config, _ = finished_run
     with pytest.raises(ValueError, match="seed: 0 -> 5"):
         claim_run(config.model_copy(update={"seed": 5}))
+    claim_run(config.model_copy(update={"run_dir": str(Path(config.run_dir).parent / "run")}))
     claim_run(config.model_copy(update={"train": config.train.model_copy(update={"log_every": 7})}))
+
+
+def test_a_damaged_configuration_of_a_run_is_named(tmp_path):
+    config = load_config(DEMO, [f"run_dir={tmp_path}"])
+    for text in ("", "[1", "seed"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.yaml is damaged; delete it"):
+            claim_run(config)
+
+
+def test_a_corpus_without_held_out_files_is_refused_before_the_work(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("text")
+    folder = [f"corpus.path={tmp_path / 'corpus'}", "corpus.kind=folder", "corpus.held_out_share=0"]
+    with pytest.raises(ValueError, match="no file of the corpus falls into the split held_out"):
+        run_pipeline(load_config(DEMO, [*folder, f"run_dir={tmp_path / 'run'}"]))

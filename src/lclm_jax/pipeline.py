@@ -6,20 +6,24 @@ goes on from the last of them. A step is redone when the configuration it depend
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lclm_jax.config import Config, RunPaths, dump_config
-from lclm_jax.ops.ledger import Ledger, write_json
+from lclm_jax.ops.ledger import Ledger, write_json, write_text
+from lclm_jax.ops.lock import locked
 
 logger = logging.getLogger(__name__)
 
-# Keys that change how a run is watched or measured, not what it learns: they may differ when a run is continued.
-FREE_KEYS = ("eval.", "train.log_every", "train.checkpoint.", "data.workers", "data.prefetch")
+# Keys that change where a run lies and how it is watched or measured, not what it learns: they may differ later.
+FREE_KEYS = ("run_dir", "eval.", "train.log_every", "train.checkpoint.", "data.workers", "data.prefetch")
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,14 @@ class Step:
 def run_pipeline(config: Config) -> dict[str, Any]:
     """Run every step that is not done; returns the content of report.json.
 
-    Raises ``ValueError`` if the run's folder was made with another configuration.
+    Raises ``ValueError`` as ``own_run`` does, and as the steps do.
     """
+    with own_run(config):
+        return _run_steps(config)
+
+
+def _run_steps(config: Config) -> dict[str, Any]:
     paths = RunPaths(config)
-    claim_run(config)
     ledger = Ledger(paths.progress)
     steps = list(pipeline_steps(config))
     redo = False
@@ -73,6 +81,17 @@ def pipeline_steps(config: Config) -> Iterator[Step]:
     yield Step("report", _report, free=("eval.",))
 
 
+@contextmanager
+def own_run(config: Config) -> Iterator[None]:
+    """Work alone in the run's folder, which is claimed first (``claim_run``).
+
+    Raises ``ValueError`` if another process works in it, or it belongs to another configuration.
+    """
+    with locked(RunPaths(config).root):
+        claim_run(config)
+        yield
+
+
 def claim_run(config: Config) -> None:
     """Store the resolved configuration in the run's folder, or check that the stored one agrees.
 
@@ -81,7 +100,7 @@ def claim_run(config: Config) -> None:
     """
     path = RunPaths(config).resolved_config
     if path.exists():
-        stored = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+        stored = _flatten(_read_stored(path))
         mine = _flatten(config.model_dump(mode="json"))
         changed = [
             name
@@ -95,8 +114,17 @@ def claim_run(config: Config) -> None:
                 f"{path.parent} holds a run of another configuration ({shown}{more}); set run_dir to a new folder or"
                 " delete this one"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump_config(config), encoding="utf-8")
+    write_text(path, dump_config(config))
+
+
+def _read_stored(path: Path) -> dict[str, Any]:
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is damaged; delete it if this configuration is the one that made the run")
+    return stored
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -115,8 +143,6 @@ def _fingerprint(config: Config, step: Step) -> str:
 
 
 def _survey_corpus(config: Config) -> dict[str, Any]:
-    from collections import Counter
-
     from lclm_jax.data.corpus import SPLITS, list_corpus
 
     entries = list_corpus(config.corpus)
@@ -125,6 +151,13 @@ def _survey_corpus(config: Config) -> dict[str, Any]:
         sizes[entry.split] += entry.size
     for split in SPLITS:
         logger.info("%s: %d files, %.1f MB", split, files[split], sizes[split] / 1e6)
+    for split in ("train", "held_out"):
+        if not files[split]:
+            raise ValueError(
+                f"no file of the corpus falls into the split {split} ({len(entries)} files, held_out_share"
+                f" {config.corpus.held_out_share:g}, validation_share {config.corpus.validation_share:g}): training"
+                " and evaluation need one each; add files or change the shares"
+            )
     return {split: {"files": files[split], "bytes": sizes[split]} for split in SPLITS}
 
 
@@ -137,8 +170,13 @@ def train_run_tokenizer(config: Config) -> dict[str, Any]:
     size = config.tokenizer.vocab_size
     if size is None:
         raise ValueError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
-    texts = (document.text for document in read_corpus(config.corpus, ("train",)))
-    tokenizer = Tokenizer.from_folder(train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer))
+    counts: Counter[str] = Counter()
+    texts = (document.text for document in read_corpus(config.corpus, ("train",), counts))
+    try:
+        folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{error} (files left out: {dict(counts)})" if counts else str(error)) from None
+    tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
 
@@ -160,9 +198,10 @@ def prepare_data(config: Config) -> dict[str, Any]:
 
     manifest = prepare_corpus(config, paths.prepared, progress)
     for collection, splits in manifest["collections"].items():
-        train = splits["train"]
-        left_out = "".join(f", {name} {count}" for name, count in train["counts"].items())
-        logger.info("%s: %s records to train on%s", collection, f"{train['records']:,}", left_out)
+        counts: Counter[str] = sum((Counter(split["counts"]) for split in splits.values()), Counter())
+        noted = "".join(f", {reason} {count}" for reason, count in sorted(counts.items()))
+        records = f"{splits['train']['records']:,}"
+        logger.info("%s: %s records to train on; left out or cut:%s", collection, records, noted[1:] or " none")
     return manifest
 
 

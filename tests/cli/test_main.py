@@ -1,6 +1,7 @@
 """The command line: quick help, errors of one or two lines, an exit status."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +60,11 @@ def test_config_keys_names_a_default_and_a_meaning():
     [
         (["config", "show", DEMO, "--set", "model.windw=3"], "did you mean 'window'?"),
         (["config", "show", "absent.yaml"], "cannot read the configuration absent.yaml"),
+        (["config", "show", DEMO, "--set", "seed=[1"], "override 'seed=[1': '[1' is not valid YAML"),
+        (["train", DEMO], "run `lclm data prepare`"),
+        (["generate", "absent", "--prompt", " "], "the prompt is empty"),
+        (["generate", "absent", "--prompt", "<|memory_start|>a"], "<|memory_start|> at character 0 is never closed"),
+        (["generate", "absent", "--prompt", "a<|memory_end|>"], "<|memory_end|> at character 1 closes no span"),
         (["export", "absent", "out"], "cannot read the configuration absent"),
         (["generate", "absent", "--prompt", "x"], "absent"),
         (["golden", "absent"], "absent holds no golden cases"),
@@ -72,7 +78,27 @@ def test_bad_input_is_one_or_two_lines_and_a_status(arguments, words, tmp_path):
     assert len(done.stderr.strip().splitlines()) <= 3
 
 
-def test_memory_tags_out_of_balance_are_named(tmp_path):
+def test_a_prompt_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "prompt").write_bytes(b"ab\xff")
+    done = run_lclm("generate", "absent", "--file", "prompt", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "not UTF-8 text (invalid start byte at byte 2)" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_call_that_is_told_to_stop_says_that_it_goes_on(number, tmp_path):
+    code = "from lclm_jax.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", "absent"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        time.sleep(1.0)  # it reads the prompt
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+
+
+def test_prompt_and_file_exclude_each_other(tmp_path):
     done = run_lclm("generate", "absent", "--prompt", "a", "--file", "-", cwd=tmp_path)
     assert done.returncode == 2
     assert "exclude each other" in done.stderr

@@ -7,7 +7,7 @@ from lclm_jax.config import parse_config
 from lclm_jax.data import prepare, shard_writer
 from lclm_jax.data.prepare import prepare_corpus
 from lclm_jax.data.records import chat_messages_of, chat_outline_of
-from lclm_jax.data.store import PreparedError, PreparedSplit, column_text, read_manifest
+from lclm_jax.data.store import PreparedError, PreparedSplit, column_text, lengths_path, read_manifest
 from lclm_jax.text.document import DocumentTokens
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
@@ -167,6 +167,13 @@ def test_damage_names_the_shard(corpus, tokenizers, tmp_path):
     with pytest.raises(PreparedError, match=shard.name):
         reader.read_many(range(len(reader)))
     shard.unlink()
+    assert prepare_corpus(make_config(corpus, tokenizers), tmp_path) == read_manifest(tmp_path)
+    assert shard.read_bytes() == original
+    lengths = lengths_path(shard)
+    lengths.write_bytes(lengths.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(PreparedError, match=f"{lengths.name} is damaged.*delete it and prepare the data again"):
+        PreparedSplit(tmp_path, "documents", "train").ragged_lists("cuts")
+    shard.unlink()
     with pytest.raises(PreparedError, match="is missing"):
         PreparedSplit(tmp_path, "documents", "train").read_many(range(len(reader)))
     with pytest.raises(PreparedError, match="holds no documents/test"):
@@ -196,3 +203,24 @@ def test_disk_that_refuses_is_a_clear_error(corpus, tokenizers, tmp_path, monkey
     with pytest.raises(PreparedError, match=r"No space left.*free some space"):
         prepare_corpus(make_config(corpus, tokenizers), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_split_without_records_is_empty_columns(corpus, tokenizers, tmp_path):
+    config = make_config(corpus, tokenizers)
+    shares = config.corpus.model_copy(update={"held_out_share": 0.0, "validation_share": 0.0})
+    manifest = prepare_corpus(config.model_copy(update={"corpus": shares}), tmp_path)
+    for collection in ("documents", "chat"):
+        assert manifest["collections"][collection]["held_out"]["decoder_tokens"] == 0
+        assert PreparedSplit(tmp_path, collection, "held_out").column("decoder_tokens").size == 0
+    assert PreparedSplit(tmp_path, "documents", "held_out").ragged_lists("cuts") == []
+
+
+def test_unknown_collections_and_small_tables_are_refused_before_the_work(corpus, tokenizers, tmp_path):
+    config = make_config(corpus, tokenizers)
+    small = config.model.model_copy(update={"encoder": config.model.encoder.model_copy(update={"vocab_size": 200})})
+    with pytest.raises(ValueError, match=r"model.encoder.vocab_size=200 is below the \d+ ids of its tokenizer"):
+        prepare_corpus(config.model_copy(update={"model": small}), tmp_path)
+    source = config.data.sources["chat"].model_copy(update={"collection": "chats"})
+    data = config.data.model_copy(update={"sources": {"chat": source}})
+    with pytest.raises(ValueError, match=r"data.sources.chat.collection='chats' .* did you mean 'chat'"):
+        prepare_corpus(config.model_copy(update={"data": data}), tmp_path)

@@ -1,6 +1,7 @@
 import io
 import logging
 
+import pytest
 from rich.console import Console
 
 from lclm_jax.train.progress import BarReporter, LineReporter, format_seconds
@@ -25,9 +26,9 @@ def test_lines_are_means_over_the_steps_between(caplog):
             reporter.step(record(step, loss))
     assert caplog.messages == [
         "stage0: 7 steps, from step 2",
-        "stage0 4/7 | loss 2.0000 nats | lr adapter=1.0e-03 | 200 raw tokens/s | ETA 0:00:02",
-        "stage0 6/7 | loss not finite nats | lr adapter=1.0e-03 | 200 raw tokens/s | ETA 0:00:00",
-        "stage0 7/7 | loss 5.0000 nats | lr adapter=1.0e-03 | 200 raw tokens/s | ETA 0:00:00",
+        "stage0 4/7 | loss 2.0000 nats | 200 raw tok/s | ETA 0:00:02 | lr adapter=1.0e-03",
+        "stage0 6/7 | loss not finite nats | 200 raw tok/s | ETA 0:00:00 | lr adapter=1.0e-03",
+        "stage0 7/7 | loss 5.0000 nats | 200 raw tok/s | ETA 0:00:00 | lr adapter=1.0e-03",
     ]
 
 
@@ -39,6 +40,20 @@ def test_a_bar_shows_loss_and_rates():
     reporter.step(record(1, loss=4.0))
     reporter.finish()
     assert "2/2" in output.getvalue() and "loss 4.0000 nats" in output.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_terminal_shows_every_number(width):
+    output = io.StringIO()
+    reporter = BarReporter(Console(file=output, force_terminal=True, width=width), interval_seconds=0)
+    rates = {f"learning_rate/{part}": 1e-3 for part in ("adapter", "encoder", "decoder", "memory_rows")}
+    reporter.start("base_varied", 0, 1800)
+    reporter.step(record(1233) | rates | {"learning_rate/decoder": 1e-5})
+    reporter.finish()
+    shown = output.getvalue()
+    for text in ("base_varied", "1234/1800", "2.0000", "200", "adapter,encoder,memory_rows=1.0e-03", "decoder=1.0e-05"):
+        assert text in shown
+    assert "…" not in shown
 
 
 def test_format_seconds():

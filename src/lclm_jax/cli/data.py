@@ -22,11 +22,11 @@ def prepare(config: Path, overrides: tuple[str, ...], json_file: Path | None) ->
 
     Shards that an interrupted call finished are kept. Skipped files and chats are counted by reason.
     """
-    from lclm_jax.pipeline import claim_run, prepare_data
+    from lclm_jax.pipeline import own_run, prepare_data
 
     tree = load_config(config, overrides)
-    claim_run(tree)
-    manifest = prepare_data(tree)
+    with own_run(tree):
+        manifest = prepare_data(tree)
     for name, splits in manifest["collections"].items():
         for split, entry in splits.items():
             click.echo(f"{name}/{split}: {entry['records']:,} records, {entry['decoder_tokens']:,} tokens")

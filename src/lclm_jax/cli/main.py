@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import sys
 
 import click
@@ -49,20 +50,31 @@ def cli(verbose: bool) -> None:
     """Pretrain latent context language models: compress long prompts before the decoder sees them."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("lclm_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # One line for every shape that is compiled: of interest to developers alone.
+    logging.getLogger("lclm_jax.kernels").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 def main() -> None:
     """Run the command line; user errors become one or two lines and exit status 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to stop, as by Ctrl-C
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+        click.echo("interrupted; what is finished is kept: the same command goes on", err=True)
+        sys.stdout.flush()
+        os._exit(130)  # threads of libraries in the middle of their work crash an orderly exit now and then
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (ValueError, OSError) as error:
         if os.environ.get("LCLM_TRACEBACK"):
             raise
-        click.echo(f"error: {error}\n(LCLM_TRACEBACK=1 shows where)", err=True)
+        click.echo(f"error: {_message(error)}\n(LCLM_TRACEBACK=1 shows where)", err=True)
         sys.exit(1)
+
+
+def _message(error: ValueError | OSError) -> str:
+    """What ``error`` says; an error of the operating system gets a hint, as it has none of its own."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path, its permissions and the free space"
+    return str(error)

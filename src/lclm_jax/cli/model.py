@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -49,7 +50,7 @@ def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--prompt", help="The prompt; compressed text stands between <|memory_start|> and <|memory_end|>.")
-@click.option("--file", "file", type=click.File("r", encoding="utf-8"), help="Read the prompt from a file (-: stdin).")
+@click.option("--file", "file", type=click.File("rb"), help="Read the prompt from a file (-: stdin).")
 @click.option("--chat/--raw", default=True, show_default=True, help="Wrap the prompt as a user's message, or not.")
 @click.option("--max-new-tokens", default=128, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
@@ -58,7 +59,7 @@ def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None
 def generate(
     model: Path,
     prompt: str | None,
-    file,
+    file: BinaryIO | None,
     chat: bool,
     **sampling,
 ) -> None:
@@ -66,13 +67,19 @@ def generate(
 
     Without --prompt or --file the prompt is read from standard input.
     """
-    from lclm_jax.inference.generate import Generator
-    from lclm_jax.inference.sampling import Sampling
+    from lclm_jax.text.memory import split_memory
 
     if prompt is not None and file is not None:
         raise click.UsageError("--prompt and --file exclude each other; give one")
     if prompt is None:
-        prompt = (file or sys.stdin).read()
+        prompt = _read_prompt(file or sys.stdin.buffer)
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; give at least one word")
+    split_memory(prompt)  # before the model is loaded, and with places counted in what the user wrote
+
+    from lclm_jax.inference.generate import Generator
+    from lclm_jax.inference.sampling import Sampling
+
     generator = Generator.from_folder(model)
     request = [{"role": "user", "content": prompt}] if chat else prompt
     for piece in generator.stream(request, Sampling(**sampling)):
@@ -97,6 +104,18 @@ def golden(directory: Path, json_file: Path | None) -> None:
     click.echo(f"{len(checks) - failed} of {len(checks)} within tolerance")
     if failed:
         sys.exit(1)
+
+
+def _read_prompt(file: BinaryIO) -> str:
+    """The text of ``file``; says on a terminal that it waits for it."""
+    if file.isatty():
+        click.echo("Type the prompt; end it with Ctrl-D on a line of its own.", err=True)
+    try:
+        return file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the prompt is not UTF-8 text ({error.reason} at byte {error.start}); convert it, for example with iconv"
+        ) from None
 
 
 def _pm(estimate: dict) -> str:

@@ -39,12 +39,16 @@ def train(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
 
     The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves and exits with status 75.
     """
+    from contextlib import nullcontext
+
+    import jax
+
     from lclm_jax.interop.initial import imported_params
     from lclm_jax.parallel import initialise
-    from lclm_jax.pipeline import claim_run
+    from lclm_jax.pipeline import own_run
     from lclm_jax.train.stages import train as train_stages
 
     tree = load_config(config, overrides)
     initialise()
-    claim_run(tree)
-    train_stages(tree, stage, read_imports=imported_params)
+    with own_run(tree) if jax.process_index() == 0 else nullcontext():
+        train_stages(tree, stage, read_imports=imported_params)

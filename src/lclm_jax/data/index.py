@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,19 @@ def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[
         "pack": config.pack(stage).model_dump(mode="json"),
         "tokenizers": [tokenizers.decoder.digest, tokenizers.encoder.digest],
     }
+
+
+def summarize(info: Mapping[str, Any]) -> str:
+    """One line of ``RowIndex.info``: rows, examples, fill, and what was left out by source and reason."""
+    left_out = [
+        f"{name} {reason} {count:,}"
+        for name, source in info["sources"].items()
+        for reason, count in source["dropped"].items()
+    ]
+    return (
+        f"{info['rows']:,} rows of {info['examples']:,} examples, fill: decoder {info['decoder_fill']:.2f}, encoder"
+        f" {info['encoder_fill']:.2f}; left out: {', '.join(left_out) or 'none'}"
+    )
 
 
 def digest_of(inputs: dict[str, Any]) -> str:

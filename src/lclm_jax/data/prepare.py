@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import Config, CorpusConfig, RunPaths
+from lclm_jax.config.nearest import suggestion
 from lclm_jax.data.chat_set import chats_of
 from lclm_jax.data.corpus import SPLITS, Document, Entry, list_corpus, read_entry
 from lclm_jax.data.records import Columns, chat_columns, document_columns
 from lclm_jax.data.shard_writer import Written, finished_shard, write_shard
+from lclm_jax.data.sources import Tokenizers, check_vocabularies
 from lclm_jax.data.store import FORMAT, MANIFEST, PreparedError, lengths_path, read_manifest
 from lclm_jax.text.cuts import CutFinder, TokenizedText, common_cuts
 from lclm_jax.text.example import chat_outline
@@ -70,7 +72,10 @@ def prepare_corpus(config: Config, out_dir: str | Path, progress: Progress | Non
     """
     root, paths = Path(out_dir), RunPaths(config)
     tools = Tools(config.corpus, Tokenizer(paths.decoder_tokenizer), Tokenizer(paths.encoder_tokenizer))
-    _ = tools.decoder.memory_ids  # fail before the work, not after it
+    # Fail before the work, not after it.
+    _ = tools.decoder.memory_ids
+    check_vocabularies(config.model, Tokenizers(tools.decoder, tools.encoder))
+    _check_collections(config)
     entries = list_corpus(config.corpus)
     settings = _settings(config, tools, entries)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -93,6 +98,15 @@ def prepare_corpus(config: Config, out_dir: str | Path, progress: Progress | Non
     _check_use(manifest)
     _write_json(root / MANIFEST, manifest)
     return manifest
+
+
+def _check_collections(config: Config) -> None:
+    for name, source in config.data.sources.items():
+        if source.collection not in COLLECTIONS:
+            raise ValueError(
+                f"data.sources.{name}.collection={source.collection!r} is not one that is prepared;"
+                f" {suggestion(source.collection, COLLECTIONS)}"
+            )
 
 
 def _uses(config: Config, collection: str) -> bool:
@@ -125,7 +139,21 @@ def _finished_manifest(root: Path, key: str) -> dict[str, Any] | None:
             f"{root} was prepared from another corpus or with other settings; delete it or set data.prepared to a new"
             " folder"
         )
-    return manifest
+    return manifest if _whole(root, manifest) else None
+
+
+def _whole(root: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every shard of ``manifest`` is there; one of another size is deleted, so that it is made again."""
+    whole = True
+    for splits in manifest["collections"].values():
+        for shard in (shard for split in splits.values() for shard in split["shards"]):
+            path = root / shard["file"]
+            there = path.is_file() and path.stat().st_size == shard["bytes"]
+            if not (there and lengths_path(path).is_file()):
+                logger.warning("%s is missing or cut: making it again", path)
+                path.unlink(missing_ok=True)
+                whole = False
+    return whole
 
 
 def _plan(entries: Sequence[Entry], shard_bytes: int) -> dict[str, list[list[Entry]]]:

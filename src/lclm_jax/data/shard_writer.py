@@ -11,7 +11,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save_file
 
-from lclm_jax.data.records import Columns, lengths_of
+from lclm_jax.data.records import RAGGED, SCALARS, Columns, lengths_of
 from lclm_jax.data.store import (
     PreparedError,
     Shard,
@@ -45,8 +45,8 @@ def write_shard(root: Path, name: str, key: str, records: Iterable[Columns], cou
     """
     path, collection = root / name, name.split("/")[0]
     partial, partial_lengths = (file.with_name(file.name + ".partial") for file in (path, lengths_path(path)))
-    scalars: dict[str, list[int]] = {}
-    ragged: dict[str, list[np.ndarray]] = {}
+    scalars: dict[str, list[int]] = {name: [] for name in SCALARS[collection]}
+    ragged: dict[str, list[np.ndarray]] = {name: [] for name in RAGGED[collection]}
     written = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,8 @@ def write_shard(root: Path, name: str, key: str, records: Iterable[Columns], cou
                     ragged.setdefault(column, []).append(values)
         finally:
             writer.close()
+        # A shard without records has every list, empty; else only those that its records have.
+        ragged = {name: lists for name, lists in ragged.items() if lists or not written}
         about = {"key": key, "records": written, "counts": dict(sorted(counts.items()))}
         # One entry: safetensors writes several in no fixed order.
         save_file(pack_lengths(scalars, ragged), partial_lengths, {"about": json.dumps(about)})

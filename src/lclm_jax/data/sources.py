@@ -31,6 +31,20 @@ class Tokenizers(NamedTuple):
     encoder: Tokenizer
 
 
+def check_vocabularies(model: ModelConfig, tokenizers: Tokenizers) -> None:
+    """Raise ``ValueError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped)."""
+    for part, tower, ids in (
+        ("decoder", model.decoder, tokenizers.decoder.vocab_size),
+        # Of the encoder's special tokens none stands in a span, so a table may lack their rows.
+        ("encoder", model.encoder, tokenizers.encoder.plain_vocab_size),
+    ):
+        if ids > tower.vocab_size:
+            raise ValueError(
+                f"model.{part}.vocab_size={tower.vocab_size} is below the {ids} ids of its tokenizer"
+                f" {getattr(tokenizers, part).folder}; set it to {ids} or more, or name the tokenizer of the model"
+            )
+
+
 class ExampleRef(NamedTuple):
     """What a row index stores of one example."""
 

@@ -208,9 +208,13 @@ class PreparedSplit:
                 self._readers[shard] = ArrayRecordReader(str(path))
             return self._readers[shard].read(rows)
         except RuntimeError as error:
-            raise PreparedError(f"shard {path} is damaged ({error}); prepare the data again") from None
+            raise PreparedError(f"shard {path} is damaged ({error}); delete it and prepare the data again") from None
 
     def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
         if shard not in self._lengths:
-            self._lengths[shard] = read_lengths(lengths_path(self.root / self.shards[shard].file))[0]
+            path = lengths_path(self.root / self.shards[shard].file)
+            # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed.
+            if file_digest(path) != self.shards[shard].lengths_sha256:
+                raise PreparedError(f"{path} is damaged (its checksum differs); delete it and prepare the data again")
+            self._lengths[shard] = read_lengths(path)[0]
         return self._lengths[shard]

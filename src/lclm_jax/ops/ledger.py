@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,23 @@ _SAVE_SECONDS = 5.0
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as ``write_json`` does; raises ``ValueError`` if the disk refuses."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another folder, then call again"
+        ) from error
 
 
 class Ledger:
@@ -36,10 +45,10 @@ class Ledger:
         self.steps: dict[str, dict[str, Any]] = {}
         if path.exists():
             try:
-                self.steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                self.steps = dict(json.loads(path.read_text(encoding="utf-8"))["steps"])
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path} is damaged ({error}); delete it: finished work is recognised by its own files"
+                    f"{path} is damaged ({error!r}); delete it: finished work is recognised by its own files"
                 ) from None
 
     def done(self, name: str, fingerprint: str) -> bool:
@@ -87,7 +96,8 @@ class Ledger:
             entry["peak_memory_bytes"] = max(entry["peak_memory_bytes"], _resident_bytes(process))
             if now - saved > _SAVE_SECONDS:
                 saved = now
-                self._save()
+                with suppress(ValueError):  # a full disk is reported when the step ends
+                    self._save()
 
     def _save(self) -> None:
         write_json(self.path, {"steps": self.steps})

@@ -33,6 +33,8 @@ def build_report(config: Config, steps: Mapping[str, Mapping[str, Any]]) -> dict
     generations = read_json(paths.generations)
     curves = {name: list(read_metrics(paths.stage(name) / "metrics.jsonl")) for name in config.stages}
     report = summary(config, evaluation, curves, steps)
+    report["rows"] = {name: _rows(read_json(paths.stage(name) / "index" / "index.json")) for name in config.stages}
+    report["evaluation_skipped"] = evaluation["skipped"]
     write_json(paths.report.with_suffix(".json"), report | {"evaluation": evaluation, "generations": generations})
     draw_plots(paths.report.parent / "plots", evaluation, curves, steps)
     text = markdown(config, report, evaluation, generations)
@@ -55,7 +57,6 @@ def summary(
 ) -> dict[str, Any]:
     """The numbers of report.json: plain values, each estimate with its standard error beside it."""
     speeds = [entry["raw_tokens_per_s"] for entries in curves.values() for entry in entries[1:]]
-    speed = np.array(speeds) if speeds else np.array([np.nan])
     losses = evaluation["loss_nats"]
     return {
         "name": config.name,
@@ -70,8 +71,10 @@ def summary(
         "repetition_gain_nats": evaluation["repetition_gain_nats"]["value"],
         "repetition_gain_nats_standard_error": evaluation["repetition_gain_nats"]["standard_error"],
         "held_out_tokens": evaluation["held_out_tokens"],
-        "raw_tokens_per_s": float(speed.mean()),
-        "raw_tokens_per_s_standard_error": float(speed.std(ddof=1) / np.sqrt(len(speed))) if len(speed) > 1 else None,
+        "raw_tokens_per_s": float(np.mean(speeds)) if speeds else None,
+        "raw_tokens_per_s_standard_error": (
+            float(np.std(speeds, ddof=1) / np.sqrt(len(speeds))) if len(speeds) > 1 else None
+        ),
         "wall_seconds": sum(step["wall_seconds"] for step in steps.values()),
         "peak_memory_bytes": max((step["peak_memory_bytes"] for step in steps.values()), default=0),
         "steps": {
@@ -83,6 +86,11 @@ def summary(
         "config_hash": config_hash(config),
         "config": config.model_dump(mode="json"),
     }
+
+
+def _rows(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report keeps of a stage's row index."""
+    return {name: info[name] for name in ("rows", "examples", "decoder_fill", "encoder_fill", "raw_tokens", "sources")}
 
 
 def environment() -> dict[str, str]:
@@ -136,6 +144,7 @@ def markdown(config: Config, report: Mapping[str, Any], evaluation: Mapping[str,
         _context_gain(evaluation),
         _repetition(evaluation),
         ["## Training", "", "![loss](plots/loss.png)", "![speed](plots/speed.png)", ""],
+        _data(report),
         _answers(generations),
         _cost(report),
         _origin(config, report),
@@ -144,7 +153,8 @@ def markdown(config: Config, report: Mapping[str, Any], evaluation: Mapping[str,
 
 
 def _headline(config: Config, report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
-    model, speed_error = config.model, report["raw_tokens_per_s_standard_error"]
+    model, speed, speed_error = config.model, report["raw_tokens_per_s"], report["raw_tokens_per_s_standard_error"]
+    error = f" ± {speed_error:,.0f}" if speed_error else ""
     return [
         f"# {config.name}",
         "",
@@ -156,8 +166,7 @@ def _headline(config: Config, report: Mapping[str, Any], evaluation: Mapping[str
         "|---|---|",
         f"| recovered share of the context gain | {_pm(evaluation['recovered_share'])} |",
         f"| token accuracy of verbatim repetition from latents | {_pm(evaluation['verbatim_token_accuracy'])} |",
-        f"| speed in training | {report['raw_tokens_per_s']:,.0f}"
-        f"{f' ± {speed_error:,.0f}' if speed_error else ''} raw tokens/s |",
+        f"| speed in training | {'unknown' if speed is None else f'{speed:,.0f}{error} raw tokens/s'} |",
         f"| wall time | {report['wall_seconds'] / 60:.1f} min |",
         f"| peak memory | {report['peak_memory_bytes'] / 1e9:.2f} GB |",
         "",
@@ -179,6 +188,25 @@ def _context_gain(evaluation: Mapping[str, Any]) -> list[str]:
         "![loss by position](plots/context_gain.png)",
         "",
     ]
+
+
+def _data(report: Mapping[str, Any]) -> list[str]:
+    """What was used of the corpus, and what was left out by reason."""
+    lines = ["## Data", "", "| what | used | left out or cut |", "|---|---|---|"]
+    prepared = (report["prepared"].get("prepare") or {}).get("collections", {})
+    for collection, splits in prepared.items():
+        for split, entry in splits.items():
+            lines.append(f"| {collection}, {split} | {entry['records']:,} records | {_reasons(entry['counts'])} |")
+    for stage, rows in report["rows"].items():
+        for source, entry in rows["sources"].items():
+            lines.append(f"| {stage}, {source} | {entry['examples']:,} examples | {_reasons(entry['dropped'])} |")
+    for task, counts in report["evaluation_skipped"].items():
+        lines.append(f"| evaluation, {task} | | {_reasons(counts)} |")
+    return [*lines, ""]
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items() if count)
 
 
 def _cost(report: Mapping[str, Any]) -> list[str]:

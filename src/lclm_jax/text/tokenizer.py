@@ -74,6 +74,11 @@ class Tokenizer:
         return max(self._parsing.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
+    def plain_vocab_size(self) -> int:
+        """Highest id + 1 without added tokens: what ordinary characters become."""
+        return max(self._parsing.get_vocab(with_added_tokens=False).values()) + 1
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of ``tokenizer.json``: equal digests mean equal ids."""
         return hashlib.sha256(self._json).hexdigest()

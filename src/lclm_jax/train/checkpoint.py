@@ -236,4 +236,6 @@ def _hush_late_callbacks() -> None:
 def _line(error: BaseException) -> str:
     """The first line of what ``error`` says."""
     text = str(error).strip() or type(error).__name__
+    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        return "disk full"  # the libraries' own line begins with the file and is often longer than what is kept of it
     return text.splitlines()[0][:300]

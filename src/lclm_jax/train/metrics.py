@@ -87,7 +87,7 @@ def read_metrics(path: Path) -> Iterator[Record]:
     """The records of ``metrics.jsonl``; none if there is no file. A line cut short by a killed process ends them."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 yield json.loads(line)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from lclm_jax.train.metrics import Record
 
@@ -46,15 +47,24 @@ class _Pace:
         return self._steps
 
     def text(self, record: Record, steps: int) -> str:
-        """Mean loss, rates of ``record``, mean raw tokens/s, time left; forgets what was added."""
+        """Mean loss, mean raw tokens/s, time left, rates of ``record``; forgets what was added."""
         loss = f"{self._loss / self._losses:.4f}" if self._losses else "not finite"
         prefix = "learning_rate/"
         rates = {name.removeprefix(prefix): rate for name, rate in record.items() if name.startswith(prefix)}
-        shown = " ".join(f"{part}={rate:.1e}" for part, rate in rates.items())
         left = (steps - record["step"] - 1) * self._seconds / self._steps
         tokens = self._tokens / max(self._seconds, 1e-9)
         self.__init__()  # type: ignore[misc]
-        return f"loss {loss} nats | lr {shown} | {tokens:,.0f} raw tokens/s | ETA {format_seconds(left)}"
+        return f"loss {loss} nats | {tokens:,.0f} raw tok/s | ETA {format_seconds(left)} | lr {_rates_text(rates)}"
+
+
+def _rates_text(rates: dict[str, float]) -> str:
+    """``{"adapter": 1e-3, "decoder": 1e-5, "encoder": 1e-3}`` -> ``adapter,encoder=1.0e-03 decoder=1.0e-05``."""
+    parts: dict[str, list[str]] = {}
+    for part, rate in rates.items():
+        parts.setdefault(f"{rate:.1e}", []).append(part)
+    if len(parts) == 1 and len(rates) > 1:
+        return next(iter(parts))
+    return " ".join(f"{','.join(names)}={rate}" for rate, names in parts.items())
 
 
 class LineReporter:
@@ -91,9 +101,10 @@ class BarReporter:
     def start(self, stage: str, first_step: int, steps: int) -> None:  # noqa: D102
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            BarColumn(None, table_column=Column(max_width=20)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            # On a narrow terminal the bar gives way first, then this text takes a second line.
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False)),
         )
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task(stage, total=steps, completed=first_step, text="compiling")

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.nearest import suggestion
+from lclm_jax.data.index import summarize
 from lclm_jax.data.loader import make_loader
-from lclm_jax.data.sources import Tokenizers
+from lclm_jax.data.sources import Tokenizers, check_vocabularies
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer
@@ -136,9 +137,13 @@ def latest_checkpoint(config: Config, stage: str | None = None, step: int | None
 def load_tokenizers(config: Config) -> Tokenizers:
     """The run's tokenizers; the same object twice where there is one folder."""
     paths = RunPaths(config)
+    if config.tokenizer.decoder is None and not (paths.decoder_tokenizer / "tokenizer.json").exists():
+        raise ValueError(f"{paths.root} has no tokenizer yet; run `lclm data prepare` or `lclm pipeline`")
     decoder = Tokenizer.from_folder(paths.decoder_tokenizer)
     same = paths.encoder_tokenizer == paths.decoder_tokenizer
-    return Tokenizers(decoder, decoder if same else Tokenizer.from_folder(paths.encoder_tokenizer))
+    tokenizers = Tokenizers(decoder, decoder if same else Tokenizer.from_folder(paths.encoder_tokenizer))
+    check_vocabularies(config.model, tokenizers)
+    return tokenizers
 
 
 def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
@@ -171,7 +176,9 @@ def _stage_run(
 
     def open_loader(rows_consumed: int) -> Any:
         host = (jax.process_index(), jax.process_count())
-        return make_loader(config, stage, tokenizers, rows_consumed, host)
+        loader = make_loader(config, stage, tokenizers, rows_consumed, host)
+        logger.info("%s: %s", stage, summarize(loader.index.info))
+        return loader
 
     return StageRun(config, stage, mesh, open_loader, initial_params, reporter)
 
