@@ -1,7 +1,8 @@
 """The batch: the one structure that data hands to the model.
 
-Every array has a fixed shape per stage, so a stage compiles once. Letters: B packed rows, S decoder positions, M encoder
-rows per packed row, R positions per encoder row, N tokens per latent, L = M * R / N latent slots per packed row.
+Every array has a fixed shape per stage, so a stage compiles once. Letters: B packed rows, S decoder positions, M
+encoder rows per packed row, R positions per encoder row, N tokens per latent, L = M * R / N latent slots per packed
+row.
 """
 
 from typing import Any, NamedTuple
