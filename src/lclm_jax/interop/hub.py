@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 # Weights, configuration and tokenizer; never pickles, never code.
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*tokenizer.model", "LICENSE*")
 # The error of whichever HTTP client the library is built on, and OSError.
-_FETCH_ERRORS = (*HfHubHTTPError.__bases__, HFValidationError)
+_FETCH_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, HFValidationError)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -18,9 +18,9 @@ from lclm_jax.config import BackboneConfig, Config, MeshConfig, RunPaths
 from lclm_jax.interop.hf_config import read_backbone
 from lclm_jax.interop.leaves import FolderBlocks, LeavesInFolders
 from lclm_jax.interop.load import open_backbone, open_parts, read_model
-from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, flatten, nest
+from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, flatten, leaf, nest
 from lclm_jax.interop.tensors import CheckpointError
-from lclm_jax.model.lclm import abstract_params, init_params
+from lclm_jax.model.lclm import init_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.state import params_shardings
@@ -30,7 +30,7 @@ _FREE_KEYS = {"preset", "max_positions"}
 
 
 def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """Sharded float32 parameters from the folders of ``config.init``; parts without a folder are random.
+    """Sharded float32 parameters from the folders of ``config.init``; leaves that no folder gives are random.
 
     Args:
         config: the run, ``model.memory_token_ids`` set.
@@ -42,19 +42,15 @@ def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
     """
     parts = _open_folders(config)
     shardings = dict(flatten(params_shardings(config.model, mesh)))
-    given = {part.table[0].folder for part in parts}
     leaves = LeavesInFolders(parts, config.model.memory_token_ids or ())
-    found: dict[str, jax.Array] = _random_parts(
-        config, [name for name in ("encoder", "adapter", "decoder") if name not in given], mesh
-    )
+    found = _random_leaves(config, {path: at for path, at in shardings.items() if path not in leaves.shapes})
     found |= _fill(leaves, [tensor for part in parts for tensor in part.table], shardings)
     if MEMORY_ROWS_PATH in leaves.shapes:
         rows = leaves.read(MEMORY_ROWS_PATH)
         found[MEMORY_ROWS_PATH] = jax.make_array_from_callback(
             rows.shape, shardings[MEMORY_ROWS_PATH], lambda index: rows[index]
         )
-    order = [path for path, _ in flatten(abstract_params(config.model))]
-    return nest({path: found[path] for path in order})
+    return nest({path: found[path] for path in shardings})
 
 
 def _open_folders(config: Config) -> list[FolderBlocks]:
@@ -105,18 +101,14 @@ def _check_tokenizer(folder: Path, role: str, tokenizer: Path) -> None:
         )
 
 
-def _random_parts(config: Config, names: Sequence[str], mesh: Mesh) -> dict[str, jax.Array]:
-    """Path -> random leaf of the parts ``names``: the values that they would have in a wholly random model."""
-    if not names:
-        return {}
-    shardings = params_shardings(config.model, mesh)
+def _random_leaves(config: Config, shardings: dict[str, NamedSharding]) -> dict[str, jax.Array]:
+    """The leaves of ``shardings``, with the values that they would have in a wholly random model."""
 
-    def init() -> Any:
+    def init() -> dict[str, jax.Array]:
         params = init_params(config.model, jax.random.key(config.seed))
-        return {name: params[name] for name in names}
+        return {path: leaf(params, path) for path in shardings}
 
-    made = jax.jit(init, out_shardings={name: shardings[name] for name in names})()
-    return dict(flatten(made))
+    return jax.jit(init, out_shardings=shardings)() if shardings else {}
 
 
 def _fill(

@@ -58,7 +58,7 @@ class Tensor:
             return layer
         return (*layer, slice(None), rows) if self.reverse else (*layer, rows)
 
-    def row_blocks(self, limit: int = 2**26) -> Iterator[slice]:
+    def row_blocks(self, limit: int = 2**24) -> Iterator[slice]:
         """Consecutive rows of the file's tensor, of at most ``limit`` bytes in float32.
 
         Only whole leaves are cut (tables, heads): one layer of a stacked leaf is small.
