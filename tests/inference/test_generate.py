@@ -2,40 +2,21 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.config import ModelConfig
 from lclm_jax.data.rows import assemble_batch
 from lclm_jax.inference import generate
 from lclm_jax.inference.generate import Generator, pack_for
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.interop.export import export_model
-from lclm_jax.model.lclm import abstract_params, forward, logits
+from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import use_mesh
 from lclm_jax.text.example import Example
 from lclm_jax.text.memory import MemoryTagError
-from lclm_jax.text.tokenizer import Tokenizer
-from lclm_jax.text.train_tokenizer import train_tokenizer
 
-TOWER = dict(vocab_size=300, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)
 PROMPTS = [
     "plain words and nothing more",
     "see <|memory_start|>a few words that are read by the encoder<|memory_end|> then go on",
     [{"role": "user", "content": "<|memory_start|>abc<|memory_end|> and <|memory_start|>def ghi<|memory_end|>?"}],
 ]
-
-
-@pytest.fixture(scope="module")
-def generator(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(train_tokenizer(["a few words to train a tokenizer on and a few words more"], 290, folder))
-    ids = tuple(tokenizer.memory_ids)
-    model = ModelConfig(
-        encoder=TOWER, decoder=TOWER, ratio=4, window=8, memory_token_ids=ids, compute_dtype="float32", remat="none"
-    )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: rng.normal(scale=0.4, size=leaf.shape).astype(np.float32), abstract_params(model)
-    )
-    return Generator(params, model, tokenizer, tokenizer)
 
 
 def test_cached_greedy_equals_full_forward(generator):

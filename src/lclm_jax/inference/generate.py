@@ -1,7 +1,7 @@
 """Generation from prompts with memory spans: encode once, prefill, then one token at a time from a key/value cache."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,26 @@ from jax.sharding import Mesh
 from lclm_jax.batch import Batch
 from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
 from lclm_jax.data.windows import place_windows, plan_spans
+from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling, pick
-from lclm_jax.interop.golden_case import Case, assemble_any
+from lclm_jax.inference.windows import (
+    BATCH_WINDOWS,
+    SpanEncoder,
+    blank_batch,
+    bucket,
+    prompt_batch,
+    rows_for,
+    spliced,
+    split_spans,
+)
+from lclm_jax.interop.golden_case import Case
 from lclm_jax.interop.hf_config import stored_dtype
 from lclm_jax.interop.load import load_hf
 from lclm_jax.model.cache import KVCache, init_cache
-from lclm_jax.model.lclm import decode_cached, embed, encode, logical_axes, logits
+from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
 from lclm_jax.parallel import make_mesh, params_sharding, use_mesh
 from lclm_jax.text.example import Example, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
-
-Prompt = str | Sequence[Mapping[str, Any]]
-
-SMALLEST_BUCKET = 32
-"""Lengths are rounded up to this times a power of two, so that few shapes are ever compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class Generator:
         decoder_tokenizer: tokenizer with the memory tokens.
         encoder_tokenizer: tokenizer of the spans.
         mesh: devices to run on; None: the first one.
+        batch_windows: most windows that the encoder reads at once.
     """
 
     def __init__(
@@ -60,15 +67,19 @@ class Generator:
         decoder_tokenizer: Tokenizer,
         encoder_tokenizer: Tokenizer,
         mesh: Mesh | None = None,
+        batch_windows: int = BATCH_WINDOWS,
     ):
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
         self.params = place(params, model, self.mesh)
         self.model = model
         self.decoder_tokenizer = decoder_tokenizer
         self.encoder_tokenizer = encoder_tokenizer
+        # The marker of eos pooling; no other pooling reads it.
+        pad_id = encoder_tokenizer.pad_id if model.pooling == "eos" else 0
+        self.encoder = SpanEncoder(self.params, model, self.mesh, pad_id, batch_windows)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, **changes: Any) -> "Generator":
+    def from_folder(cls, folder: str | Path, batch_windows: int = BATCH_WINDOWS, **changes: Any) -> "Generator":
         """Load an exported or released folder; ``changes`` are keys of ``ModelConfig`` such as ``compute_dtype``.
 
         It computes in bfloat16 if the decoder is stored so, else in float32, unless ``changes`` says otherwise.
@@ -77,7 +88,7 @@ class Generator:
         stored = "bfloat16" if stored_dtype(folder / "decoder") == "bfloat16" else "float32"
         model, params = load_hf(folder, **{"compute_dtype": stored, **changes})
         decoder, encoder = (Tokenizer.from_folder(folder / part) for part in ("decoder", "encoder"))
-        return cls(params, model, decoder, encoder)
+        return cls(params, model, decoder, encoder, batch_windows=batch_windows)
 
     def example(self, prompt: Prompt) -> Example:
         """Tokens and spans of a prompt: text as it is, or chat messages; memory tags inside either.
@@ -151,16 +162,12 @@ class Generator:
 
     def _decode(self, examples: Sequence[Example], sampling: Sampling) -> Iterator[np.ndarray]:
         """Next tokens [rows] of ``examples``, ``max_new_tokens`` times, whatever they are."""
-        rows = self._rows(len(examples))
-        padded = [*examples, *[examples[0]] * (rows - len(examples))]
-        pack = pack_for([[example] for example in padded], self.model)
-        batch = assemble_any([[example] for example in padded], self.model, pack, self._pad_id())
-        lengths_B = np.array([len(example.tokens) for example in padded], np.int32)
-        room = pack.row_length + bucket(sampling.max_new_tokens)
+        batch, pooled_BLE, lengths_B = self._inputs(examples, self._pooled(examples))
+        room = batch.decoder_tokens.shape[1] + bucket(sampling.max_new_tokens)
         how = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
         key = jax.random.key(sampling.seed)
         with use_mesh(self.mesh):
-            logits_BV, cache = _prefill(self.params, batch, lengths_B, model=self.model, room=room)
+            logits_BV, cache = _prefill(self.params, batch, pooled_BLE, lengths_B, model=self.model, room=room)
             seen_BV = jnp.zeros(logits_BV.shape, bool)
             for step in range(sampling.max_new_tokens):
                 tokens_B, seen_BV = _choose(logits_BV, seen_BV, jax.random.fold_in(key, step), how=how)
@@ -169,16 +176,35 @@ class Generator:
                     logits_BV, cache = _advance(self.params, tokens_B, cache, model=self.model)
                 yield np.asarray(tokens_B)[: len(examples)]
 
-    def _rows(self, count: int) -> int:
-        """Rows to run for ``count`` prompts: few different numbers, each a multiple of the mesh's row axes."""
-        rows = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
-        while rows < count:
-            rows *= 2
-        return rows
+    def embeddings(
+        self, examples: Sequence[Example], progress: Callable[[int], None] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield the spliced prompt embeddings of every example, ``[positions, D]`` in the compute dtype.
 
-    def _pad_id(self) -> int:
-        """Marker of eos pooling; no other pooling reads it."""
-        return self.encoder_tokenizer.pad_id if self.model.pooling == "eos" else 0
+        All windows are encoded first; ``progress`` is told how many each chunk had.
+        """
+        pooled = self._pooled(examples, progress)
+        for example, spans in zip(examples, pooled, strict=True):
+            batch, pooled_BLE, _ = self._inputs([example], [spans])
+            with use_mesh(self.mesh):
+                x_BSD = _splice(self.params, batch, pooled_BLE, model=self.model)
+            yield np.asarray(x_BSD[0, : len(example.tokens)])
+
+    def _pooled(
+        self, examples: Sequence[Example], progress: Callable[[int], None] | None = None
+    ) -> list[list[np.ndarray]]:
+        """Pooled vectors of every span of every example."""
+        spans = [span for example in examples for span in example.spans]
+        return list(split_spans(examples, self.encoder.pooled(spans, progress)))
+
+    def _inputs(
+        self, examples: Sequence[Example], pooled: Sequence[list[np.ndarray]]
+    ) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """What the decoder reads of ``examples``: batch, pooled_BLE and lengths_B; the first one fills up the rows."""
+        more = rows_for(len(examples), self.mesh) - len(examples)
+        padded = [*examples, *[examples[0]] * more]
+        batch, pooled_BLE = prompt_batch(padded, [*pooled, *[pooled[0]] * more], self.model)
+        return batch, pooled_BLE, np.array([len(example.tokens) for example in padded], np.int32)
 
     def _stops(self, sampling: Sampling) -> frozenset[int]:
         if sampling.stop_ids is not None:
@@ -191,14 +217,6 @@ def place(params: Any, model: ModelConfig, mesh: Mesh) -> Any:
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)):
         return params
     return jax.device_put(params, params_sharding(mesh, logical_axes(model), params))
-
-
-def bucket(length: int) -> int:
-    """``length`` rounded up to ``SMALLEST_BUCKET`` times a power of two."""
-    size = SMALLEST_BUCKET
-    while size < length:
-        size *= 2
-    return size
 
 
 def pack_for(
@@ -219,21 +237,25 @@ def pack_for(
 
 @functools.partial(jax.jit, static_argnames=("model", "room"))
 def _prefill(
-    params: Any, batch: Batch, lengths_B: jax.Array, *, model: ModelConfig, room: int
+    params: Any, batch: Batch, pooled_BLE: jax.Array, lengths_B: jax.Array, *, model: ModelConfig, room: int
 ) -> tuple[jax.Array, KVCache]:
     """Logits after each prompt, and a cache of ``room`` positions that holds it."""
-    x_BSD = embed(params, model, batch, encode(params, model, batch))
+    x_BSD = spliced(params, model, batch, pooled_BLE)
     cache = init_cache(model, x_BSD.shape[0], room)
     hidden_BSD, cache = decode_cached(params, model, x_BSD, batch.decoder_positions, cache, lengths_B)
     last_B1D = jnp.take_along_axis(hidden_BSD, lengths_B[:, None, None] - 1, axis=1)
     return logits(params, model, last_B1D)[:, 0], cache
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
+def _splice(params: Any, batch: Batch, pooled_BLE: jax.Array, *, model: ModelConfig) -> jax.Array:
+    return spliced(params, model, batch, pooled_BLE)
+
+
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
 def _advance(params: Any, tokens_B: jax.Array, cache: KVCache, *, model: ModelConfig) -> tuple[jax.Array, KVCache]:
     """Logits after one more token of every row."""
-    batch = Batch(*[None] * len(Batch._fields))._replace(decoder_tokens=tokens_B[:, None])
-    x_BSD = embed(params, model, batch)
+    x_BSD = embed(params, model, blank_batch(decoder_tokens=tokens_B[:, None]))
     hidden_BSD, cache = decode_cached(params, model, x_BSD, cache.length_B[:, None], cache)
     return logits(params, model, hidden_BSD)[:, 0], cache
 
