@@ -29,7 +29,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 # Layers below this size stay together: chunks cost time and space of their own.
 CHUNK_BYTES = 2**20
 # Tables and heads are cut to chunks of at most this size, so that they too can be read in pieces.
-TABLE_CHUNK_BYTES = 2**26
+TABLE_CHUNK_BYTES = 2**24
 # What Orbax and tensorstore raise when a file cannot be written or read.
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
