@@ -15,6 +15,7 @@ COMMANDS = {
     "pipeline": ("lclm_jax.cli.train", "pipeline", "Corpus to report: prepare, train, evaluate, export, in one go."),
     "train": ("lclm_jax.cli.train", "train", "Train all stages of a configuration, or one of them."),
     "eval": ("lclm_jax.cli.model", "evaluate", "Measure context gain and verbatim repetition on held-out text."),
+    "import": ("lclm_jax.cli.importing", "import_command", "Bring in pretrained weights for a run to start from."),
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
     "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt with memory tags, token by token."),
     "data": ("lclm_jax.cli.data", "data", "Prepare corpora and look at packed rows."),
