@@ -49,7 +49,7 @@ def plot_stages(path: Path, stages: Mapping[str, tuple[Sequence[float], Sequence
         axes.set_xlabel("optimizer step, stages one after another")
         axes.set_ylabel(label)
         axes.set_xlim(left=0)
-        axes.legend(ncols=min(len(stages), 5), loc="upper right", fontsize=9)
+        axes.legend(ncols=min(len(stages), 6), loc="upper right", fontsize=9, columnspacing=1.2, handlelength=1.4)
         _save(figure, path)
 
 
@@ -85,7 +85,7 @@ def plot_depth(path: Path, accuracy: Sequence[float], errors: Sequence[float]) -
             x, mean - error, np.minimum(mean + error, 1), color=COLOURS["latents"], alpha=0.2, linewidth=0
         )
         axes.plot(x, mean, color=COLOURS["latents"], linewidth=1.6)
-        axes.set_ylim(min(0.5, float(np.min(mean - error)) - 0.02), 1.005)
+        axes.set_ylim(max(0.0, float(np.min(mean - error)) - 0.05), 1.005)
         axes.set_xlabel("depth in the span (tokens)")
         axes.set_ylabel("share of tokens repeated right")
         _save(figure, path)
@@ -109,9 +109,11 @@ def plot_cost(path: Path, names: Sequence[str], seconds: Sequence[float], peak_b
 def _smooth(values: Sequence[float]) -> np.ndarray:
     """Centred running mean over about a twentieth of the points."""
     array = np.asarray(values, float)
-    width = max(1, len(array) // 20)
-    padded = np.pad(array, (width // 2, width - 1 - width // 2), mode="edge") if len(array) else array
-    return np.convolve(padded, np.ones(width) / width, mode="valid") if len(array) else array
+    window = np.ones(max(1, len(array) // 20))
+    if not len(array):
+        return array
+    # Near an end fewer points are in the window: divide by how many there are.
+    return np.convolve(array, window, mode="same") / np.convolve(np.ones(len(array)), window, mode="same")
 
 
 def _save(figure, path: Path) -> None:
