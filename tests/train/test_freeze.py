@@ -16,7 +16,7 @@ def labels_by_path(labels):
 
 
 def test_stage_0_trains_the_adapter_and_the_memory_rows(model):
-    labels = label_leaves(stage_rules(stage(adapter=1e-3)), abstract_params(model))
+    labels = label_leaves(stage_rules(stage(adapter=1e-3), abstract_params(model)), abstract_params(model))
     by_path = labels_by_path(labels)
     assert by_path["decoder/memory_rows"] == "memory_rows"
     assert by_path["adapter/fc1/kernel"] == "adapter"
@@ -26,7 +26,9 @@ def test_stage_0_trains_the_adapter_and_the_memory_rows(model):
 
 
 def test_a_later_stage_trains_everything(model):
-    labels = label_leaves(stage_rules(stage(adapter=1e-3, encoder=1e-4, decoder=1e-5)), abstract_params(model))
+    labels = label_leaves(
+        stage_rules(stage(adapter=1e-3, encoder=1e-4, decoder=1e-5), abstract_params(model)), abstract_params(model)
+    )
     assert FROZEN not in labels_by_path(labels).values()
 
 
@@ -45,7 +47,7 @@ def test_a_wrong_table_is_an_error(model, rules, message):
 
 def test_split_and_merge_are_inverse(model):
     params = abstract_params(model)
-    trainable, frozen = split(params, label_leaves(stage_rules(stage(adapter=1e-3)), params))
+    trainable, frozen = split(params, label_leaves(stage_rules(stage(adapter=1e-3), params), params))
     assert set(trainable) == {"adapter", "decoder"}
     assert set(trainable["decoder"]) == {"memory_rows"}
     assert merge(trainable, frozen) == params

@@ -9,7 +9,7 @@ import pytest
 
 from lclm_jax.config import MeshConfig, RunPaths, parse_config
 from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.model.lclm import abstract_params
+from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
@@ -102,3 +102,40 @@ def check_changes(values):
 
 def flat(tree):
     return [(path[-1].key, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def test_lora_added_between_stages(values, tmp_path):
+    """A run that was trained without LoRA gets it: fresh leaves, the stages before stay finished, the base frozen."""
+    run = values | {"run_dir": str(tmp_path)}
+    shutil.copytree(Path(values["run_dir"]) / "data", tmp_path / "data")
+    config = parse_config(run | {"stages": {"base": stage(1, **EVERYTHING)}})
+    train(config)
+    base = load_params(config)
+    lora = {"decoder": {"rank": 2, "dropout": 0.1}}
+    stages = {"base": stage(1, **EVERYTHING), "low": stage(2, decoder_lora=1e-2)}
+    config = parse_config(run | {"model": run["model"] | {"lora": lora}, "stages": stages})
+    assert finished(config, "base")
+    fresh = load_params(config, "base")
+    assert not fresh["decoder"]["layers"]["attn"]["q"]["lora_b"].any()
+    expected = init_params(config.model, jax.random.key(config.seed))
+    np.testing.assert_array_equal(*(p["decoder"]["layers"]["mlp"]["up"]["lora_a"] for p in (fresh, expected)))
+    train(config)
+    after = load_params(config)
+    assert after["decoder"]["layers"]["attn"]["q"]["lora_b"].any()
+    for path, leaf in by_path(base).items():
+        assert path == "decoder/memory_rows" or np.array_equal(leaf, by_path(after)[path]), path
+    assert {path for path in by_path(after) if path not in by_path(base)} == {
+        f"decoder/layers/{target}/{leaf}"
+        for target in ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down")
+        for leaf in ("lora_a", "lora_b")
+    }
+    changed = parse_config(run | {"model": run["model"] | {"lora": {"decoder": {"rank": 3}}}, "stages": stages})
+    with pytest.raises(ChangedConfigError, match=r"model.lora.decoder.dropout: 0.1 -> 0.0, model.lora.decoder.rank"):
+        finished(changed, "low")
+    with pytest.raises(CheckpointError, match=r"of another model \(model.lora.decoder.rank: 2, now 3\)"):
+        load_params(changed)
+
+
+def by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -10,7 +10,7 @@ from lclm_jax.config.data import (
 )
 from lclm_jax.config.init import InitConfig
 from lclm_jax.config.load import ConfigError, config_hash, describe_keys, dump_config, load_config, parse_config
-from lclm_jax.config.model import AdapterConfig, BackboneConfig, ModelConfig
+from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.paths import RunPaths
 from lclm_jax.config.train import (
     PARTS,
@@ -34,6 +34,8 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "InitConfig",
+    "LoraConfig",
+    "LoraTowers",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -2,12 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.config.presets import BACKBONES, preset_values
 
 Dtype = Literal["float32", "bfloat16"]
+LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
 class BackboneConfig(Tree):
@@ -55,12 +56,38 @@ class AdapterConfig(Tree):
     num_layers: int = key(1, "Attention layers over the latents of one span (not used by mlp).", gt=0)
 
 
+class LoraConfig(Tree):
+    """Low-rank updates ``alpha / rank * A @ B`` of projections of a backbone's blocks (LoRA, arXiv 2106.09685)."""
+
+    rank: int = key(16, "Width of the bottleneck between A and B.", gt=0)
+    alpha: float = key(32.0, "Scale of the update, divided by the rank.", gt=0)
+    dropout: float = key(0.0, "Share of the inputs of A that training drops.", ge=0, lt=1)
+    targets: tuple[LoraTarget, ...] = key(
+        ("q", "k", "v", "o", "gate", "up", "down"), "Projections that have an update.", min_length=1
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _once(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"targets={list(targets)} names a projection twice; name each once")
+        return targets
+
+
+class LoraTowers(Tree):
+    """LoRA by backbone; a stage trains it with ``lr.encoder_lora`` and ``lr.decoder_lora``."""
+
+    encoder: LoraConfig | None = key(None, "LoRA of the encoder; null: none.")
+    decoder: LoraConfig | None = key(None, "LoRA of the decoder; null: none.")
+
+
 class ModelConfig(Tree):
     """Encoder, adapter, decoder and the compression between them."""
 
     encoder: BackboneConfig = required("Backbone that reads the windows of the memory spans.")
     decoder: BackboneConfig = required("Backbone that reads text and latents.")
     adapter: AdapterConfig = key(AdapterConfig(), "Projection of latents into the decoder's embedding space.")
+    lora: LoraTowers = key(LoraTowers(), "Low-rank updates of the backbones.")
     ratio: int = key(16, "N: encoder tokens per latent.", gt=0)
     window: int = key(1024, "W: tokens that attend to each other in the encoder; a multiple of ratio.", gt=0)
     overlap: int = key(0, "O: context tokens beside a window, read but not pooled.", ge=0)
@@ -80,6 +107,11 @@ class ModelConfig(Tree):
     )
     loss_chunk: int = key(1024, "Positions whose logits exist at once in the cross-entropy.", gt=0)
 
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _without_lora(cls, lora: Any) -> Any:
+        return LoraTowers() if lora is None else lora
+
     @model_validator(mode="after")
     def _check(self):
         if self.window % self.ratio:
@@ -88,6 +120,14 @@ class ModelConfig(Tree):
             raise ValueError(
                 f"window={self.window} is not a multiple of ratio={self.ratio}; set model.window to {choices}"
             )
+        right = self.overlap if self.mask == "bidirectional" else 0
+        markers = self.window // self.ratio if self.pooling == "eos" else 0
+        longest = self.overlap + self.window + right + markers
+        if longest > self.encoder.max_positions:
+            raise ValueError(
+                f"window={self.window} with its context and markers takes {longest} positions, encoder.max_positions"
+                f" is {self.encoder.max_positions}; lower model.window"
+            )
         return self
 
     @property
@@ -95,5 +135,10 @@ class ModelConfig(Tree):
         """Width of a latent before the adapter: E, or N*E for concat pooling."""
         return self.encoder.hidden_size * (self.ratio if self.pooling == "concat" else 1)
 
+    @property
+    def plain(self) -> "ModelConfig":
+        """The same model without LoRA."""
+        return self.model_copy(update={"lora": LoraTowers()})
 
-__all__ = ["BACKBONES", "AdapterConfig", "BackboneConfig", "Dtype", "ModelConfig"]
+
+__all__ = ["BACKBONES", "AdapterConfig", "BackboneConfig", "Dtype", "LoraConfig", "LoraTowers", "ModelConfig"]

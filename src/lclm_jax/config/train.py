@@ -7,7 +7,7 @@ from pydantic import field_validator, model_validator
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.config.data import PackConfig
 
-PARTS = ("adapter", "encoder", "decoder", "memory_rows")
+PARTS = ("adapter", "encoder", "decoder", "memory_rows", "encoder_lora", "decoder_lora")
 
 
 class Rates(Tree):
@@ -19,6 +19,8 @@ class Rates(Tree):
     memory_rows: float | None = key(
         None, "Peak learning rate of the three memory-token rows; null: the decoder's, or 6e-5 if it is frozen.", gt=0
     )
+    encoder_lora: float | None = key(None, "Peak learning rate of the encoder's LoRA; null: frozen.", gt=0)
+    decoder_lora: float | None = key(None, "Peak learning rate of the decoder's LoRA; null: frozen.", gt=0)
 
 
 class Decay(Tree):
@@ -27,6 +29,8 @@ class Decay(Tree):
     adapter: float = key(0.01, "Weight decay of the adapter.", ge=0)
     encoder: float = key(0.01, "Weight decay of the encoder.", ge=0)
     decoder: float = key(0.0, "Weight decay of the decoder.", ge=0)
+    encoder_lora: float = key(0.0, "Weight decay of the encoder's LoRA.", ge=0)
+    decoder_lora: float = key(0.0, "Weight decay of the decoder's LoRA.", ge=0)
 
 
 class StageConfig(Tree):
@@ -58,8 +62,11 @@ class StageConfig(Tree):
     def _check(self):
         if not self.mixture or any(w <= 0 for w in self.mixture.values()):
             raise ValueError(f"mixture={self.mixture} needs at least one source, every weight above zero")
-        if self.lr.adapter is None and self.lr.encoder is None and self.lr.decoder is None:
-            raise ValueError("the stage trains nothing; give lr.adapter, lr.encoder or lr.decoder a learning rate")
+        if all(getattr(self.lr, part) is None for part in PARTS if part != "memory_rows"):
+            raise ValueError(
+                "the stage trains nothing; give lr.adapter, lr.encoder, lr.decoder, lr.encoder_lora or lr.decoder_lora"
+                " a learning rate"
+            )
         if self.batch_rows % self.microbatches:
             raise ValueError(
                 f"batch_rows={self.batch_rows} is not a multiple of microbatches={self.microbatches}; change one"

@@ -37,8 +37,18 @@ class Config(Tree):
                         f"stages.{name}.mixture names source {source!r}, which data.sources lacks;"
                         f" {suggestion(source, self.data.sources)}"
                     )
+            self._check_lora(name, stage)
             self._check_pack(name, self.pack(name))
         return self
+
+    def _check_lora(self, name: str, stage: StageConfig) -> None:
+        for tower in ("encoder", "decoder"):
+            rate = stage.peak_lr(f"{tower}_lora")
+            if rate is not None and getattr(self.model.lora, tower) is None:
+                raise ValueError(
+                    f"stages.{name}.lr.{tower}_lora={rate} trains a LoRA that the model lacks; set"
+                    f" model.lora.{tower}, for example to {{rank: 16}}"
+                )
 
     def _check_pack(self, stage: str, pack: PackConfig) -> None:
         model = self.model

@@ -1,27 +1,42 @@
-"""LoRA on the way out: merged into its kernels while they are read, or written as adapter folders of ``peft``.
+"""LoRA on the way out: merged into its kernels while they are read, or as adapter folders of ``peft``; and back in.
 
 An adapter folder is ``adapter_config.json`` and ``adapter_model.safetensors``. Names are those that peft gives the
 updates of ``Qwen3ForCausalLM`` or ``LlamaForCausalLM`` (decoder) and ``Qwen3Model`` or ``LlamaModel`` (encoder).
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+from pydantic import ValidationError
 
 from lclm_jax.config import LoraConfig, ModelConfig
+from lclm_jax.config.model import LoraTarget
 from lclm_jax.interop.hf_config import write_json
 from lclm_jax.interop.leaves import Leaves, LeavesInMemory
-from lclm_jax.interop.names import Tensor, backbone_tensors
-from lclm_jax.interop.tensors import Declared, write_folder
+from lclm_jax.interop.names import Tensor, backbone_tensors, flatten, nest
+from lclm_jax.interop.tensors import CheckpointError, Declared, TensorFolder, write_folder
 from lclm_jax.model.lora import is_lora, merge_lora, update_of
 
 FOLDER = "lora"
 """Folder of an export that holds ``decoder/`` and ``encoder/`` adapter folders."""
 
-__all__ = ["FOLDER", "ExportedLeaves", "merge_lora", "write_peft"]
+_USUAL: dict[str, Any] = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+"""What ``adapter_config.json`` says of every LoRA that we compute."""
+
+__all__ = ["FOLDER", "ExportedLeaves", "merge_lora", "read_peft", "write_peft"]
 
 
 class ExportedLeaves:
@@ -84,6 +99,63 @@ def write_peft(leaves: Leaves | Mapping[str, Any], model: ModelConfig, out_dir: 
     part.replace(Path(out_dir) / FOLDER)
 
 
+def read_peft(folder: Path, model: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
+    """``model`` and ``params`` (without LoRA) with the updates below ``folder/lora``; as they are if there is none.
+
+    Raises:
+        CheckpointError: a folder is damaged, is no LoRA that we compute, or does not fit the model.
+    """
+    loras: dict[str, LoraConfig] = {}
+    leaves = dict(flatten(params))
+    for tower in ("decoder", "encoder"):
+        source = Path(folder) / FOLDER / tower
+        if not source.is_dir():
+            continue
+        lora = loras[tower] = _read_config(source)
+        tensors = TensorFolder(source)
+        factors = dict(_factors(model, tower, lora))
+        expected = {name: shape for name, (_, _, shape, _) in factors.items()}
+        if tensors.shapes != expected:
+            names = sorted(
+                name
+                for name in expected.keys() | tensors.shapes.keys()
+                if expected.get(name) != tensors.shapes.get(name)
+            )
+            raise CheckpointError(
+                f"{source} is no LoRA of this {tower}: {names[0]} has shape {tensors.shapes.get(names[0])}, not"
+                f" {expected.get(names[0])} ({len(names)} such tensors); use the adapter of this very model"
+            )
+        stacks: dict[str, list[np.ndarray]] = {}
+        for name, (path, _, _, _) in factors.items():
+            stacks.setdefault(path, []).append(tensors.read(name).astype(np.float32).T)
+        for path, stack in stacks.items():
+            kernel = leaves[f"{path.rpartition('/')[0]}/kernel"].shape
+            leaves[path] = np.stack(stack).reshape(_factor_shape(kernel, lora.rank, path))
+    towers = model.lora.model_copy(update=loras)
+    return model.model_copy(update={"lora": towers}), nest(leaves)
+
+
+def _factor_shape(kernel: tuple[int, ...], rank: int, path: str) -> tuple[int, ...]:
+    """Shape of a stacked factor; the output projection contracts two axes, every other one."""
+    cut = 3 if path.split("/")[-2] == "o" else 2
+    return (*kernel[:cut], rank) if path.endswith("lora_a") else (kernel[0], rank, *kernel[cut:])
+
+
+def _read_config(source: Path) -> LoraConfig:
+    path = source / "adapter_config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        odd = {name: values[name] for name, usual in _USUAL.items() if values.get(name, usual) != usual}
+        if odd:
+            raise CheckpointError(f"{path} says {odd}, which is not computed here; merge that adapter with peft first")
+        targets = tuple(name for name in get_args(LoraTarget) if f"{name}_proj" in values["target_modules"])
+        shape = {"rank": values["r"], "alpha": values["lora_alpha"], "dropout": values["lora_dropout"]}
+        return LoraConfig.model_validate({**shape, "targets": targets})
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+        line = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read ({line}); write the adapter again") from None
+
+
 def _write_tower(leaves: Leaves, model: ModelConfig, tower: str, folder: Path, dtype: str) -> None:
     lora: LoraConfig = getattr(model.lora, tower)
     factors = dict(_factors(model, tower, lora))
@@ -121,16 +193,12 @@ def _is_target(tensor: Tensor, lora: LoraConfig) -> bool:
 
 def _peft_json(lora: LoraConfig, targets: list[str], causal: bool) -> dict[str, Any]:
     return {
-        "peft_type": "LORA",
+        **_USUAL,
         "task_type": "CAUSAL_LM" if causal else "FEATURE_EXTRACTION",
         "base_model_name_or_path": None,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": targets,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "modules_to_save": None,
         "inference_mode": True,
     }

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
 from lclm_jax.kernels.attention import attention
 from lclm_jax.model.cache import write
-from lclm_jax.model.declare import Module, Norm, Projection
+from lclm_jax.model.declare import DROPOUT, Module, Norm, Projection
 from lclm_jax.model.maths import apply_rope, rope_tables
 
 REMAT = {
@@ -31,6 +31,12 @@ class StackOptions(NamedTuple):
     """Logical axis of the rows."""
     positions: str = "seq"
     """Logical axis of the positions."""
+    lora: LoraConfig | None = None
+    """Low-rank updates of the stack's projections."""
+
+    def lora_of(self, target: str) -> LoraConfig | None:
+        """The update of projection ``target``; None if it has none."""
+        return self.lora if self.lora is not None and target in self.lora.targets else None
 
     @classmethod
     def of(cls, model: ModelConfig, causal: bool, rows: str, positions: str) -> "StackOptions":
@@ -90,6 +96,7 @@ class Attention(Module):
             ("heads", "head_dim", "param_embed"),
             contracted=2,
             gain=0.5 / c.num_layers,
+            lora=self.options.lora_of("o"),
             name="o",
         )
         return out(out_BSHd), cache
@@ -97,7 +104,7 @@ class Attention(Module):
     def _heads(self, name: str, heads: int, axis: str) -> Projection:
         c = self.config
         shape, axes = (c.hidden_size, heads, c.head_dim), ("param_embed", axis, "head_dim")
-        return Projection("BSD,DHd->BSHd", shape, axes, name=name)
+        return Projection("BSD,DHd->BSHd", shape, axes, lora=self.options.lora_of(name), name=name)
 
 
 class SwiGLU(Module):
@@ -113,11 +120,12 @@ class SwiGLU(Module):
         hidden_BSF = nn.silu(self._widen("gate")(x_BSD)) * self._widen("up")(x_BSD)
         hidden_BSF = self.constrained(hidden_BSF, self.options.rows, self.options.positions, "mlp")
         shape, axes, gain = (c.mlp_size, c.hidden_size), ("mlp", "param_embed"), 0.5 / c.num_layers
-        return Projection("BSF,FD->BSD", shape, axes, gain=gain, name="down")(hidden_BSF)
+        lora = self.options.lora_of("down")
+        return Projection("BSF,FD->BSD", shape, axes, gain=gain, lora=lora, name="down")(hidden_BSF)
 
     def _widen(self, name: str) -> Projection:
         shape, axes = (self.config.hidden_size, self.config.mlp_size), ("param_embed", "mlp")
-        return Projection("BSD,DF->BSF", shape, axes, name=name)
+        return Projection("BSD,DF->BSF", shape, axes, lora=self.options.lora_of(name), name=name)
 
 
 class Block(Module):
@@ -152,7 +160,7 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
     return nn.scan(
         block,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, DROPOUT: True},
         in_axes=(0, nn.broadcast),
         length=config.num_layers,
         unroll=1 if options.scan_layers else config.num_layers,

@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from lclm_jax.config import LoraConfig
+from lclm_jax.model.lora import dropped, low_rank_equations
 from lclm_jax.model.maths import product, rms_norm
 from lclm_jax.parallel.sharding import constrain
 
 LAYER_AXIS = "layers"
+DROPOUT = "dropout"
+"""Name of the random stream of LoRA's dropout; without it nothing is dropped."""
 
 
 class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
@@ -63,6 +67,9 @@ class Projection(Module):
 
     The kernel starts as a normal of variance ``gain / fan_in`` (LeCun et al. 1998, Efficient BackProp); ``gain`` below
     one tames the maps that write to the residual stream. Biases start at zero.
+
+    With ``lora`` a low-rank update is added (arXiv 2106.09685): ``alpha / rank * (x A) B``, of which training drops
+    inputs. A starts uniform as in the peft package, B at zero, so that the update is nothing at first.
     """
 
     equation: str
@@ -71,6 +78,7 @@ class Projection(Module):
     contracted: int = 1
     gain: float = 1.0
     bias: bool = False
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,7 +89,19 @@ class Projection(Module):
         if self.bias:
             bias = self.declare("bias", nn.initializers.zeros, self.shape[-1:], ("norm",))
             out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)
-        return out
+        return out if self.lora is None else out + self._low_rank(x, self.lora)
+
+    def _low_rank(self, x: jax.Array, lora: LoraConfig) -> jax.Array:
+        """The update, in the dtype of ``x``."""
+        cut = self.contracted
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", range(cut), (cut,))
+        lora_a = self.declare("lora_a", init, (*self.shape[:cut], lora.rank), (*self.axes[:cut], "lora_rank"))
+        shape, axes = (lora.rank, *self.shape[cut:]), ("lora_rank", *self.axes[cut:])
+        lora_b = self.declare("lora_b", nn.initializers.zeros, shape, axes)
+        if lora.dropout and self.has_rng(DROPOUT):
+            x = dropped(x, lora.dropout, self.make_rng(DROPOUT))
+        down, up = low_rank_equations(self.equation, cut)
+        return product(up, product(down, x, lora_a), lora_b) * (lora.alpha / lora.rank)
 
 
 class Norm(Module):

@@ -37,7 +37,8 @@ class Decoder(Module):
         """Declare the parts."""
         config = self.model.decoder
         self.embed = Table(config.vocab_size, config.hidden_size, self.model.embedding_std)
-        self.layers = layers(config, StackOptions.of(self.model, True, "batch", "seq"), name="layers")
+        options = StackOptions.of(self.model, True, "batch", "seq")._replace(lora=self.model.lora.decoder)
+        self.layers = layers(config, options, name="layers")
         self.final_norm = Norm(config.hidden_size, config.norm_eps)
         init, axes = nn.initializers.normal(self.model.embedding_std), ("memory_row", "param_embed")
         self.memory_rows = self.declare("memory_rows", init, (3, config.hidden_size), axes)

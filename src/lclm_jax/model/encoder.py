@@ -26,6 +26,7 @@ class Encoder(Module):
         x_BSD = self.constrained(x_BSD, "encoder_rows", "encoder_seq", "embed")
         causal = self.model.mask == "causal"
         options = StackOptions.of(self.model, causal, "encoder_rows", "encoder_seq")
+        options = options._replace(lora=self.model.lora.encoder)
         x_BSD, _ = layers(config, options)(x_BSD, None, see(config, segments_BS, positions_BS))
         x_BSD = Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
         return x_BSD.reshape(*tokens_BMR.shape, config.hidden_size)

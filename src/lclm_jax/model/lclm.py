@@ -20,7 +20,7 @@ from lclm_jax.kernels.pooling import pool
 from lclm_jax.model.adapter import Adapter
 from lclm_jax.model.block import see, see_cached
 from lclm_jax.model.cache import KVCache
-from lclm_jax.model.declare import Declared
+from lclm_jax.model.declare import DROPOUT, Declared
 from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
 from lclm_jax.model.splice import splice
@@ -45,19 +45,22 @@ def logical_axes(model: ModelConfig) -> Params:
     return jax.tree.map(lambda box: box.axes, boxes, is_leaf=lambda node: isinstance(node, Declared))
 
 
-def encode_pooled(params: Params, model: ModelConfig, batch: Batch) -> jax.Array:
-    """pooled_BLE: one vector per latent slot, before the adapter (``concat``: width N * E)."""
+def encode_pooled(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """pooled_BLE: one vector per latent slot, before the adapter (``concat``: width N * E).
+
+    ``key``: random key of LoRA's dropout here and below; None (evaluation): nothing is dropped.
+    """
     with jax.named_scope("encoder/window"):
         windows = (batch.encoder_tokens, batch.encoder_segments, batch.encoder_positions)
-        hidden_BMRE = _apply(Encoder(model), params["encoder"], *windows)
+        hidden_BMRE = _apply(Encoder(model), params["encoder"], *windows, key=key)
     with jax.named_scope("pool"):
         pooled_BLE = pool(hidden_BMRE, batch.pool_weights, model.ratio, model.pooling, batch.marker_index)
         return constrain(pooled_BLE, "batch", "latents", "embed")
 
 
-def encode(params: Params, model: ModelConfig, batch: Batch) -> jax.Array:
+def encode(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """latents_BLD: windows to hidden states, pooled, through the adapter. Slots that are gaps hold no meaning."""
-    pooled_BLE = encode_pooled(params, model, batch)
+    pooled_BLE = encode_pooled(params, model, batch, key)
     with jax.named_scope("adapter"):
         spans = (batch.latent_segments, batch.latent_positions)
         return _apply(Adapter(model), params["adapter"], pooled_BLE, *spans)
@@ -73,19 +76,25 @@ def embed(params: Params, model: ModelConfig, batch: Batch, latents_BLD: jax.Arr
 
 
 def decode(
-    params: Params, model: ModelConfig, x_BSD: jax.Array, segments_BS: jax.Array, positions_BS: jax.Array
+    params: Params,
+    model: ModelConfig,
+    x_BSD: jax.Array,
+    segments_BS: jax.Array,
+    positions_BS: jax.Array,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """hidden_BSD after the final norm; attention is causal by array order and stays inside a segment."""
     sight = see(model.decoder, segments_BS, positions_BS)
     with jax.named_scope("decoder"):
-        return _apply(Decoder(model), params["decoder"], x_BSD, sight)[0]
+        return _apply(Decoder(model), params["decoder"], x_BSD, sight, key=key)[0]
 
 
-def forward(params: Params, model: ModelConfig, batch: Batch) -> jax.Array:
+def forward(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """hidden_BSD of a batch: encode, embed, decode."""
-    latents_BLD = encode(params, model, batch)
+    encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+    latents_BLD = encode(params, model, batch, encoder_key)
     x_BSD = embed(params, model, batch, latents_BLD)
-    return decode(params, model, x_BSD, batch.decoder_segments, batch.decoder_positions)
+    return decode(params, model, x_BSD, batch.decoder_segments, batch.decoder_positions, decoder_key)
 
 
 def logits(params: Params, model: ModelConfig, hidden_BSD: jax.Array) -> jax.Array:
@@ -130,8 +139,10 @@ def decode_cached(
     return hidden_BSD, KVCache(k, v, cache.length_B + counts_B)
 
 
-def _apply(module: nn.Module, params: Params, *arrays: Any, method: str | None = None) -> Any:
-    return module.apply({"params": params}, *arrays, method=method)
+def _apply(
+    module: nn.Module, params: Params, *arrays: Any, method: str | None = None, key: jax.Array | None = None
+) -> Any:
+    return module.apply({"params": params}, *arrays, method=method, rngs=None if key is None else {DROPOUT: key})
 
 
 def _output(params: Params, model: ModelConfig) -> tuple[jax.Array, jax.Array | None, tuple[int, int, int] | None]:
@@ -140,7 +151,23 @@ def _output(params: Params, model: ModelConfig) -> tuple[jax.Array, jax.Array | 
 
 
 def _declare(model: ModelConfig, key: jax.Array) -> Params:
-    """Boxed parameters: arrays with their logical axes."""
+    """Boxed parameters: arrays with their logical axes. All but LoRA's have the values of the model without LoRA."""
+    boxes = _declare_at_once(model, key)
+    if model.plain == model:
+        return boxes
+    # Linen's random streams count the parameters of a stack, so LoRA's would change the others' values.
+    return _with_lora_of(boxes, _declare_at_once(model.plain, key))
+
+
+def _with_lora_of(boxes: Params, plain: Params) -> Params:
+    """``plain`` and the leaves of ``boxes`` that it lacks."""
+    return {
+        name: _with_lora_of(node, plain[name]) if isinstance(node, dict) else plain.get(name, node)
+        for name, node in boxes.items()
+    }
+
+
+def _declare_at_once(model: ModelConfig, key: jax.Array) -> Params:
     encoder_key, adapter_key, decoder_key = jax.random.split(key, 3)
     if model.memory_token_ids is None:  # shapes and random values do not depend on the ids
         model = model.model_copy(update={"memory_token_ids": (0, 1, 2)})

@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "param_latent": ("fsdp",),
     "param_out": ("tensor",),
     "memory_row": (),
+    "lora_rank": (),
     "norm": (),
 }
 

@@ -20,15 +20,26 @@ Rule = tuple[str, str | None]
 
 _PATTERNS = {
     "memory_rows": "decoder/memory_rows",  # before the decoder: the rows train in every stage
+    "encoder_lora": r"encoder/.*/lora_[ab]",  # before the towers: the updates train without or beside their kernels
+    "decoder_lora": r"decoder/.*/lora_[ab]",
     "adapter": "adapter/.*",
     "encoder": "encoder/.*",
     "decoder": "decoder/.*",
 }
 
 
-def stage_rules(stage: StageConfig) -> tuple[Rule, ...]:
-    """The freeze table of ``stage``: every part with a learning rate trains in a group of its own name."""
-    return tuple((pattern, part if stage.peak_lr(part) is not None else FROZEN) for part, pattern in _PATTERNS.items())
+def stage_rules(stage: StageConfig, params: Any) -> tuple[Rule, ...]:
+    """The freeze table of ``stage``: every part with a learning rate trains in a group of its own name.
+
+    ``params`` (arrays or shapes) tell whether there is LoRA to freeze; a rate for one that is absent stays a rule.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rules = []
+    for part, pattern in _PATTERNS.items():
+        trains = stage.peak_lr(part) is not None
+        if trains or not part.endswith("_lora") or any(re.fullmatch(pattern, name) for name in names):
+            rules.append((pattern, part if trains else FROZEN))
+    return tuple(rules)
 
 
 def label_leaves(rules: Sequence[Rule], params: Any) -> Any:

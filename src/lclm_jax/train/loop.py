@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from lclm_jax.train.metrics import MetricsLog, make_record
 from lclm_jax.train.optimizer import Optimizer, make_optimizer
 from lclm_jax.train.progress import Reporter
 from lclm_jax.train.provenance import check_provenance, checkpoints_folder, provenance
-from lclm_jax.train.state import TrainState, abstract_state, fresh_state
+from lclm_jax.train.slices import SavedParams
+from lclm_jax.train.state import TrainState, abstract_state, fresh_state, with_fresh_lora, without_missing_lora
 from lclm_jax.train.step import make_train_step, put_batch
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,14 @@ def _begin(run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints) -> tup
         return fresh_state(run.initial_params(), run.config.model, optimizer, run.mesh, seed), None
     meta = checkpoints.meta(latest)
     check_provenance(run.config, run.stage, meta["provenance"])
-    return checkpoints.restore(latest, abstract_state(run.config.model, optimizer, run.mesh)), meta
+    model, abstract = run.config.model, abstract_state(run.config.model, optimizer, run.mesh)
+
+    def stored() -> Collection[str]:
+        return SavedParams(checkpoints.folder / str(latest)).shapes
+
+    params = without_missing_lora(abstract.params, model, stored)
+    state = checkpoints.restore(latest, abstract._replace(params=params))
+    return state._replace(params=with_fresh_lora(state.params, model, run.config.seed, run.mesh)), meta
 
 
 def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") -> None:

@@ -41,13 +41,15 @@ def divisor(weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, weight, 1.0)
 
 
-def loss_sums(params: Params, model: ModelConfig, batch: Batch, normalisation: Normalisation) -> LossSums:
-    """Next-token cross-entropy of a batch; runs under a mesh.
+def loss_sums(
+    params: Params, model: ModelConfig, batch: Batch, normalisation: Normalisation, key: jax.Array | None = None
+) -> LossSums:
+    """Next-token cross-entropy of a batch; runs under a mesh. ``key``: of LoRA's dropout; None: nothing is dropped.
 
     The PyTorch implementation averages per device batch (one packed row in its configs), then over ranks: that is
     ``per_row``. ``per_token`` weighs every target of the optimizer step equally.
     """
-    hidden_BSD = forward(params, model, batch)
+    hidden_BSD = forward(params, model, batch, key)
     nll_BS = token_nll(params, model, hidden_BSD, batch.targets)
     return sum_nll(nll_BS, batch.loss_weights, normalisation)
 

@@ -116,7 +116,7 @@ def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -
     Raises:
         ValueError: the stage trains nothing, or a floor lies above a peak learning rate.
     """
-    labels = label_leaves(stage_rules(stage), params)
+    labels = label_leaves(stage_rules(stage, params), params)
     schedules = stage_schedules(stage, groups_of(labels))
     decay = {"memory_rows": 0.0, **stage.weight_decay.model_dump()}
     return Optimizer(settings, labels, {name: Group(schedules[name], decay[name]) for name in schedules})

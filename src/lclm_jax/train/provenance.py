@@ -11,6 +11,8 @@ from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 
+_TOWERS = ("encoder", "decoder")
+
 
 class ChangedConfigError(ValueError):
     """A stage's checkpoint was made with other settings; the message names them and how to go on."""
@@ -31,15 +33,16 @@ def starts_from_imports(config: Config, stage: str) -> bool:
 def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
     """All settings that the result of ``stage`` depends on, but for those of the stages before it: plain values."""
     own = config.stages[stage]
+    idle = {f"{tower}_lora" for tower in _TOWERS if own.peak_lr(f"{tower}_lora") is None}
     imported = {"init": config.init.model_dump(mode="json")} if starts_from_imports(config, stage) else {}
     return imported | {
         "seed": config.seed,
         "corpus": config.corpus.model_dump(mode="json"),
         "tokenizer": {"vocab_size": config.tokenizer.vocab_size},
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.model_dump(mode="json", exclude={"lora"}) | _trained_lora(config, stage),
         "data": {"sources": {name: config.data.sources[name].model_dump(mode="json") for name in own.mixture}},
         "stages": {
-            stage: own.model_dump(mode="json", exclude={"pack"})
+            stage: own.model_dump(mode="json", exclude={"pack": True, "lr": idle, "weight_decay": idle})
             | {"pack": config.pack(stage).model_dump(mode="json"), "starts_from": parent_of(config, stage)}
         },
         "train": {
@@ -47,6 +50,16 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
             "loss_normalisation": config.train.loss_normalisation,
         },
     }
+
+
+def _trained_lora(config: Config, stage: str) -> dict[str, Any]:
+    """LoRA that ``stage`` or one before it trains; until then it changes nothing, so it may be added to a run."""
+    towers: set[str] = set()
+    name: str | None = stage
+    while name is not None:
+        towers |= {tower for tower in _TOWERS if config.stages[name].peak_lr(f"{tower}_lora") is not None}
+        name = parent_of(config, name)
+    return {"lora": config.model.lora.model_dump(mode="json", include=towers)} if towers else {}
 
 
 def provenance(config: Config, stage: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from lclm_jax.train.provenance import (
     starts_from_imports,
 )
 from lclm_jax.train.slices import SavedParams
-from lclm_jax.train.state import params_shardings, random_params
+from lclm_jax.train.state import params_shardings, random_params, with_fresh_lora, without_missing_lora
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,8 @@ def finished(config: Config, stage: str) -> bool:
 def load_params(config: Config, stage: str | None = None, step: int | None = None, mesh: Mesh | None = None) -> Any:
     """Parameters of a checkpoint, float32, for evaluation and export.
 
+    LoRA that the model got after that checkpoint was written is fresh: it changes nothing.
+
     Args:
         config: the run.
         stage: a stage; None: the last one that has a checkpoint.
@@ -104,9 +106,12 @@ def load_params(config: Config, stage: str | None = None, step: int | None = Non
     abstract = abstract_params(config.model)
     if mesh is not None:
         abstract = _placed(config, mesh)
-    with Checkpoints(checkpoints_folder(config, stage)) as checkpoints:
+    folder = checkpoints_folder(config, stage)
+    with Checkpoints(folder) as checkpoints:
         _check_model(config, stage, checkpoints.meta(step))
-        return checkpoints.restore_params(step, abstract)
+        abstract = without_missing_lora(abstract, config.model, lambda: SavedParams(folder / str(step)).shapes)
+        params = checkpoints.restore_params(step, abstract)
+    return with_fresh_lora(params, config.model, config.seed, mesh)
 
 
 def open_params(config: Config, stage: str | None = None, step: int | None = None) -> SavedParams:
@@ -169,7 +174,8 @@ def _stage_run(
         if starts_from_imports(config, stage):
             if read_imports is None:
                 raise ValueError("config.init names imported weights and no reader was given; pass read_imports")
-            return read_imports(config, mesh)
+            plain = config.model_copy(update={"model": config.model.plain})
+            return with_fresh_lora(read_imports(plain, mesh), config.model, config.seed, mesh)
         if parent is None:
             return random_params(config.model, config.seed, mesh)
         return load_params(config, parent, config.stages[parent].steps, mesh)
@@ -197,7 +203,12 @@ def _check_model(config: Config, stage: str, meta: dict[str, Any]) -> None:
     stored = {
         name: value for name, value in meta["config"]["model"].items() if name in ("encoder", "decoder", "adapter")
     }
-    differences = list(differing_keys(stored, config.model.model_dump(mode="json", include=set(stored))))
+    now = config.model.model_dump(mode="json")
+    # LoRA may be added to a model; what it drops in training is no part of its shape.
+    loras = {tower: lora for tower, lora in meta["config"]["model"].get("lora", {}).items() if lora}
+    stored["lora"] = {tower: lora | {"dropout": None} for tower, lora in loras.items()}
+    now["lora"] = {tower: now["lora"][tower] and now["lora"][tower] | {"dropout": None} for tower in loras}
+    differences = list(differing_keys(stored, {name: now[name] for name in stored}))
     if differences:
         key, old, new = differences[0]
         raise CheckpointError(

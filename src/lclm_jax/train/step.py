@@ -14,7 +14,7 @@ from lclm_jax.parallel import batch_sharding
 from lclm_jax.train.freeze import merge, split
 from lclm_jax.train.loss import LossSums, divisor, loss_sums
 from lclm_jax.train.optimizer import Optimizer
-from lclm_jax.train.state import TrainState, state_shardings
+from lclm_jax.train.state import TrainState, state_shardings, step_key
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -52,10 +52,12 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         trainable, frozen = split(state.params, optimizer.labels)
+        key = step_key(state)
 
-        def gradients(microbatch: Batch) -> tuple[Any, LossSums]:
+        def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[Any, LossSums]:
             def total(leaves: Any) -> tuple[jax.Array, LossSums]:
-                sums = loss_sums(merge(frozen, leaves), model, microbatch, normalisation)
+                own_key = jax.random.fold_in(key, number)
+                sums = loss_sums(merge(frozen, leaves), model, microbatch, normalisation, own_key)
                 return sums.total, sums
 
             grads, sums = jax.grad(total, has_aux=True)(trainable)
@@ -89,23 +91,23 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def _accumulate(
-    gradients: Callable[[Batch], tuple[Any, LossSums]], trainable: Any, batch: Batch, microbatches: int
+    gradients: Callable[[Batch, jax.Array | int], tuple[Any, LossSums]], trainable: Any, batch: Batch, microbatches: int
 ) -> tuple[Any, LossSums]:
-    """Gradient of the summed loss, and the sums, over ``microbatches`` equal cuts of the batch's rows."""
+    """Gradient of the summed loss, and the sums, over ``microbatches`` numbered, equal cuts of the batch's rows."""
     if microbatches == 1:
-        return gradients(batch)
+        return gradients(batch, 0)
 
     def cut(rows: jax.Array) -> jax.Array:
         # Row r goes to microbatch r % microbatches: every device cuts its own rows and none moves.
         apart = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:])
         return jnp.moveaxis(apart, 1, 0)
 
-    def add(carry: tuple[Any, LossSums], microbatch: Batch) -> tuple[tuple[Any, LossSums], None]:
-        grads, sums = gradients(microbatch)
+    def add(carry: tuple[Any, LossSums], one: tuple[Batch, jax.Array]) -> tuple[tuple[Any, LossSums], None]:
+        grads, sums = gradients(*one)
         return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), None
 
     start = (jax.tree.map(jnp.zeros_like, trainable), LossSums.zero())
-    return jax.lax.scan(add, start, jax.tree.map(cut, batch))[0]
+    return jax.lax.scan(add, start, (jax.tree.map(cut, batch), jnp.arange(microbatches)))[0]
 
 
 def _in_ranges(step: jax.Array, ranges: list[tuple[int, int]]) -> jax.Array:

@@ -1,0 +1,69 @@
+"""Low-rank updates (LoRA, arXiv 2106.09685): their arithmetic, and their leaves among the parameters.
+
+Beside a projection's ``kernel`` stand ``lora_a`` (the kernel's input axes, then the rank) and ``lora_b`` (the rank,
+then its output axes); both are stacked over the layers as the kernel is. ``r`` is the rank in equations.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lclm_jax.config import LoraConfig, ModelConfig
+
+NAMES = ("lora_a", "lora_b")
+"""Last component of the paths of LoRA leaves."""
+
+
+def is_lora(path: str) -> bool:
+    """Whether ``decoder/layers/attn/q/lora_a``, say, is the path of a LoRA leaf."""
+    return path.rsplit("/", 1)[-1] in NAMES
+
+
+def low_rank_equations(equation: str, contracted: int) -> tuple[str, str]:
+    """The two einsums that stand in for ``equation`` of an input and a kernel that starts with ``contracted`` axes.
+
+    Example:
+        ``"BSD,DHd->BSHd"`` with one contracted axis gives ``"BSD,Dr->BSr"`` and ``"BSr,rHd->BSHd"``.
+    """
+    operands, output = equation.split("->")
+    inputs, kernel = operands.split(",")
+    inner = inputs.removesuffix(kernel[:contracted]) + "r"
+    return f"{inputs},{kernel[:contracted]}r->{inner}", f"{inner},r{kernel[contracted:]}->{output}"
+
+
+def dropped(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """``x`` with each element zero with probability ``rate`` and the others scaled to keep the mean."""
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+
+
+def update_of(lora: LoraConfig, lora_a: np.ndarray, lora_b: np.ndarray) -> np.ndarray:
+    """``alpha / rank * A @ B`` of one layer, float32, in the kernel's shape; products and sums in float64."""
+    product = np.tensordot(lora_a.astype(np.float64), lora_b.astype(np.float64), axes=1)
+    return (product * (lora.alpha / lora.rank)).astype(np.float32)
+
+
+def merge_lora(params: Mapping[str, Any], model: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
+    """``params`` with every update added to its kernel (NumPy, float32), and ``model`` without LoRA.
+
+    Raises:
+        ValueError: a LoRA leaf belongs to a tower that has no LoRA in ``model``.
+    """
+
+    def merged(node: Mapping[str, Any], lora: LoraConfig | None, path: str) -> dict[str, Any]:
+        kept = {
+            name: merged(value, lora, f"{path}/{name}") if isinstance(value, Mapping) else value
+            for name, value in node.items()
+            if name not in NAMES
+        }
+        if NAMES[0] in node:
+            if lora is None:
+                raise ValueError(f"the parameters have {path}/{NAMES[0]}, the model has no LoRA there; set model.lora")
+            pairs = zip(np.asarray(node[NAMES[0]]), np.asarray(node[NAMES[1]]), strict=True)
+            kept["kernel"] = np.asarray(node["kernel"]) + np.stack([update_of(lora, a, b) for a, b in pairs])
+        return kept
+
+    loras = {"encoder": model.lora.encoder, "decoder": model.lora.decoder}
+    return {part: merged(node, loras.get(part), part) for part, node in params.items()}, model.plain
