@@ -18,6 +18,7 @@ COMMANDS = {
     "import": ("lclm_jax.cli.importing", "import_command", "Bring in pretrained weights for a run to start from."),
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
     "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt with memory tags, token by token."),
+    "encode": ("lclm_jax.cli.encode", "encode", "Write prompt embeddings for vLLM, latents spliced in."),
     "data": ("lclm_jax.cli.data", "data", "Prepare corpora and look at packed rows."),
     "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration and every key."),
     "golden": ("lclm_jax.cli.model", "golden", "Compare with stored outputs of the PyTorch implementation."),
