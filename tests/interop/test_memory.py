@@ -24,7 +24,7 @@ def measured(action, folder):
 def test_starting_from_imports_holds_few_layers_beside_the_parameters(tmp_path):
     found = measured("import", tmp_path)
     assert found["parameters"] > 500e6
-    assert found["peak"] - found["before"] - found["parameters"] < 4 * found["layer"], found
+    assert found["peak"] - found["before"] - found["parameters"] < 5 * found["layer"], found
 
 
 @pytest.mark.slow
