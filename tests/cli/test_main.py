@@ -87,9 +87,16 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_call_that_is_told_to_stop_says_that_it_goes_on(number, tmp_path):
-    code = "from lclm_jax.cli import main; main()"
+    # A job in the background of a shell inherits an ignored SIGINT; this child is like one in the foreground.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from lclm_jax.cli import main\n"
+        "print('ready', flush=True); main()"
+    )
     command = [sys.executable, "-c", code, "generate", "absent"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, cwd=tmp_path, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
         time.sleep(1.0)  # it reads the prompt
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
