@@ -89,3 +89,16 @@ def test_a_corpus_without_held_out_files_is_refused_before_the_work(tmp_path):
     folder = [f"corpus.path={tmp_path / 'corpus'}", "corpus.kind=folder", "corpus.held_out_share=0"]
     with pytest.raises(ValueError, match="no file of the corpus falls into the split held_out"):
         run_pipeline(load_config(DEMO, [*folder, f"run_dir={tmp_path / 'run'}"]))
+
+
+def test_a_key_added_by_a_later_version_does_not_refuse_the_run(tmp_path):
+    config = load_config(DEMO, [*SMALL, f"run_dir={tmp_path}"])
+    claim_run(config)
+    path = RunPaths(config).resolved_config
+    without = [line for line in path.read_text().splitlines() if not line.startswith("  embedding_std")]
+    assert len(without) < len(path.read_text().splitlines())
+    path.write_text("\n".join(without))
+    with pytest.raises(ValueError, match="embedding_std: 0.02 -> 0.1"):
+        claim_run(config)
+    model = config.model.model_copy(update={"embedding_std": 0.02})
+    claim_run(config.model_copy(update={"model": model}))

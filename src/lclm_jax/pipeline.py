@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from lclm_jax.config import Config, RunPaths, dump_config
+from lclm_jax.config import Config, RunPaths, dump_config, parse_config
 from lclm_jax.ops.ledger import Ledger, write_json, write_text
 from lclm_jax.ops.lock import locked
 
@@ -100,7 +100,8 @@ def claim_run(config: Config) -> None:
     """
     path = RunPaths(config).resolved_config
     if path.exists():
-        stored = _flatten(_read_stored(path))
+        # Parsed again, so that a key this version has added stands at its default on both sides.
+        stored = _flatten(parse_config(_read_stored(path), str(path)).model_dump(mode="json"))
         mine = _flatten(config.model_dump(mode="json"))
         changed = [
             name
