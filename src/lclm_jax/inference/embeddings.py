@@ -173,14 +173,14 @@ def _finish(stream: TensorStream, metadata: Path, file_format: str) -> list[dict
     records = stream.done
     part = metadata.with_name(metadata.name + ".tmp")
     part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    # The data first: metadata that names this call beside older data would pass for a finished file.
     if file_format == "pt":
         meta = [{**record["extra"], **{k: v for k, v in record.items() if k != "extra"}} for record in records]
         write_torch_file(stream.part, [record["id"] for record in records], meta, stream.path)
-        os.replace(part, metadata)
-        stream.part.unlink()
     else:
-        os.replace(part, metadata)
         os.replace(stream.part, stream.path)
+    os.replace(part, metadata)
+    stream.part.unlink(missing_ok=True)
     stream.journal.unlink()
     return records
 

@@ -44,7 +44,9 @@ class TensorStream:
     def __enter__(self) -> "TensorStream":
         lines = [{"source": self.source}, *self.done]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        self.journal.write_text(text, encoding="utf-8")
+        whole = self.journal.with_name(self.journal.name + ".tmp")  # cut off behind the last whole line, at once
+        whole.write_text(text, encoding="utf-8")
+        os.replace(whole, self.journal)
         self._log = self.journal.open("a", encoding="utf-8")
         self._data = self.part.open("r+b" if self.done else "wb")
         if not self.done:
