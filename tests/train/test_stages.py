@@ -16,6 +16,7 @@ from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.metrics import read_metrics
 from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
 from lclm_jax.train.stages import finished, load_params, train
+from lclm_jax.train.state import random_params
 
 BACKBONE = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=300)
 SPANS = {"min_tokens": 8, "max_tokens": 16, "raw_min_tokens": 8, "raw_max_tokens": 16}
@@ -139,3 +140,23 @@ def test_lora_added_between_stages(values, tmp_path):
 def by_path(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def test_lora_on_imported_weights(values, tmp_path):
+    """The reader of imports is asked for a model without LoRA, which the stage adds."""
+    shutil.copytree(Path(values["run_dir"]) / "data", tmp_path / "data")
+    model = values["model"] | {"lora": {"decoder": {"rank": 2, "targets": ["q"]}}}
+    changes = {"run_dir": str(tmp_path), "model": model, "init": {"lclm": "imported"}}
+    config = parse_config(values | changes | {"stages": {"low": stage(1, decoder_lora=1e-2)}})
+    asked = []
+
+    def read_imports(config, mesh):
+        asked.append(config.model)
+        return random_params(config.model, 5, mesh)
+
+    train(config, read_imports=read_imports)
+    assert [model == model.plain for model in asked] == [True]
+    after = by_path(load_params(config))
+    assert after["decoder/layers/attn/q/lora_b"].any()
+    for path, leaf in by_path(init_params(asked[0], jax.random.key(5))).items():
+        assert path == "decoder/memory_rows" or np.array_equal(leaf, after[path]), path
