@@ -1,6 +1,7 @@
 """Mesh, the one sharding table, and multi-process start-up."""
 
 from lclm_jax.parallel.backend import avoid_known_faults
+from lclm_jax.parallel.mapped import axis_names, mapped
 from lclm_jax.parallel.mesh import AXES, make_mesh, use_mesh
 from lclm_jax.parallel.processes import initialise
 from lclm_jax.parallel.sharding import batch_sharding, constrain, params_sharding, spec_for
@@ -9,10 +10,12 @@ avoid_known_faults()
 
 __all__ = [
     "AXES",
+    "axis_names",
     "batch_sharding",
     "constrain",
     "initialise",
     "make_mesh",
+    "mapped",
     "params_sharding",
     "spec_for",
     "use_mesh",

@@ -67,7 +67,7 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         raise ValueError("constrain needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
-    spec = _checked_spec(mesh, logical_axes, x.shape, "array")
+    spec = checked_spec(mesh, logical_axes, x.shape, "array")
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -86,13 +86,13 @@ def params_sharding(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
 
     def place(path, axes, leaf):
         where = "/".join(str(getattr(entry, "key", entry)) for entry in path)
-        return NamedSharding(mesh, _checked_spec(mesh, axes, leaf.shape, where))
+        return NamedSharding(mesh, checked_spec(mesh, axes, leaf.shape, where))
 
     return jax.tree_util.tree_map_with_path(place, logical_axes, shapes, is_leaf=lambda node: isinstance(node, tuple))
 
 
-def _checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int, ...], what: str) -> PartitionSpec:
-    """Partition of an array of ``shape``, with its rank and divisibility checked."""
+def checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int, ...], what: str) -> PartitionSpec:
+    """Partition of an array of ``shape`` on ``mesh``; errors, which call the array ``what``, as ``constrain``'s."""
     if len(logical_axes) != len(shape):
         raise ValueError(
             f"{what} of shape {tuple(shape)} has {len(shape)} axes and {len(logical_axes)} names {tuple(logical_axes)}"
