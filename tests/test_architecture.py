@@ -22,9 +22,10 @@ ALLOWED = {
     "inference": {"config", "batch", "text", "data", "model", "parallel", "train", "interop"},
     "eval": {"config", "batch", "text", "data", "model", "parallel", "train", "interop", "inference"},
 }
-EVERYTHING = set(ALLOWED) | {"ops", "pipeline"}
+EVERYTHING = set(ALLOWED) | {"ops", "pipeline", "plan"}
 ALLOWED["ops"] = set(ALLOWED)
 ALLOWED["pipeline"] = set(ALLOWED) | {"ops"}
+ALLOWED["plan"] = {"config", "batch", "kernels", "model", "parallel", "train"}
 ALLOWED["cli"] = EVERYTHING
 FORBIDDEN_MODULES = {"pickle", "torch", "transformers", "dill", "cloudpickle", "joblib"}
 # file -> what it alone may import. The PyTorch project's vLLM script reads a .pt file, which only torch writes; the

@@ -1,0 +1,41 @@
+"""What one chip can do, from its maker's data sheet; bytes and FLOPs a second, one direction of a link."""
+
+from typing import NamedTuple
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """Peak rates of one chip. Real programs reach a part of them; the plan's times are lower bounds."""
+
+    name: str
+    """As topologies name it: v4, v5e, v5p, v6e, h100."""
+    flops: float
+    """bfloat16 FLOP/s of the matrix units, dense."""
+    hbm_bytes_per_s: float
+    """Memory bandwidth."""
+    hbm_bytes: float
+    """Memory a program can use: what the compiler says is available (less than what is fitted)."""
+    link_bytes_per_s: float
+    """One direction of one fast link: ICI for TPUs; all of NVLink for a GPU, which has one switch for a neighbour."""
+    dcn_bytes_per_s: float
+    """One direction of the data-centre network, per chip."""
+    dimensions: int
+    """Of the torus of fast links; 0: all chips of a node hang on one switch."""
+    source: str
+    """Where the figures come from."""
+
+
+_TPU = "https://cloud.google.com/tpu/docs/{}; links: https://jax-ml.github.io/scaling-book/tpus"
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 1228e9, 30.75 * GIB, 45e9, 6.25e9, 3, _TPU.format("v4")),
+        Chip("v5e", 197e12, 819e9, 15.75 * GIB, 45e9, 3.125e9, 2, _TPU.format("v5e")),
+        Chip("v5p", 459e12, 2765e9, 95.73 * GIB, 90e9, 6.25e9, 3, _TPU.format("v5p")),
+        Chip("v6e", 918e12, 1640e9, 31.24 * GIB, 90e9, 12.5e9, 2, _TPU.format("v6e")),
+        Chip("h100", 989.4e12, 3350e9, 79.1 * GIB, 450e9, 50e9, 0, "NVIDIA H100 SXM data sheet; 400 Gb/s of network"),
+    )
+}
+"""Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50; of the H100: what nvidia-smi shows."""

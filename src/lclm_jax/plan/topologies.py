@@ -1,0 +1,138 @@
+"""Names of slices and clusters, and their devices for compilation without hardware.
+
+``v5p:4x4x4`` is a slice by its shape; ``v5p-128`` is the product's name of the same slice: v4 and v5p count two cores a
+chip, v5e and v6e count chips. ``2xv5e-256`` is two slices. ``h100:8`` is one node of GPUs, ``h100:8x8`` eight nodes of
+eight.
+"""
+
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+from lclm_jax.plan.chips import CHIPS, Chip
+
+_NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<kind>v4|v5e|v5p|v6e|h100)(?::(?P<shape>\d+(?:x\d+)*)|-(?P<count>\d+))")
+
+# chips -> shape of the slice that is rented under that number (cloud.google.com/tpu/docs: v4, v5p; v5e, v6e).
+_SHAPES_3D = {
+    4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
+    512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16), 4096: (16, 16, 16),
+}  # fmt: skip
+_SHAPES_2D = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+
+
+class Topology(NamedTuple):
+    """Chips and how they are wired. ``shape`` is that of one slice; a GPU node is a slice of shape (GPUs,)."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chips_per_slice(self) -> int:
+        """Chips joined by fast links."""
+        return math.prod(self.shape)
+
+    @property
+    def num_chips(self) -> int:
+        """Chips in all; each is one JAX device."""
+        return self.chips_per_slice * self.slices
+
+    @property
+    def wrap(self) -> tuple[bool, ...]:
+        """Which dimensions of the torus close: all of a 3-D slice made of whole 4x4x4 cubes; a 2-D side of 16."""
+        if self.chip.dimensions == 3:
+            return (all(side % 4 == 0 for side in self.shape),) * 3
+        return tuple(side == 16 for side in self.shape)
+
+    @property
+    def name(self) -> str:
+        """The name by shape, one for each topology."""
+        if self.chip.dimensions == 0:
+            return f"{self.chip.name}:{self.slices}x{self.shape[0]}" if self.slices > 1 else f"h100:{self.shape[0]}"
+        several = f"{self.slices}x" if self.slices > 1 else ""
+        return f"{several}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+def parse_topology(name: str) -> Topology:
+    """The topology called ``name``; raises ``ValueError`` that says which names there are."""
+    match = _NAME.fullmatch(name.strip().lower())
+    if match is None:
+        raise ValueError(
+            f"topology {name!r} is unknown; write v5p:4x4x4, v5p-128, v5e-256, v6e:8x8, 2xv5e-256, h100:8 or h100:8x8"
+        )
+    chip, slices = CHIPS[match["kind"]], int(match["slices"] or 1)
+    shape = tuple(map(int, match["shape"].split("x"))) if match["shape"] else _named_shape(chip, int(match["count"]))
+    if 0 in shape or slices == 0:
+        raise ValueError(f"topology {name!r} has no chips; sizes are positive")
+    if chip.dimensions == 0:
+        return _nodes(name, chip, shape, slices)
+    if len(shape) != chip.dimensions:
+        example = "4x4x4" if chip.dimensions == 3 else "8x8"
+        raise ValueError(
+            f"topology {name!r}: {chip.name} slices have {chip.dimensions} dimensions; write {chip.name}:{example}"
+        )
+    return Topology(chip, shape, slices)
+
+
+def prepare_environment() -> None:
+    """Settings of libtpu for a machine without TPUs; before JAX touches a device. A user's own settings win.
+
+    JAX itself runs on the CPU; libtpu shall not look for a metadata server, nor take the lock that keeps two
+    programs from one TPU.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+
+
+def tpu_devices(topology: Topology) -> list[Any]:
+    """The compile-only devices of a TPU topology; call ``prepare_environment`` first.
+
+    A bare name would describe a slice without wrap-around links, for which the compiler lowers the gathers of
+    weights to all-reduces of twice the bytes.
+
+    Raises:
+        ValueError: libtpu is not installed, or knows no such slice.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    shape = topology.shape + (1,) * (3 - len(topology.shape))
+    wrap = topology.wrap + (False,) * (3 - len(topology.wrap))
+    try:
+        description = topologies.get_topology_desc(
+            f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}",
+            platform="tpu",
+            wrap=wrap,
+            chips_per_host_bounds=(min(2, shape[0]), min(2, shape[1]), 1),
+            chip_config_name="megacore" if topology.chip.dimensions == 3 else "default",
+            num_slices=topology.slices,
+        )
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot describe {topology.name}: {str(error).splitlines()[0]}; install libtpu (the extra [tpu] of"
+            " lclm-jax) and name a slice that exists"
+        ) from error
+    return list(description.devices)
+
+
+def _named_shape(chip: Chip, count: int) -> tuple[int, ...]:
+    if chip.dimensions == 0:
+        return (count,)
+    shapes, cores = (_SHAPES_3D, 2) if chip.dimensions == 3 else (_SHAPES_2D, 1)
+    if count % cores or count // cores not in shapes:
+        known = ", ".join(f"{chip.name}-{chips * cores}" for chips in shapes)
+        raise ValueError(f"{chip.name}-{count} is no slice known by number; use {known}, or its shape")
+    return shapes[count // cores]
+
+
+def _nodes(name: str, chip: Chip, shape: tuple[int, ...], slices: int) -> Topology:
+    if len(shape) > 2 or (len(shape) == 2 and slices > 1):
+        raise ValueError(f"topology {name!r}: write {chip.name}:GPUS for one node or {chip.name}:NODESxGPUS for more")
+    nodes, gpus = (slices, shape[0]) if len(shape) == 1 else shape
+    return Topology(chip, (gpus,), nodes)

@@ -1,0 +1,53 @@
+import pytest
+
+from lclm_jax.plan.topologies import parse_topology
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "shape", "slices", "wrap"),
+    [
+        ("v5p:4x4x4", 64, (4, 4, 4), 1, (True, True, True)),
+        ("v5p-128", 64, (4, 4, 4), 1, (True, True, True)),
+        ("v4-8", 4, (2, 2, 1), 1, (False, False, False)),
+        ("v5p:2x4x4", 32, (2, 4, 4), 1, (False, False, False)),
+        ("v5e-256", 256, (16, 16), 1, (True, True)),
+        ("v6e-256", 256, (16, 16), 1, (True, True)),
+        ("v6e:8x8", 64, (8, 8), 1, (False, False)),
+        ("v5e:8x16", 128, (8, 16), 1, (False, True)),
+        ("2xv5e-256", 512, (16, 16), 2, (True, True)),
+        ("V5E-1", 1, (1, 1), 1, (False, False)),
+    ],
+)
+def test_slices(name, chips, shape, slices, wrap):
+    topology = parse_topology(name)
+    assert (topology.num_chips, topology.shape, topology.slices, topology.wrap) == (chips, shape, slices, wrap)
+
+
+@pytest.mark.parametrize(("name", "gpus", "nodes"), [("h100:8", 8, 1), ("h100:8x8", 8, 8), ("h100:2x4", 4, 2)])
+def test_nodes(name, gpus, nodes):
+    topology = parse_topology(name)
+    assert (topology.chips_per_slice, topology.slices, topology.name) == (gpus, nodes, name)
+
+
+@pytest.mark.parametrize("name", ["v5p:4x4x4", "v5p-128", "2xv6e-256", "h100:8", "h100:8x8", "v5e-8"])
+def test_a_topology_is_found_by_its_own_name(name):
+    topology = parse_topology(name)
+    assert parse_topology(topology.name) == topology
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("v7:4x4", "unknown"),
+        ("v5p", "unknown"),
+        ("v5p:4x4", "3 dimensions"),
+        ("v6e:2x2x2", "2 dimensions"),
+        ("v5p-127", "no slice known by number"),
+        ("v5e-100", "no slice known by number"),
+        ("v5p:0x4x4", "no chips"),
+        ("h100:2x2x2", "NODESxGPUS"),
+    ],
+)
+def test_bad_names(name, says):
+    with pytest.raises(ValueError, match=says):
+        parse_topology(name)
