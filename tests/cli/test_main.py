@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from lclm_jax.cli.main import COMMANDS, cli
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 DEMO = str(CONFIGS[0].parent / "demo.yaml")
 
 

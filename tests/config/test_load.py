@@ -113,6 +113,19 @@ def test_memory_rows_follow_the_decoder(yaml_file):
     assert trained.peak_lr("memory_rows") == 1e-5
 
 
+def test_steps_follow_from_tokens_unless_they_are_given(yaml_file):
+    in_tokens = ["stages.stage0.steps=0", "stages.stage0.batch_rows=8", "stages.stage0.tokens=9000"]
+    config = load_config(yaml_file, in_tokens)
+    assert config.stages["stage0"].steps == 4  # 9000 / (8 rows of 256 positions) = 4.4
+    assert load_config(yaml_file, [*in_tokens, "data.pack.row_length=512"]).stages["stage0"].steps == 2
+    own_pack = "stages.stage0.pack={row_length: 128, encoder_rows: 1, encoder_row_length: 64}"
+    assert load_config(yaml_file, [*in_tokens, own_pack]).stages["stage0"].steps == 9
+    assert load_config(yaml_file, [*in_tokens, "stages.stage0.tokens=1"]).stages["stage0"].steps == 1
+    assert load_config(yaml_file, [*in_tokens, "stages.stage0.steps=7"]).stages["stage0"].steps == 7
+    with pytest.raises(ConfigError, match="no length; set steps, or tokens"):
+        load_config(yaml_file, ["stages.stage0.steps=0"])
+
+
 def test_skip_ranges_are_inclusive(yaml_file):
     stage = load_config(yaml_file, ["stages.stage0.skip_steps=['2-4','7']"]).stages["stage0"]
     assert [step for step in range(10) if stage.skips(step)] == [2, 3, 4, 7]

@@ -37,7 +37,10 @@ class StageConfig(Tree):
     """One stage: what trains, on what, for how long."""
 
     lr: Rates = required("Peak learning rates by part.")
-    steps: int = required("Optimizer steps.", gt=0)
+    steps: int = key(0, "Optimizer steps; 0: as many as tokens takes.", ge=0)
+    tokens: int | None = key(
+        None, "Decoder positions to train on, padding included; gives the steps where steps is 0.", gt=0
+    )
     mixture: dict[str, float] = required("Share of the decoder positions of each source of data.sources; relative.")
     batch_rows: int = key(256, "Packed rows in one optimizer step, over all devices.", gt=0)
     microbatches: int = key(1, "Gradient accumulation: parts that batch_rows is cut into.", gt=0)
@@ -71,9 +74,17 @@ class StageConfig(Tree):
             raise ValueError(
                 f"batch_rows={self.batch_rows} is not a multiple of microbatches={self.microbatches}; change one"
             )
+        if not self.steps and self.tokens is None:
+            raise ValueError("the stage has no length; set steps, or tokens")
         for text in self.skip_steps:
             parse_skip_range(text)
         return self
+
+    def with_steps(self, row_length: int) -> "StageConfig":
+        """The stage with ``steps`` given by ``tokens``, to the nearest step and at least one, if it names none."""
+        if self.steps or self.tokens is None:
+            return self
+        return self.model_copy(update={"steps": max(1, round(self.tokens / (self.batch_rows * row_length)))})
 
     @property
     def warmup(self) -> int:

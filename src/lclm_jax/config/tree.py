@@ -39,7 +39,8 @@ class Config(Tree):
                     )
             self._check_lora(name, stage)
             self._check_pack(name, self.pack(name))
-        return self
+        stages = {name: stage.with_steps(self.pack(name).row_length) for name, stage in self.stages.items()}
+        return self.model_copy(update={"stages": stages})
 
     def _check_lora(self, name: str, stage: StageConfig) -> None:
         for tower in ("encoder", "decoder"):
