@@ -29,11 +29,11 @@ def start(config, mesh):
 def toy_loss(monkeypatch):
     """A loss that compiles in no time, over one leaf of every part."""
 
-    def loss(params, model, batch, normalisation, key):
+    def loss(params, model, batch, normalisation, key, z_loss):
         table, memory = params["decoder"]["embed"]["table"], params["decoder"]["memory_rows"]
         others = params["encoder"]["final_norm"]["scale"].sum() * params["adapter"]["fc1"]["kernel"].sum()
         nll = (table[batch.decoder_tokens].sum(-1) * others + memory.sum()) ** 2
-        return sum_nll(nll, batch.loss_weights, normalisation)
+        return sum_nll(nll, batch.loss_weights, normalisation)._replace(z_loss=z_loss * memory.sum())
 
     monkeypatch.setattr("lclm_jax.train.step.loss_sums", loss)
 
@@ -113,6 +113,14 @@ def compare_microbatches(make_config, make_batch, mesh, normalisation, numbers):
             np.testing.assert_allclose(metrics[name], first[name], rtol=2e-5, err_msg=name)
         compare = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
         jax.tree.map(compare, state.opt_state["encoder"].mu, one.opt_state["encoder"].mu)
+
+
+@pytest.mark.usefixtures("toy_loss")
+def test_z_loss_is_trained_on_and_not_reported(make_config, make_batch, mesh):
+    configs = [make_config(train={"z_loss": z_loss}) for z_loss in (0.0, 10.0)]
+    (without,), (with_z,) = (run(config, mesh, [make_batch(config, 8)])[2] for config in configs)
+    assert without["loss_nats"] == with_z["loss_nats"]
+    assert without["grad_norm/memory_rows"] != with_z["grad_norm/memory_rows"]
 
 
 @pytest.mark.usefixtures("toy_loss")

@@ -105,7 +105,7 @@ class ModelConfig(Tree):
     attention: Literal["auto", "reference", "chunked"] = key(
         "auto", "Attention backend; a named one that cannot honour a mask raises."
     )
-    loss_chunk: int = key(1024, "Positions whose logits exist at once in the cross-entropy.", gt=0)
+    loss_chunk: int = key(1024, "Logits that exist at once in the cross-entropy on a device, in whole positions.", gt=0)
 
     @field_validator("lora", mode="before")
     @classmethod

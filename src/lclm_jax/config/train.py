@@ -144,6 +144,12 @@ class TrainConfig(Tree):
     loss_normalisation: Literal["per_token", "per_row"] = key(
         "per_token", "per_token: sum over count of the whole step; per_row: mean of the rows' means."
     )
+    z_loss: float = key(
+        0.0,
+        "Weight of the squared log-sum-exp of the logits, which keeps it near zero (PaLM: 1e-4); it is in the gradient,"
+        " not in the loss that is reported.",
+        ge=0,
+    )
     checkpoint: CheckpointConfig = key(CheckpointConfig(), "Checkpoint policy.")
     log_every: int = key(20, "Steps between log lines.", gt=0)
     max_nonfinite_steps: int = key(10, "Consecutive skipped non-finite updates that stop the run.", gt=0)

@@ -1,7 +1,7 @@
 """Attention, pooling and cross-entropy as plain functions of arrays; nothing of this package's other rooms."""
 
 from lclm_jax.kernels.attention import attention
-from lclm_jax.kernels.cross_entropy import chunked_cross_entropy, overlaid_logits
+from lclm_jax.kernels.cross_entropy import cross_entropy, overlaid_logits
 from lclm_jax.kernels.pooling import pool
 
-__all__ = ["attention", "chunked_cross_entropy", "overlaid_logits", "pool"]
+__all__ = ["attention", "cross_entropy", "overlaid_logits", "pool"]

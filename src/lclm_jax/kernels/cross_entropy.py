@@ -1,9 +1,31 @@
-"""Negative log likelihood of the targets without the [B, S, V] logits."""
+"""Negative log likelihood of the targets without the [B, S, V] logits.
+
+Letters as in the model, and P = B * S positions of one device. The vocabulary is visited in tiles: the logits of all
+positions for a few thousand columns exist at once, in the forward pass and again in the backward pass, which saves the
+log-sum-exp alone. Why tiles of the vocabulary and not chunks of positions: every part of the table is gathered once and
+its gradient is finished, reduced and scattered in one go. What is carried from tile to tile is the gradient of the
+hidden states, which is smaller than that of the table as long as P < V.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from lclm_jax.kernels.masks import precision_of
+
+LANES = 128
+"""Tiles wider than this are multiples of it: the columns of a tile of accelerator memory."""
+
+POSITIONS = ("batch", "seq")
+HIDDEN = ("batch", "seq", "embed")
+OUTPUT_TABLE = ("vocab", "param_embed")
+MEMORY_ROWS = ("memory_row", "embed")
 
 
 def overlaid_logits(
@@ -29,50 +51,234 @@ def overlaid_logits(
     return logits_BSV
 
 
-def chunked_cross_entropy(
+class Shards(NamedTuple):
+    """How the arrays of ``cross_entropy`` lie on a mesh; by default on one device. Hashable."""
+
+    mapped: Callable[..., Callable[..., Any]] = lambda function, in_axes, out_axes: function
+    """Runs a function on every device's pieces, given the logical names of all axes: ``parallel.mapped``."""
+    rows: tuple[str, ...] = ()
+    """Mesh axes over which positions are spread."""
+    vocab: tuple[str, ...] = ()
+    """Mesh axes that share the table's rows."""
+    width: tuple[str, ...] = ()
+    """Mesh axes, among ``rows``, that share the table's columns."""
+
+
+class _Spec(NamedTuple):
+    chunk: int
+    memory_ids: tuple[int, int, int] | None
+    shards: Shards
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Needs:
+    """Which gradients the backward pass is asked for, beside that of the hidden states."""
+
+    table: bool
+    memory_rows: bool
+
+
+def cross_entropy(
     hidden_BSD: jax.Array,
     table_VD: jax.Array,
     targets_BS: jax.Array,
     *,
     chunk: int,
-    remat: bool = True,
     memory_rows_3D: jax.Array | None = None,
     memory_ids: tuple[int, int, int] | None = None,
-) -> jax.Array:
-    """Per-position negative log likelihood in nats, logits taken ``chunk`` positions of every row at a time.
+    shards: Shards | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Per-position negative log likelihood in nats, and log-sum-exp of the logits (for a z-loss).
+
+    Products take both operands in the dtype of ``hidden_BSD`` and accumulate in float32; so does the table's gradient,
+    which is summed over devices in float32. A table that is not differentiated costs no gradient.
 
     Args:
-        hidden_BSD: decoder output after the final norm; its dtype is the products' dtype.
+        hidden_BSD: decoder output after the final norm.
         table_VD: output head, one row per token.
         targets_BS: token ids, int32.
-        chunk: positions per scan step; it need not divide S, and chunk >= S means no scan.
-        remat: recompute the logits in the backward pass instead of keeping them.
+        chunk: logits that exist at once on a device, in whole positions: ``chunk * V`` of them, however long S is.
         memory_rows_3D: rows that stand in for the table's at ``memory_ids``; None: no overlay.
         memory_ids: token ids of the three memory rows.
+        shards: how the arrays lie on the mesh; None: on one device.
 
     Returns:
-        nll_BS, float32.
+        (nll_BS, lse_BS), float32.
+    """
+    memory_ids = None if memory_rows_3D is None else memory_ids
+    spec = _Spec(chunk, memory_ids, Shards() if shards is None else shards)
+    return _cross_entropy(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS):
+    in_axes = (HIDDEN, OUTPUT_TABLE, MEMORY_ROWS, POSITIONS)
+    run = spec.shards.mapped(functools.partial(_forward, spec), in_axes, (POSITIONS, POSITIONS))
+    return run(hidden_BSD, table_VD, memory_rows_3D, targets_BS)
+
+
+def _save(spec, hidden, table, memory_rows, targets):
+    memory_value = None if memory_rows is None else memory_rows.value
+    needs = _Needs(table.perturbed, memory_rows is not None and memory_rows.perturbed)
+    nll_BS, lse_BS = _cross_entropy(spec, hidden.value, table.value, memory_value, targets.value)
+    return (nll_BS, lse_BS), (needs, hidden.value, table.value, memory_value, targets.value, lse_BS)
+
+
+def _differentiate(spec, saved, cotangents):
+    needs, hidden_BSD, table_VD, memory_rows_3D, targets_BS, lse_BS = saved
+    nll_bar_BS, lse_bar_BS = (jnp.zeros_like(lse_BS) if isinstance(bar, SymbolicZero) else bar for bar in cotangents)
+    in_axes = (HIDDEN, OUTPUT_TABLE, MEMORY_ROWS, POSITIONS, POSITIONS, POSITIONS, POSITIONS)
+    out_axes: dict[str, tuple[str, ...]] = {"hidden": HIDDEN}
+    out_axes |= {"table": OUTPUT_TABLE} if needs.table else {}
+    out_axes |= {"memory_rows": MEMORY_ROWS} if needs.memory_rows else {}
+    run = spec.shards.mapped(functools.partial(_backward, spec, needs), in_axes, out_axes)
+    bars = run(hidden_BSD, table_VD, memory_rows_3D, targets_BS, lse_BS, nll_bar_BS, lse_bar_BS)
+    return bars["hidden"], bars.get("table"), bars.get("memory_rows"), None
+
+
+_cross_entropy.defvjp(_save, _differentiate, symbolic_zeros=True)
+
+
+def _forward(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS):
+    """(nll_BS, lse_BS) of one device's positions over the whole vocabulary."""
+    hidden_PD, targets_P = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), targets_BS.reshape(-1)
+    tiles = _Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D)
+
+    def visit(number):
+        logits_PV = tiles.logits(hidden_PD, tiles.rows(number), number)
+        # A masked sum rather than a gather, which would not fuse with what makes the logits.
+        picked_PV = jnp.where(tiles.columns(number)[None, :] == targets_P[:, None], logits_PV, 0.0)
+        return jax.nn.logsumexp(logits_PV, axis=-1), picked_PV.sum(-1)
+
+    lse_TP, picked_TP = tiles.map(visit)
+    lse_P = jax.nn.logsumexp(lse_TP, axis=0)
+    highest_P = jax.lax.pmax(lse_P, spec.shards.vocab)
+    lse_P = highest_P + jnp.log(jax.lax.psum(jnp.exp(lse_P - highest_P), spec.shards.vocab))
+    picked_P = jax.lax.psum(picked_TP.sum(0), spec.shards.vocab)
+    return (lse_P - picked_P).reshape(targets_BS.shape), lse_P.reshape(targets_BS.shape)
+
+
+def _backward(spec, needs, hidden_BSD, table_VD, memory_rows_3D, *per_position_BS):
+    """Gradients of one device's pieces, from (targets, lse, cotangents of nll and lse) per position."""
+    targets_P, lse_P, nll_bar_P, lse_bar_P = (x_BS.reshape(-1, 1) for x_BS in per_position_BS)
+    hidden_PD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
+    tiles, shards = _Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D), spec.shards
+    product = functools.partial(jnp.einsum, precision=precision_of(hidden_PD.dtype), preferred_element_type=jnp.float32)
+
+    def visit(bars, number):
+        rows_VD = tiles.rows(number)
+        shares_PV = jnp.exp(tiles.logits(hidden_PD, rows_VD, number) - lse_P)
+        picked_PV = tiles.columns(number)[None, :] == targets_P
+        logits_bar_PV = shares_PV * (nll_bar_P + lse_bar_P) - jnp.where(picked_PV, nll_bar_P, 0.0)
+        logits_bar_PV = logits_bar_PV.astype(hidden_PD.dtype)
+        new = {"hidden": bars["hidden"] + product("PV,VD->PD", logits_bar_PV, rows_VD)}
+        if needs.memory_rows:
+            memory_bar_P3 = tiles.memory_columns(logits_bar_PV, number)
+            new["memory_rows"] = bars["memory_rows"] + product("PV,PD->VD", memory_bar_P3, hidden_PD)
+        if needs.table:
+            rows_bar_VD = tiles.without_memory_rows(product("PV,PD->VD", logits_bar_PV, hidden_PD), number)
+            new["table"] = tiles.add_rows(bars["table"], rows_bar_VD, number)
+        return new
+
+    bars = {"hidden": jnp.zeros(hidden_PD.shape, jnp.float32)}
+    bars |= {"table": jnp.zeros(table_VD.shape, jnp.float32)} if needs.table else {}
+    bars |= {"memory_rows": jnp.zeros(memory_rows_3D.shape, jnp.float32)} if needs.memory_rows else {}
+    bars = tiles.fold(visit, bars)
+    hidden_bar_PD = jax.lax.psum(bars["hidden"].astype(hidden_PD.dtype), shards.vocab)
+    bars["hidden"] = hidden_bar_PD.reshape(hidden_BSD.shape)
+    if needs.table:
+        bars["table"] = jax.lax.psum(bars["table"], tuple(axis for axis in shards.rows if axis not in shards.width))
+    if needs.memory_rows:
+        bars["memory_rows"] = jax.lax.psum(bars["memory_rows"], shards.rows + shards.vocab)
+    return bars
+
+
+class _Tiles(NamedTuple):
+    """The tiles of one device's share of the vocabulary.
+
+    All have the same width; the last begins early enough to end with the table, and its columns that an earlier tile
+    had are masked: 20 columns in tiles of 8 are 0..7, 8..15, and 12..19 of which 12..15 do not count.
     """
 
-    def piece(hidden_BSD, targets_BS):
-        logits_BSV = overlaid_logits(hidden_BSD, table_VD, memory_rows_3D, memory_ids)
-        column_BSV = jnp.arange(logits_BSV.shape[-1])[None, None, :]
-        # A masked sum rather than a gather: its gradient is elementwise, not a scatter into [B, S, V].
-        picked_BS = jnp.where(column_BSV == targets_BS[..., None], logits_BSV, 0.0).sum(-1)
-        return jax.nn.logsumexp(logits_BSV, axis=-1) - picked_BS
+    table_VD: jax.Array
+    memory_rows_3D: jax.Array | None
+    spec: _Spec
+    dtype: Any
+    width: int
+    total: int
 
-    if remat:
-        piece = jax.checkpoint(piece, policy=jax.checkpoint_policies.nothing_saveable)
-    rows, length, width = hidden_BSD.shape
-    if chunk >= length:
-        return piece(hidden_BSD, targets_BS)
-    steps = -(-length // chunk)
-    padding = ((0, 0), (0, steps * chunk - length))
-    hidden_BSD = jnp.pad(hidden_BSD, (*padding, (0, 0)))
-    targets_BS = jnp.pad(targets_BS, padding)
-    chunks = (
-        hidden_BSD.reshape(rows, steps, chunk, width).swapaxes(0, 1),
-        targets_BS.reshape(rows, steps, chunk).swapaxes(0, 1),
-    )
-    nll_steps = jax.lax.scan(lambda carry, xs: (carry, piece(*xs)), None, chunks)[1]
-    return nll_steps.swapaxes(0, 1).reshape(rows, steps * chunk)[:, :length]
+    @classmethod
+    def of(cls, spec, hidden_PD, table_VD, memory_rows_3D) -> "_Tiles":
+        rows, positions = table_VD.shape[0], max(hidden_PD.shape[0], 1)
+        count = -(-rows // max(1, rows * spec.chunk // positions))
+        width = -(-rows // count)
+        width = min(rows, width if width <= LANES else math.ceil(width / LANES) * LANES)
+        return cls(table_VD, memory_rows_3D, spec, hidden_PD.dtype, width, -(-rows // width))
+
+    def fold(self, visit, carry):
+        """``carry = visit(carry, number)`` over all tiles; no loop for a single one."""
+        if self.total == 1:
+            return visit(carry, 0)
+        return jax.lax.scan(lambda carry, number: (visit(carry, number), None), carry, jnp.arange(self.total))[0]
+
+    def map(self, visit):
+        """Results of ``visit(number)`` of all tiles, stacked."""
+        if self.total == 1:
+            return jax.tree.map(lambda x: x[None], visit(0))
+        return jax.lax.scan(lambda _, number: (None, visit(number)), None, jnp.arange(self.total))[1]
+
+    def rows(self, number):
+        """Rows of the table with memory rows in place, gathered over the devices that share their columns."""
+        rows_VD = jax.lax.dynamic_slice_in_dim(self.table_VD, self._start(number), self.width).astype(self.dtype)
+        for axis in reversed(self.spec.shards.width):
+            rows_VD = jax.lax.all_gather(rows_VD, axis, axis=1, tiled=True)
+        if self.memory_rows_3D is None:
+            return rows_VD
+        return rows_VD.at[self._memory_places(number)].set(self.memory_rows_3D.astype(self.dtype), mode="drop")
+
+    def columns(self, number):
+        """Token ids of the tile's columns; -1 where an earlier tile had the column."""
+        return jnp.where(self._fresh(number), self._first() + self._start(number) + jnp.arange(self.width), -1)
+
+    def logits(self, hidden_PD, rows_VD, number):
+        """float32 [P, V of the tile]; -inf in columns that an earlier tile had."""
+        options = {"precision": precision_of(self.dtype), "preferred_element_type": jnp.float32}
+        logits_PV = jnp.einsum("PD,VD->PV", hidden_PD, rows_VD, **options)
+        if self.table_VD.shape[0] % self.width == 0:
+            return logits_PV
+        return jnp.where(self._fresh(number)[None, :], logits_PV, -jnp.inf)
+
+    def memory_columns(self, x_PV, number):
+        """The columns of ``x_PV`` that are memory tokens; zero where they are not in this tile."""
+        return x_PV.at[:, self._memory_places(number)].get(mode="fill", fill_value=0)
+
+    def without_memory_rows(self, rows_VD, number):
+        """``rows_VD`` with zeros at the memory tokens."""
+        if self.memory_rows_3D is None:
+            return rows_VD
+        return rows_VD.at[self._memory_places(number)].set(0, mode="drop")
+
+    def add_rows(self, total_VD, rows_VD, number):
+        """Add whole rows, summed over the devices that share their columns, to this device's columns."""
+        for axis in self.spec.shards.width:
+            rows_VD = jax.lax.psum_scatter(rows_VD, axis, scatter_dimension=1, tiled=True)
+        start = self._start(number)
+        before_VD = jax.lax.dynamic_slice_in_dim(total_VD, start, self.width)
+        return jax.lax.dynamic_update_slice_in_dim(total_VD, before_VD + rows_VD, start, 0)
+
+    def _first(self):
+        """Token id of this device's first row."""
+        return jax.lax.axis_index(self.spec.shards.vocab) * self.table_VD.shape[0] if self.spec.shards.vocab else 0
+
+    def _start(self, number):
+        return jnp.minimum(number * self.width, self.table_VD.shape[0] - self.width)
+
+    def _fresh(self, number):
+        """Which columns no earlier tile had."""
+        return self._start(number) + jnp.arange(self.width) >= number * self.width
+
+    def _memory_places(self, number):
+        """Row of the tile that each memory token has; beyond the tile if it is not in it."""
+        place_3 = jnp.asarray(self.spec.memory_ids) - self._first() - self._start(number)
+        return jnp.where((place_3 >= 0) & (place_3 < self.width), place_3, self.width)

@@ -15,7 +15,7 @@ from flax.core import meta
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.kernels.cross_entropy import chunked_cross_entropy, overlaid_logits
+from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
 from lclm_jax.kernels.pooling import pool
 from lclm_jax.model.adapter import Adapter
 from lclm_jax.model.block import see, see_cached
@@ -24,6 +24,7 @@ from lclm_jax.model.declare import DROPOUT, Declared
 from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
 from lclm_jax.model.splice import splice
+from lclm_jax.parallel.mapped import axis_names, mapped
 from lclm_jax.parallel.sharding import constrain
 
 Params = dict[str, Any]
@@ -105,16 +106,24 @@ def logits(params: Params, model: ModelConfig, hidden_BSD: jax.Array) -> jax.Arr
 
 def token_nll(params: Params, model: ModelConfig, hidden_BSD: jax.Array, targets_BS: jax.Array) -> jax.Array:
     """nll_BS, float32 nats: of the target at every position, weighted or not; [B, S, V] is never built."""
+    return token_nll_and_lse(params, model, hidden_BSD, targets_BS)[0]
+
+
+def token_nll_and_lse(
+    params: Params, model: ModelConfig, hidden_BSD: jax.Array, targets_BS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """``token_nll``, and the log-sum-exp of every position's logits, float32 [B, S]: what a z-loss is made of."""
     table_VD, memory_rows_3D, ids = _output(params, model)
+    shards = Shards(mapped, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
     with jax.named_scope("cross_entropy"):
-        return chunked_cross_entropy(
+        return cross_entropy(
             hidden_BSD,
             table_VD,
             targets_BS,
             chunk=model.loss_chunk,
-            remat=model.remat != "none",
             memory_rows_3D=memory_rows_3D,
             memory_ids=ids,
+            shards=shards,
         )
 
 

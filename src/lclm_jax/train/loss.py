@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.model.lclm import Params, forward, token_nll
+from lclm_jax.model.lclm import Params, forward, token_nll_and_lse
 
 Normalisation = Literal["per_token", "per_row"]
 
@@ -21,6 +21,8 @@ class LossSums(NamedTuple):
     """Sum of weights (per_token), or number of rows that carry any (per_row)."""
     tokens: jax.Array
     """Sum of weights, under either normalisation."""
+    z_loss: jax.Array
+    """Sum of the weighted z-losses, as ``total``; trained on, not reported."""
 
     @classmethod
     def zero(cls) -> "LossSums":
@@ -30,6 +32,10 @@ class LossSums(NamedTuple):
     def add(self, other: "LossSums") -> "LossSums":
         """Sum of both."""
         return jax.tree.map(jnp.add, self, other)
+
+    def objective(self) -> jax.Array:
+        """What is differentiated: ``total`` and the z-loss."""
+        return self.total + self.z_loss
 
     def mean(self) -> jax.Array:
         """The loss in nats; 0 where nothing carries loss."""
@@ -42,16 +48,26 @@ def divisor(weight: jax.Array) -> jax.Array:
 
 
 def loss_sums(
-    params: Params, model: ModelConfig, batch: Batch, normalisation: Normalisation, key: jax.Array | None = None
+    params: Params,
+    model: ModelConfig,
+    batch: Batch,
+    normalisation: Normalisation,
+    key: jax.Array | None = None,
+    z_loss: float = 0.0,
 ) -> LossSums:
     """Next-token cross-entropy of a batch; runs under a mesh. ``key``: of LoRA's dropout; None: nothing is dropped.
 
+    ``z_loss`` weighs the square of the log-sum-exp of a position's logits (PaLM, arXiv 2204.02311, section 5).
     The PyTorch implementation averages per device batch (one packed row in its configs), then over ranks: that is
     ``per_row``. ``per_token`` weighs every target of the optimizer step equally.
     """
     hidden_BSD = forward(params, model, batch, key)
-    nll_BS = token_nll(params, model, hidden_BSD, batch.targets)
-    return sum_nll(nll_BS, batch.loss_weights, normalisation)
+    nll_BS, lse_BS = token_nll_and_lse(params, model, hidden_BSD, batch.targets)
+    sums = sum_nll(nll_BS, batch.loss_weights, normalisation)
+    if not z_loss:
+        return sums
+    squares = sum_nll(jnp.square(lse_BS), batch.loss_weights, normalisation).total
+    return sums._replace(z_loss=z_loss * squares)
 
 
 def sum_nll(nll_BS: jax.Array, weights_BS: jax.Array, normalisation: Normalisation) -> LossSums:
@@ -64,7 +80,8 @@ def sum_nll(nll_BS: jax.Array, weights_BS: jax.Array, normalisation: Normalisati
         raise ValueError(f"nll has shape {nll_BS.shape}, weights {weights_BS.shape}; give one of each per position")
     weighted_BS = jnp.where(weights_BS > 0, nll_BS * weights_BS, 0.0)
     row_total, row_weight = weighted_BS.sum(axis=1), weights_BS.sum(axis=1)
-    tokens = row_weight.sum()
+    tokens, none = row_weight.sum(), jnp.zeros((), jnp.float32)
     if normalisation == "per_token":
-        return LossSums(row_total.sum(), tokens, tokens)
-    return LossSums((row_total / divisor(row_weight)).sum(), (row_weight > 0).sum().astype(jnp.float32), tokens)
+        return LossSums(row_total.sum(), tokens, tokens, none)
+    rows = (row_weight > 0).sum().astype(jnp.float32)
+    return LossSums((row_total / divisor(row_weight)).sum(), rows, tokens, none)

@@ -47,7 +47,7 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
 
 def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -> StepFunction:
     """The step of ``make_train_step`` before jit: a pure function of (state, batch)."""
-    stage, model, normalisation = config.stages[stage_name], config.model, config.train.loss_normalisation
+    stage, model, train = config.stages[stage_name], config.model, config.train
     skip_ranges = [parse_skip_range(text) for text in stage.skip_steps]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -57,8 +57,9 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
         def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[Any, LossSums]:
             def total(leaves: Any) -> tuple[jax.Array, LossSums]:
                 own_key = jax.random.fold_in(key, number)
-                sums = loss_sums(merge(frozen, leaves), model, microbatch, normalisation, own_key)
-                return sums.total, sums
+                params = merge(frozen, leaves)
+                sums = loss_sums(params, model, microbatch, train.loss_normalisation, own_key, train.z_loss)
+                return sums.objective(), sums
 
             grads, sums = jax.grad(total, has_aux=True)(trainable)
             return grads, sums
