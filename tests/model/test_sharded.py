@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.config import MeshConfig
+from lclm_jax.config import MeshConfig, ModelConfig
+from lclm_jax.config.model import BACKBONES
 from lclm_jax.model import abstract_params, forward, init_params, logical_axes, token_nll
 from lclm_jax.parallel import batch_sharding, make_mesh, params_sharding, use_mesh
 
@@ -21,13 +22,51 @@ def everything(make_model, make_backbone):
     return make_model(encoder=encoder, decoder=make_backbone(tie_embeddings=False), adapter=adapter)
 
 
+PRESETS = {
+    "0.6b-4b": ("qwen3_embedding_0p6b", "qwen3_4b"),
+    "0.6b-8b": ("qwen3_embedding_0p6b", "qwen3_8b"),
+    "0.6b-32b": ("qwen3_embedding_0p6b", "qwen3_32b"),
+    "4b-4b": ("qwen3_embedding_4b", "qwen3_4b"),
+    "search": ("qwen3_0p6b", "qwen3_0p6b"),
+    "1.7b-1.7b": ("qwen3_1p7b", "qwen3_1p7b"),
+    "smollm2": ("smollm2_135m", "smollm2_135m"),
+}
+
+
+def placements(model, mesh):
+    """path -> shape and specification, and the parameters that one device holds."""
+    shapes = abstract_params(model)
+    shardings = params_sharding(mesh, logical_axes(model), shapes)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    found, local = {}, 0
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        spec = [part if isinstance(part, str) else "+".join(part or ()) for part in sharding.spec]
+        found["/".join(entry.key for entry in path)] = ", ".join(
+            f"{size} {axes}".strip() for size, axes in zip(leaf.shape, spec, strict=True)
+        )
+        local += np.prod(sharding.shard_shape(leaf.shape))
+    return found | {"parameters on a device": int(local)}
+
+
 def test_shardings_match_the_snapshot(make_model, make_backbone):
-    model, mesh = everything(make_model, make_backbone), make_mesh(MeshConfig(fsdp=4, tensor=2))
-    shardings = params_sharding(mesh, logical_axes(model), abstract_params(model))
-    leaves = jax.tree_util.tree_leaves_with_path(shardings)
-    found = {"/".join(entry.key for entry in path): list(sharding.spec) for path, sharding in leaves}
-    expected = json.loads(SNAPSHOT.read_text())
-    assert found == expected, f"shardings changed; if this is meant, write to {SNAPSHOT.name}: {json.dumps(found)}"
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
+    found = {"everything": placements(everything(make_model, make_backbone), mesh)}
+    for name, (encoder, decoder) in PRESETS.items():
+        # Nine heads of SmolLM2 divide no tensor axis.
+        sizes = dict(fsdp=4, tensor=2) if name != "smollm2" else dict(fsdp=8)
+        model = ModelConfig(encoder={"preset": encoder}, decoder={"preset": decoder})
+        found[name] = placements(model, make_mesh(MeshConfig(**sizes)))
+    text = json.dumps(found, indent=1) + "\n"
+    if text != SNAPSHOT.read_text():
+        changed = SNAPSHOT.with_suffix(".new.json")
+        changed.write_text(text)
+        pytest.fail(
+            f"shardings changed; if this is meant, review {changed.name} and put it in place of {SNAPSHOT.name}"
+        )
+
+
+def test_every_released_backbone_is_in_the_snapshot():
+    assert {name for pair in PRESETS.values() for name in pair} == set(BACKBONES)
 
 
 @pytest.mark.parametrize("sizes", [dict(fsdp=4, tensor=2), dict(replica=2, fsdp=2, context=2)], ids=str)

@@ -4,7 +4,16 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from lclm_jax.config import MeshConfig
-from lclm_jax.parallel import batch_sharding, constrain, make_mesh, params_sharding, spec_for, use_mesh
+from lclm_jax.parallel import (
+    ENCODER_ROWS,
+    batch_sharding,
+    constrain,
+    make_mesh,
+    params_sharding,
+    spec_for,
+    use_mesh,
+    widest,
+)
 
 
 def test_spec_follows_the_table():
@@ -38,14 +47,25 @@ def test_params_sharding_names_the_leaf_that_does_not_divide():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     axes = {"fc1": {"kernel": ("param_latent", "param_out")}}
     shapes = {"fc1": {"kernel": jax.ShapeDtypeStruct((8, 6), jnp.float32)}}
-    assert params_sharding(mesh, axes, shapes)["fc1"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert params_sharding(mesh, axes, shapes)["fc1"]["kernel"].spec == PartitionSpec(("fsdp", "context"), "tensor")
     shapes = {"fc1": {"kernel": jax.ShapeDtypeStruct((6, 6), jnp.float32)}}
     with pytest.raises(ValueError, match="'param_latent' of fc1/kernel"):
         params_sharding(mesh, axes, shapes)
 
 
-def test_batch_rows_are_spread_over_replica_and_fsdp():
+def test_encoder_rows_are_spread_as_widely_as_they_divide():
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
+    picked = {size: widest(ENCODER_ROWS, size, mesh) for size in (16, 12, 6, 3)}
+    assert picked == {16: "encoder_rows", 12: "encoder_rows_context", 6: "batch", 3: "batch"}
+    with pytest.raises(ValueError, match="widest needs a mesh"):
+        widest(ENCODER_ROWS, 16)
+    assert widest(ENCODER_ROWS, 8, make_mesh(MeshConfig(fsdp=1, context=2, tensor=4))) == "encoder_rows"
+    assert widest(ENCODER_ROWS, 4, make_mesh(MeshConfig(fsdp=1, context=2, tensor=4))) == "encoder_rows_tensor"
+
+
+def test_batch_rows_and_positions():
     mesh = make_mesh(MeshConfig(replica=2))
-    assert batch_sharding(mesh).targets.spec == PartitionSpec(("replica", "fsdp"))
+    assert batch_sharding(mesh).targets.spec == PartitionSpec(("replica", "fsdp"), "context")
+    assert batch_sharding(mesh).encoder_tokens.spec == PartitionSpec(("replica", "fsdp"))
     assert batch_sharding(mesh).marker_index is None
     assert batch_sharding(mesh, markers=True).marker_index is not None

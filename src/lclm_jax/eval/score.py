@@ -1,6 +1,7 @@
 """Losses and right guesses of stretches of examples, teacher-forced."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,11 +46,16 @@ class Scorer:
         devices = mesh.shape["replica"] * mesh.shape["fsdp"]
         self.params, self.model, self.mesh = params, model, mesh
         self.rows = -(-rows // devices) * devices
+        self._multiple = math.lcm(8, mesh.shape["context"])
         self._pad_id = encoder_pad_id
+
+    def _round_up(self, length: int) -> int:
+        """To a multiple of 8: every row of a measurement has the same length, so few shapes are compiled anyway."""
+        return -(-length // self._multiple) * self._multiple
 
     def score(self, targets: Sequence[Target]) -> Scores:
         """Score the stretch of every target; each is one row of a batch, alone."""
-        pack = pack_for([[target.example] for target in targets], self.model, _round_up)
+        pack = pack_for([[target.example] for target in targets], self.model, self._round_up)
         width = max(target.stop - target.start for target in targets)
         scores = Scores(*(np.zeros((len(targets), width)) for _ in Scores._fields))
         markers = self.model.pooling == "eos"
@@ -68,11 +74,6 @@ class Scorer:
                 scores.hits[begin + row, :size] = hits_BS[row, where]
                 scores.weights[begin + row, :size] = 1
         return scores
-
-
-def _round_up(length: int) -> int:
-    """To a multiple of 8: every row of a measurement has the same length, so few shapes are compiled anyway."""
-    return -(-length // 8) * 8
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -31,6 +31,11 @@ class StackOptions(NamedTuple):
     """Logical axis of the rows."""
     positions: str = "seq"
     """Logical axis of the positions."""
+    heads: str = "heads"
+    kv_heads: str = "kv_heads"
+    mlp: str = "mlp"
+    width: str = "param_embed"
+    """Logical axis of the residual stream's width in the parameters."""
     lora: LoraConfig | None = None
     """Low-rank updates of the stack's projections."""
 
@@ -65,22 +70,23 @@ class Attention(Module):
     def __call__(self, x_BSD: jax.Array, cache: Any, sight: Sight) -> tuple[jax.Array, Any]:
         """Attention over the row (``cache`` None) or over cache and row; (out_BSD, the cache with this row in it)."""
         c, rows, positions = self.config, self.options.rows, self.options.positions
-        q_BSHd = self._heads("q", c.num_heads, "heads")(x_BSD)
-        k_BSKd = self._heads("k", c.num_kv_heads, "kv_heads")(x_BSD)
-        v_BSKd = self._heads("v", c.num_kv_heads, "kv_heads")(x_BSD)
+        heads, kv_heads = self.options.heads, self.options.kv_heads
+        q_BSHd = self._heads("q", c.num_heads, heads)(x_BSD)
+        k_BSKd = self._heads("k", c.num_kv_heads, kv_heads)(x_BSD)
+        v_BSKd = self._heads("v", c.num_kv_heads, kv_heads)(x_BSD)
         if c.qk_norm:
             q_BSHd = Norm(c.head_dim, c.norm_eps, name="q_norm")(q_BSHd)
             k_BSKd = Norm(c.head_dim, c.norm_eps, name="k_norm")(k_BSKd)
         q_BSHd = apply_rope(q_BSHd, sight.cos_BSd, sight.sin_BSd)
         k_BSKd = apply_rope(k_BSKd, sight.cos_BSd, sight.sin_BSd)
-        q_BSHd = self.constrained(q_BSHd, rows, positions, "heads", "head_dim")
+        q_BSHd = self.constrained(q_BSHd, rows, positions, heads, "head_dim")
         keys, values = k_BSKd, v_BSKd
         if cache is not None:
             assert sight.offset_B is not None
             keys, values = (write(old, new, sight.offset_B) for old, new in zip(cache, (keys, values), strict=True))
             cache = (keys, values)
             keys, values = keys.astype(x_BSD.dtype), values.astype(x_BSD.dtype)
-        k_BTKd, v_BTKd = (self.constrained(x, rows, "kv_seq", "kv_heads", "head_dim") for x in (keys, values))
+        k_BTKd, v_BTKd = (self.constrained(x, rows, "kv_seq", kv_heads, "head_dim") for x in (keys, values))
         out_BSHd = attention(
             q_BSHd,
             k_BTKd,
@@ -93,7 +99,7 @@ class Attention(Module):
         out = Projection(
             "BSHd,HdD->BSD",
             (c.num_heads, c.head_dim, c.hidden_size),
-            ("heads", "head_dim", "param_embed"),
+            (heads, "head_dim", self.options.width),
             contracted=2,
             gain=0.5 / c.num_layers,
             lora=self.options.lora_of("o"),
@@ -103,7 +109,7 @@ class Attention(Module):
 
     def _heads(self, name: str, heads: int, axis: str) -> Projection:
         c = self.config
-        shape, axes = (c.hidden_size, heads, c.head_dim), ("param_embed", axis, "head_dim")
+        shape, axes = (c.hidden_size, heads, c.head_dim), (self.options.width, axis, "head_dim")
         return Projection("BSD,DHd->BSHd", shape, axes, lora=self.options.lora_of(name), name=name)
 
 
@@ -118,13 +124,13 @@ class SwiGLU(Module):
         """[B, S, D] in and out."""
         c = self.config
         hidden_BSF = nn.silu(self._widen("gate")(x_BSD)) * self._widen("up")(x_BSD)
-        hidden_BSF = self.constrained(hidden_BSF, self.options.rows, self.options.positions, "mlp")
-        shape, axes, gain = (c.mlp_size, c.hidden_size), ("mlp", "param_embed"), 0.5 / c.num_layers
+        hidden_BSF = self.constrained(hidden_BSF, self.options.rows, self.options.positions, self.options.mlp)
+        shape, axes, gain = (c.mlp_size, c.hidden_size), (self.options.mlp, self.options.width), 0.5 / c.num_layers
         lora = self.options.lora_of("down")
         return Projection("BSF,FD->BSD", shape, axes, gain=gain, lora=lora, name="down")(hidden_BSF)
 
     def _widen(self, name: str) -> Projection:
-        shape, axes = (self.config.hidden_size, self.config.mlp_size), ("param_embed", "mlp")
+        shape, axes = (self.config.hidden_size, self.config.mlp_size), (self.options.width, self.options.mlp)
         return Projection("BSD,DF->BSF", shape, axes, lora=self.options.lora_of(name), name=name)
 
 

@@ -122,9 +122,10 @@ class Table(Module):
     rows: int
     width: int
     std: float
+    axes: tuple[str, str] = ("vocab", "param_embed")
 
     @nn.compact
     def __call__(self) -> jax.Array:
         """The table [V, D], float32."""
         init = nn.initializers.normal(self.std)
-        return self.declare("table", init, (self.rows, self.width), ("vocab", "param_embed"))
+        return self.declare("table", init, (self.rows, self.width), self.axes)

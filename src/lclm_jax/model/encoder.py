@@ -1,4 +1,8 @@
-"""The encoder: a backbone over windows, every window on its own."""
+"""The encoder: a backbone over windows, every window on its own.
+
+Encoder rows know nothing of each other, so they are spread over all mesh axes that divide them (``widest``), and the
+encoder has neither tensor nor context parallelism: parameters are gathered, activations never move.
+"""
 
 import flax.linen as nn
 import jax
@@ -7,6 +11,7 @@ import jax.numpy as jnp
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.block import StackOptions, layers, see
 from lclm_jax.model.declare import Module, Norm, Table
+from lclm_jax.parallel.sharding import ENCODER_ROWS, widest
 
 
 class Encoder(Module):
@@ -21,12 +26,19 @@ class Encoder(Module):
         tokens_BS, segments_BS, positions_BS = (
             x.reshape(rows, x.shape[2]) for x in (tokens_BMR, segments_BMR, positions_BMR)
         )
-        table_VD = Table(config.vocab_size, config.hidden_size, self.model.embedding_std, name="embed")()
+        spread = ENCODER_ROWS[0] if self.is_initializing() else widest(ENCODER_ROWS, rows)
+        axes = ("encoder_vocab", "encoder_embed")
+        table_VD = Table(config.vocab_size, config.hidden_size, self.model.embedding_std, axes, name="embed")()
+        tokens_BS = self.constrained(tokens_BS, spread, "encoder_seq")
         x_BSD = table_VD.astype(self.model.compute_dtype)[tokens_BS]
-        x_BSD = self.constrained(x_BSD, "encoder_rows", "encoder_seq", "embed")
-        causal = self.model.mask == "causal"
-        options = StackOptions.of(self.model, causal, "encoder_rows", "encoder_seq")
-        options = options._replace(lora=self.model.lora.encoder)
+        x_BSD = self.constrained(x_BSD, spread, "encoder_seq", "embed")
+        options = StackOptions.of(self.model, self.model.mask == "causal", spread, "encoder_seq")._replace(
+            heads="encoder_heads",
+            kv_heads="encoder_heads",
+            mlp="encoder_mlp",
+            width="encoder_embed",
+            lora=self.model.lora.encoder,
+        )
         x_BSD, _ = layers(config, options)(x_BSD, None, see(config, segments_BS, positions_BS))
         x_BSD = Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
         return x_BSD.reshape(*tokens_BMR.shape, config.hidden_size)

@@ -25,7 +25,7 @@ from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
 from lclm_jax.model.splice import splice
 from lclm_jax.parallel.mapped import axis_names, mapped
-from lclm_jax.parallel.sharding import constrain
+from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
 
 Params = dict[str, Any]
 
@@ -51,11 +51,17 @@ def encode_pooled(params: Params, model: ModelConfig, batch: Batch, key: jax.Arr
 
     ``key``: random key of LoRA's dropout here and below; None (evaluation): nothing is dropped.
     """
+    alone = _encoder_rows_alone(batch)
+    rows = alone.encoder_tokens.shape[0]
+    spread = widest(ENCODER_ROWS, rows)
     with jax.named_scope("encoder/window"):
-        windows = (batch.encoder_tokens, batch.encoder_segments, batch.encoder_positions)
+        windows = (alone.encoder_tokens, alone.encoder_segments, alone.encoder_positions)
         hidden_BMRE = _apply(Encoder(model), params["encoder"], *windows, key=key)
     with jax.named_scope("pool"):
-        pooled_BLE = pool(hidden_BMRE, batch.pool_weights, model.ratio, model.pooling, batch.marker_index)
+        pooled_BLE = pool(hidden_BMRE, alone.pool_weights, model.ratio, model.pooling, alone.marker_index)
+        pooled_BLE = constrain(pooled_BLE, spread, "latents", "embed")
+        # Home to the owners of the packed rows: only pooled states travel, a ratio-th of what was computed.
+        pooled_BLE = pooled_BLE.reshape(batch.encoder_tokens.shape[0], -1, pooled_BLE.shape[-1])
         return constrain(pooled_BLE, "batch", "latents", "embed")
 
 
@@ -146,6 +152,18 @@ def decode_cached(
         hidden_BSD, (k, v) = _apply(Decoder(model), params["decoder"], x_BSD, sight, (cache.k, cache.v))
     counts_B = jnp.full_like(cache.length_B, x_BSD.shape[1]) if counts_B is None else counts_B
     return hidden_BSD, KVCache(k, v, cache.length_B + counts_B)
+
+
+def _encoder_rows_alone(batch: Batch) -> Batch:
+    """``batch`` with every encoder row as if it were the only one of a packed row: [B, M, R] to [B * M, 1, R]."""
+    rows, encoder_rows, positions = batch.encoder_tokens.shape
+    names = ("encoder_tokens", "encoder_segments", "encoder_positions", "pool_weights")
+    alone = {name: getattr(batch, name).reshape(rows * encoder_rows, 1, positions) for name in names}
+    if batch.marker_index is not None:  # a marker lies in the encoder row of its slot; those of gaps are not looked at
+        first_M1 = jnp.arange(encoder_rows)[:, None] * positions
+        markers_BMK = batch.marker_index.reshape(rows, encoder_rows, -1) - first_M1[None]
+        alone["marker_index"] = jnp.maximum(markers_BMK, 0).reshape(rows * encoder_rows, -1)
+    return batch._replace(**alone)
 
 
 def _apply(

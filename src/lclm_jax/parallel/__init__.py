@@ -4,12 +4,13 @@ from lclm_jax.parallel.backend import avoid_known_faults
 from lclm_jax.parallel.mapped import axis_names, mapped
 from lclm_jax.parallel.mesh import AXES, make_mesh, use_mesh
 from lclm_jax.parallel.processes import initialise
-from lclm_jax.parallel.sharding import batch_sharding, constrain, params_sharding, spec_for
+from lclm_jax.parallel.sharding import ENCODER_ROWS, batch_sharding, constrain, params_sharding, spec_for, widest
 
 avoid_known_faults()
 
 __all__ = [
     "AXES",
+    "ENCODER_ROWS",
     "axis_names",
     "batch_sharding",
     "constrain",
@@ -19,4 +20,5 @@ __all__ = [
     "params_sharding",
     "spec_for",
     "use_mesh",
+    "widest",
 ]

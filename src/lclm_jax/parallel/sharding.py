@@ -13,7 +13,10 @@ from lclm_jax.config.nearest import suggestion
 # Activations first, then parameters. An empty tuple: the axis is not sharded.
 TABLE: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp"),
-    "encoder_rows": ("replica", "fsdp"),
+    # Encoder rows are independent of each other, so every device takes some; ``widest`` picks one of these names.
+    "encoder_rows": ("replica", "fsdp", "context", "tensor"),
+    "encoder_rows_context": ("replica", "fsdp", "context"),
+    "encoder_rows_tensor": ("replica", "fsdp", "tensor"),
     "seq": ("context",),
     "kv_seq": (),
     "encoder_seq": (),
@@ -25,9 +28,15 @@ TABLE: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "layers": (),
-    "param_embed": ("fsdp",),
-    "param_latent": ("fsdp",),
+    # Devices that share positions hold different shards of the parameters, as those that share rows do.
+    "param_embed": ("fsdp", "context"),
+    "param_latent": ("fsdp", "context"),
     "param_out": ("tensor",),
+    # The encoder computes nothing over ``tensor``: its parameters are cut along its width alone and gathered at use.
+    "encoder_embed": ("fsdp", "context", "tensor"),
+    "encoder_heads": (),
+    "encoder_mlp": (),
+    "encoder_vocab": (),
     "memory_row": (),
     "lora_rank": (),
     "norm": (),
@@ -64,18 +73,37 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
         ValueError: no mesh, unknown name, wrong number of names, a mesh axis used twice, or a size that its mesh
             axes do not divide.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        raise ValueError("constrain needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
+    mesh = _current_mesh("constrain")
     spec = checked_spec(mesh, logical_axes, x.shape, "array")
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+ENCODER_ROWS = ("encoder_rows", "encoder_rows_context", "encoder_rows_tensor", "batch")
+"""How encoder rows may be spread, widest first."""
+
+
+def widest(names: Sequence[str], size: int, mesh: Any = None) -> str:
+    """The name of ``names`` whose axis of ``size`` is cut into most pieces, all equal; the first of equals.
+
+    The names differ in their mesh axes. None divides: the last, which ``constrain`` then refuses. ``mesh``: None is
+    the current one.
+    """
+    mesh = _current_mesh("widest") if mesh is None else mesh
+    pieces = {name: math.prod(mesh.shape[axis] for axis in TABLE[name]) for name in names}
+    fitting = [name for name in names if size % pieces[name] == 0]
+    return max(fitting, key=pieces.__getitem__) if fitting else names[-1]
+
+
 def batch_sharding(mesh: Mesh, markers: bool = False) -> Batch:
-    """Shardings of a batch: rows over replica and fsdp; ``markers``: the batch has ``marker_index`` (eos)."""
-    rows = NamedSharding(mesh, spec_for(("batch",)))
-    shardings = Batch(*[rows] * (len(Batch._fields) - 1))
-    return shardings._replace(marker_index=rows) if markers else shardings
+    """Shardings of a batch: rows as ``batch``, positions of the decoder's arrays as ``seq``.
+
+    Encoder arrays lie with their packed row, whole: they are small, and devices pick their encoder rows from them.
+    ``markers``: the batch has ``marker_index`` (eos).
+    """
+    rows, positions = (NamedSharding(mesh, spec_for(axes)) for axes in (("batch",), ("batch", "seq")))
+    decoder = ("decoder_tokens", "decoder_segments", "decoder_positions", "targets", "loss_weights", "latent_index")
+    shardings = Batch(**{name: positions if name in decoder else rows for name in Batch._fields})
+    return shardings if markers else shardings._replace(marker_index=None)
 
 
 def params_sharding(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
@@ -108,3 +136,10 @@ def checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int
                 f" mesh axes {mesh_axes}; change the size or mesh.{mesh_axes[-1]}"
             )
     return spec
+
+
+def _current_mesh(who: str) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise ValueError(f"{who} needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
+    return mesh
