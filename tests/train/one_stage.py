@@ -32,11 +32,11 @@ class HandMadeLoader:
         self.config, self.rows, self.change = config, rows_consumed, change
         self.index = SimpleNamespace(digest=digest)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
         pass
+
+    def describe(self, row):
+        return [{"source": "cpt", "record": row}]
 
     def __next__(self):
         rows = self.config.stages["only"].batch_rows
@@ -46,9 +46,6 @@ class HandMadeLoader:
             batch = self.change(number, batch)
         self.rows += rows
         return batch, batch_stats(batch)
-
-    def state(self):
-        return {"rows_consumed": self.rows, "index_digest": self.index.digest}
 
 
 def run_only(config, reporter=None, **loader):

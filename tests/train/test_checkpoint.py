@@ -9,7 +9,7 @@ import pytest
 from lclm_jax.config import CheckpointConfig, MeshConfig
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from lclm_jax.train.optimizer import make_optimizer
 from lclm_jax.train.state import abstract_state, fresh_state, params_shardings
 
@@ -37,7 +37,7 @@ def test_keeps_the_last_and_every_fourth_and_restores_on_another_mesh(setup, tmp
             checkpoints.save(state._replace(step=jnp.int32(step)), step, {"rows_consumed": 8 * step})
     with Checkpoints(tmp_path, SETTINGS) as checkpoints:
         assert checkpoints.steps() == [4, 6, 7]
-        assert checkpoints.meta(7) == {"rows_consumed": 56}
+        assert checkpoints.meta(7)["rows_consumed"] == 56
         eight = make_mesh(MeshConfig(fsdp=4, tensor=-1, replica=2))
         restored = checkpoints.restore(7, abstract_state(config.model, optimizer, eight))
         assert int(restored.step) == 7 and equal(restored.params, state.params)
@@ -137,3 +137,58 @@ def test_damaged_or_absent_checkpoints_are_explained(setup, tmp_path):
             checkpoints.meta(9)
     with Checkpoints(tmp_path / "none") as checkpoints:
         assert checkpoints.latest() is None
+
+
+def some_file(folder):
+    """The largest file of a checkpoint's parameters."""
+    return max(
+        (path for path in (folder / "params").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+
+
+def test_older_checkpoints_go_only_when_the_new_one_is_sealed(setup, tmp_path, monkeypatch):
+    _, _, state = setup
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state, step, {})
+        checkpoints.wait()
+
+        def fails(folder):
+            raise OSError("read error")
+
+        monkeypatch.setattr("lclm_jax.train.checkpoint.write_manifest", fails)
+        checkpoints.save(state, 3, {})
+        with pytest.raises(CheckpointError, match="read error"):
+            checkpoints.wait()
+        assert checkpoints.steps() == [1, 2, 3]
+
+
+def test_changed_files_and_changed_values_are_found(setup, tmp_path):
+    config, optimizer, state = setup
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.save(state, 1, {})
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        checkpoints.check(1)
+        path = some_file(tmp_path / "1")
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 4
+        path.write_bytes(flipped)
+        checkpoints.check(1, checksums=False)
+        with pytest.raises(DamagedCheckpoint, match=r"1 is damaged: the content of params/.* has changed"):
+            checkpoints.check(1)
+        path.write_bytes(content[:-7])
+        with pytest.raises(DamagedCheckpoint, match=r"has \d+ bytes instead of \d+"):
+            checkpoints.check(1, checksums=False)
+        path.unlink()
+        with pytest.raises(DamagedCheckpoint, match="is missing"):
+            checkpoints.check(1)
+        path.write_bytes(content)
+        one = make_mesh(MeshConfig(), jax.devices()[:1])
+        abstract = abstract_state(config.model, optimizer, one)
+        saved = checkpoints.meta(1)
+        saved["fingerprint"]["params/decoder/memory_rows"] += 1
+        checkpoints.meta = lambda step: saved
+        with pytest.raises(DamagedCheckpoint, match="the values of params/decoder/memory_rows are not those saved"):
+            checkpoints.restore(1, abstract)
+        assert checkpoints.set_aside(1).name.startswith("damaged-1-") and checkpoints.steps() == []

@@ -14,6 +14,7 @@ import pytest
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.train import loop
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.events import read_events
 from lclm_jax.train.metrics import MetricsLog, read_metrics
 from lclm_jax.train.progress import SilentReporter
 from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
@@ -109,7 +110,10 @@ def test_nothing_but_nonfinite_updates_stops_the_run(config):
     def change(number, batch):
         return batch if number in (0, 2) else spoil(batch)
 
-    with pytest.raises(loop.TrainingDiverged, match=r"not finite in the last 2 steps \(to step 4\)"):
+    with pytest.raises(
+        loop.TrainingDiverged,
+        match=r"not finite in the last 2 steps \(to step 4\); the last checkpoint before is that of step 3",
+    ):
         one_stage.run_only(config, change=change)
     assert [record["loss_nats"] is None for record in records(config)] == [False, True, False, True, True]
 
@@ -149,3 +153,109 @@ def test_a_full_disk_is_explained(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         log.close()
+
+
+def damage(folder, step):
+    """Cut a file of the checkpoint of ``step`` short."""
+    files = [path for path in (folder / str(step) / "rest").rglob("*") if path.is_file()]
+    path = max(files, key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def test_a_damaged_checkpoint_is_named_kept_and_the_one_before_used(config, caplog):
+    one_stage.run_only(config)
+    uninterrupted, expected = exact(config), final_params(config)
+    folder = checkpoints_folder(config, "only")
+    damage(folder, 8)
+    one_stage.run_only(config)
+    assert "8 is damaged" in caplog.text and "Going on from step 6" in caplog.text
+    assert list(folder.glob("damaged-8-*")) and exact(config) == uninterrupted
+    assert jax.tree.all(jax.tree.map(np.array_equal, final_params(config), expected))
+    begins = [event for event in read_events(folder.parent) if event["kind"] == "begin"]
+    assert [(event["step"], event["redone_steps"]) for event in begins] == [(0, 0), (6, 2)]
+    for step in (6, 8):
+        damage(folder, step)
+    with pytest.raises(CheckpointError, match=r"every checkpoint of stage only is damaged .*bring back a copy"):
+        one_stage.run_only(config)
+
+
+def test_a_spike_is_rewound_and_skipped(make_config, tmp_path, monkeypatch):
+    spike = {"window": 4, "deviations": 20, "patience": 2, "rewind": True}
+    config = make_config(steps=8, batch_rows=2, train={"checkpoint": {"every_steps": 3}, "spike": spike})
+    config = config.model_copy(update={"run_dir": str(tmp_path / "run")})
+    make = loop.make_train_step
+
+    def with_spike(*arguments):
+        train_step = make(*arguments)
+
+        def step(state, batch):
+            number = int(jax.device_get(state.step))
+            state, metrics = train_step(state, batch)
+            if number in (5, 6):
+                metrics["loss_nats"] = jax.device_put(np.float32(99))
+            return state, metrics
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", with_spike)
+    one_stage.run_only(config)
+    folder = checkpoints_folder(config, "only")
+    events = list(read_events(folder.parent))
+    assert [event["kind"] for event in events if event["kind"] in ("spike", "rewind", "begin")] == [
+        "begin", "spike", "rewind", "begin",
+    ]  # fmt: skip
+    assert events[-1]["kind"] == "end" and list(folder.glob("rewound-6-*"))
+    assert [record["step"] for record in records(config) if record["skipped"]] == [5, 6]
+    assert [record["step"] for record in records(config)] == list(range(8))
+    monkeypatch.setattr(loop, "read_rewinds", lambda folder: [])  # the spike comes again and again
+    with pytest.raises(loop.TrainingDiverged, match=r"loss spike in steps 5 to 6, after 0 rewinds"):
+        limited = config.model_copy(update={"run_dir": str(tmp_path / "limited")})
+        spike = limited.train.spike.model_copy(update={"max_rewinds": 0})
+        one_stage.run_only(limited.model_copy(update={"train": limited.train.model_copy(update={"spike": spike})}))
+
+
+def test_a_local_copy_is_newer_than_the_checkpoint(config, tmp_path, caplog):
+    local = {"every_steps": 6, "local_dir": str(tmp_path / "local"), "local_every_steps": 2}
+    values = config.model_dump(mode="json")
+    values["train"]["checkpoint"] |= local
+    config = type(config).model_validate(values)
+    one_stage.run_only(config)
+    expected = final_params(config)
+    folder = checkpoints_folder(config, "only")
+    again = config.model_copy(update={"run_dir": str(tmp_path / "again")})
+
+    def stop(number, batch):
+        if number == 5:
+            raise ValueError("stop here")
+        return batch
+
+    with pytest.raises(ValueError, match="stop here"):
+        one_stage.run_only(again, change=stop)
+    with caplog.at_level("INFO"):
+        one_stage.run_only(again)
+    assert "going on from the local copy of step 4" in caplog.text
+    assert jax.tree.all(jax.tree.map(np.array_equal, final_params(again), expected))
+    assert folder.exists()
+
+
+def test_poisoned_steps_are_skipped_and_their_rows_written_down(config):
+    train = config.train.model_copy(update={"poison_steps": ("2-3",)})
+    config = config.model_copy(update={"train": train})
+    one_stage.run_only(config)
+    assert [record["nonfinite"] for record in records(config)] == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert records(config)[2]["updated/adapter"] == 0 and records(config)[4]["updated/adapter"] == 1
+    written = json.loads((Path(config.run_dir) / "stages" / "only" / "nonfinite" / "step-3.json").read_text())
+    assert written["not_finite"] == "gradient" and set(written["rows"]) == {"6", "7"}
+
+
+def test_rows_whose_loss_is_not_finite_are_named(config):
+    def change(number, batch):
+        if number != 4:
+            return batch
+        weights = np.array(batch.loss_weights)
+        weights[1] = np.where(weights[1] > 0, np.inf, 0)
+        return batch._replace(loss_weights=weights)
+
+    one_stage.run_only(config, change=change)
+    written = json.loads((Path(config.run_dir) / "stages" / "only" / "nonfinite" / "step-4.json").read_text())
+    assert written["not_finite"] == "loss" and list(written["rows"]) == ["9"]

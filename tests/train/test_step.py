@@ -1,6 +1,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,7 +34,8 @@ def toy_loss(monkeypatch):
         table, memory = params["decoder"]["embed"]["table"], params["decoder"]["memory_rows"]
         others = params["encoder"]["final_norm"]["scale"].sum() * params["adapter"]["fc1"]["kernel"].sum()
         nll = (table[batch.decoder_tokens].sum(-1) * others + memory.sum()) ** 2
-        return sum_nll(nll, batch.loss_weights, normalisation)._replace(z_loss=z_loss * memory.sum())
+        sums = sum_nll(nll, batch.loss_weights, normalisation)._replace(z_loss=z_loss * memory.sum())
+        return sums, jnp.isfinite(nll).all(axis=1)
 
     monkeypatch.setattr("lclm_jax.train.step.loss_sums", loss)
 

@@ -124,8 +124,38 @@ class CheckpointConfig(Tree):
     """When checkpoints are written and which are kept."""
 
     every_steps: int = key(500, "Steps between checkpoints; the last step of a stage is always saved.", gt=0)
+    every_minutes: float | None = key(None, "Also save when so many minutes have passed since the last save.", gt=0)
     keep_last: int = key(2, "Newest checkpoints kept per stage.", gt=0)
     keep_every: int | None = key(None, "Also keep checkpoints whose step is a multiple of this.", gt=0)
+    max_failed_saves: int | None = key(
+        3, "Saves in a row that may fail before the run stops; null: train on without.", gt=0
+    )
+    retry_seconds: float = key(30.0, "Wait after a failed save before the next try.", gt=0)
+    local_dir: str | None = key(
+        None, "Folder on each machine's own disk for emergency copies between checkpoints; null: none."
+    )
+    local_every_steps: int = key(50, "Steps between emergency copies (local_dir).", gt=0)
+
+
+class StopConfig(Tree):
+    """When a run saves and stops by itself, to be started again (exit status 75)."""
+
+    before_end_seconds: float = key(
+        300.0, "So long before the cluster job's end (SLURM_JOB_END_TIME, flux, or LCLM_DEADLINE).", ge=0
+    )
+    cloud_notice: Literal["none", "gce"] = key(
+        "none", "gce: also on a maintenance or preemption notice of Google Compute Engine."
+    )
+
+
+class SpikeConfig(Tree):
+    """Loss spikes: noticed, and optionally undone."""
+
+    window: int = key(128, "Ordinary steps that the usual loss and its spread are taken from.", gt=3)
+    deviations: float | None = key(10.0, "Standard deviations above the median that make a spike; null: off.", gt=0)
+    patience: int = key(3, "Steps in a row that must be spikes.", gt=0)
+    rewind: bool = key(False, "Go back to the checkpoint before a spike and skip the steps of the spike.")
+    max_rewinds: int = key(3, "Rewinds of a stage before the run stops.", gt=0)
 
 
 class MeshConfig(Tree):
@@ -151,8 +181,19 @@ class TrainConfig(Tree):
         ge=0,
     )
     checkpoint: CheckpointConfig = key(CheckpointConfig(), "Checkpoint policy.")
+    stop: StopConfig = key(StopConfig(), "When a run saves and stops by itself.")
+    spike: SpikeConfig = key(SpikeConfig(), "Loss spikes.")
     log_every: int = key(20, "Steps between log lines.", gt=0)
     max_nonfinite_steps: int = key(10, "Consecutive skipped non-finite updates that stop the run.", gt=0)
+    data_timeout_seconds: float | None = key(
+        600.0, "Longest wait for a batch before the loader is opened again; null: for ever.", gt=0
+    )
+    watchdog_seconds: float | None = key(
+        1800.0, "A process that makes no progress for so long writes its stacks and exits; null: never.", gt=0
+    )
+    poison_steps: tuple[str, ...] = key(
+        (), "Steps whose gradients are made NaN, as skip_steps writes them: a drill, used by lclm chaos."
+    )
 
 
 class EvalConfig(Tree):

@@ -174,6 +174,13 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         """The row index that the batches come from."""
         return self.maker.index
 
+    def describe(self, row: int) -> list[dict[str, Any]]:
+        """Where the examples of global ``row`` come from: source, record, variant and bounds of each."""
+        return [
+            {**ref._asdict(), "source": self.maker.sources[ref.source].name, "bounds": np.asarray(ref.bounds).tolist()}
+            for ref in self.index.row(row)
+        ]
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores: rows consumed by all hosts together, and the digest of the index."""
         rows = self.maker.first_row + self._done * self.maker.batch_rows

@@ -4,11 +4,17 @@ A checkpoint is a folder ``STEP/`` with three Orbax items: ``params`` (float32 m
 by layer so that one layer can be read alone: ``train.slices``), ``rest`` (step, random key, optimizer state) and
 ``meta`` (JSON: the data position, the resolved configuration, its hash). Orbax writes into a temporary folder and
 renames it, so a folder named by a number is complete; leftovers of a killed save are removed before the next save.
+
+A save is *sealed* in the background: its files are read back into a manifest of checksums, and only then do older
+checkpoints go. A damaged one is renamed to ``damaged-STEP-...`` and the one before is used; nothing of it is deleted.
 """
 
 import functools
 import logging
+import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from lclm_jax.config import CheckpointConfig
+from lclm_jax.train.fingerprint import fingerprint
 from lclm_jax.train.freeze import path_name
+from lclm_jax.train.manifest import defect, has_manifest, write_manifest
 from lclm_jax.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -38,6 +45,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or trusted; the message names the folder and the fix."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint whose files or values are not those that were saved; an older one may be intact."""
+
+
 class Checkpoints:
     """The checkpoints below ``folder``; close it (or leave its ``with``) to wait for the last save.
 
@@ -49,17 +60,16 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: CheckpointConfig | None = None):
         self.folder = folder.absolute()
         _hush_late_callbacks()
+        self._settings = settings
         self._manager: ocp.CheckpointManager | None = None
+        self._sealing: threading.Thread | None = None
+        self._failure: BaseException | None = None
         if settings is None and not self.folder.is_dir():
             return
-        policies: list[Any] = [LatestN(settings.keep_last)] if settings else []
-        if settings and settings.keep_every:
-            policies.append(EveryNSteps(settings.keep_every))
         options = ocp.CheckpointManagerOptions(
             create=settings is not None,
             read_only=settings is None,
             cleanup_tmp_directories=settings is not None,
-            preservation_policy=AnyPreservationPolicy(policies) if policies else None,
         )
         try:
             if settings is not None:
@@ -74,18 +84,26 @@ class Checkpoints:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._manager is None:
             return
-        if error is None:
+        try:
             self.wait()
-        else:
-            try:
-                self._manager.wait_until_finished()
-            except _STORAGE_ERRORS as second:  # the error on its way out is the one to report
-                logger.debug("the save in flight failed too: %s", _line(second))
-        self._manager.close()
+        except CheckpointError as second:
+            if error is None:
+                raise
+            logger.debug("the save in flight failed too: %s", second)  # the error on its way out is the one to report
+        finally:
+            self._close(self._manager)
+
+    def _close(self, manager: ocp.CheckpointManager) -> None:
+        try:
+            manager.close()
+        except _STORAGE_ERRORS as error:  # Orbax raises the failure of a save once in every thread; we had it already
+            logger.debug("closing after a failed save: %s", _line(error))
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps()) if self._manager else []
+        if self._manager is None:
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -99,8 +117,11 @@ class Checkpoints:
             CheckpointError: this save could not begin, or the one before failed; older checkpoints are intact.
         """
         assert self._manager is not None, "opened for reading only"
+        self.wait()
         rest = {"step": state.step, "rng": state.rng, "opt_state": state.opt_state}
+        meta = {**meta, "fingerprint": fingerprint({"params": state.params, **rest})}
         try:
+            self._manager.reload()  # a checkpoint may have been set aside since
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -112,14 +133,51 @@ class Checkpoints:
             )
         except _STORAGE_ERRORS as error:
             self._fail_save(error)
+        self._sealing = threading.Thread(target=self._seal, args=(step,), name=f"seal checkpoint {step}")
+        self._sealing.start()
 
     def wait(self) -> None:
-        """Block until the last save is complete; raises ``CheckpointError`` if it failed."""
-        try:
-            if self._manager is not None:
-                self._manager.wait_until_finished()
-        except _STORAGE_ERRORS as error:
+        """Block until the last save is complete and sealed; raises ``CheckpointError`` if it failed."""
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raise ``CheckpointError`` if a save that ran in the background has failed; never blocks."""
+        if (error := self._failure) is not None:
+            self._failure = None
             self._fail_save(error)
+
+    def _seal(self, step: int) -> None:
+        """Wait for the save of ``step``, read it back into its manifest, then let older checkpoints go."""
+        assert self._manager is not None and self._settings is not None
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_manifest(self.folder / str(step))
+                keep = retained(self._sealed_steps(), self._settings.keep_last, self._settings.keep_every)
+                for old in self._sealed_steps():
+                    if old not in keep:
+                        shutil.rmtree(self.folder / str(old))
+        except _STORAGE_ERRORS as error:
+            self._failure = error
+
+    def _sealed_steps(self) -> list[int]:
+        return [step for step in self.steps() if has_manifest(self.folder / str(step))]
+
+    def check(self, step: int, checksums: bool = True) -> None:
+        """Raise ``DamagedCheckpoint`` if the files of ``step`` are not those that were written."""
+        if (fault := defect(self.folder / str(step), checksums)) is not None:
+            raise DamagedCheckpoint(f"checkpoint {self.folder / str(step)} is damaged: {fault}")
+
+    def set_aside(self, step: int, why: str = "damaged") -> Path:
+        """Rename the folder of ``step``, so that it no longer counts as a checkpoint; returns its new path."""
+        aside = self.folder / f"{why}-{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        (self.folder / str(step)).rename(aside)
+        if self._manager is not None:
+            self._manager.reload()
+        return aside
 
     def reached_preemption(self, step: int) -> bool:
         """Whether all processes have agreed to stop after ``step`` updates, because one was told to."""
@@ -138,6 +196,7 @@ class Checkpoints:
         rest = {"step": abstract.step, "rng": abstract.rng, "opt_state": abstract.opt_state}
         restored = self._restore(step, params=_onto(abstract.params), rest=_onto(rest))
         state = TrainState(params=restored["params"], **restored["rest"])
+        self._compare(step, {"params": state.params, **restored["rest"]})
         check_finite({"params": state.params, "opt_state": state.opt_state}, str(self.folder / str(step)))
         return state
 
@@ -162,10 +221,19 @@ class Checkpoints:
         except _STORAGE_ERRORS as error:
             raise self._unreadable(step, error) from error
 
+    def _compare(self, step: int, restored: Any) -> None:
+        """Raise ``DamagedCheckpoint`` if a restored array differs from what was saved."""
+        saved = self.meta(step).get("fingerprint", {})
+        changed = [name for name, value in fingerprint(restored).items() if saved.get(name, value) != value]
+        if changed:
+            raise DamagedCheckpoint(
+                f"checkpoint {self.folder / str(step)} is damaged: the values of {changed[0]} are not those saved"
+            )
+
     def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
         older = [other for other in self.steps() if other < step]
         way = f"delete that folder to go on from step {older[-1]}" if older else "delete that folder to begin again"
-        return CheckpointError(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}); {way}")
+        return DamagedCheckpoint(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}); {way}")
 
     def _fail_save(self, error: BaseException) -> NoReturn:
         kept = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
@@ -174,6 +242,15 @@ class Checkpoints:
             f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: free some space, then"
             " start again to go on"
         ) from error
+
+
+def retained(steps: list[int], keep_last: int, keep_every: int | None) -> set[int]:
+    """Which of ``steps`` stay: the newest ``keep_last``, and every multiple of ``keep_every``.
+
+    Example:
+        ``retained([2, 4, 6, 8], 1, 4)`` is ``{4, 8}``.
+    """
+    return {step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)}
 
 
 def check_finite(tree: Any, where: str) -> None:

@@ -1,46 +1,55 @@
 """The loop of one stage: batches in, steps, metrics and checkpoints out. The only place with clocks and signals."""
 
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config, RunPaths, config_hash
 from lclm_jax.data.loader import BatchStats, Loader
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import use_mesh
-from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.metrics import MetricsLog, make_record
+from lclm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from lclm_jax.train.events import Events
+from lclm_jax.train.feeder import Feeder
+from lclm_jax.train.local_copies import LocalCopies
+from lclm_jax.train.metrics import MetricsLog, make_record, read_metrics
+from lclm_jax.train.nonfinite import NonfiniteSteps
 from lclm_jax.train.optimizer import Optimizer, make_optimizer
 from lclm_jax.train.progress import Reporter
 from lclm_jax.train.provenance import check_provenance, checkpoints_folder, provenance
+from lclm_jax.train.rewinds import Rewind, add_rewind, read_rewinds, with_skips
+from lclm_jax.train.saving import Saver
 from lclm_jax.train.slices import SavedParams
+from lclm_jax.train.spikes import SpikeDetector
 from lclm_jax.train.state import TrainState, abstract_state, fresh_state, with_fresh_lora, without_missing_lora
 from lclm_jax.train.step import make_train_step, put_batch
+from lclm_jax.train.stopping import StopRequest, stop_requests
+from lclm_jax.train.watchdog import EXIT_RETRY, Watchdog
 
 logger = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED = 75
-"""Exit status of a run that saved and stopped on SIGTERM or SIGINT: call it again to go on (EX_TEMPFAIL)."""
+_PATIENCE = 4.0
+"""Restoring and compiling may take so many times ``train.watchdog_seconds``."""
 
 
 class Interrupted(SystemExit):
     """Training saved a checkpoint and stopped because it was asked to; ends the process with status 75."""
 
     def __init__(self, stage: str, step: int):
-        super().__init__(EXIT_INTERRUPTED)
+        super().__init__(EXIT_RETRY)
         self.stage, self.step = stage, step
 
 
 class TrainingDiverged(ValueError):
-    """Too many updates in a row were not finite."""
+    """Too many updates in a row were not finite, or too many loss spikes were undone."""
 
 
 @dataclass(frozen=True)
@@ -63,98 +72,240 @@ class StageRun:
     initial_params: Callable[[], Any]
     reporter: Reporter
 
+    @property
+    def folder(self) -> Path:
+        """Everything that the stage writes."""
+        return RunPaths(self.config).stage(self.stage)
+
 
 def run_stage(run: StageRun) -> None:
-    """Train one stage to its end, from its newest checkpoint if it has one.
+    """Train one stage to its end, from its newest intact checkpoint if it has one.
 
     Raises:
-        CheckpointError: a checkpoint cannot be written, read or trusted, or its data are others.
+        CheckpointError: no checkpoint can be written, read or trusted, or its data are others.
         ChangedConfigError: the stage's checkpoint was made with other settings.
-        TrainingDiverged: ``train.max_nonfinite_steps`` updates in a row were not finite.
-        Interrupted: SIGTERM or SIGINT came; the state was saved.
+        TrainingDiverged: ``train.max_nonfinite_steps`` updates in a row were not finite, or more loss spikes than
+            ``train.spike.max_rewinds`` were undone.
+        DataStalled: the loader gave nothing in time, several times in a row.
+        Interrupted: the run was asked to stop; the state was saved.
     """
-    config, stage = run.config, run.config.stages[run.stage]
-    folder = checkpoints_folder(config, run.stage)
-    with use_mesh(run.mesh), Checkpoints(folder, config.train.checkpoint) as checkpoints:
-        optimizer = make_optimizer(config.train.optimizer, stage, abstract_params(config.model))
-        state, meta = _begin(run, optimizer, checkpoints)
-        first = meta["step"] if meta else 0
-        with run.open_loader(first * stage.batch_rows) as loader, _stop_signals() as stop:
-            if meta and meta["index_digest"] != loader.index.digest:
-                raise CheckpointError(
-                    f"{folder} was trained on other rows (index {meta['index_digest'][:12]}, now"
-                    f" {loader.index.digest[:12]}); bring the prepared data back, or delete {folder.parent} to train"
-                    " the stage again"
-                )
-            writer = MetricsLog(RunPaths(config).stage(run.stage) / "metrics.jsonl", first, jax.process_index() == 0)
-            run.reporter.start(run.stage, first, stage.steps)
-            tools = _Tools(loader, checkpoints, _Watch(run, writer), stop)
+    while True:
+        try:
+            return _run_once(run)
+        except Rewind as rewind:
+            _prepare_rewind(run, rewind)
+
+
+def _run_once(run: StageRun) -> None:
+    train = run.config.train
+    first_process = jax.process_index() == 0
+    events = Events(run.folder, writes=first_process)
+    local = Path(train.checkpoint.local_dir) / run.config.name / run.stage if train.checkpoint.local_dir else None
+    stacks = run.folder / f"stacks-process-{jax.process_index()}.txt"
+    with (
+        use_mesh(run.mesh),
+        Watchdog(train.watchdog_seconds, stacks) as watchdog,
+        Checkpoints(checkpoints_folder(run.config, run.stage), train.checkpoint) as checkpoints,
+    ):
+        watchdog.beat("restoring", _PATIENCE)
+        optimizer = make_optimizer(train.optimizer, run.config.stages[run.stage], abstract_params(run.config.model))
+        copies = LocalCopies(local)
+        state, meta = _begin(run, optimizer, checkpoints, copies)
+        first, rows = (meta["step"] if meta else 0), run.config.stages[run.stage].batch_rows
+        with (
+            Feeder(run.open_loader, first * rows, rows, train.data_timeout_seconds) as feeder,
+            stop_requests(train.stop) as stop,
+        ):
+            _check_rows(run, checkpoints, meta, feeder.loader)
+            _note_beginning(run, events, first)
+            writer = MetricsLog(run.folder / "metrics.jsonl", first, first_process)
+            run.reporter.start(run.stage, first, run.config.stages[run.stage].steps)
+            saver = Saver(checkpoints, train.checkpoint, events)
+            watch = _Watch(run, writer, events, checkpoints, feeder.loader)
+            tools = _Tools(feeder, checkpoints, saver, copies, watch, watchdog, stop, events)
+            config = with_skips(run.config, run.stage, read_rewinds(run.folder))
             try:
                 _loop(run, state, make_train_step(config, run.stage, optimizer, run.mesh), tools)
             finally:
                 run.reporter.finish()
                 writer.close()
+                copies.wait()
 
 
-def _begin(run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any] | None]:
+def _begin(
+    run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: LocalCopies
+) -> tuple[TrainState, dict[str, Any] | None]:
     """The state to go on from and the JSON stored with it; None for a stage that begins."""
-    latest = checkpoints.latest()
-    if latest is None:
-        seed = run.config.seed + list(run.config.stages).index(run.stage)
-        return fresh_state(run.initial_params(), run.config.model, optimizer, run.mesh, seed), None
-    meta = checkpoints.meta(latest)
+    model = run.config.model
+    abstract = abstract_state(model, optimizer, run.mesh)
+    damaged: list[str] = []
+    latest = _newest(checkpoints)
+    newer = copies.newest()
+    if newer is not None and newer > (latest or 0) and (found := copies.restore(newer, abstract)) is not None:
+        check_provenance(run.config, run.stage, found[1]["provenance"])
+        logger.info("%s: going on from the local copy of step %d", run.stage, newer)
+        return found
+    while latest is not None:
+        try:
+            return _restore(run, abstract, checkpoints, latest)
+        except DamagedCheckpoint as fault:
+            aside = _set_aside(checkpoints, latest, "damaged")
+            damaged.append(str(aside))
+            latest = _newest(checkpoints)
+            next_best = f"step {latest}" if latest is not None else "none: there is no other"
+            logger.warning("%s; it is kept as %s. Going on from %s", fault, aside, next_best)
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint of stage {run.stage} is damaged ({', '.join(damaged)}); delete"
+            f" {checkpoints.folder.parent} to train the stage again, or bring back a copy of one"
+        )
+    seed = run.config.seed + list(run.config.stages).index(run.stage)
+    return fresh_state(run.initial_params(), model, optimizer, run.mesh, seed), None
+
+
+def _restore(
+    run: StageRun, abstract: TrainState, checkpoints: Checkpoints, step: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """State and meta of the checkpoint of ``step``, whose files and values are checked."""
+    _check_together(checkpoints, step)
+    meta = checkpoints.meta(step)
     check_provenance(run.config, run.stage, meta["provenance"])
-    model, abstract = run.config.model, abstract_state(run.config.model, optimizer, run.mesh)
+    model = run.config.model
 
     def stored() -> Collection[str]:
-        return SavedParams(checkpoints.folder / str(latest)).shapes
+        return SavedParams(checkpoints.folder / str(step)).shapes
 
     params = without_missing_lora(abstract.params, model, stored)
-    state = checkpoints.restore(latest, abstract._replace(params=params))
+    state = checkpoints.restore(step, abstract._replace(params=params))
     return state._replace(params=with_fresh_lora(state.params, model, run.config.seed, run.mesh)), meta
 
 
+def _newest(checkpoints: Checkpoints) -> int | None:
+    """The newest checkpoint; what the first process sees counts for all."""
+    latest = checkpoints.latest()
+    if jax.process_count() == 1:
+        return latest
+    with jax.transfer_guard("allow"):
+        agreed = int(multihost_utils.broadcast_one_to_all(np.array(-1 if latest is None else latest)))
+    return None if agreed < 0 else agreed
+
+
+def _check_together(checkpoints: Checkpoints, step: int) -> None:
+    """Raise ``DamagedCheckpoint`` on all processes if the first one finds the files of ``step`` changed."""
+    fault: DamagedCheckpoint | None = None
+    if jax.process_index() == 0:
+        try:
+            checkpoints.check(step)
+        except DamagedCheckpoint as found:
+            fault = found
+    if jax.process_count() > 1:
+        with jax.transfer_guard("allow"):
+            if bool(multihost_utils.broadcast_one_to_all(np.array(fault is not None))) and fault is None:
+                fault = DamagedCheckpoint(f"checkpoint {checkpoints.folder / str(step)} is damaged")
+    if fault is not None:
+        raise fault
+
+
+def _set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:
+    aside = checkpoints.folder / f"{why}-{step}"
+    if jax.process_index() == 0:
+        aside = checkpoints.set_aside(step, why)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoint set aside")
+    return aside
+
+
+def _check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: Loader) -> None:
+    if meta and meta["index_digest"] != loader.index.digest:
+        raise CheckpointError(
+            f"{checkpoints.folder} was trained on other rows (index {meta['index_digest'][:12]}, now"
+            f" {loader.index.digest[:12]}); bring the prepared data back, or delete {checkpoints.folder.parent} to"
+            " train the stage again"
+        )
+
+
+def _note_beginning(run: StageRun, events: Events, first: int) -> None:
+    """Write that the stage begins or goes on, and which steps are made once more."""
+    again = [record for record in read_metrics(run.folder / "metrics.jsonl") if record["step"] >= first]
+    seconds = sum(record["wall_seconds"] for record in again)
+    events.write("begin", step=first, redone_steps=len(again), redone_seconds=seconds, processes=jax.process_count())
+
+
+def _prepare_rewind(run: StageRun, rewind: Rewind) -> None:
+    """Set aside what was saved since the spike began, and remember to skip it."""
+    limit = run.config.train.spike.max_rewinds
+    if len(read_rewinds(run.folder)) >= limit:
+        raise TrainingDiverged(
+            f"stage {run.stage}: {rewind}, after {limit} rewinds (train.spike.max_rewinds); lower the learning rates"
+        )
+    with Checkpoints(checkpoints_folder(run.config, run.stage), run.config.train.checkpoint) as checkpoints:
+        for step in [step for step in checkpoints.steps() if step > rewind.first]:
+            _set_aside(checkpoints, step, "rewound")
+        logger.warning(
+            "stage %s: %s; going back to step %s and skipping them", run.stage, rewind, checkpoints.latest() or 0
+        )
+    if jax.process_index() == 0:
+        add_rewind(run.folder, rewind)
+        Events(run.folder).write("rewind", first=rewind.first, last=rewind.last)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("rewind")
+
+
 def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") -> None:
-    loader, checkpoints, watch, stop = tools
+    feeder, checkpoints, saver, copies, watch, watchdog, stop, events = tools
     config, stage = run.config, run.config.stages[run.stage]
     first = int(state.step)
 
-    def save(done: int) -> None:
+    def meta(done: int) -> dict[str, Any]:
+        data = {"rows_consumed": done * stage.batch_rows, "index_digest": feeder.loader.index.digest}
+        values = {"stage": run.stage, "step": done, **data, "provenance": provenance(config, run.stage)}
+        return values | {"config_hash": config_hash(config), "config": config.model_dump(mode="json")}
+
+    def save(done: int, final: bool = False) -> None:
         watch.catch_up()
-        meta = {"stage": run.stage, "step": done, **loader.state(), "provenance": provenance(config, run.stage)}
-        meta |= {"config_hash": config_hash(config), "config": config.model_dump(mode="json")}
-        with jax.transfer_guard("allow"):
-            checkpoints.save(state, done, meta)
+        watchdog.beat(f"saving step {done}", _PATIENCE)
+        saver.save(state, done, meta(done), final)
 
     with jax.transfer_guard("disallow"):
         for step in range(first, stage.steps):
+            watchdog.beat(f"waiting for the batch of step {step}", _PATIENCE if step == first else 1.0)
             waiting = time.perf_counter()
-            host_batch, stats = next(loader)
+            host_batch, stats = next(feeder)
             data_wait = time.perf_counter() - waiting
             batch = put_batch(host_batch, run.mesh)
+            watchdog.beat(f"at step {step}", _PATIENCE if step <= first + 1 else 1.0)
             dispatched = time.perf_counter()
             state, metrics = train_step(state, batch)
             compiling = time.perf_counter() - dispatched if step == first else 0.0
             watch.step(step, metrics, stats, data_wait, compiling)
             done = step + 1
-            if done == stage.steps or done % config.train.checkpoint.every_steps == 0:
-                save(done)
-            elif stop(done, checkpoints):
-                save(done)
-                checkpoints.wait()
+            if stop_now(stop, checkpoints, done) and done < stage.steps:
+                save(done, final=True)
+                events.write("stop", step=done, reason=stop.reason or "another process was asked to")
                 logger.warning("%s: stopped at step %d and saved; the same command goes on", run.stage, done)
                 raise Interrupted(run.stage, done)
-    checkpoints.wait()
+            if saver.due(done, stage.steps):
+                save(done, final=done == stage.steps)
+            elif copies.due(done, config.train.checkpoint.local_every_steps):
+                with jax.transfer_guard("allow"):
+                    copies.save(state, done, meta(done))
+    events.write("end", step=stage.steps)
+
+
+def stop_now(stop: StopRequest, checkpoints: Checkpoints, done: int) -> bool:
+    """Whether all processes stop after ``done`` updates: with several, JAX's coordination service agrees on it."""
+    return stop.reason is not None if jax.process_count() == 1 else checkpoints.reached_preemption(done)
 
 
 class _Watch:
-    """Fetches metrics one step late, so that the device never waits for the host, and passes them on."""
+    """Fetches metrics one step late, so that the device never waits for the host, and acts on them."""
 
-    def __init__(self, run: StageRun, writer: MetricsLog):
-        self._run, self._writer = run, writer
+    def __init__(self, run: StageRun, writer: MetricsLog, events: Events, checkpoints: Checkpoints, loader: Loader):
+        self._run, self._writer, self._events, self._checkpoints = run, writer, events, checkpoints
         self._pending: tuple[int, Any, BatchStats, float, float] | None = None
         self._last = time.perf_counter()
-        self._bad_steps = 0
+        self._spikes = SpikeDetector(run.config.train.spike)
+        self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows)
 
     def step(self, step: int, metrics: Any, stats: BatchStats, data_wait: float, compiling: float) -> None:
         """Take the metrics of a step that was just dispatched; fetch those of the step before."""
@@ -168,50 +319,48 @@ class _Watch:
         step, metrics, stats, data_wait, compiling = self._pending
         self._pending = None
         values = jax.device_get(metrics)
+        finite_rows = values.pop("finite_rows")
         now = time.perf_counter()
         seconds = {"wall": now - self._last, "data_wait": data_wait, "compile": compiling}
         self._last = now
         record = make_record(step, values, stats, jax.process_count(), seconds)
         self._writer.write(record)
         self._run.reporter.step(record)
-        self._bad_steps = self._bad_steps + 1 if record["nonfinite"] else 0
-        limit = self._run.config.train.max_nonfinite_steps
-        if self._bad_steps >= limit:
+        self._act(step, record, finite_rows)
+
+    def _act(self, step: int, record: dict[str, Any], finite_rows: np.ndarray) -> None:
+        train = self._run.config.train
+        if record["skipped"]:
+            return
+        bad = self._nonfinite.step(step, record, finite_rows)
+        if bad >= train.max_nonfinite_steps:
+            self._checkpoints.wait()
+            before = [done for done in self._checkpoints.steps() if done <= step + 1 - bad]
             raise TrainingDiverged(
-                f"stage {self._run.stage}: loss or gradient was not finite in the last {limit} steps (to step {step});"
-                " lower the learning rates or lengthen the warm-up; train.max_nonfinite_steps is the limit"
+                f"stage {self._run.stage}: loss or gradient was not finite in the last {bad} steps (to step {step});"
+                f" the last checkpoint before is that of step {max(before, default=0)}, the rows are in"
+                f" {self._nonfinite.folder}; lower the learning rates or lengthen the warm-up"
+                " (train.max_nonfinite_steps is the limit)"
             )
+        if record["loss_nats"] is None:
+            return
+        spike = self._spikes.step(step, record["loss_nats"])
+        if spike is None:
+            return
+        self._events.write("spike", first=spike[0], last=spike[1], loss_nats=record["loss_nats"])
+        logger.warning("%s: loss spike in steps %d to %d (%.3f nats)", self._run.stage, *spike, record["loss_nats"])
+        if train.spike.rewind:
+            raise Rewind(*spike)
 
 
 class _Tools(NamedTuple):
     """What the loop works with."""
 
-    loader: Loader
+    feeder: Feeder
     checkpoints: Checkpoints
+    saver: Saver
+    copies: LocalCopies
     watch: _Watch
-    stop: Callable[[int, Checkpoints], bool]
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[int, Checkpoints], bool]]:
-    """Note SIGTERM and SIGINT instead of dying of them; a second one kills. Yields: was one seen, by all processes?"""
-    seen = threading.Event()
-    previous: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        seen.set()
-        signal.signal(number, previous[number])
-
-    # (With several processes JAX's own handler of SIGTERM must stay: it tells the others.)
-    if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(done: int, checkpoints: Checkpoints) -> bool:
-        # With several processes all must stop at the same step: JAX's coordination service agrees on it.
-        return seen.is_set() if jax.process_count() == 1 else checkpoints.reached_preemption(done)
-
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    watchdog: Watchdog
+    stop: StopRequest
+    events: Events

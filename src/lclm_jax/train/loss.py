@@ -54,8 +54,10 @@ def loss_sums(
     normalisation: Normalisation,
     key: jax.Array | None = None,
     z_loss: float = 0.0,
-) -> LossSums:
-    """Next-token cross-entropy of a batch; runs under a mesh. ``key``: of LoRA's dropout; None: nothing is dropped.
+) -> tuple[LossSums, jax.Array]:
+    """Next-token cross-entropy of a batch, and which rows' is finite (bool [B]); runs under a mesh.
+
+    ``key``: of LoRA's dropout; None: nothing is dropped.
 
     ``z_loss`` weighs the square of the log-sum-exp of a position's logits (PaLM, arXiv 2204.02311, section 5).
     The PyTorch implementation averages per device batch (one packed row in its configs), then over ranks: that is
@@ -64,10 +66,11 @@ def loss_sums(
     hidden_BSD = forward(params, model, batch, key)
     nll_BS, lse_BS = token_nll_and_lse(params, model, hidden_BSD, batch.targets)
     sums = sum_nll(nll_BS, batch.loss_weights, normalisation)
+    finite_B = jnp.isfinite(jnp.where(batch.loss_weights > 0, nll_BS * batch.loss_weights, 0.0)).all(axis=1)
     if not z_loss:
-        return sums
+        return sums, finite_B
     squares = sum_nll(jnp.square(lse_BS), batch.loss_weights, normalisation).total
-    return sums._replace(z_loss=z_loss * squares)
+    return sums._replace(z_loss=z_loss * squares), finite_B
 
 
 def sum_nll(nll_BS: jax.Array, weights_BS: jax.Array, normalisation: Normalisation) -> LossSums:

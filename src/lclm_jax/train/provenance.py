@@ -35,6 +35,7 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
     own = config.stages[stage]
     idle = {f"{tower}_lora" for tower in _TOWERS if own.peak_lr(f"{tower}_lora") is None}
     imported = {"init": config.init.model_dump(mode="json")} if starts_from_imports(config, stage) else {}
+    drill = {"poison_steps": list(config.train.poison_steps)} if config.train.poison_steps else {}
     return imported | {
         "seed": config.seed,
         "corpus": config.corpus.model_dump(mode="json"),
@@ -48,7 +49,8 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         "train": {
             "optimizer": config.train.optimizer.model_dump(mode="json"),
             "loss_normalisation": config.train.loss_normalisation,
-        },
+        }
+        | drill,
     }
 
 

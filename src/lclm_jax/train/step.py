@@ -23,7 +23,8 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
     """The jitted ``train_step(state, batch) -> (state, metrics)`` of a stage; the state is donated.
 
     Call it under ``use_mesh(mesh)``, with batches placed by ``put_batch``. ``metrics`` are float32 scalars:
-    ``loss_nats``, ``loss_tokens``, ``nonfinite`` and ``skipped`` (1.0 or 0.0), and those of ``Optimizer.update``.
+    ``loss_nats``, ``loss_tokens``, ``nonfinite`` and ``skipped`` (1.0 or 0.0), and those of ``Optimizer.update``; and
+    ``finite_rows``, bool [rows]: whether a row's own loss was finite.
 
     Raises:
         ValueError: the rows of a microbatch do not divide over the mesh.
@@ -49,23 +50,27 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
     """The step of ``make_train_step`` before jit: a pure function of (state, batch)."""
     stage, model, train = config.stages[stage_name], config.model, config.train
     skip_ranges = [parse_skip_range(text) for text in stage.skip_steps]
+    poison_ranges = [parse_skip_range(text) for text in train.poison_steps]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         trainable, frozen = split(state.params, optimizer.labels)
         key = step_key(state)
 
-        def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[Any, LossSums]:
-            def total(leaves: Any) -> tuple[jax.Array, LossSums]:
+        def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[Any, LossSums, jax.Array]:
+            def total(leaves: Any) -> tuple[jax.Array, tuple[LossSums, jax.Array]]:
                 own_key = jax.random.fold_in(key, number)
                 params = merge(frozen, leaves)
-                sums = loss_sums(params, model, microbatch, train.loss_normalisation, own_key, train.z_loss)
-                return sums.objective(), sums
+                sums, finite_B = loss_sums(params, model, microbatch, train.loss_normalisation, own_key, train.z_loss)
+                return sums.objective(), (sums, finite_B)
 
-            grads, sums = jax.grad(total, has_aux=True)(trainable)
-            return grads, sums
+            grads, (sums, finite_B) = jax.grad(total, has_aux=True)(trainable)
+            return grads, sums, finite_B
 
-        grads, sums = _accumulate(gradients, trainable, batch, stage.microbatches)
+        grads, sums, finite_B = _accumulate(gradients, trainable, batch, stage.microbatches)
         grads = jax.tree.map(lambda leaf: leaf / divisor(sums.weight), grads)
+        if poison_ranges:
+            poison = jnp.where(_in_ranges(state.step, poison_ranges), jnp.nan, 1.0)
+            grads = jax.tree.map(lambda leaf: leaf * poison, grads)
         loss = sums.mean()
         skipped = _in_ranges(state.step, skip_ranges)
         apply = jnp.isfinite(loss) & ~skipped
@@ -76,7 +81,7 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
             "nonfinite": ~(jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])),
             "skipped": skipped,
         }
-        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()} | {"finite_rows": finite_B}
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
     return train_step
@@ -92,9 +97,12 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def _accumulate(
-    gradients: Callable[[Batch, jax.Array | int], tuple[Any, LossSums]], trainable: Any, batch: Batch, microbatches: int
-) -> tuple[Any, LossSums]:
-    """Gradient of the summed loss, and the sums, over ``microbatches`` numbered, equal cuts of the batch's rows."""
+    gradients: Callable[[Batch, jax.Array | int], tuple[Any, LossSums, jax.Array]],
+    trainable: Any,
+    batch: Batch,
+    microbatches: int,
+) -> tuple[Any, LossSums, jax.Array]:
+    """Sums of gradients and losses over ``microbatches`` numbered, equal cuts of the batch's rows; finite rows."""
     if microbatches == 1:
         return gradients(batch, 0)
 
@@ -103,12 +111,13 @@ def _accumulate(
         apart = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:])
         return jnp.moveaxis(apart, 1, 0)
 
-    def add(carry: tuple[Any, LossSums], one: tuple[Batch, jax.Array]) -> tuple[tuple[Any, LossSums], None]:
-        grads, sums = gradients(*one)
-        return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), None
+    def add(carry: tuple[Any, LossSums], one: tuple[Batch, jax.Array]) -> tuple[tuple[Any, LossSums], jax.Array]:
+        grads, sums, finite_B = gradients(*one)
+        return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), finite_B
 
     start = (jax.tree.map(jnp.zeros_like, trainable), LossSums.zero())
-    return jax.lax.scan(add, start, (jax.tree.map(cut, batch), jnp.arange(microbatches)))[0]
+    (grads, sums), finite = jax.lax.scan(add, start, (jax.tree.map(cut, batch), jnp.arange(microbatches)))
+    return grads, sums, finite.T.reshape(-1)
 
 
 def _in_ranges(step: jax.Array, ranges: list[tuple[int, int]]) -> jax.Array:

@@ -1,0 +1,63 @@
+import threading
+from typing import ClassVar
+
+import pytest
+
+from lclm_jax.train.feeder import DataStalled, Feeder
+
+
+class Rows:
+    """Batches are their first row; ``fail(row)`` may raise or wait."""
+
+    opened: ClassVar[list[int]] = []
+
+    def __init__(self, row, fail):
+        self.row, self.fail, self.closed = row, fail, False
+        Rows.opened.append(row)
+
+    def __next__(self):
+        self.fail(self.row)
+        self.row += 4
+        return self.row - 4, "stats"
+
+    def close(self):
+        self.closed = True
+
+
+def feeder(fail, timeout=5.0, first=0):
+    Rows.opened = []
+    return Feeder(lambda row: Rows(row, fail), first, 4, timeout)
+
+
+def test_a_dead_loader_is_opened_where_it_stood(caplog):
+    bad = [8]
+
+    def fail(row):
+        if row in bad:
+            bad.remove(row)
+            raise RuntimeError("worker died\ntraceback")
+
+    with feeder(fail) as batches:
+        assert [next(batches)[0] for _ in range(5)] == [0, 4, 8, 12, 16]
+        assert batches.restarts == 1
+    assert Rows.opened == [0, 8]
+    assert "process 0 at row 8 (step 2): the loader died (RuntimeError: worker died); opening" in caplog.text
+
+
+def test_a_stalled_loader_is_opened_again_and_given_up_after_three_times():
+    stall = threading.Event()
+    with feeder(lambda row: stall.wait() if row == 4 else None, timeout=0.1) as batches:
+        assert next(batches)[0] == 0
+        with pytest.raises(DataStalled, match=r"row 4 \(step 1\): no batch for 0.1 s .* 3 times in a row"):
+            next(batches)
+    assert Rows.opened == [0, 4, 4]
+    stall.set()
+
+
+def test_damaged_data_are_not_tried_again():
+    def fail(row):
+        raise ValueError("shard 3 is damaged")
+
+    with feeder(fail, first=12) as batches, pytest.raises(ValueError, match="shard 3 is damaged"):
+        next(batches)
+    assert Rows.opened == [12]
