@@ -1,7 +1,8 @@
 # make demo   raw text to a trained, exported, answering model on a CPU (installs no torch)
 # make test   lint, types and the default test suite (installs the development extra)
-# make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm)
-# make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained)
+# make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
+# make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
+# make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
 #
 # PYTHON       interpreter to use (3.11 or 3.12); naming one gives it a virtual environment of its own
 # TORCH_INDEX  optional package index that has CPU builds of torch, for the tests
@@ -19,17 +20,20 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-vllm test-pretrained lint clean help
+.PHONY: demo test test-slow test-vllm test-pretrained lint clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
 
 test: $(VENV)/.dev-installed
 	$(MAKE) --no-print-directory lint VENV=$(VENV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m 'not slow'
+
+test-slow: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -m slow --durations=15
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

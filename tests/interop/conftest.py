@@ -1,12 +1,14 @@
 """Tiny models and tokenizers for import and export."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.interop.export import export_model
-from lclm_jax.model.lclm import abstract_params
+from lclm_jax.model.lclm import abstract_params, decode, embed, logits
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -42,6 +44,20 @@ def export_tiny(params, model, folder, tokenizer, **options):
     """``export_model`` with one tokenizer for both towers; returns the folder."""
     export_model(params, model, folder, decoder_tokenizer=tokenizer, encoder_tokenizer=tokenizer, **options)
     return folder
+
+
+@pytest.fixture(scope="session")
+def our_logits():
+    """``our_logits(params, model, tokens)`` of the decoder, on the current mesh."""
+
+    def run(params, model, tokens_BS):
+        batch = Batch(*[None] * len(Batch._fields))._replace(decoder_tokens=jnp.asarray(tokens_BS))
+        segments = jnp.ones_like(batch.decoder_tokens)
+        positions = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+        hidden = decode(params, model, embed(params, model, batch), segments, positions)
+        return np.asarray(logits(params, model, hidden))
+
+    return run
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 
-from lclm_jax.config import BackboneConfig, MeshConfig, parse_config
+from lclm_jax.config import BackboneConfig, LoraConfig, LoraTowers, MeshConfig, RunPaths, parse_config
 from lclm_jax.data.prepare import prepare_corpus
 from lclm_jax.interop.importing import import_model
 from lclm_jax.interop.initial import imported_params
@@ -17,7 +20,8 @@ from lclm_jax.interop.names import flatten
 from lclm_jax.interop.runs import export_run
 from lclm_jax.interop.tensors import CheckpointError, TensorFolder
 from lclm_jax.model.lclm import init_params
-from lclm_jax.parallel import make_mesh
+from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.pipeline import pipeline_steps
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from lclm_jax.train.checkpoint import CheckpointError as SavedError
 from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder, provenance
@@ -95,25 +99,28 @@ def test_another_model_or_tokenizer_is_refused(lclm, tmp_path):
 
 @pytest.fixture
 def run(lclm, tmp_path):
-    """A prepared run of one stage that starts from the import."""
+    """A prepared run of one stage that starts from the import and trains the adapter and a LoRA."""
     (tmp_path / "corpus").mkdir()
     for name in ("bisect.py", "heapq.py", "stat.py"):
         shutil.copy(Path(sysconfig.get_path("stdlib")) / name, tmp_path / "corpus" / name)
     corpus = {"kind": "folder", "path": str(tmp_path / "corpus"), "validation_share": 0, "held_out_share": 0}
-    model = load_hf(lclm, compute_dtype="float32", remat="none")[0]
+    lora = LoraTowers(decoder=LoraConfig(rank=2, targets=("q", "o", "down")))
+    model = load_hf(lclm, compute_dtype="float32", remat="none")[0].model_copy(update={"lora": lora})
     values = values_of(lclm, model, tmp_path / "run", lclm=str(lclm)) | {"corpus": corpus}
-    config = parse_config(values | {"stages": {"stage0": values["stages"]["stage0"]}})
+    lr = {"adapter": 1e-3, "decoder_lora": 1e-2}
+    stage = values["stages"]["stage0"] | {"lr": lr, "schedule": "constant"}
+    config = parse_config(values | {"stages": {"stage0": stage}})
     prepare_corpus(config, tmp_path / "run" / "data")
     return config
 
 
-def test_import_train_export(run, lclm, tmp_path):
+def test_import_train_export(run, lclm, our_logits, tmp_path):
     with pytest.raises(SavedError, match="has no checkpoint; train first"):
         open_params(run)
     with pytest.raises(ValueError, match="no reader was given"):
         train(run)
     train(run, read_imports=imported_params)
-    export_run(run, tmp_path / "out", "bfloat16")
+    export_run(run, tmp_path / "out", "bfloat16", lora="peft")
     changed = set()
     for part in ("decoder", "encoder", "adapter"):
         first, last = TensorFolder(lclm / part), TensorFolder(tmp_path / "out" / part)
@@ -131,6 +138,8 @@ def test_import_train_export(run, lclm, tmp_path):
     with pytest.raises(ChangedConfigError, match=r"init\.lclm"):
         finished(moved, "stage0")
     check_slices(run)
+    with use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        check_lora(run, our_logits, tmp_path)
     damage(run)
 
 
@@ -138,6 +147,23 @@ def test_only_the_first_stage_depends_on_imports(lclm, tmp_path):
     config = parse_config(values_of(lclm, load_hf(lclm)[0], tmp_path, lclm=str(lclm)))
     assert provenance(config, "stage0")["inputs"]["init"]["lclm"] == str(lclm)
     assert "init" not in provenance(config, "stage1")["inputs"]
+
+
+def check_lora(run, our_logits, tmp_path):
+    """Merged by the pipeline, or in a folder that peft loads: the logits of the run."""
+    (step,) = [step for step in pipeline_steps(run) if step.name == "export"]
+    assert step.run(run) == {"stage": "stage0", "step": 1}
+    export_run(run, tmp_path / "peft", lora="peft")
+    tokens = np.arange(5, 17)[None]
+    want = our_logits(load_params(run), run.model, tokens)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    merged, base = load(RunPaths(run).export / "decoder"), load(tmp_path / "peft" / "decoder")
+    found = [model(torch.tensor(tokens)).logits.detach().numpy() for model in (merged, base)]
+    wrapped = peft.PeftModel.from_pretrained(base, tmp_path / "peft" / "lora" / "decoder")
+    found.append(wrapped(torch.tensor(tokens)).logits.detach().numpy())
+    for name, logits in zip(("merged", "base", "peft"), found, strict=True):
+        assert (np.abs(logits - want).max() < 1e-4) == (name != "base"), name
+    assert "LoRA of the decoder | rank 2" in (RunPaths(run).export / "README.md").read_text()
 
 
 def check_slices(run):

@@ -1,6 +1,7 @@
 """LoRA out of the house: merged, as folders that the peft package loads, and back."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,20 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
+from lclm_jax.config import MeshConfig, ModelConfig, parse_config
 from lclm_jax.interop.export import export_model
+from lclm_jax.interop.importing import import_model
+from lclm_jax.interop.initial import imported_params
 from lclm_jax.interop.leaves import LeavesInMemory
-from lclm_jax.interop.lora import ExportedLeaves, merge_lora, read_peft, write_peft
+from lclm_jax.interop.load import load_hf
+from lclm_jax.interop.lora import ExportedLeaves, write_peft
 from lclm_jax.interop.names import flatten, nest
+from lclm_jax.interop.runs import export_folder
 from lclm_jax.interop.tensors import CheckpointError
 from lclm_jax.model.encoder import Encoder
-from lclm_jax.model.lclm import abstract_params, decode, embed, logits
-from lclm_jax.model.lora import is_lora
+from lclm_jax.model.lclm import abstract_params
+from lclm_jax.model.lora import is_lora, update_of
+from lclm_jax.parallel import make_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -59,40 +64,39 @@ def export(params, model, folder, tokenizer, merge):
     return folder
 
 
-def our_logits(params, model):
-    batch = Batch(*[None] * len(Batch._fields))._replace(decoder_tokens=jnp.array(KEYS))
-    positions = jnp.arange(KEYS.shape[1])[None]
-    hidden = decode(params, model, embed(params, model, batch), jnp.ones_like(positions), positions)
-    return np.asarray(logits(params, model, hidden))
-
-
-def our_hidden(params, model):
-    positions = jnp.arange(KEYS.shape[1])[None, None]
-    windows = (jnp.array(KEYS)[None], jnp.ones_like(positions), positions)
+def our_hidden(params, model, tokens):
+    positions = jnp.arange(tokens.shape[1])[None, None]
+    windows = (jnp.array(tokens)[None], jnp.ones_like(positions), positions)
     return np.asarray(Encoder(model).apply({"params": params["encoder"]}, *windows))[0]
 
 
-def test_merged_while_it_is_read(model, params, tokenizer, tmp_path, mesh):
-    merged, plain = merge_lora(params, model)
-    streamed = ExportedLeaves(LeavesInMemory(params), model, merge=True)
-    assert streamed.shapes == {path: leaf.shape for path, leaf in flatten(merged)}
-    for path, leaf in flatten(merged):
-        np.testing.assert_array_equal(streamed.read(path), leaf, err_msg=path)
-        np.testing.assert_array_equal(streamed.read(path, (1,)), leaf[1], err_msg=path)
+def test_merged_while_it_is_read(model, params, tokenizer, our_logits, tmp_path, mesh):
+    leaves = LeavesInMemory(params)
+    streamed = ExportedLeaves(leaves, model, merge=True)
+    assert streamed.shapes.keys() == {path for path in leaves.shapes if not is_lora(path)}
+    for path in streamed.shapes:
+        whole, parent = streamed.read(path), path.removesuffix("/kernel")
+        if f"{parent}/lora_a" in leaves.shapes:
+            np.testing.assert_array_equal(streamed.read(path, (1,)), whole[1], err_msg=path)
+            lora = getattr(model.lora, path.split("/")[0])
+            update = update_of(lora, leaves.read(f"{parent}/lora_a", (1,)), leaves.read(f"{parent}/lora_b", (1,)))
+            np.testing.assert_array_equal(whole[1], leaves.read(path, (1,)) + update, err_msg=path)
+        else:
+            np.testing.assert_array_equal(whole, leaves.read(path), err_msg=path)
     with pytest.raises(ValueError, match="read by the layer or whole"):
         streamed.read("decoder/layers/attn/q/kernel", (slice(0, 1), slice(2)))
     folder = export(params, model, tmp_path / "out", tokenizer, merge=True)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "decoder")
     with torch.no_grad():
         want = theirs(torch.tensor(KEYS)).logits.numpy()
-    ours = our_logits(params, model)
+    ours = our_logits(params, model, KEYS)
     np.testing.assert_allclose(ours, want, atol=1e-4)
-    assert np.abs(our_logits(without_lora(params), plain) - want).max() > 0.1
+    assert np.abs(our_logits(without_lora(params), model.plain, KEYS) - want).max() > 0.1
 
 
-def test_peft_loads_both_towers(model, params, tokenizer, tmp_path, mesh):
+def test_peft_loads_both_towers(model, params, tokenizer, our_logits, tmp_path, mesh):
     folder = export(params, model, tmp_path / "out", tokenizer, merge=False)
-    write_peft(params, model, folder)
+    write_peft(LeavesInMemory(params), model, folder)
     for tower, kind, ours in (
         ("decoder", transformers.AutoModelForCausalLM, our_logits),
         ("encoder", transformers.AutoModel, our_hidden),
@@ -104,43 +108,119 @@ def test_peft_loads_both_towers(model, params, tokenizer, tmp_path, mesh):
         with torch.no_grad():
             out = wrapped(input_ids=torch.tensor(KEYS))
         want = (out.logits if tower == "decoder" else out.last_hidden_state).numpy()
-        np.testing.assert_allclose(ours(params, model), want, atol=1e-4)
-        assert np.abs(ours(without_lora(params), model.plain) - want).max() > 0.1
+        np.testing.assert_allclose(ours(params, model, KEYS), want, atol=1e-4)
+        assert np.abs(ours(without_lora(params), model.plain, KEYS) - want).max() > 0.1
 
 
-def test_peft_round_trip(model, params, tmp_path):
-    write_peft(params, model, tmp_path)
-    again, found = read_peft(tmp_path, model.plain, without_lora(params))
-    assert again == model.model_copy(update={"lora": again.lora})
-    assert {t: getattr(again.lora, t).rank for t in LORA} == {"decoder": 3, "encoder": 2}
+@pytest.fixture
+def peft_folder(model, params, tokenizer, tmp_path):
+    """A complete LCLM with its LoRA in ``lora/``."""
+    folder = export(params, model, tmp_path / "peft", tokenizer, merge=False)
+    write_peft(LeavesInMemory(params), model, folder)
+    return folder
+
+
+def check_same(found, params):
+    found, params = dict(flatten(found)), dict(flatten(params))
+    assert found.keys() == params.keys()
+    for path, leaf in params.items():
+        if path != "decoder/embed/table":  # its rows of the memory tokens are the leaf memory_rows
+            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+def test_peft_folders_are_read_back(model, params, peft_folder):
+    again, found = load_hf(peft_folder, compute_dtype="float32", remat="none")
+    check_same(found, params)
     assert again.lora.decoder == model.lora.decoder
-    assert (again.lora.encoder.dropout, set(again.lora.encoder.targets)) == (0.1, {"q", "o", "down"})
-    assert dict(flatten(found)).keys() == dict(flatten(params)).keys()
-    for path, leaf in flatten(params):
-        np.testing.assert_array_equal(dict(flatten(found))[path], leaf, err_msg=path)
-    assert read_peft(tmp_path / "nothing", model.plain, params)[0] == model.plain
+    encoder = again.lora.encoder
+    assert (encoder.rank, encoder.dropout, set(encoder.targets)) == (2, 0.1, {"q", "o", "down"})
+    assert again.plain == model.plain
+    shutil.rmtree(peft_folder / "lora")
+    assert load_hf(peft_folder, compute_dtype="float32", remat="none")[0] == model.plain
+
+
+def test_an_import_keeps_the_updates_and_an_export_of_it_merges_or_keeps_them(params, peft_folder, tmp_path):
+    keys = import_model(peft_folder, tmp_path / "lclm")
+    assert keys["model"]["lora"]["decoder"]["rank"] == 3
+    export_folder(tmp_path / "lclm", tmp_path / "kept", lora="peft")
+    check_same(load_hf(tmp_path / "kept")[1], params)
+    assert "not merged" in (tmp_path / "kept" / "README.md").read_text()
+    export_folder(tmp_path / "lclm", tmp_path / "merged")
+    merged, found = load_hf(tmp_path / "merged")
+    assert merged.plain == merged and not (tmp_path / "merged" / "lora").exists()
+    streamed = ExportedLeaves(LeavesInMemory(params), load_hf(peft_folder)[0], merge=True)
+    check_same(found, nest({path: streamed.read(path) for path in streamed.shapes}))
+    assert "LoRA of the decoder | rank 3, alpha 7" in (tmp_path / "merged" / "README.md").read_text()
+    with pytest.raises(ValueError, match="no LoRA to write"):
+        export_folder(tmp_path / "merged", tmp_path / "none", lora="peft")
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_runs_start_from_the_updates_of_a_folder(model, params, peft_folder, tmp_path):
+    def config(lora):
+        shape = model.model_dump(mode="json") | {"lora": lora}
+        stage = {"lr": {"adapter": 1e-3}, "steps": 1, "mixture": {"all": 1}}
+        return parse_config(
+            {
+                "name": "start",
+                "run_dir": str(tmp_path / "run"),
+                "tokenizer": {"decoder": str(peft_folder / "decoder")},
+                "model": shape,
+                "init": {"lclm": str(peft_folder)},
+                "data": {"sources": {"all": {"collection": "documents", "objective": "cpt"}}},
+                "stages": {"only": stage},
+            }
+        )
+
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    check_same(imported_params(config(model.model_dump(mode="json")["lora"]), one), params)
+    for other in (None, {**LORA, "encoder": {"rank": 2}}):
+        with pytest.raises(
+            CheckpointError, match=r"lora/\w+ is LoRA of another kind.*, or merge it first: lclm export"
+        ):
+            imported_params(config(other), one)
 
 
 def test_errors(model, params, tmp_path):
+    bare = LeavesInMemory(without_lora(params))
     with pytest.raises(ValueError, match="no LoRA to write"):
-        write_peft(without_lora(params), model.plain, tmp_path)
+        write_peft(bare, model.plain, tmp_path)
     with pytest.raises(ValueError, match="older than model"):
-        write_peft(without_lora(params), model, tmp_path)
-    older = ExportedLeaves(LeavesInMemory(without_lora(params)), model, merge=True)
+        write_peft(bare, model, tmp_path)
+    older = ExportedLeaves(bare, model, merge=True)
     kernel = params["decoder"]["layers"]["attn"]["q"]["kernel"]
     np.testing.assert_array_equal(older.read("decoder/layers/attn/q/kernel", (0,)), kernel[0])
-    write_peft(params, model, tmp_path)
-    config, weights = (tmp_path / "lora" / "decoder" / n for n in ("adapter_config.json", "adapter_model.safetensors"))
-    values = json.loads(config.read_text())
-    config.write_text(json.dumps(values | {"use_rslora": True}))
-    with pytest.raises(CheckpointError, match=r"'use_rslora': True.*merge that adapter with peft"):
-        read_peft(tmp_path, model.plain, without_lora(params))
-    config.write_text(json.dumps(values | {"r": 4}))
-    with pytest.raises(CheckpointError, match=r"lora_A.weight has shape \(3, .*not \(4,"):
-        read_peft(tmp_path, model.plain, without_lora(params))
+
+
+def test_leaves_of_one_tower_alone_are_written(model, params, tmp_path):
+    """As of a checkpoint that is older than the encoder's LoRA."""
+    some = {path: leaf for path, leaf in flatten(params) if not (is_lora(path) and path.startswith("encoder"))}
+    write_peft(LeavesInMemory(nest(some)), model, tmp_path)
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == ["decoder"]
+
+
+def test_damaged_adapter_folders_are_refused(peft_folder):
+    source = peft_folder / "lora" / "decoder"
+    config, weights = source / "adapter_config.json", source / "adapter_model.safetensors"
+    values, tensors = json.loads(config.read_text()), load_file(weights)
+    for change, message in (
+        ({"use_rslora": True}, r"'use_rslora': True.*merge that adapter with peft"),
+        ({"r": 4}, r"lora_A.weight has shape \(3, .*not \(4,"),
+        ({"target_modules": ["embed_tokens"]}, "cannot be read"),
+        ({"lora_alpha": None}, "cannot be read"),
+    ):
+        config.write_text(json.dumps(values | change))
+        with pytest.raises(CheckpointError, match=message):
+            load_hf(peft_folder)
     config.write_text(json.dumps(values))
-    tensors = load_file(weights)
-    tensors.pop(sorted(tensors)[0])
+    first = sorted(tensors)[0]
+    save_file(tensors | {first: np.full_like(tensors[first], np.nan)}, weights)
+    with pytest.raises(CheckpointError, match=f"{first} holds NaN"):
+        load_hf(peft_folder)
+    tensors.pop(first)
     save_file(tensors, weights)
     with pytest.raises(CheckpointError, match=r"has shape None, not .*\(1 such tensors\)"):
-        read_peft(tmp_path, model.plain, without_lora(params))
+        load_hf(peft_folder)
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be read"):
+        load_hf(peft_folder)

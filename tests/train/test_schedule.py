@@ -39,6 +39,15 @@ def test_all_golden_schedules():
             np.testing.assert_allclose(schedule(updates), expected, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize(("steps", "warmup", "fraction"), [(50, 7, 0.7), (200, 7, 0.8), (1000, 250, 0.35)])
+def test_a_cosine_that_ends_between_two_steps(steps, warmup, fraction):
+    """Relative error at every step, down to a floor of zero."""
+    step = np.arange(warmup, steps + 1)
+    done = np.clip((step - warmup) / ((steps - warmup) * fraction), 0, 1)
+    expected = 1e-3 * 0.5 * (1 + np.cos(np.pi * done))
+    np.testing.assert_allclose(Schedule(1e-3, steps, warmup, cosine_fraction=fraction)(step), expected, rtol=1e-6)
+
+
 def test_constant_and_warm_up_longer_than_the_run():
     assert Schedule(1e-3, 10, 2, kind="constant")(9) == np.float32(1e-3)
     np.testing.assert_allclose(Schedule(1e-3, 10, 100)(10), 1e-4, rtol=1e-6)

@@ -48,12 +48,15 @@ SMALL = [
 ]
 NEW_TOKENS = 32
 SPAN = "<|memory_start|>{}<|memory_end|>"
+# As many tokens in each: prompts that differ in nothing but the values of their latents.
+SPANS = (
+    "import os\nimport sys\n\n\ndef main():\n    return os",
+    "import sys\nimport os\n\n\ndef main():\n    return sys",
+)
 PROMPTS = [
     {"id": "text", "prompt": "def read(path):\n    "},
-    {
-        "id": "span",
-        "prompt": SPAN.format("import os\nimport sys\n\n\ndef main():\n    return os.path.join") + "\nGo on: ",
-    },
+    {"id": "span", "prompt": SPAN.format(SPANS[0]) + "\nGo on: "},
+    {"id": "its twin", "prompt": SPAN.format(SPANS[1]) + "\nGo on: "},
     {"id": "long", "prompt": SPAN.format("for line in file:\n    total += len(line)\n" * 12) + "\nSum: "},
     {"id": "chat", "messages": [{"role": "user", "content": SPAN.format("x = 1") + " and " + SPAN.format("y")}]},
     {"id": "other", "prompt": "A mapping " + SPAN.format("from keys to values, which may be anything") + " is"},
@@ -108,8 +111,13 @@ def answers(exported):
     return {line["id"]: list(answer.ids) for line, answer in zip(PROMPTS, found, strict=True)}
 
 
-def test_answers_vary(answers):
-    assert all(len(set(ids)) > 2 for ids in answers.values())
+def test_latents_alone_decide_between_two_answers(embeddings, answers):
+    """So an engine that gives both answers has read the latents, and so have we."""
+    one, other = embeddings["span"], embeddings["its twin"]
+    assert one.shape == other.shape
+    rows = (one != other).any(dim=1)
+    assert 3 <= rows.sum() < len(rows) / 2
+    assert sum(a != b for a, b in zip(answers["span"], answers["its twin"], strict=True)) > NEW_TOKENS / 2
     assert len({tuple(ids) for ids in answers.values()}) == len(answers)
 
 
@@ -146,7 +154,7 @@ def test_vllm_gives_our_tokens(exported, embeddings, answers):
 
 def test_the_command_prints_our_tokens(exported, answers):
     generator = Generator.from_folder(exported)
-    prompt = PROMPTS[1]["prompt"]
+    prompt = next(line["prompt"] for line in PROMPTS if line["id"] == "span")
     (answer,) = generator.generate([prompt], Sampling(max_new_tokens=NEW_TOKENS))
     assert list(answer.ids) == answers["span"][: len(answer.ids)]
     printed = lclm("generate", exported, "--raw", "--prompt", prompt, "--max-new-tokens", NEW_TOKENS)

@@ -39,17 +39,24 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, json_fi
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--stage", help="Stage to export; the last that has a checkpoint by default.")
 @click.option("--step", type=int, help="Step of the stage; its newest checkpoint by default.")
-def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None) -> None:
+@click.option(
+    "--lora",
+    type=click.Choice(["merge", "peft"]),
+    default="merge",
+    show_default=True,
+    help="Add LoRA updates to their kernels, or write them to OUT/lora for peft.",
+)
+def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None, lora: str) -> None:
     """Write the model of RUN (a run's folder or its YAML, or an imported LCLM) to OUT in the Hugging Face layout."""
     from lclm_jax.interop.runs import export_folder, export_run
 
     if (run / "model_config.json").is_file():
         if stage or step is not None:
             raise click.UsageError(f"{run} is an imported model: it has no stages or steps")
-        export_folder(run, out, dtype)
+        export_folder(run, out, dtype, lora)
         click.echo(f"{out}: {run}, {dtype}")
         return
-    done = export_run(load_run(run), out, dtype, stage, step)
+    done = export_run(load_run(run), out, dtype, stage, step, lora)
     click.echo(f"{out}: {done[0]} step {done[1]}, {dtype}")
 
 

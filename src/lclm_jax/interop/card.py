@@ -1,11 +1,11 @@
 """The model card of an export: what it is, its shape, what was measured, how to use it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lclm_jax import __version__
-from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
 
 _HEAD = """---
 library_name: transformers
@@ -30,29 +30,41 @@ holds the projection, `model_config.json` the compression. transformers and vLLM
     lclm generate FOLDER --prompt '<|memory_start|>text to compress<|memory_end|>What does it say?'
 """
 
+_USE_PEFT = """
+The weights are those of the base model. Its LoRA is in `lora/`: `lclm generate` applies it, elsewhere `peft` does, to
+the decoder and to the encoder alike, as far as each has a folder there:
 
-def write_card(folder: Path, model: ModelConfig, dtype: str, origin: str, evaluation: Mapping[str, Any] | None) -> None:
+    peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("FOLDER/decoder"), "FOLDER/lora/decoder")
+"""
+
+
+def write_card(
+    folder: Path, model: ModelConfig, dtype: str, lora: str, origin: str, evaluation: Mapping[str, Any] | None
+) -> None:
     """Write ``README.md`` into an exported folder.
 
     Args:
         folder: the export.
         model: its configuration.
         dtype: how its weights are stored.
+        lora: what became of its LoRA, if it has any: ``merge`` or ``peft``.
         origin: what was exported, in words.
         evaluation: the content of ``eval.json``; None: nothing was measured of these weights, and the card says so.
     """
     title = f"LCLM, {model.ratio}x compression"
     head = dict(title=title, window=model.window, ratio=model.ratio, version=__version__, origin=origin, dtype=dtype)
-    text = _HEAD.format(**head) + "\n## Configuration\n\n" + _table(("key", "value"), _compression(model))
+    text = _HEAD.format(**head) + "\n## Configuration\n\n" + _table(("key", "value"), _settings(model, lora))
     towers = (("encoder", model.encoder), ("decoder", model.decoder))
     text += "\n" + _table(
         ("", "layers", "hidden", "heads/kv", "head", "mlp", "vocabulary", "tied"), [_tower(*tower) for tower in towers]
     )
     text += "\n## Measured results\n\n" + (_results(evaluation) if evaluation else "None of these weights.\n") + _USE
+    if lora == "peft":
+        text += _USE_PEFT
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _compression(model: ModelConfig) -> list[tuple[str, Any]]:
+def _settings(model: ModelConfig, lora: str) -> list[tuple[str, Any]]:
     adapter: str = model.adapter.type
     if adapter != "mlp":
         adapter += f", {model.adapter.num_layers} attention layers"
@@ -63,7 +75,16 @@ def _compression(model: ModelConfig) -> list[tuple[str, Any]]:
         ("pooling", model.pooling),
         ("mask inside a window", model.mask),
         ("adapter", adapter),
+        *_lora(model, lora),
     ]
+
+
+def _lora(model: ModelConfig, what: str) -> Iterator[tuple[str, str]]:
+    for tower in ("encoder", "decoder"):
+        lora: LoraConfig | None = getattr(model.lora, tower)
+        if lora is not None:
+            place = "merged into the kernels" if what == "merge" else f"in `lora/{tower}/`, not merged"
+            yield f"LoRA of the {tower}", f"rank {lora.rank}, alpha {lora.alpha:g}, {' '.join(lora.targets)}; {place}"
 
 
 def _tower(name: str, tower: BackboneConfig) -> tuple[Any, ...]:

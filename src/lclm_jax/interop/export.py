@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from lclm_jax.interop.names import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_
 from lclm_jax.interop.tensors import DTYPES, Declared, write_folder
 from lclm_jax.text.tokenizer import Tokenizer
 
+SHARD_BYTES = 5 * 10**9
+"""Largest size of one weight file, as in Hugging Face's own exports."""
+
 
 def export_model(
     leaves: Leaves | Mapping[str, Any],
@@ -24,53 +28,80 @@ def export_model(
     decoder_tokenizer: Path,
     encoder_tokenizer: Path,
     dtype: str = "float32",
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """``write_model`` to ``out_dir`` by way of ``new_export``; arguments and errors are theirs."""
+    tokenizers = dict(decoder_tokenizer=decoder_tokenizer, encoder_tokenizer=encoder_tokenizer)
+    with new_export(out_dir) as part:
+        write_model(leaves, model, part, **tokenizers, dtype=dtype, shard_bytes=shard_bytes)
+
+
+@contextmanager
+def new_export(out_dir: Path) -> Iterator[Path]:
+    """An empty folder to write; it takes the name ``out_dir`` and the place of an earlier export when all is written.
+
+    Raises ``ValueError`` if ``out_dir`` holds something else.
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
+        raise ValueError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
+    part = out_dir.with_name(out_dir.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if out_dir.exists():
+            shutil.rmtree(out_dir)
+        part.replace(out_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_model(
+    leaves: Leaves | Mapping[str, Any],
+    model: ModelConfig,
+    folder: Path,
+    *,
+    decoder_tokenizer: Path,
+    encoder_tokenizer: Path,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write ``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json`` and ``processor_config.json``.
 
-    One layer of a stacked leaf, or a block of rows of a table, is in memory at a time. The folder appears under its
-    name only when it is complete.
+    One layer of a stacked leaf, or a block of rows of a table, is in memory at a time.
 
     Args:
         leaves: parameters of ``model``, in memory or where they can be read in pieces.
-        model: shape and compression.
-        out_dir: folder to write; one of an earlier export is replaced.
+        model: shape and compression, without LoRA.
+        folder: empty folder.
         decoder_tokenizer: folder whose tokenizer files are copied to ``decoder/``.
         encoder_tokenizer: the same for ``encoder/``.
         dtype: float32, bfloat16 or float16.
         shard_bytes: largest size of one weight file.
 
     Raises:
-        ValueError: for another ``dtype``, parameters that are not of ``model``, a tokenizer without the memory tokens
-            or with more ids than the table has rows, or an ``out_dir`` that holds something else.
+        ValueError: for another ``dtype``, parameters that are not of ``model``, or a tokenizer without the memory
+            tokens or with more ids than the table has rows.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
-    out_dir = Path(out_dir)
-    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
-        raise ValueError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
     table = tensor_table(model)
     leaves = LeavesInMemory(leaves) if isinstance(leaves, Mapping) else leaves
     check_leaves(leaves, table)
     decoder_ids, encoder_ids = Tokenizer.from_folder(decoder_tokenizer), Tokenizer.from_folder(encoder_tokenizer)
     _check_rows("decoder", decoder_ids, model.decoder.vocab_size)
     _check_rows("encoder", encoder_ids, model.encoder.vocab_size)
-    part = out_dir.with_name(out_dir.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
-    for folder, stem in (("decoder", "model"), ("encoder", "model"), ("adapter", "adapter")):
-        (part / folder).mkdir(parents=True)
-        rows = [tensor for tensor in table if tensor.folder == folder]
-        limit = shard_bytes if folder != "adapter" else 2**62  # the PyTorch loader reads the adapter from one file
+    for part, stem in (("decoder", "model"), ("encoder", "model"), ("adapter", "adapter")):
+        (folder / part).mkdir()
+        rows = [tensor for tensor in table if tensor.folder == part]
+        limit = shard_bytes if part != "adapter" else 2**62  # the PyTorch loader reads the adapter from one file
         declared = [Declared(tensor.name, tensor.shape, dtype) for tensor in rows]
-        write_folder(part / folder, declared, block_reader(leaves, rows, decoder_ids.memory_ids), limit, stem)
-    _write_side_files(part / "decoder", model, dtype, decoder_ids, decoder_tokenizer)
-    _write_side_files(part / "encoder", model, dtype, encoder_ids, encoder_tokenizer)
-    write_json(part / "model_config.json", model_json(model))
-    write_json(part / "processor_config.json", _processor_json(model))
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    part.replace(out_dir)
+        write_folder(folder / part, declared, block_reader(leaves, rows, decoder_ids.memory_ids), limit, stem)
+    _write_side_files(folder / "decoder", model, dtype, decoder_ids, decoder_tokenizer)
+    _write_side_files(folder / "encoder", model, dtype, encoder_ids, encoder_tokenizer)
+    write_json(folder / "model_config.json", model_json(model))
+    write_json(folder / "processor_config.json", _processor_json(model))
 
 
 def model_json(model: ModelConfig) -> dict[str, Any]:

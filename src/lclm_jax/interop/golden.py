@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.interop.golden_case import load_case
@@ -25,8 +26,10 @@ def run_golden(directory: str | Path, greedy: Greedy) -> Iterator[Check]:
             ``pack_sequences.json``, or some of them.
         greedy: generation (``lclm_jax.inference.golden_greedy``).
 
+    A case (or its checkpoint) that cannot be read or run is a failed check; the others are compared all the same.
+
     Raises:
-        ValueError: if the directory holds nothing of that format, or a case or checkpoint cannot be read.
+        ValueError: if the directory holds nothing of that format.
     """
     directory = Path(directory)
     cases = sorted(path.parent for path in directory.glob("cases/*/case.json"))
@@ -42,10 +45,23 @@ def run_golden(directory: str | Path, greedy: Greedy) -> Iterator[Check]:
     # Products in full float32: accelerators round their inputs by default.
     with jax.default_matmul_precision("highest"), use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         for name in present:
-            yield from single[name](directory / name)
+            yield from _attempt(Path(name).stem, single[name](directory / name))
         for folder in cases:
-            case = load_case(folder, directory / "checkpoints")
-            yield from check_processor(case)
-            yield from check_model(case, folder, greedy)
+            yield from _attempt(folder.name, _check_case(folder, directory, greedy))
         for path in runs:
-            yield from check_training(path, directory)
+            yield from _attempt(f"training/{path.stem}", check_training(path, directory))
+
+
+def _check_case(folder: Path, directory: Path, greedy: Greedy) -> Iterator[Check]:
+    case = load_case(folder, directory / "checkpoints")
+    yield from check_processor(case)
+    yield from check_model(case, folder, greedy)
+
+
+def _attempt(name: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """``checks``, and one that failed if they end in an error: bad data, a missing key, a missing file."""
+    try:
+        yield from checks
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        yield Check(name, f"stopped by {type(error).__name__} ({reason})", np.inf, np.inf, "no error", False)

@@ -19,6 +19,7 @@ from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.interop.hf_config import FAMILIES, read_backbone, read_json, write_json
 from lclm_jax.interop.leaves import FolderBlocks
 from lclm_jax.interop.load import open_backbone, read_model
+from lclm_jax.interop.lora import copy_peft, read_peft
 from lclm_jax.interop.memory_tokens import NewRows, add_memory_tokens, copy_tokenizer, plan_rows, read_memory_rows
 from lclm_jax.interop.names import Tensor, adapter_tensors, backbone_tensors
 from lclm_jax.interop.tensors import Declared, TensorFolder, write_folder
@@ -117,7 +118,9 @@ def _import_lclm(source: Path, out: Path, options: ImportOptions) -> dict[str, A
     for name in _KEPT:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+    copy_peft(source, out)
     model = read_model(out)
+    read_peft(out, model)  # fails unless it fits the model
     (out / "adapter").mkdir()
     blocks = FolderBlocks(TensorFolder(source / "adapter"), adapter_tensors(model))
     _write(out / "adapter", blocks, blocks.table, None, 2**62)
@@ -173,5 +176,7 @@ def _model_keys(backbone: BackboneConfig) -> dict[str, Any]:
 def _lclm_keys(model: ModelConfig) -> dict[str, Any]:
     """The keys of ``model`` that the files of an LCLM hold."""
     compression = {"adapter", "ratio", "window", "overlap", "pooling", "mask"}
+    if model.plain != model:
+        compression.add("lora")
     towers = {"encoder": _model_keys(model.encoder), "decoder": _model_keys(model.decoder)}
     return towers | json.loads(model.model_dump_json(include=compression))

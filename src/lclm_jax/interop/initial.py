@@ -5,6 +5,7 @@ leaf, or some rows of a table) beside the parameters.
 """
 
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lclm_jax.config import BackboneConfig, Config, MeshConfig, RunPaths
+from lclm_jax.config import BackboneConfig, Config, LoraConfig, MeshConfig, ModelConfig, RunPaths
 from lclm_jax.interop.hf_config import read_backbone
 from lclm_jax.interop.leaves import FolderBlocks, LeavesInFolders
 from lclm_jax.interop.load import open_backbone, open_parts, read_model
+from lclm_jax.interop.lora import FOLDER, TOWERS, read_peft
 from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, flatten, leaf, nest
 from lclm_jax.interop.tensors import CheckpointError
 from lclm_jax.model.lclm import init_params
@@ -43,13 +45,14 @@ def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
     parts = _open_folders(config)
     shardings = dict(flatten(params_shardings(config.model, mesh)))
     leaves = LeavesInFolders(parts, config.model.memory_token_ids or ())
-    found = _random_leaves(config, {path: at for path, at in shardings.items() if path not in leaves.shapes})
-    found |= _fill(leaves, [tensor for part in parts for tensor in part.table], shardings)
+    small = read_peft(Path(config.init.lclm), config.model) if config.init.lclm else {}
     if MEMORY_ROWS_PATH in leaves.shapes:
-        rows = leaves.read(MEMORY_ROWS_PATH)
-        found[MEMORY_ROWS_PATH] = jax.make_array_from_callback(
-            rows.shape, shardings[MEMORY_ROWS_PATH], lambda index: rows[index]
-        )
+        small[MEMORY_ROWS_PATH] = leaves.read(MEMORY_ROWS_PATH)
+    given = leaves.shapes.keys() | small.keys()
+    found = _random_leaves(config, {path: at for path, at in shardings.items() if path not in given})
+    found |= _fill(leaves, [tensor for part in parts for tensor in part.table], shardings)
+    for path, array in small.items():
+        found[path] = jax.make_array_from_callback(array.shape, shardings[path], array.__getitem__)
     return nest({path: found[path] for path in shardings})
 
 
@@ -72,6 +75,7 @@ def _open_folders(config: Config) -> list[FolderBlocks]:
                     f"{root} was made with {name}={getattr(stored, name)!r}, the run says {getattr(model, name)!r};"
                     f" set model.{name} to the former"
                 )
+        _check_lora(root, stored, model)
         return open_parts(root, model)
     return [open_backbone(Path(f), backbone, role) for role, (f, backbone, _) in folders.items() if f is not None]
 
@@ -85,6 +89,21 @@ def _check_backbone(folder: Path, role: str, backbone: BackboneConfig) -> None:
     if lines:
         text = "\n  ".join(lines)
         raise CheckpointError(f"{folder} is another model than model.{role} says; set the folder's values:\n  {text}")
+
+
+def _check_lora(root: Path, stored: ModelConfig, model: ModelConfig) -> None:
+    """LoRA that a folder brings is never dropped; LoRA that it lacks starts fresh."""
+    for tower in TOWERS:
+        theirs, ours = getattr(stored.lora, tower), getattr(model.lora, tower)
+        if theirs is not None and (ours is None or _without_dropout(theirs) != _without_dropout(ours)):
+            raise CheckpointError(
+                f"{root / FOLDER / tower} is LoRA of another kind than model.lora.{tower}={ours!r}; set that to"
+                f" {json.dumps(theirs.model_dump(mode='json'))}, or merge it first: lclm export {root} OUT"
+            )
+
+
+def _without_dropout(lora: LoraConfig) -> dict[str, Any]:
+    return {"rank": lora.rank, "alpha": lora.alpha, "targets": set(lora.targets)}
 
 
 def _check_tokenizer(folder: Path, role: str, tokenizer: Path) -> None:

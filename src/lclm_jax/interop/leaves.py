@@ -92,6 +92,22 @@ class LeavesInFolders:
         return part.read(tensor, cuts[0] if cuts else slice(0, tensor.shape[0]))
 
 
+class JoinedLeaves:
+    """``leaves``, and those of ``memory`` (path -> array) beside them."""
+
+    def __init__(self, leaves: Leaves, memory: Mapping[str, np.ndarray]):
+        self._leaves, self._memory = leaves, memory
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path of every leaf and its shape."""
+        return {**self._leaves.shapes, **{path: array.shape for path, array in self._memory.items()}}
+
+    def read(self, path: str, index: tuple[int | slice, ...] = ()) -> np.ndarray:
+        """``leaf[index]``."""
+        return self._memory[path][index] if path in self._memory else self._leaves.read(path, index)
+
+
 def shapes_of(table: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
     """Path and shape of the leaves of ``table``, ``decoder/memory_rows`` with them if its table is there."""
     shapes: dict[str, tuple[int, ...]] = {}

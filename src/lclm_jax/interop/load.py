@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.interop.hf_config import read_backbone, read_json
 from lclm_jax.interop.leaves import FolderBlocks, Leaves, LeavesInFolders, shapes_of
+from lclm_jax.interop.lora import read_lora_towers, read_peft
 from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, adapter_tensors, backbone_tensors, nest, tensor_table
 from lclm_jax.interop.tensors import CheckpointError, TensorFolder
 from lclm_jax.text.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ _SETTINGS = {
 
 
 def load_hf(folder: Path, settings: Mapping[str, Any] | None = None, **changes: Any) -> tuple[ModelConfig, dict]:
-    """Load a complete LCLM folder (``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json``).
+    """Load a complete LCLM folder (``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json``), ``lora/`` with it.
 
     Args:
         folder: the folder.
@@ -45,9 +46,9 @@ def load_hf(folder: Path, settings: Mapping[str, Any] | None = None, **changes: 
     folder = Path(folder)
     model = read_model(folder, settings, **changes)
     leaves = LeavesInFolders(open_parts(folder, model), model.memory_token_ids or ())
-    params = nest(_read_all(leaves, tensor_table(model)))
-    params["decoder"][MEMORY_ROWS_PATH.rpartition("/")[2]] = leaves.read(MEMORY_ROWS_PATH)
-    return model, params
+    found = _read_all(leaves, tensor_table(model))
+    found[MEMORY_ROWS_PATH] = leaves.read(MEMORY_ROWS_PATH)
+    return model, nest(found | read_peft(folder, model))
 
 
 def open_parts(folder: Path, model: ModelConfig) -> list[FolderBlocks]:
@@ -89,6 +90,7 @@ def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **change
             encoder=read_backbone(folder / "encoder"),
             decoder=read_backbone(folder / "decoder"),
             adapter=adapter,
+            lora=read_lora_towers(folder),
             memory_token_ids=tuple(int(i) for i in tokenizer.memory_ids),
             **fields,
             **changes,

@@ -1,4 +1,4 @@
-"""LoRA on the way out: merged into its kernels while they are read, or as adapter folders of ``peft``; and back in.
+"""LoRA on the way out, merged into its kernels while they are read or as adapter folders of ``peft``; and back in.
 
 An adapter folder is ``adapter_config.json`` and ``adapter_model.safetensors``. Names are those that peft gives the
 updates of ``Qwen3ForCausalLM`` or ``LlamaForCausalLM`` (decoder) and ``Qwen3Model`` or ``LlamaModel`` (encoder).
@@ -8,21 +8,22 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from pydantic import ValidationError
 
-from lclm_jax.config import LoraConfig, ModelConfig
+from lclm_jax.config import LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.model import LoraTarget
 from lclm_jax.interop.hf_config import write_json
-from lclm_jax.interop.leaves import Leaves, LeavesInMemory
-from lclm_jax.interop.names import Tensor, backbone_tensors, flatten, nest
+from lclm_jax.interop.leaves import Leaves, shapes_of
+from lclm_jax.interop.names import Tensor, backbone_tensors, tensor_table
 from lclm_jax.interop.tensors import CheckpointError, Declared, TensorFolder, write_folder
-from lclm_jax.model.lora import is_lora, merge_lora, update_of
+from lclm_jax.model.lora import is_lora, update_of
 
 FOLDER = "lora"
 """Folder of an export that holds ``decoder/`` and ``encoder/`` adapter folders."""
+TOWERS = ("decoder", "encoder")
 
 _USUAL: dict[str, Any] = {
     "peft_type": "LORA",
@@ -36,7 +37,14 @@ _USUAL: dict[str, Any] = {
 }
 """What ``adapter_config.json`` says of every LoRA that we compute."""
 
-__all__ = ["FOLDER", "ExportedLeaves", "merge_lora", "read_peft", "write_peft"]
+
+class _Factor(NamedTuple):
+    """One tensor of an adapter file: peft's name, our leaf, the layer in it, the shape in the file."""
+
+    name: str
+    path: str
+    layer: int
+    shape: tuple[int, int]
 
 
 class ExportedLeaves:
@@ -71,13 +79,20 @@ class ExportedLeaves:
         return array + np.stack([update_of(lora, a, b) for a, b in zip(lora_a, lora_b, strict=True)])
 
 
-def write_peft(leaves: Leaves | Mapping[str, Any], model: ModelConfig, out_dir: Path, dtype: str = "float32") -> None:
-    """Write ``out_dir/lora/decoder`` and ``out_dir/lora/encoder``, as far as ``model`` has LoRA there.
+def with_lora_of(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """``model`` with LoRA only where ``shapes`` have it: a checkpoint may be older than ``model.lora``."""
+    present = {path.split("/")[0] for path in shapes if is_lora(path)}
+    towers = {tower: getattr(model.lora, tower) if tower in present else None for tower in TOWERS}
+    return model.model_copy(update={"lora": LoraTowers(**towers)})
+
+
+def write_peft(leaves: Leaves, model: ModelConfig, out_dir: Path, dtype: str = "float32") -> None:
+    """Write ``out_dir/lora/decoder`` and ``out_dir/lora/encoder``, as far as ``leaves`` have LoRA there.
 
     Args:
         leaves: parameters of ``model``, LoRA leaves included.
         model: the model, with LoRA.
-        out_dir: folder of an export made of ``ExportedLeaves(..., merge=False)``; an earlier ``lora/`` is replaced.
+        out_dir: folder of an export made of ``ExportedLeaves(..., merge=False)``, without ``lora/``.
         dtype: float32, bfloat16 or float16.
 
     Raises:
@@ -85,54 +100,72 @@ def write_peft(leaves: Leaves | Mapping[str, Any], model: ModelConfig, out_dir: 
     """
     if model.plain == model:
         raise ValueError("the model has no LoRA to write; leave out --lora peft, or train with model.lora")
-    leaves = LeavesInMemory(leaves) if isinstance(leaves, Mapping) else leaves
-    if not any(is_lora(path) for path in leaves.shapes):
+    model = with_lora_of(model, leaves.shapes)
+    if model.plain == model:
         raise ValueError("the checkpoint has no LoRA leaves, it is older than model.lora; export a later stage or step")
-    part = Path(out_dir) / f"{FOLDER}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    for tower in ("decoder", "encoder"):
-        lora = getattr(model.lora, tower)
-        if lora is not None:
-            (part / tower).mkdir(parents=True)
-            _write_tower(leaves, model, tower, part / tower, dtype)
-    shutil.rmtree(Path(out_dir) / FOLDER, ignore_errors=True)
-    part.replace(Path(out_dir) / FOLDER)
+    for tower in TOWERS:
+        if getattr(model.lora, tower) is not None:
+            (out_dir / FOLDER / tower).mkdir(parents=True)
+            _write_tower(leaves, model, tower, out_dir / FOLDER / tower, dtype)
 
 
-def read_peft(folder: Path, model: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-    """``model`` and ``params`` (without LoRA) with the updates below ``folder/lora``; as they are if there is none.
+def read_lora_towers(folder: Path) -> LoraTowers:
+    """What the adapter folders below ``folder/lora`` are; raises ``CheckpointError`` for what is not computed here."""
+    sources = {tower: folder / FOLDER / tower for tower in TOWERS}
+    return LoraTowers(**{tower: _read_config(source) for tower, source in sources.items() if source.is_dir()})
+
+
+def read_peft(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
+    """The LoRA leaves below ``folder/lora``, float32, by path; none if there is no such folder.
+
+    Args:
+        folder: a complete LCLM.
+        model: its configuration, ``lora`` as ``read_lora_towers`` gives it.
 
     Raises:
-        CheckpointError: a folder is damaged, is no LoRA that we compute, or does not fit the model.
+        CheckpointError: a folder is damaged, or does not fit the model.
     """
-    loras: dict[str, LoraConfig] = {}
-    leaves = dict(flatten(params))
-    for tower in ("decoder", "encoder"):
-        source = Path(folder) / FOLDER / tower
-        if not source.is_dir():
+    kernels = shapes_of(tensor_table(model))
+    leaves: dict[str, np.ndarray] = {}
+    for tower in TOWERS:
+        lora, source = getattr(model.lora, tower), folder / FOLDER / tower
+        if lora is None or not source.is_dir():
             continue
-        lora = loras[tower] = _read_config(source)
-        tensors = TensorFolder(source)
-        factors = dict(_factors(model, tower, lora))
-        expected = {name: shape for name, (_, _, shape, _) in factors.items()}
-        if tensors.shapes != expected:
-            names = sorted(
-                name
-                for name in expected.keys() | tensors.shapes.keys()
-                if expected.get(name) != tensors.shapes.get(name)
-            )
-            raise CheckpointError(
-                f"{source} is no LoRA of this {tower}: {names[0]} has shape {tensors.shapes.get(names[0])}, not"
-                f" {expected.get(names[0])} ({len(names)} such tensors); use the adapter of this very model"
-            )
         stacks: dict[str, list[np.ndarray]] = {}
-        for name, (path, _, _, _) in factors.items():
-            stacks.setdefault(path, []).append(tensors.read(name).astype(np.float32).T)
+        for path, tensor in _read_factors(source, model, tower, lora):
+            stacks.setdefault(path, []).append(tensor.T)  # torch stores both factors as [out, in]
         for path, stack in stacks.items():
-            kernel = leaves[f"{path.rpartition('/')[0]}/kernel"].shape
+            kernel = kernels[f"{path.rpartition('/')[0]}/kernel"]
             leaves[path] = np.stack(stack).reshape(_factor_shape(kernel, lora.rank, path))
-    towers = model.lora.model_copy(update=loras)
-    return model.model_copy(update={"lora": towers}), nest(leaves)
+    return leaves
+
+
+def copy_peft(source: Path, folder: Path) -> None:
+    """Copy ``source/lora``, as far as it holds adapter folders, to ``folder/lora``."""
+    for tower in TOWERS:
+        if (source / FOLDER / tower).is_dir():
+            (folder / FOLDER / tower).mkdir(parents=True)
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                if (source / FOLDER / tower / name).is_file():
+                    shutil.copyfile(source / FOLDER / tower / name, folder / FOLDER / tower / name)
+
+
+def _read_factors(source: Path, model: ModelConfig, tower: str, lora: LoraConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """(path of the leaf, a layer of it in the file's layout) for every tensor that ``lora`` calls for."""
+    tensors = TensorFolder(source)
+    factors = list(_factors(model, tower, lora))
+    expected = {factor.name: factor.shape for factor in factors}
+    if tensors.shapes != expected:
+        names = sorted(n for n in expected.keys() | tensors.shapes.keys() if expected.get(n) != tensors.shapes.get(n))
+        raise CheckpointError(
+            f"{source} is no LoRA of this {tower}: {names[0]} has shape {tensors.shapes.get(names[0])}, not"
+            f" {expected.get(names[0])} ({len(names)} such tensors); use the adapter of this very model"
+        )
+    for factor in factors:
+        array = tensors.read(factor.name).astype(np.float32)
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{source}: {factor.name} holds NaN or infinity; use an undamaged adapter")
+        yield factor.path, array
 
 
 def _factor_shape(kernel: tuple[int, ...], rank: int, path: str) -> tuple[int, ...]:
@@ -158,22 +191,20 @@ def _read_config(source: Path) -> LoraConfig:
 
 def _write_tower(leaves: Leaves, model: ModelConfig, tower: str, folder: Path, dtype: str) -> None:
     lora: LoraConfig = getattr(model.lora, tower)
-    factors = dict(_factors(model, tower, lora))
-    declared = [Declared(name, shape, dtype) for name, (_, _, shape, _) in factors.items()]
+    factors = {factor.name: factor for factor in _factors(model, tower, lora)}
+    declared = [Declared(name, factor.shape, dtype) for name, factor in factors.items()]
 
     def blocks(name: str) -> Iterator[np.ndarray]:
-        path, layer, shape, before = factors[name]
-        # torch stores linear layers as [out, in], each of the two as one axis.
-        array = leaves.read(path, (layer,))
-        yield array.reshape(-1, shape[0]).T if before else array.reshape(shape[1], -1).T
+        factor = factors[name]
+        # The rank is the last axis of our A, the first of our B; torch stores both factors as [out, in].
+        yield leaves.read(factor.path, (factor.layer,)).reshape(factor.shape[::-1]).T
 
     write_folder(folder, declared, blocks, 2**62, "adapter_model")  # peft reads one file
     targets = sorted({name.rsplit(".", 3)[1] for name in factors})
     write_json(folder / "adapter_config.json", _peft_json(lora, targets, causal=tower == "decoder"))
 
 
-def _factors(model: ModelConfig, tower: str, lora: LoraConfig) -> Iterator[tuple[str, tuple[str, int, Any, bool]]]:
-    """(peft's name, (path, layer, shape in the file, whether it is A)) of every factor."""
+def _factors(model: ModelConfig, tower: str, lora: LoraConfig) -> Iterator[_Factor]:
     prefix = "model." if tower == "decoder" else ""
     for tensor in backbone_tensors(getattr(model, tower), tower, prefix):
         if not _is_target(tensor, lora):
@@ -182,8 +213,8 @@ def _factors(model: ModelConfig, tower: str, lora: LoraConfig) -> Iterator[tuple
         outputs, inputs = tensor.shape
         module, parent = tensor.name.removesuffix(".weight"), tensor.path.removesuffix("/kernel")
         name = f"base_model.model.{module}"
-        yield f"{name}.lora_A.weight", (f"{parent}/lora_a", tensor.layer, (lora.rank, inputs), True)
-        yield f"{name}.lora_B.weight", (f"{parent}/lora_b", tensor.layer, (outputs, lora.rank), False)
+        yield _Factor(f"{name}.lora_A.weight", f"{parent}/lora_a", tensor.layer, (lora.rank, inputs))
+        yield _Factor(f"{name}.lora_B.weight", f"{parent}/lora_b", tensor.layer, (outputs, lora.rank))
 
 
 def _is_target(tensor: Tensor, lora: LoraConfig) -> bool:

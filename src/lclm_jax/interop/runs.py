@@ -3,16 +3,24 @@
 import json
 from pathlib import Path
 
-from lclm_jax.config import Config, RunPaths
+from lclm_jax.config import Config, ModelConfig, RunPaths
 from lclm_jax.interop.card import write_card
-from lclm_jax.interop.export import export_model
-from lclm_jax.interop.leaves import LeavesInFolders
+from lclm_jax.interop.export import SHARD_BYTES, new_export, write_model
+from lclm_jax.interop.leaves import JoinedLeaves, Leaves, LeavesInFolders
 from lclm_jax.interop.load import open_parts, read_model
+from lclm_jax.interop.lora import ExportedLeaves, read_peft, with_lora_of, write_peft
 from lclm_jax.train.stages import latest_checkpoint, open_params, resolve
+
+LORA_CHOICES = ("merge", "peft")
 
 
 def export_run(
-    config: Config, out_dir: Path, dtype: str = "float32", stage: str | None = None, step: int | None = None
+    config: Config,
+    out_dir: Path,
+    dtype: str = "float32",
+    stage: str | None = None,
+    step: int | None = None,
+    lora: str = "merge",
 ) -> tuple[str, int]:
     """Write a checkpoint of the run in the Hugging Face layout, with a model card.
 
@@ -24,45 +32,48 @@ def export_run(
         dtype: float32, bfloat16 or float16.
         stage: None: the last stage that has a checkpoint.
         step: None: the newest checkpoint of the stage.
+        lora: ``merge`` adds low-rank updates to their kernels; ``peft`` writes them to ``lora/`` beside the kernels.
 
     Returns:
         (stage, step) of the checkpoint that was exported.
 
     Raises:
-        ValueError: there is no such checkpoint, or what ``export_model`` raises.
+        ValueError: there is no such checkpoint, no LoRA to write, or what ``export_model`` raises.
     """
     paths = RunPaths(config)
     config = resolve(config)
     newest = latest_checkpoint(config)
     stage, step = latest_checkpoint(config, stage, step)
-    export_model(
-        open_params(config, stage, step),
-        config.model,
-        out_dir,
-        decoder_tokenizer=paths.decoder_tokenizer,
-        encoder_tokenizer=paths.encoder_tokenizer,
-        dtype=dtype,
-    )
     # The pipeline's measurements are of the run's last checkpoint: they say nothing about another one.
     measured = paths.evaluation.is_file() and (stage, step) == newest
     results = json.loads(paths.evaluation.read_text(encoding="utf-8")) if measured else None
-    write_card(out_dir, config.model, dtype, f"{config.name}, {stage}, step {step}", results)
+    leaves = open_params(config, stage, step)
+    tokenizers = dict(decoder_tokenizer=paths.decoder_tokenizer, encoder_tokenizer=paths.encoder_tokenizer)
+    with new_export(out_dir) as part:
+        _write(leaves, config.model, part, dtype, lora, tokenizers)
+        model = with_lora_of(config.model, leaves.shapes)
+        write_card(part, model, dtype, lora, f"{config.name}, {stage}, step {step}", results)
     return stage, step
 
 
-def export_folder(folder: Path, out_dir: Path, dtype: str = "float32") -> None:
+def export_folder(folder: Path, out_dir: Path, dtype: str = "float32", lora: str = "merge") -> None:
     """Write a complete LCLM folder (an import) again, through our layout: same tensors, another ``dtype`` or shards.
 
-    Raises ``ValueError`` if the folder is not complete, or what ``export_model`` raises.
+    ``lora`` says what becomes of adapter folders in ``folder/lora``. Raises ``ValueError`` if the folder is not
+    complete, has no LoRA for ``lora="peft"``, or what ``export_model`` raises.
     """
     model = read_model(folder)
-    leaves = LeavesInFolders(open_parts(folder, model), model.memory_token_ids or ())
-    export_model(
-        leaves,
-        model,
-        out_dir,
-        decoder_tokenizer=folder / "decoder",
-        encoder_tokenizer=folder / "encoder",
-        dtype=dtype,
-    )
-    write_card(out_dir, model, dtype, f"the imported model {folder.name}", None)
+    stored = LeavesInFolders(open_parts(folder, model), model.memory_token_ids or ())
+    tokenizers = dict(decoder_tokenizer=folder / "decoder", encoder_tokenizer=folder / "encoder")
+    with new_export(out_dir) as part:
+        _write(JoinedLeaves(stored, read_peft(folder, model)), model, part, dtype, lora, tokenizers)
+        write_card(part, model, dtype, lora, f"the imported model {folder.name}", None)
+
+
+def _write(leaves: Leaves, model: ModelConfig, part: Path, dtype: str, lora: str, tokenizers: dict[str, Path]) -> None:
+    if lora not in LORA_CHOICES:
+        raise ValueError(f"lora={lora!r} is unknown; use one of {', '.join(LORA_CHOICES)}")
+    if lora == "peft":  # first: a model without LoRA is refused before its weights are written
+        write_peft(leaves, model, part, dtype)
+    exported = ExportedLeaves(leaves, model, merge=lora == "merge")
+    write_model(exported, model.plain, part, **tokenizers, dtype=dtype, shard_bytes=SHARD_BYTES)

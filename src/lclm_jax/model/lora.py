@@ -4,14 +4,11 @@ Beside a projection's ``kernel`` stand ``lora_a`` (the kernel's input axes, then
 then its output axes); both are stacked over the layers as the kernel is. ``r`` is the rank in equations.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.config import LoraConfig, ModelConfig
+from lclm_jax.config import LoraConfig
 
 NAMES = ("lora_a", "lora_b")
 """Last component of the paths of LoRA leaves."""
@@ -43,27 +40,3 @@ def update_of(lora: LoraConfig, lora_a: np.ndarray, lora_b: np.ndarray) -> np.nd
     """``alpha / rank * A @ B`` of one layer, float32, in the kernel's shape; products and sums in float64."""
     product = np.tensordot(lora_a.astype(np.float64), lora_b.astype(np.float64), axes=1)
     return (product * (lora.alpha / lora.rank)).astype(np.float32)
-
-
-def merge_lora(params: Mapping[str, Any], model: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
-    """``params`` with every update added to its kernel (NumPy, float32), and ``model`` without LoRA.
-
-    Raises:
-        ValueError: a LoRA leaf belongs to a tower that has no LoRA in ``model``.
-    """
-
-    def merged(node: Mapping[str, Any], lora: LoraConfig | None, path: str) -> dict[str, Any]:
-        kept = {
-            name: merged(value, lora, f"{path}/{name}") if isinstance(value, Mapping) else value
-            for name, value in node.items()
-            if name not in NAMES
-        }
-        if NAMES[0] in node:
-            if lora is None:
-                raise ValueError(f"the parameters have {path}/{NAMES[0]}, the model has no LoRA there; set model.lora")
-            pairs = zip(np.asarray(node[NAMES[0]]), np.asarray(node[NAMES[1]]), strict=True)
-            kept["kernel"] = np.asarray(node["kernel"]) + np.stack([update_of(lora, a, b) for a, b in pairs])
-        return kept
-
-    loras = {"encoder": model.lora.encoder, "decoder": model.lora.decoder}
-    return {part: merged(node, loras.get(part), part) for part, node in params.items()}, model.plain

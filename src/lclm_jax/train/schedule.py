@@ -46,8 +46,10 @@ class Schedule:
             after = xp.full_like(now, self.peak)
         else:
             length = max((self.steps - self.warmup) * self.cosine_fraction, 1.0)
-            # sin^2 of what is left, not 1 + cos of what is done: no cancellation in float32 near the floor.
-            left = xp.clip((self.warmup + length - now) / np.float32(length), 0.0, 1.0)
+            # sin^2 of what is left, not 1 + cos of what is done, and whole steps before the fraction of one: no
+            # cancellation in float32 near the floor.
+            whole, part = divmod(self.warmup + length, 1)
+            left = xp.clip((np.float32(whole) - now + np.float32(part)) / np.float32(length), 0.0, 1.0)
             after = self.min_lr + (self.peak - self.min_lr) * xp.sin(np.float32(np.pi / 2) * left) ** 2
         rising = now * np.float32(self.peak / max(self.warmup, 1))
         return xp.where(now < self.warmup, rising, after).astype(np.float32)
