@@ -1,0 +1,211 @@
+"""The encoder's final norm, pooling, and the adapter's input norm in one pass over the hidden states.
+
+Letters: B encoder rows (each pools its own positions), R positions of a row, N tokens per latent, L = R / N slots of a
+row, E width; P = B * R positions and G = B * L groups in all. With ``x`` the residual stream, the arithmetic is::
+
+    y = x * rsqrt(mean(x ** 2) + eps) * scale            every position; float32 until the end
+    u = mean of the group's y, or its N states side by side, or the marker's state; zero in gaps
+    z = u * rsqrt(mean(u ** 2) + latent_eps) * latent_scale    if there is a latent norm
+
+Bound by memory: ``traffic`` gives the bytes. The kernels read ``x`` once in the forward pass and once in the backward
+pass, which saves nothing and computes ``y`` and ``u`` again.
+"""
+
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.kernels.gpu import pooling as gpu
+from lclm_jax.kernels.pooling import pool
+from lclm_jax.kernels.request import target
+from lclm_jax.kernels.tpu import pooling as tpu
+
+_LOG = logging.getLogger(__name__)
+_KERNELS = {"pallas_tpu": tpu, "pallas_gpu": gpu}
+_PLATFORMS = {"pallas_tpu": ("tpu",), "pallas_gpu": ("gpu", "cuda")}
+RATIOS = (2, 4, 8, 16, 32)
+"""N that the kernels are made for."""
+
+
+class Pooling(NamedTuple):
+    """What is computed, and by what. Hashable."""
+
+    kind: str
+    """``mean``, ``concat`` or ``eos``."""
+    ratio: int
+    eps: float
+    """Of the norm of the hidden states."""
+    latent_eps: float | None = None
+    """Of the norm of the pooled states; None: there is none."""
+    backend: str = "auto"
+    """``reference``, ``pallas_tpu``, ``pallas_gpu``, or ``auto``: by the platform that is compiled for."""
+    interpret: bool = False
+    """Run kernels in Pallas' interpreter, on any platform (tests)."""
+
+
+class Scales(NamedTuple):
+    """Scales of both norms, float32."""
+
+    hidden_E: jax.Array
+    latent_E: jax.Array | None = None
+    """[E]; [N * E] for ``concat``."""
+
+
+def normed_pool(
+    how: Pooling, x_BRE: jax.Array, pool_weights_BR: jax.Array, scales: Scales, markers_BL: jax.Array | None = None
+) -> jax.Array:
+    """Pooled states [B, L, E] (``concat``: [B, L, N * E]) in the dtype of ``x_BRE``, rounded once.
+
+    Args:
+        how: kind, ratio, norms and backend.
+        x_BRE: residual stream before the final norm, float32 or bfloat16.
+        pool_weights_BR: 1 on pooled real tokens, else 0.
+        scales: of the norms; ``latent_E`` iff ``how.latent_eps`` is given.
+        markers_BL: for ``eos``: position in its row of each slot's marker, int32.
+
+    Raises:
+        ValueError: R is not a multiple of N, an unknown kind or backend, markers or a scale missing, or a backend that
+            was named and cannot do this.
+    """
+    if (scales.latent_E is None) != (how.latent_eps is None):
+        raise ValueError(f"latent_eps={how.latent_eps} and a latent scale go together; give both or neither")
+    how = how._replace(backend=_chosen(how, x_BRE))
+    if how.backend == "reference":
+        return reference(how, x_BRE, pool_weights_BR, scales, markers_BL)
+    if how.kind == "concat":  # as wide as the hidden states: nothing is saved by keeping it in the kernel
+        pooled_BLE = _by_kernel(how._replace(latent_eps=None), x_BRE, pool_weights_BR, Scales(scales.hidden_E))
+        return pooled_BLE if how.latent_eps is None else _norm(pooled_BLE, scales.latent_E, how.latent_eps)
+    if how.kind == "eos":  # a norm is of one position: markers are picked first, all other positions never read
+        weights_BLN = pool_weights_BR.reshape(*markers_BL.shape, how.ratio)
+        x_BRE = jnp.take_along_axis(x_BRE, markers_BL[..., None], axis=1)
+        how, pool_weights_BR = how._replace(ratio=1), (weights_BLN.max(-1) > 0).astype(jnp.float32)
+    return _by_kernel(how, x_BRE, pool_weights_BR, scales)
+
+
+def reference(
+    how: Pooling, x_BRE: jax.Array, pool_weights_BR: jax.Array, scales: Scales, markers_BL: jax.Array | None = None
+) -> jax.Array:
+    """The definition of ``normed_pool``."""
+    y_BRE = _norm(x_BRE.astype(jnp.float32), scales.hidden_E, how.eps)
+    pooled_BLE = pool(y_BRE[:, None], pool_weights_BR[:, None], how.ratio, how.kind, markers_BL)
+    if how.latent_eps is not None:
+        pooled_BLE = _norm(pooled_BLE, scales.latent_E, how.latent_eps)
+    return pooled_BLE.astype(x_BRE.dtype)
+
+
+class Traffic(NamedTuple):
+    """Bytes of accelerator memory that one call moves."""
+
+    least: int
+    """Every input once, every output once."""
+    kernel: int
+    """What the kernel of the platform moves."""
+
+
+def traffic(how: Pooling, shape_BRE: tuple[int, int, int], dtype: Any, platform: str, backward: bool) -> Traffic:
+    """Bytes of a forward or a backward pass over ``shape_BRE``.
+
+    The kernels' surplus: a share per token, which a TPU stores in rows of 128; partial sums of the scales' gradients;
+    for ``eos`` the picked states, written and read once more, and the gradient scattered from them; for ``concat`` a
+    latent norm of its own.
+    """
+    rows, positions, width = shape_BRE
+    size, slots = jnp.dtype(dtype).itemsize, rows * positions // how.ratio
+    picked, ratio = (slots, 1) if how.kind == "eos" else (rows * positions, how.ratio)
+    hidden, pooled = picked * width * size, slots * width * size * (how.ratio if how.kind == "concat" else 1)
+    module = tpu if platform == "tpu" else gpu
+    latent = how.latent_eps is not None
+    scales = 4 * width * (1 + (how.ratio if how.kind == "concat" else 1) * latent)
+    least = hidden + pooled + scales + 4 * rows * positions + (4 * slots if how.kind == "eos" else 0)
+    fused = latent and how.kind != "concat"
+    kernel = hidden + pooled + 4 * width * (1 + fused) + module.share_bytes(slots, ratio)
+    if backward:
+        full = rows * positions * width * size  # the gradient of every position is written
+        least += full + scales
+        kernel += hidden + module.partial_bytes(slots, ratio, width, size, fused)
+    if how.kind == "eos":
+        kernel += (full + 3 * hidden if backward else 2 * hidden) + 4 * rows * positions
+    if how.kind == "concat" and latent:
+        kernel += (3 if backward else 2) * pooled + scales
+    return Traffic(least, kernel)
+
+
+def _norm(x_BRE: jax.Array, scale_E: jax.Array, eps: float) -> jax.Array:
+    x_f32 = x_BRE.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True)
+    return (x_f32 * jax.lax.rsqrt(mean_square + eps) * scale_E[None, None]).astype(x_BRE.dtype)
+
+
+def _chosen(how: Pooling, x_BRE: jax.Array) -> str:
+    """The backend, ``auto`` resolved; a named one that cannot do it raises."""
+    if how.backend not in ("auto", "reference", *_KERNELS):
+        raise ValueError(f"pooling backend {how.backend!r} is unknown; use auto, reference, {' or '.join(_KERNELS)}")
+    if how.backend == "reference":
+        return "reference"
+    platform = target()[0]
+    if how.backend == "auto":
+        fitting = [name for name in _KERNELS if platform in _PLATFORMS[name] and _refusal(name, how, x_BRE) is None]
+        choice = fitting[0] if fitting else "reference"
+        _log_choice(choice, platform, how.kind, how.ratio)
+        return choice
+    why = _refusal(how.backend, how, x_BRE)
+    if not how.interpret and platform not in _PLATFORMS[how.backend]:
+        why = f"the program is compiled for {platform}"
+    if why is not None:
+        raise ValueError(f"pooling backend {how.backend!r} cannot do this: {why}; use auto or reference")
+    return how.backend
+
+
+def _refusal(backend: str, how: Pooling, x_BRE: jax.Array) -> str | None:
+    """Why a kernel cannot honour a request; None if it can."""
+    if how.ratio not in RATIOS:
+        return f"ratio {how.ratio} is not one of {RATIOS}"
+    if x_BRE.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"hidden states are {x_BRE.dtype}, not float32 or bfloat16"
+    if backend == "pallas_tpu" and x_BRE.shape[2] % tpu.LANES:
+        return f"width {x_BRE.shape[2]} is not a multiple of {tpu.LANES}"
+    return None
+
+
+@functools.cache
+def _log_choice(choice: str, platform: str, kind: str, ratio: int) -> None:
+    _LOG.info("pooling: auto takes %s on %s for %s of %d", choice, platform, kind, ratio)
+
+
+def _by_kernel(how: Pooling, x_BRE: jax.Array, pool_weights_BR: jax.Array, scales: Scales) -> jax.Array:
+    """``mean`` (of N = 1 for ``eos``) or ``concat`` of whole groups, padded to what the kernel's blocks hold."""
+    rows, positions, width = x_BRE.shape
+    if positions % how.ratio:
+        raise ValueError(f"encoder rows of {positions} positions are not a multiple of ratio={how.ratio}; change one")
+    shares_GN = pool_weights_BR.reshape(-1, how.ratio)
+    if how.kind == "mean":
+        shares_GN = shares_GN / jnp.maximum(shares_GN.sum(-1, keepdims=True), 1.0)
+    groups = shares_GN.shape[0]
+    surplus = -groups % _KERNELS[how.backend].MULTIPLE
+    x_PE = x_BRE.reshape(-1, width)
+    if surplus:
+        x_PE = jnp.pad(x_PE, ((0, surplus * how.ratio), (0, 0)))
+        shares_GN = jnp.pad(shares_GN, ((0, surplus), (0, 0)))
+    pooled_GE = _pool_groups(how, x_PE, shares_GN, scales)
+    return pooled_GE[:groups].reshape(rows, positions // how.ratio, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pool_groups(how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales) -> jax.Array:
+    return _KERNELS[how.backend].forward(how, x_PE, shares_GN, scales)
+
+
+def _save(how, x_PE, shares_GN, scales):
+    return _pool_groups(how, x_PE, shares_GN, scales), (x_PE, shares_GN, scales)
+
+
+def _differentiate(how, saved, pooled_bar_GE):
+    x_PE, shares_GN, scales = saved
+    x_bar_PE, bars = _KERNELS[how.backend].backward(how, x_PE, shares_GN, scales, pooled_bar_GE)
+    return x_bar_PE, jnp.zeros_like(shares_GN), Scales(*bars)
+
+
+_pool_groups.defvjp(_save, _differentiate)
