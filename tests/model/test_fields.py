@@ -74,6 +74,7 @@ CHANGES = {
     "remat": ("full", "program"),
     "scan_layers": (False, "program"),
     "attention": ("chunked", "program"),
+    "pooling_backend": ("pallas_tpu", "refusal"),
     "loss_chunk": (2, "program"),
 }
 KEYS = [name for name, default, _ in describe_keys(ModelConfig) if default]
@@ -175,7 +176,10 @@ def test_a_key_matters(name):
         assert one != other
         return
     with use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        if kind == "program":
+        if kind == "refusal":
+            with pytest.raises(ValueError, match="compiled for cpu"):
+                program(model)
+        elif kind == "program":
             assert program(model) != program(base)
         else:
             assert np.abs(numbers(model) - base_numbers(lora)).max() > 1e-4

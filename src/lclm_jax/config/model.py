@@ -105,6 +105,9 @@ class ModelConfig(Tree):
     attention: Literal["auto", "reference", "chunked"] = key(
         "auto", "Attention backend; a named one that cannot honour a mask raises."
     )
+    pooling_backend: Literal["auto", "reference", "pallas_tpu", "pallas_gpu"] = key(
+        "auto", "Kernel of pooling and the norms around it; a named one that cannot do it raises."
+    )
     loss_chunk: int = key(1024, "Logits that exist at once in the cross-entropy on a device, in whole positions.", gt=0)
 
     @field_validator("lora", mode="before")

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.kernels import target
 from lclm_jax.kernels.gpu import pooling as gpu
 from lclm_jax.kernels.pooling import pool
-from lclm_jax.kernels.request import target
 from lclm_jax.kernels.tpu import pooling as tpu
 
 _LOG = logging.getLogger(__name__)
 _KERNELS = {"pallas_tpu": tpu, "pallas_gpu": gpu}
-_PLATFORMS = {"pallas_tpu": ("tpu",), "pallas_gpu": ("gpu", "cuda")}
+_PLATFORM = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 RATIOS = (2, 4, 8, 16, 32)
 """N that the kernels are made for."""
 
@@ -79,9 +79,8 @@ def normed_pool(
         pooled_BLE = _by_kernel(how._replace(latent_eps=None), x_BRE, pool_weights_BR, Scales(scales.hidden_E))
         return pooled_BLE if how.latent_eps is None else _norm(pooled_BLE, scales.latent_E, how.latent_eps)
     if how.kind == "eos":  # a norm is of one position: markers are picked first, all other positions never read
-        weights_BLN = pool_weights_BR.reshape(*markers_BL.shape, how.ratio)
-        x_BRE = jnp.take_along_axis(x_BRE, markers_BL[..., None], axis=1)
-        how, pool_weights_BR = how._replace(ratio=1), (weights_BLN.max(-1) > 0).astype(jnp.float32)
+        x_BRE, pool_weights_BR = _marker_states(how, x_BRE, pool_weights_BR, markers_BL)
+        how = how._replace(ratio=1)
     return _by_kernel(how, x_BRE, pool_weights_BR, scales)
 
 
@@ -133,7 +132,16 @@ def traffic(how: Pooling, shape_BRE: tuple[int, int, int], dtype: Any, platform:
     return Traffic(least, kernel)
 
 
-def _norm(x_BRE: jax.Array, scale_E: jax.Array, eps: float) -> jax.Array:
+def _marker_states(how, x_BRE, pool_weights_BR, markers_BL):
+    """(states of the slots' markers [B, L, E], 1 or for gaps 0 [B, L])."""
+    if markers_BL is None:
+        raise ValueError("pooling eos needs batch.marker_index, which is None; build the batch with the same model")
+    full_BL = pool_weights_BR.reshape(*markers_BL.shape, how.ratio).max(-1) > 0
+    return jnp.take_along_axis(x_BRE, markers_BL[..., None], axis=1), full_BL.astype(jnp.float32)
+
+
+def _norm(x_BRE: jax.Array, scale_E: jax.Array | None, eps: float) -> jax.Array:
+    assert scale_E is not None
     x_f32 = x_BRE.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True)
     return (x_f32 * jax.lax.rsqrt(mean_square + eps) * scale_E[None, None]).astype(x_BRE.dtype)
@@ -145,14 +153,14 @@ def _chosen(how: Pooling, x_BRE: jax.Array) -> str:
         raise ValueError(f"pooling backend {how.backend!r} is unknown; use auto, reference, {' or '.join(_KERNELS)}")
     if how.backend == "reference":
         return "reference"
-    platform = target()[0]
+    platform = target.platform()
     if how.backend == "auto":
-        fitting = [name for name in _KERNELS if platform in _PLATFORMS[name] and _refusal(name, how, x_BRE) is None]
+        fitting = [name for name in _KERNELS if _PLATFORM[name] == platform and _refusal(name, how, x_BRE) is None]
         choice = fitting[0] if fitting else "reference"
         _log_choice(choice, platform, how.kind, how.ratio)
         return choice
     why = _refusal(how.backend, how, x_BRE)
-    if not how.interpret and platform not in _PLATFORMS[how.backend]:
+    if not how.interpret and platform != _PLATFORM[how.backend]:
         why = f"the program is compiled for {platform}"
     if why is not None:
         raise ValueError(f"pooling backend {how.backend!r} cannot do this: {why}; use auto or reference")

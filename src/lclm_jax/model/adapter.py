@@ -24,19 +24,30 @@ def attention_shape(model: ModelConfig) -> BackboneConfig | None:
     return backbone.model_copy(update={"num_layers": model.adapter.num_layers, "hidden_size": width})
 
 
+def norm_comes_first(model: ModelConfig) -> bool:
+    """Whether the adapter begins with its norm, so that pooling can take the norm over."""
+    return model.adapter.type != "attn_mlp"
+
+
 class Adapter(Module):
     """RMSNorm, Linear, erf GELU, Linear; with attention over the latents of one span before or after."""
 
     model: ModelConfig
 
     @nn.compact
-    def __call__(self, pooled_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        """latents_BLD in the dtype of ``pooled_BLE``; ``segments_BL`` are spans, ``positions_BL`` the order in them."""
+    def __call__(
+        self, pooled_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array, normed: bool = False
+    ) -> jax.Array:
+        """latents_BLD in the dtype of ``pooled_BLE``; ``segments_BL`` are spans, ``positions_BL`` the order in them.
+
+        ``normed``: ``pooled_BLE`` went through the input norm already (see ``norm_comes_first``).
+        """
         model, x_BLE = self.model, pooled_BLE
         if model.adapter.type == "attn_mlp":
             x_BLE = self._attend(x_BLE, segments_BL, positions_BL)
         width = model.decoder.hidden_size
-        x_BLE = Norm(model.latent_size, NORM_EPS, name="norm")(x_BLE)
+        if not normed:
+            x_BLE = Norm(model.latent_size, NORM_EPS, name="norm")(x_BLE)
         first = Projection(
             "BSE,ED->BSD", (model.latent_size, width), ("param_latent", "param_out"), bias=True, name="fc1"
         )

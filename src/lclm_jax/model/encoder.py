@@ -15,13 +15,21 @@ from lclm_jax.parallel.sharding import ENCODER_ROWS, widest
 
 
 class Encoder(Module):
-    """Backbone whose last hidden state, after the final norm, is what gets pooled."""
+    """Backbone whose last hidden state, after the final norm, is what gets pooled.
+
+    The model pools and normalises in one kernel: it takes the states before the norm, and the norm's scale.
+    """
 
     model: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens_BMR: jax.Array, segments_BMR: jax.Array, positions_BMR: jax.Array) -> jax.Array:
-        """hidden_BMRE in the compute dtype; attention stays inside a segment (a window), causal or not by config."""
+    def __call__(
+        self, tokens_BMR: jax.Array, segments_BMR: jax.Array, positions_BMR: jax.Array, normed: bool = True
+    ) -> jax.Array:
+        """hidden_BMRE in the compute dtype; attention stays inside a segment (a window), causal or not by config.
+
+        ``normed=False``: the residual stream, without the final norm.
+        """
         config, rows = self.model.encoder, tokens_BMR.shape[0] * tokens_BMR.shape[1]
         tokens_BS, segments_BS, positions_BS = (
             x.reshape(rows, x.shape[2]) for x in (tokens_BMR, segments_BMR, positions_BMR)
@@ -40,7 +48,8 @@ class Encoder(Module):
             lora=self.model.lora.encoder,
         )
         x_BSD, _ = layers(config, options)(x_BSD, None, see(config, segments_BS, positions_BS))
-        x_BSD = Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
+        if normed:
+            x_BSD = Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
         return x_BSD.reshape(*tokens_BMR.shape, config.hidden_size)
 
 

@@ -16,8 +16,8 @@ from flax.core import meta
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
-from lclm_jax.kernels.pooling import pool
-from lclm_jax.model.adapter import Adapter
+from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
+from lclm_jax.model.adapter import NORM_EPS, Adapter, norm_comes_first
 from lclm_jax.model.block import see, see_cached
 from lclm_jax.model.cache import KVCache
 from lclm_jax.model.declare import DROPOUT, Declared
@@ -51,15 +51,30 @@ def encode_pooled(params: Params, model: ModelConfig, batch: Batch, key: jax.Arr
 
     ``key``: random key of LoRA's dropout here and below; None (evaluation): nothing is dropped.
     """
+    return _encode_pooled(params, model, batch, key, None)
+
+
+def _encode_pooled(
+    params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None, latent_scale_E: jax.Array | None
+) -> jax.Array:
+    """``encode_pooled``, through the adapter's input norm if its scale is given."""
     alone = _encoder_rows_alone(batch)
-    rows = alone.encoder_tokens.shape[0]
-    spread = widest(ENCODER_ROWS, rows)
+    spread = widest(ENCODER_ROWS, alone.encoder_tokens.shape[0])
     with jax.named_scope("encoder/window"):
         windows = (alone.encoder_tokens, alone.encoder_segments, alone.encoder_positions)
-        hidden_BMRE = _apply(Encoder(model), params["encoder"], *windows, key=key)
+        x_BMRE = _apply(Encoder(model), params["encoder"], *windows, False, key=key)
     with jax.named_scope("pool"):
-        pooled_BLE = pool(hidden_BMRE, alone.pool_weights, model.ratio, model.pooling, alone.marker_index)
-        pooled_BLE = constrain(pooled_BLE, spread, "latents", "embed")
+        latent_eps = None if latent_scale_E is None else NORM_EPS
+        how = Pooling(model.pooling, model.ratio, model.encoder.norm_eps, latent_eps, model.pooling_backend)
+        run = mapped(
+            lambda x_BRE, weights_BR, *scales_and_markers: normed_pool(
+                how, x_BRE, weights_BR, Scales(*scales_and_markers[:2]), scales_and_markers[2]
+            ),
+            [(spread, "encoder_seq", "embed"), (spread, "encoder_seq"), ("norm",), ("norm",), (spread, "latents")],
+            (spread, "latents", "embed"),
+        )
+        scale_E = params["encoder"]["final_norm"]["scale"]
+        pooled_BLE = run(x_BMRE[:, 0], alone.pool_weights[:, 0], scale_E, latent_scale_E, alone.marker_index)
         # Home to the owners of the packed rows: only pooled states travel, a ratio-th of what was computed.
         pooled_BLE = pooled_BLE.reshape(batch.encoder_tokens.shape[0], -1, pooled_BLE.shape[-1])
         return constrain(pooled_BLE, "batch", "latents", "embed")
@@ -67,10 +82,12 @@ def encode_pooled(params: Params, model: ModelConfig, batch: Batch, key: jax.Arr
 
 def encode(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """latents_BLD: windows to hidden states, pooled, through the adapter. Slots that are gaps hold no meaning."""
-    pooled_BLE = encode_pooled(params, model, batch, key)
+    normed = norm_comes_first(model)
+    latent_scale_E = params["adapter"]["norm"]["scale"] if normed else None
+    pooled_BLE = _encode_pooled(params, model, batch, key, latent_scale_E)
     with jax.named_scope("adapter"):
         spans = (batch.latent_segments, batch.latent_positions)
-        return _apply(Adapter(model), params["adapter"], pooled_BLE, *spans)
+        return _apply(Adapter(model), params["adapter"], pooled_BLE, *spans, normed)
 
 
 def embed(params: Params, model: ModelConfig, batch: Batch, latents_BLD: jax.Array | None = None) -> jax.Array:

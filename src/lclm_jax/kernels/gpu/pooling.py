@@ -17,8 +17,9 @@ MULTIPLE = 1
 TILE_ELEMENTS = 4096
 """Groups times width that a program holds at a time: 32 elements of a thread."""
 NUM_WARPS = 4
-BACKWARD_PROGRAMS = 1024
-"""Upper bound of the programs of a backward pass; each leaves one partial sum of the scales' gradients."""
+BACKWARD_PROGRAMS = 528
+"""Upper bound of the programs of a backward pass, four for each of 132 processors; each leaves a partial sum of the
+scales' gradients."""
 
 
 def forward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any) -> jax.Array:

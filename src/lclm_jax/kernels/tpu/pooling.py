@@ -1,7 +1,8 @@
 """Norm, pooling and norm on TPUs: one block of whole groups at a time, held in VMEM in float32.
 
 Position n of all groups of a block is a strided read of its rows, so the same code serves every N, and reductions are
-over lanes alone. Strided access wants 128 columns, so the block lies in VMEM as a stack of column tiles. The grid runs along groups; its outer axis has two cuts, one for each core of chips that have two.
+over lanes alone. Strided access wants 128 columns, so the block lies in VMEM as a stack of column tiles. The grid runs
+along groups; its outer axis has two cuts, one for each core of chips that have two.
 """
 
 import functools
