@@ -101,9 +101,8 @@ def test_the_reference_is_norm_pool_norm():
     normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scales.hidden_E
     pooled = np.asarray(pool(jnp.asarray(normed[:, None]), jnp.asarray(weights[:, None]), 8, "mean"))
     want = pooled / np.sqrt((pooled**2).mean(-1, keepdims=True) + 1e-5) * scales.latent_E
-    np.testing.assert_allclose(
-        reference(pooling("reference", SETTINGS[2]), jnp.asarray(x), weights, scales), want, rtol=1e-5
-    )
+    got = reference(pooling("reference", SETTINGS[2]), jnp.asarray(x), weights, scales)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_groups_that_fill_no_block_are_padded_for_the_tpu():
@@ -150,7 +149,7 @@ def test_traffic_is_what_the_kernels_take_and_give(backend, backward, monkeypatc
         forward = traffic(how, shape, "bfloat16", platform, False).kernel
         sums_read_again = (bytes_.kernel - forward - 2 * 64 * 1024 * 1024) // 2
     assert bytes_of_the_kernels(how, shape, "bfloat16", backward) == bytes_.kernel - sums_read_again
-    assert bytes_.least < bytes_.kernel < 1.06 * bytes_.least
+    assert bytes_.least <= bytes_.kernel < 1.06 * bytes_.least
 
 
 def test_the_least_is_every_input_and_output_once():
