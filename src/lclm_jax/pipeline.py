@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that change where a run lies and how it is watched or measured, not what it learns: they may differ later.
 FREE_KEYS = (
-    "run_dir", "eval.", "train.log_every", "train.checkpoint.", "train.stop.", "train.spike.",
-    "train.data_timeout_seconds", "train.watchdog_seconds", "data.workers", "data.prefetch",
+    "run_dir", "mesh.", "eval.", "train.log_every", "train.checkpoint.", "train.stop.", "train.spike.",
+    "train.data_timeout_seconds", "train.watchdog_seconds", "train.processes.", "data.workers", "data.prefetch",
 )  # fmt: skip
 
 

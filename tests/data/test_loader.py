@@ -97,7 +97,7 @@ def test_threads_and_workers_do_not_change_the_batches(run, reference, workers):
 def test_hosts_take_disjoint_parts_of_the_same_batches(run, reference, hosts):
     values, tokenizers = run
     config = edited(values, data={"prefetch": 0})
-    parts = [batches(config, tokenizers, host=(host, hosts)) for host in range(hosts)]
+    parts = [batches(config, tokenizers, host=((host,), hosts)) for host in range(hosts)]
     whole = [
         type(one[0])(*(None if x[0] is None else np.concatenate(x) for x in zip(*one, strict=True)))
         for one in zip(*parts, strict=True)
@@ -233,8 +233,8 @@ def test_every_input_changes_the_digest(run):
 
 def test_what_cannot_be_loaded_is_an_error_with_a_fix(run, tmp_path):
     values, tokenizers = run
-    with pytest.raises(ValueError, match=r"batch_rows=8 .* not a multiple of 3 hosts"):
-        make_loader(edited(values), "mixed", tokenizers, host=(0, 3))
+    with pytest.raises(ValueError, match=r"batch_rows=8 .* not a multiple of the 3 parts"):
+        make_loader(edited(values), "mixed", tokenizers, host=((0,), 3))
     pack = {"row_length": 8, "encoder_rows": 4, "encoder_row_length": 128}
     with pytest.raises(IndexFailure, match="source repeat: none of its 0 examples"):
         short = edited(values, stage={"pack": pack, "mixture": {"repeat": 1.0}})

@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
 import jax
+import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig
-from lclm_jax.parallel import AXES, make_mesh
+from lclm_jax.parallel import AXES, make_mesh, row_parts
+from lclm_jax.parallel.mesh import _arranged
 
 
 def test_free_axis_takes_what_is_left():
@@ -25,3 +29,28 @@ def test_errors_name_the_product_and_the_devices():
         make_mesh(MeshConfig(tensor=-1))
     with pytest.raises(ValueError, match="change context"):
         make_mesh(MeshConfig(context=0))
+
+
+def test_slices_differ_along_replica_then_fsdp():
+    devices = [
+        SimpleNamespace(id=i, slice_index=i // 4, process_index=i // 2, platform="cpu", device_kind="cpu")
+        for i in range(16)
+    ]
+
+    def slices(shape):
+        return np.vectorize(lambda device: device.slice_index)(_arranged(shape, devices))
+
+    assert (slices((4, 2, 1, 2)) == np.arange(4)[:, None, None, None]).all()
+    both = slices((2, 4, 2, 1))
+    assert (both == np.array([[0, 0, 1, 1], [2, 2, 3, 3]])[:, :, None, None]).all()
+    with pytest.raises(ValueError, match=r"does not spread over 4 slices.*make mesh.replica a multiple of 4"):
+        _arranged((1, 1, 4, 4), devices)
+
+
+def test_row_parts_of_a_process():
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
+    assert row_parts(mesh) == ((0, 1, 2, 3), 4)
+    others = np.vectorize(lambda number: SimpleNamespace(process_index=number))
+    # Process 0 has the first device of parts 0 and 2: what a TPU's order of devices can look like.
+    scattered = SimpleNamespace(devices=others([[[[0, 1]], [[2, 3]]], [[[0, 1]], [[2, 3]]]]), shape=mesh.shape)
+    assert row_parts(scattered) == ((0, 2), 4)

@@ -37,18 +37,18 @@ def pipeline(config: Path, overrides: tuple[str, ...], json_file: Path | None) -
 def train(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
     """Train all stages of CONFIG, each from the last one's weights; interrupted stages go on from their checkpoint.
 
-    The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves and exits with status 75.
+    The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves and exits with status 75. Several
+    processes that run this command form one run: see docs/processes.md. If one is lost the others exit with status 75.
     """
     from contextlib import nullcontext
 
     import jax
 
     from lclm_jax.interop.initial import imported_params
-    from lclm_jax.parallel import initialise
+    from lclm_jax.parallel import joined
     from lclm_jax.pipeline import own_run
     from lclm_jax.train.stages import train as train_stages
 
     tree = load_config(config, overrides)
-    initialise()
-    with own_run(tree) if jax.process_index() == 0 else nullcontext():
+    with joined(tree.train.processes), own_run(tree) if jax.process_index() == 0 else nullcontext():
         train_stages(tree, stage, read_imports=imported_params)

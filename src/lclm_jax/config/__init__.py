@@ -18,6 +18,7 @@ from lclm_jax.config.train import (
     EvalConfig,
     MeshConfig,
     OptimizerConfig,
+    ProcessesConfig,
     StageConfig,
     TrainConfig,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PackConfig",
+    "ProcessesConfig",
     "RunPaths",
     "SourceConfig",
     "SpanConfig",

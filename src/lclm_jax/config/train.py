@@ -167,6 +167,13 @@ class MeshConfig(Tree):
     tensor: int = key(1, "Devices that share heads and MLP width.")
 
 
+class ProcessesConfig(Tree):
+    """Time limits of a run of several processes."""
+
+    start_timeout_seconds: int = key(300, "How long processes wait for each other at the start.", gt=0)
+    lost_timeout_seconds: int = key(100, "After how long a process that is silent counts as lost.", gt=0)
+
+
 class TrainConfig(Tree):
     """Settings common to all stages."""
 
@@ -184,6 +191,7 @@ class TrainConfig(Tree):
     stop: StopConfig = key(StopConfig(), "When a run saves and stops by itself.")
     spike: SpikeConfig = key(SpikeConfig(), "Loss spikes.")
     log_every: int = key(20, "Steps between log lines.", gt=0)
+    processes: ProcessesConfig = key(ProcessesConfig(), "Time limits of a run of several processes.")
     max_nonfinite_steps: int = key(10, "Consecutive skipped non-finite updates that stop the run.", gt=0)
     data_timeout_seconds: float | None = key(
         600.0, "Longest wait for a batch before the loader is opened again; null: for ever.", gt=0

@@ -112,15 +112,15 @@ class BatchMaker:
     """Rows of a batch over all hosts."""
     first_row: int
     """Global row that batch 0 begins with."""
-    host: tuple[int, int]
-    """(number of this host, number of hosts): hosts take equal consecutive parts of each batch."""
+    host: tuple[Sequence[int], int]
+    """(parts of each batch that this host takes, number of parts): parts are equal and consecutive."""
     cache: RecordCache
 
-    def rows(self, number: int) -> range:
-        """Global rows of this host in batch ``number``."""
-        part = self.batch_rows // self.host[1]
-        first = self.first_row + number * self.batch_rows + self.host[0] * part
-        return range(first, first + part)
+    def rows(self, number: int) -> list[int]:
+        """Global rows of this host in batch ``number``, in order."""
+        size = self.batch_rows // self.host[1]
+        first = self.first_row + number * self.batch_rows
+        return [row for part in self.host[0] for row in range(first + part * size, first + (part + 1) * size)]
 
     def examples(self, rows: Sequence[int]) -> list[list[Example]]:
         """The examples of each of the global ``rows``."""
@@ -196,7 +196,7 @@ def make_loader(
     stage: str,
     tokenizers: Tokenizers,
     rows_consumed: int = 0,
-    host: tuple[int, int] = (0, 1),
+    host: tuple[Sequence[int], int] = ((0,), 1),
     split: str = "train",
     index_folder: str | Path | None = None,
 ) -> Loader:
@@ -207,18 +207,18 @@ def make_loader(
         stage: Name of a stage.
         tokenizers: The run's tokenizers.
         rows_consumed: Global rows already trained on: ``state()["rows_consumed"]`` of a checkpoint, else 0.
-        host: (number of this host, number of hosts).
+        host: (parts of each batch that this host takes, number of parts): ``parallel.row_parts``.
         split: Split of the prepared collections.
         index_folder: Where the index is kept; default: ``index`` in the stage's folder.
 
     Raises:
-        ValueError: ``batch_rows`` is not a multiple of the hosts, or a source cannot be used.
+        ValueError: ``batch_rows`` is not a multiple of the parts, or a source cannot be used.
     """
-    rows, hosts = config.stages[stage].batch_rows, host[1]
-    if rows % hosts:
+    rows, parts = config.stages[stage].batch_rows, host[1]
+    if rows % parts:
         raise ValueError(
-            f"batch_rows={rows} (stage {stage}) is not a multiple of {hosts} hosts; every host takes as many rows:"
-            f" use {rows // hosts * hosts or hosts}"
+            f"batch_rows={rows} (stage {stage}) is not a multiple of the {parts} parts that the mesh makes of a batch"
+            f" (mesh.replica * mesh.fsdp): use {rows // parts * parts or parts}"
         )
     sources = make_sources(config, stage, tokenizers, split)
     index = open_index(config, stage, sources, index_folder or RunPaths(config).stage(stage) / "index")

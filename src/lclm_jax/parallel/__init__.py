@@ -2,8 +2,8 @@
 
 from lclm_jax.parallel.backend import avoid_known_faults
 from lclm_jax.parallel.mapped import axis_names, mapped
-from lclm_jax.parallel.mesh import AXES, make_mesh, use_mesh
-from lclm_jax.parallel.processes import initialise
+from lclm_jax.parallel.mesh import AXES, make_mesh, row_parts, use_mesh
+from lclm_jax.parallel.processes import EXIT_LOST, agreed, joined
 from lclm_jax.parallel.sharding import ENCODER_ROWS, batch_sharding, constrain, params_sharding, spec_for, widest
 
 avoid_known_faults()
@@ -11,13 +11,16 @@ avoid_known_faults()
 __all__ = [
     "AXES",
     "ENCODER_ROWS",
+    "EXIT_LOST",
+    "agreed",
     "axis_names",
     "batch_sharding",
     "constrain",
-    "initialise",
+    "joined",
     "make_mesh",
     "mapped",
     "params_sharding",
+    "row_parts",
     "spec_for",
     "use_mesh",
     "widest",

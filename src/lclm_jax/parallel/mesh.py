@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lclm_jax.config import MeshConfig
@@ -36,10 +37,42 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh {shown} takes {'a multiple of ' if free else ''}{product} devices and there are {len(devices)};"
             " set one axis of mesh to -1, or change the sizes"
         )
-    shape = tuple(sizes[axis] for axis in AXES)
-    if len(devices) == len(jax.devices()):
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    arranged = _arranged(tuple(sizes[axis] for axis in AXES), devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def row_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """(parts of every batch whose rows this process's devices hold, number of parts).
+
+    A batch has ``replica * fsdp`` equal, consecutive parts. Processes whose devices differ only along ``context`` or
+    ``tensor`` hold the same rows.
+    """
+    by_part = mesh.devices.reshape(mesh.shape["replica"] * mesh.shape["fsdp"], -1)
+    own = jax.process_index()
+    return tuple(part for part, group in enumerate(by_part) if any(d.process_index == own for d in group)), len(by_part)
+
+
+def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """``devices`` in the ``shape`` of ``AXES``, neighbours on fast links; slices lie along ``replica``, then ``fsdp``.
+
+    Raises:
+        ValueError: the slices (TPU slices, or machines with NVLink) cannot be told apart along these two axes.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        if len(devices) < len(jax.devices()):  # a choice of devices has no shape of its own
+            return np.asarray(devices).reshape(shape)
+        return mesh_utils.create_device_mesh(shape, devices)
+    replica, fsdp, context, tensor = shape
+    across_replica = math.gcd(replica, slices)
+    across_fsdp = slices // across_replica
+    if fsdp % across_fsdp:
+        raise ValueError(
+            f"mesh replica={replica}, fsdp={fsdp} does not spread over {slices} slices, which only these two axes may"
+            f" cross; make mesh.replica a multiple of {slices}"
+        )
+    within = (replica // across_replica, fsdp // across_fsdp, context, tensor)
+    return mesh_utils.create_hybrid_device_mesh(within, (across_replica, across_fsdp, 1, 1), devices)
 
 
 def use_mesh(mesh: Mesh) -> AbstractContextManager[Any]:

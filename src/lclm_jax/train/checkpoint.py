@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lclm_jax.config import CheckpointConfig
+from lclm_jax.parallel import agreed
 from lclm_jax.train.fingerprint import fingerprint
 from lclm_jax.train.freeze import path_name
 from lclm_jax.train.manifest import defect, has_manifest, write_manifest
@@ -64,7 +65,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._sealing: threading.Thread | None = None
         self._failure: BaseException | None = None
-        if settings is None and not self.folder.is_dir():
+        if settings is None and not agreed(f"is {self.folder}", self.folder.is_dir()):
             return
         options = ocp.CheckpointManagerOptions(
             create=settings is not None,
@@ -106,9 +107,9 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
+        """Step of the newest complete checkpoint, as process 0 sees it."""
         steps = self.steps()
-        return steps[-1] if steps else None
+        return agreed(f"latest {self.folder}", steps[-1] if steps else None)
 
     def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
         """Copy ``state`` to the host and write it in the background; first waits for the save before.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from lclm_jax.config import Config, RunPaths, config_hash
 from lclm_jax.data.loader import BatchStats, Loader
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.parallel import use_mesh
+from lclm_jax.parallel import row_parts, use_mesh
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from lclm_jax.train.events import Events
 from lclm_jax.train.feeder import Feeder
@@ -139,7 +139,7 @@ def _begin(
     model = run.config.model
     abstract = abstract_state(model, optimizer, run.mesh)
     damaged: list[str] = []
-    latest = _newest(checkpoints)
+    latest = checkpoints.latest()
     newer = copies.newest()
     if newer is not None and newer > (latest or 0) and (found := copies.restore(newer, abstract)) is not None:
         check_provenance(run.config, run.stage, found[1]["provenance"])
@@ -151,7 +151,7 @@ def _begin(
         except DamagedCheckpoint as fault:
             aside = _set_aside(checkpoints, latest, "damaged")
             damaged.append(str(aside))
-            latest = _newest(checkpoints)
+            latest = checkpoints.latest()
             next_best = f"step {latest}" if latest is not None else "none: there is no other"
             logger.warning("%s; it is kept as %s. Going on from %s", fault, aside, next_best)
     if damaged:
@@ -178,16 +178,6 @@ def _restore(
     params = without_missing_lora(abstract.params, model, stored)
     state = checkpoints.restore(step, abstract._replace(params=params))
     return state._replace(params=with_fresh_lora(state.params, model, run.config.seed, run.mesh)), meta
-
-
-def _newest(checkpoints: Checkpoints) -> int | None:
-    """The newest checkpoint; what the first process sees counts for all."""
-    latest = checkpoints.latest()
-    if jax.process_count() == 1:
-        return latest
-    with jax.transfer_guard("allow"):
-        agreed = int(multihost_utils.broadcast_one_to_all(np.array(-1 if latest is None else latest)))
-    return None if agreed < 0 else agreed
 
 
 def _check_together(checkpoints: Checkpoints, step: int) -> None:
@@ -323,7 +313,8 @@ class _Watch:
         now = time.perf_counter()
         seconds = {"wall": now - self._last, "data_wait": data_wait, "compile": compiling}
         self._last = now
-        record = make_record(step, values, stats, jax.process_count(), seconds)
+        parts, count = row_parts(self._run.mesh)
+        record = make_record(step, values, stats, count // len(parts), seconds)
         self._writer.write(record)
         self._run.reporter.step(record)
         self._act(step, record, finite_rows)

@@ -20,8 +20,8 @@ def make_record(
     Args:
         step: index of the update, from 0.
         metrics: what the train step returned, on the host.
-        stats: contents of this host's rows; the other ``hosts`` carry as many rows, so rates are scaled.
-        hosts: processes of the run.
+        stats: contents of this host's rows, a ``hosts``-th of the batch's: counts and rates are scaled.
+        hosts: batch over host, in rows.
         seconds: ``wall`` (since the step before), ``data_wait`` and ``compile``, all in seconds.
 
     Returns:

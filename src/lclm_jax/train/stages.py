@@ -1,5 +1,6 @@
 """The chain of stages: each starts from the last one's final parameters with a fresh optimizer and schedule."""
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from lclm_jax.data.index import summarize
 from lclm_jax.data.loader import make_loader
 from lclm_jax.data.sources import Tokenizers, check_vocabularies
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.parallel import agreed, make_mesh, row_parts, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.loop import StageRun, run_stage
@@ -180,9 +181,17 @@ def _stage_run(
             return random_params(config.model, config.seed, mesh)
         return load_params(config, parent, config.stages[parent].steps, mesh)
 
+    @functools.cache
+    def wait_for_index() -> None:
+        """Let process 0 build the row index; the others then find it."""
+        if jax.process_count() > 1:
+            if jax.process_index() == 0:
+                make_loader(config, stage, tokenizers).close()
+            agreed(f"index of {stage}", None)
+
     def open_loader(rows_consumed: int) -> Any:
-        host = (jax.process_index(), jax.process_count())
-        loader = make_loader(config, stage, tokenizers, rows_consumed, host)
+        wait_for_index()
+        loader = make_loader(config, stage, tokenizers, rows_consumed, row_parts(mesh))
         logger.info("%s: %s", stage, summarize(loader.index.info))
         return loader
 

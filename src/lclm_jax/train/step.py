@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
 from lclm_jax.config.train import parse_skip_range
-from lclm_jax.parallel import batch_sharding
+from lclm_jax.parallel import batch_sharding, row_parts
 from lclm_jax.train.freeze import merge, split
 from lclm_jax.train.loss import LossSums, divisor, loss_sums
 from lclm_jax.train.optimizer import Optimizer
@@ -92,8 +92,20 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     shardings = batch_sharding(mesh, markers=batch.marker_index is not None)
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
+    parts, count = row_parts(mesh)
+
+    def place(rows: Any, sharding: NamedSharding) -> jax.Array:
+        size = rows.shape[0] // len(parts)
+        shape = (size * count, *rows.shape[1:])
+
+        def piece(index: Any) -> Any:  # of one part, as rows are cut into parts
+            at = parts.index(index[0].indices(shape[0])[0] // size) * size
+            return rows[(slice(at, at + size), *index[1:])]
+
+        return jax.make_array_from_callback(shape, sharding, piece)
+
     with jax.transfer_guard_host_to_device("allow"):  # JAX counts this explicit transfer as an implicit one
-        return jax.tree.map(lambda rows, place: jax.make_array_from_process_local_data(place, rows), batch, shardings)
+        return jax.tree.map(place, batch, shardings)
 
 
 def _accumulate(

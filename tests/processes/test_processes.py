@@ -1,0 +1,147 @@
+"""Real processes through `lclm train`: same losses, checkpoints for any number of them, deaths. ``make test-processes``."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import DEMO, launch, settings
+
+from lclm_jax.train.slices import SavedParams
+
+STEPS = 8
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """Folder of a run whose data are prepared."""
+    folder = tmp_path_factory.mktemp("prepared") / "run"
+    statuses, texts = launch("data", "prepare", DEMO, *settings(folder)).wait()
+    assert statuses == [0], texts
+    return folder
+
+
+@pytest.fixture
+def train(prepared, tmp_path):
+    """``train(name, processes, devices, *settings)``: start a run, or go on with one, in the folder ``name``."""
+
+    def start(name, processes, devices, *more, **options):
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(prepared, folder)
+        options = {"processes": processes, "devices": devices} | options
+        return folder, launch("train", DEMO, *settings(folder, *more), **options)
+
+    def start_and_wait(*arguments, **options):
+        folder, launched = start(*arguments, **options)
+        statuses, texts = launched.wait()
+        assert set(statuses) == {0}, "\n\n".join(texts)
+        return folder
+
+    start_and_wait.start = start
+    return start_and_wait
+
+
+def losses(folder):
+    lines = (folder / "stages" / "base" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == list(range(len(records)))
+    return [record["loss_nats"] for record in records]
+
+
+def parameters(folder, step=STEPS):
+    saved = SavedParams(folder / "stages" / "base" / "checkpoints" / str(step))
+    return {path: saved.read(path) for path in saved.shapes}
+
+
+def forget_after(folder, step):
+    """As if the run had been cut off after the checkpoint of ``step``."""
+    for checkpoint in (folder / "stages" / "base" / "checkpoints").iterdir():
+        if checkpoint.name.isdigit() and int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+
+
+def test_several_processes_compute_what_one_does(train):
+    one = losses(train("one", 1, 1))
+    assert len(one) == STEPS
+    for name, processes, devices, mesh in (
+        ("four-devices", 1, 4, "{fsdp: 4}"),
+        ("two", 2, 2, "{replica: 2, fsdp: 2}"),
+        ("four", 4, 1, "{replica: 2, tensor: 2}"),
+        # Context over processes: each of them reads the same rows and holds other positions of them.
+        ("context", 2, 1, "{context: 2}"),
+    ):
+        np.testing.assert_allclose(losses(train(name, processes, devices, f"mesh={mesh}")), one, rtol=1e-5)
+
+
+def test_a_checkpoint_of_four_goes_on_with_four_two_and_one(train, tmp_path):
+    four = train("four", 4, 1)
+    whole, final = losses(four), parameters(four)
+    for name, processes, devices, more in (
+        ("again", 4, 1, ()),
+        ("two", 2, 1, ("mesh={context: 2}",)),
+        ("one", 1, 1, ()),
+    ):
+        shutil.copytree(four, tmp_path / name)
+        forget_after(tmp_path / name, 3)
+        folder = train(name, processes, devices, *more)
+        if name == "again":  # the same topology: bit for bit
+            assert losses(folder) == whole
+            assert all((value == final[path]).all() for path, value in parameters(folder).items())
+        np.testing.assert_allclose(losses(folder), whole, rtol=1e-5)
+        rows = json.loads((folder / "stages" / "base" / "checkpoints" / str(STEPS) / "meta" / "metadata").read_text())
+        assert rows["rows_consumed"] == STEPS * 4
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_others_stop_and_a_restart_goes_on(train, victim):
+    whole = losses(train("whole", 2, 1))
+    folder, launched = train.start("killed", 2, 1, "stages.base.steps=100000", "train.checkpoint.every_steps=3")
+    metrics = folder / "stages" / "base" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 6:
+        assert time.monotonic() < deadline and all(process.poll() is None for process in launched.processes)
+        time.sleep(0.05)
+    killed = time.monotonic()
+    launched.processes[victim].kill()
+    statuses, texts = launched.wait(timeout=60)
+    assert time.monotonic() - killed < 20
+    assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 75, texts
+    assert f"process {victim} of 2 (" in texts[1 - victim] and "ended without a word" in texts[1 - victim]
+    forget_after(folder, 3)
+    shutil.rmtree(folder / "stages" / "base" / "index")
+    assert whole
+
+
+def test_a_signal_to_one_saves_and_stops_all(train):
+    folder, launched = train.start("stopped", 2, 1)
+    metrics = folder / "stages" / "base" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() or not metrics.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    launched.processes[1].send_signal(signal.SIGTERM)
+    statuses, texts = launched.wait(timeout=60)
+    assert statuses == [75, 75], texts
+    assert len(losses(train("stopped", 2, 1))) == STEPS
+
+
+def test_a_process_that_never_comes_is_named_by_all(tmp_path):
+    more = settings(tmp_path / "run", "train.processes={start_timeout_seconds: 3, lost_timeout_seconds: 20}")
+    statuses, texts = launch("train", DEMO, *more, processes=4, skip=(2,)).wait(timeout=60)
+    assert statuses == [1, 1, 1]
+    assert all("process 2 of 4 did not come to localhost:" in text for text in texts)
+
+
+def test_an_error_of_one_process_ends_all(train, prepared):
+    """Process 0 finds the run's folder in use; the others cannot know."""
+    from lclm_jax.ops.lock import locked
+
+    folder = Path(shutil.copytree(prepared, prepared.parent / "in-use"))
+    with locked(folder):
+        statuses, texts = launch("train", DEMO, *settings(folder), processes=2).wait(timeout=60)
+    assert statuses == [1, 75], texts
+    assert "process 0 of 2 (" in texts[1] and "failed: " in texts[1]
