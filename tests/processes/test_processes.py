@@ -1,5 +1,6 @@
-"""Real processes through `lclm train`: same losses, checkpoints for any number of them, deaths. ``make test-processes``."""
+"""Real processes through `lclm train`: same losses, checkpoints for any number of them, deaths."""
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import DEMO, launch, settings
 
 from lclm_jax.train.slices import SavedParams
 
+spec = importlib.util.spec_from_file_location("launch", Path(__file__).with_name("launch.py"))
+launching = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launching)
+DEMO, launch, settings = launching.DEMO, launching.launch, launching.settings
 STEPS = 8
 
 

@@ -21,7 +21,7 @@ from lclm_jax.parallel.roll_call import GRACE_SECONDS, Place, StartError, call_r
 logger = logging.getLogger(__name__)
 
 EXIT_LOST = 75
-"""Exit status of a process that stopped because another is lost; 75 (EX_TEMPFAIL) always means: start again to go on."""
+"""Exit status of a process that stopped because another is lost; 75 (EX_TEMPFAIL) always means: start again."""
 
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 _agreements: dict[str, Iterator[int]] = defaultdict(itertools.count)
