@@ -6,6 +6,8 @@ goes on from the last of them. A step is redone when the configuration it depend
 
 import json
 import logging
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,22 +149,25 @@ def _fingerprint(config: Config, step: Step) -> str:
 
 
 def _survey_corpus(config: Config) -> dict[str, Any]:
-    from lclm_jax.data.corpus import SPLITS, list_corpus
+    from lclm_jax.data.corpus import SPLITS, list_collection, split_of
 
-    entries = list_corpus(config.corpus)
-    files, sizes = Counter(e.split for e in entries), Counter[str]()
-    for entry in entries:
-        sizes[entry.split] += entry.size
-    for split in SPLITS:
+    files, sizes, rows = Counter[str](), Counter[str](), False
+    for collection in config.corpus.resolved.values():
+        rows |= not collection.by_file
+        for entry in list_collection(collection, 2**62) if collection.records == "documents" else ():
+            split = split_of(entry.id, config.corpus) if collection.by_file else "rows"
+            files[split] += 1
+            sizes[split] += entry.size
+    for split in files:
         logger.info("%s: %d files, %.1f MB", split, files[split], sizes[split] / 1e6)
     for split in ("train", "held_out"):
-        if not files[split]:
+        if not (files[split] or rows):
             raise ValueError(
-                f"no file of the corpus falls into the split {split} ({len(entries)} files, held_out_share"
+                f"no file of the corpus falls into the split {split} ({files.total()} files, held_out_share"
                 f" {config.corpus.held_out_share:g}, validation_share {config.corpus.validation_share:g}): training"
                 " and evaluation need one each; add files or change the shares"
             )
-    return {split: {"files": files[split], "bytes": sizes[split]} for split in SPLITS}
+    return {split: {"files": files[split], "bytes": sizes[split]} for split in (*SPLITS, "rows") if files[split]}
 
 
 def train_run_tokenizer(config: Config) -> dict[str, Any]:
@@ -175,7 +180,8 @@ def train_run_tokenizer(config: Config) -> dict[str, Any]:
     if size is None:
         raise ValueError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
     counts: Counter[str] = Counter()
-    texts = (document.text for document in read_corpus(config.corpus, ("train",), counts))
+    documents = read_corpus(config.corpus, ("train",), counts, config.tokenizer.train_bytes)
+    texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
     except ValueError as error:
@@ -185,28 +191,44 @@ def train_run_tokenizer(config: Config) -> dict[str, Any]:
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
 
 
-def prepare_data(config: Config) -> dict[str, Any]:
-    """Prepare the corpus of a run, after training its tokenizer if it has none yet; returns the manifest."""
+def prepare_data(config: Config, workers: int | None = None, strict: bool = False) -> dict[str, Any]:
+    """Prepare the corpus of a run, after training its tokenizer if it has none yet; returns the manifest.
+
+    ``workers``: processes; None: one per core of this machine.
+    """
     from lclm_jax.data.prepare import prepare_corpus
 
-    paths = RunPaths(config)
-    if config.tokenizer.decoder is None and not (paths.decoder_tokenizer / "tokenizer.json").exists():
-        train_run_tokenizer(config)
-    shown = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        if done / total - shown >= 0.25 or done == total:
-            shown = done / total
-            logger.info("%3.0f %% of %.1f MB", 100 * shown, total / 1e6)
-
-    manifest = prepare_corpus(config, paths.prepared, progress)
+    train_missing_tokenizer(config)
+    manifest = prepare_corpus(config, None, log_progress(), workers or os.cpu_count() or 1, strict)
     for collection, splits in manifest["collections"].items():
         counts: Counter[str] = sum((Counter(split["counts"]) for split in splits.values()), Counter())
         noted = "".join(f", {reason} {count}" for reason, count in sorted(counts.items()))
         records = f"{splits['train']['records']:,}"
         logger.info("%s: %s records to train on; left out or cut:%s", collection, records, noted[1:] or " none")
     return manifest
+
+
+def train_missing_tokenizer(config: Config) -> None:
+    """Train the tokenizer of a run that names none and has none yet."""
+    trained = RunPaths(config).decoder_tokenizer / "tokenizer.json"
+    if config.tokenizer.decoder is None and not trained.exists():
+        train_run_tokenizer(config)
+
+
+def log_progress(seconds: float = 20.0) -> Callable[[int, int], None]:
+    """Progress in lines with the time left: one now and then, at most every ``seconds``, and one at the end."""
+    begun = said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if done < total and now - said < seconds:
+            return
+        said = now
+        left = (now - begun) * (total - done) / max(done, 1)
+        logger.info("%3.0f %% of %.1f MB, %.0f s left", 100 * done / max(total, 1), total / 1e6, left)
+
+    return progress
 
 
 def _train_stage(config: Config, stage: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 
 from lclm_jax.config import CorpusConfig
 from lclm_jax.data.chat_set import chats_of
-from lclm_jax.data.corpus import Document, list_corpus, read_corpus, split_of
+from lclm_jax.data.corpus import Document, list_collection, read_corpus, read_documents, split_of
+from lclm_jax.data.tally import Tally
 from lclm_jax.text.memory import split_memory
 
 
@@ -14,6 +15,10 @@ def folder(tmp_path, **files):
     for name, content in files.items():
         (tmp_path / f"{name}.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     return CorpusConfig(kind="folder", path=str(tmp_path), validation_share=0, held_out_share=0)
+
+
+def entries_of(config):
+    return list_collection(config.resolved["documents"], 10**6)
 
 
 def test_unusable_files_are_counted_by_reason(tmp_path):
@@ -27,14 +32,12 @@ def test_unusable_files_are_counted_by_reason(tmp_path):
 def test_unreadable_file_is_counted(tmp_path):
     config = folder(tmp_path, a="x")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "a.txt")
-    entries = list_corpus(config)
+    entries = entries_of(config)
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.txt").write_text("y")
-    counts = Counter()
-    from lclm_jax.data.corpus import read_entry
-
-    assert [read_entry(entry, config, counts) for entry in entries] == [None, None]
-    assert counts == {"unreadable": 2}
+    tally = Tally()
+    assert not list(read_documents(entries, config.resolved["documents"], config, tally))
+    assert tally.counts == {"unreadable": 2}
 
 
 def test_long_files_are_cut_at_a_line_or_a_whole_character(tmp_path):
@@ -50,10 +53,10 @@ def test_text_is_normalized_and_starts_with_its_first_line(tmp_path):
 
 
 def test_missing_and_empty_corpus_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="not a folder; name an existing folder"):
-        list_corpus(CorpusConfig(kind="folder", path=str(tmp_path / "none")))
-    with pytest.raises(ValueError, match=r"corpus is empty.*name a folder"):
-        list_corpus(CorpusConfig(kind="folder", path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"names no file to read.*check the path"):
+        entries_of(CorpusConfig(kind="folder", path=str(tmp_path / "none")))
+    with pytest.raises(ValueError, match=r"a collection is empty.*name files that exist"):
+        entries_of(folder(tmp_path, a="x" * 9).model_copy(update={"max_bytes": 5}))
 
 
 def test_splits_depend_on_the_name_alone_and_follow_their_shares():
@@ -66,7 +69,7 @@ def test_splits_depend_on_the_name_alone_and_follow_their_shares():
 def test_max_bytes_takes_a_stable_sample_in_the_order_of_names(tmp_path):
     config = folder(tmp_path, **{f"f{i:02d}": "x" * 10 for i in range(40)})
     small, large = (
-        [entry.id for entry in list_corpus(config.model_copy(update={"max_bytes": size}))] for size in (100, 200)
+        [entry.id for entry in entries_of(config.model_copy(update={"max_bytes": size}))] for size in (100, 200)
     )
     assert len(small) == 10
     assert len(large) == 20
@@ -75,7 +78,7 @@ def test_max_bytes_takes_a_stable_sample_in_the_order_of_names(tmp_path):
 
 
 def test_python_corpus_has_code_and_manual_but_no_tests_and_no_machine_files():
-    names = [entry.id for entry in list_corpus(CorpusConfig())]
+    names = [entry.id for entry in entries_of(CorpusConfig())]
     assert names == sorted(set(names))
     assert {"stdlib/argparse.py", "topics/assert"} <= set(names)
     assert not any("/test/" in n or "site-packages" in n or "_sysconfigdata" in n or "idlelib" in n for n in names)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data import prepare, shard_writer
+from lclm_jax.data import part_maker, shard_writer
 from lclm_jax.data.prepare import prepare_corpus
 from lclm_jax.data.records import chat_messages_of, chat_outline_of
-from lclm_jax.data.store import PreparedError, PreparedSplit, column_text, lengths_path, read_manifest
+from lclm_jax.data.store import PreparedError, PreparedSplit, column_text, lengths_name, read_manifest
 from lclm_jax.text.document import DocumentTokens
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
@@ -127,25 +127,33 @@ def test_two_tokenizers_share_their_cuts(corpus, tokenizers, tmp_path):
                 np.testing.assert_array_equal(ids[cuts[k] : cuts[k + 5]], tokenizer.encode(piece, plain=True))
 
 
+class Killed(BaseException):
+    pass
+
+
 def test_same_bytes_again_and_after_an_interruption(corpus, tokenizers, tmp_path, monkeypatch):
     config = make_config(corpus, tokenizers)
     whole = prepare_corpus(config, tmp_path / "a")
-    calls = []
+    names = []
 
-    def interrupted(*arguments):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(arguments)
-        return shard_writer.write_shard(*arguments)
+    class Interrupted(shard_writer.ShardWriter):
+        def add(self, columns):
+            super().add(columns)
+            if len(names) == 3:
+                raise Killed  # in the middle of the fourth shard
+
+        def finish(self):
+            names.append(self._name)
+            return super().finish()
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_shard", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(part_maker, "ShardWriter", Interrupted)
+        with pytest.raises(Killed):
             prepare_corpus(config, tmp_path / "b")
-    kept = (tmp_path / "b" / calls[0][1]).stat().st_mtime_ns
+    kept = (tmp_path / "b" / names[0]).stat().st_mtime_ns
     (tmp_path / "b/documents/train-00000-of-00099.array_record").write_text("of other settings")
     assert prepare_corpus(config, tmp_path / "b") == whole
-    assert (tmp_path / "b" / calls[0][1]).stat().st_mtime_ns == kept
+    assert (tmp_path / "b" / names[0]).stat().st_mtime_ns == kept
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
     assert prepare_corpus(config, tmp_path / "b") == whole
 
@@ -162,14 +170,14 @@ def test_damage_names_the_shard(corpus, tokenizers, tmp_path):
     original = shard.read_bytes()
     shard.write_bytes(original[:200] + bytes(800) + original[1000:])
     reader = PreparedSplit(tmp_path, "documents", "train")
-    with pytest.raises(PreparedError, match=f"{shard.name} is damaged.*prepare the data again"):
+    with pytest.raises(PreparedError, match=f"{shard.name} is damaged.*delete it and prepare the data again"):
         reader.verify()
     with pytest.raises(PreparedError, match=shard.name):
         reader.read_many(range(len(reader)))
     shard.unlink()
     assert prepare_corpus(make_config(corpus, tokenizers), tmp_path) == read_manifest(tmp_path)
     assert shard.read_bytes() == original
-    lengths = lengths_path(shard)
+    lengths = tmp_path / lengths_name(str(shard.relative_to(tmp_path)))
     lengths.write_bytes(lengths.read_bytes()[:-4] + bytes(4))
     with pytest.raises(PreparedError, match=f"{lengths.name} is damaged.*delete it and prepare the data again"):
         PreparedSplit(tmp_path, "documents", "train").ragged_lists("cuts")

@@ -1,5 +1,6 @@
 """``lclm data``: prepare corpora, look at packed rows."""
 
+import os
 from pathlib import Path
 
 import click
@@ -15,18 +16,35 @@ def data() -> None:
 
 @data.command()
 @config_argument
+@click.option("--workers", type=click.IntRange(1), help="Processes; one per core by default.")
+@click.option("--strict", is_flag=True, help="Stop at the first bad row instead of counting it.")
+@click.option("--share", metavar="K/N", help="Make only the parts of worker K of N, from 0; then call it without.")
 @set_option
 @json_option
-def prepare(config: Path, overrides: tuple[str, ...], json_file: Path | None) -> None:
+def prepare(
+    config: Path,
+    workers: int | None,
+    strict: bool,
+    share: str | None,
+    overrides: tuple[str, ...],
+    json_file: Path | None,
+) -> None:
     """Tokenize the corpus of CONFIG into shards, after training its tokenizer if it names none.
 
-    Shards that an interrupted call finished are kept. Skipped files and chats are counted by reason.
+    Parts that an interrupted call finished are kept. What is left out is counted by reason; bad rows are sampled in
+    rejects.jsonl beside the shards.
     """
-    from lclm_jax.pipeline import own_run, prepare_data
+    from lclm_jax.data.prepare import prepare_share
+    from lclm_jax.pipeline import log_progress, own_run, prepare_data, train_missing_tokenizer
 
     tree = load_config(config, overrides)
+    if share is not None:  # many of them work in one folder at once, so none claims the run
+        train_missing_tokenizer(tree)
+        made = prepare_share(tree, share, log_progress(), workers or os.cpu_count() or 1, strict)
+        click.echo(f"share {share}: {made} parts are made in {RunPaths(tree).prepared}")
+        return
     with own_run(tree):
-        manifest = prepare_data(tree)
+        manifest = prepare_data(tree, workers, strict)
     for name, splits in manifest["collections"].items():
         for split, entry in splits.items():
             click.echo(f"{name}/{split}: {entry['records']:,} records, {entry['decoder_tokens']:,} tokens")

@@ -1,7 +1,7 @@
 """The configuration tree: every key declared once, with its default, limits and documentation."""
 
+from lclm_jax.config.corpus import CollectionConfig, ColumnsConfig, CorpusConfig
 from lclm_jax.config.data import (
-    CorpusConfig,
     DataConfig,
     PackConfig,
     SourceConfig,
@@ -29,6 +29,8 @@ __all__ = [
     "AdapterConfig",
     "BackboneConfig",
     "CheckpointConfig",
+    "CollectionConfig",
+    "ColumnsConfig",
     "Config",
     "ConfigError",
     "CorpusConfig",

@@ -1,4 +1,4 @@
-"""Corpus, tokenizers, sources with their objectives, and the shape of a packed row."""
+"""Tokenizers, sources with their objectives, and the shape of a packed row."""
 
 from typing import Literal
 
@@ -7,32 +7,13 @@ from pydantic import model_validator
 from lclm_jax.config.base import Tree, key, required
 
 
-class CorpusConfig(Tree):
-    """Raw text to prepare, split by file."""
-
-    kind: Literal["python_stdlib", "folder"] = key(
-        "python_stdlib", "python_stdlib: sources and manuals that Python carries; folder: text files under path."
-    )
-    path: str | None = key(None, "Folder of text files (kind: folder).")
-    suffixes: tuple[str, ...] = key((".py", ".txt", ".md", ".rst"), "File endings read from a folder.")
-    max_file_bytes: int = key(200_000, "Longer files are cut here; counted in the report.", gt=0)
-    max_bytes: int | None = key(None, "Stop collecting after this many bytes; null: everything.")
-    validation_share: float = key(0.05, "Share of files to tune on.", ge=0, lt=1)
-    held_out_share: float = key(0.05, "Share of files that only the final evaluation reads.", ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _check(self):
-        if self.kind == "folder" and not self.path:
-            raise ValueError("corpus.kind=folder needs a folder; set corpus.path")
-        return self
-
-
 class TokenizerConfig(Tree):
     """Tokenizer folders (tokenizer.json); trained on the corpus when vocab_size is given."""
 
     decoder: str | None = key(None, "Folder of the decoder's tokenizer; null: the run trains one.")
     encoder: str | None = key(None, "Folder of the encoder's tokenizer; null: the decoder's.")
     vocab_size: int | None = key(None, "Train a byte-level BPE of this size on the corpus (decoder: null).")
+    train_bytes: int = key(2**30, "Text that a tokenizer is trained on, at most: a share of every file.", gt=0)
 
     @model_validator(mode="after")
     def _check(self):
@@ -89,7 +70,10 @@ class PackConfig(Tree):
 class DataConfig(Tree):
     """Prepared shards and how examples are made and packed."""
 
-    prepared: str | None = key(None, "Folder of prepared shards; null: data/ in the run's folder.")
+    prepared: str | None = key(
+        None, "Folder of prepared shards, or an fsspec URL such as gs://bucket/folder; null: data/ in the run's folder."
+    )
+    cache: str | None = key(None, "Local folder for copies of remote shards; null: the user's cache folder.")
     shard_bytes: int = key(64 * 2**20, "Bytes of corpus text that go into one shard.", gt=0)
     sources: dict[str, SourceConfig] = key({}, "Named sources; stages mix them by weight.")
     pack: PackConfig = key(PackConfig(), "Row layout; a stage may replace it.")

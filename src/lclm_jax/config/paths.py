@@ -33,9 +33,10 @@ class RunPaths:
         return Path(self.config.tokenizer.encoder or self.decoder_tokenizer)
 
     @property
-    def prepared(self) -> Path:
-        """Folder of the prepared shards."""
-        return Path(self.config.data.prepared or self.root / "data")
+    def prepared(self) -> str | Path:
+        """Folder of the prepared shards, or its URL."""
+        named = self.config.data.prepared or ""
+        return named if "://" in named else Path(named or self.root / "data")
 
     def stage(self, name: str) -> Path:
         """Folder of one stage: checkpoints/, index/, metrics.jsonl."""

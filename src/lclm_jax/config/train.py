@@ -207,6 +207,7 @@ class TrainConfig(Tree):
 class EvalConfig(Tree):
     """Held-out measurements of the context gain and of verbatim repetition."""
 
+    collection: str = key("documents", "Prepared collection of documents that is measured.")
     examples: int = key(512, "Examples of each measurement.", gt=1)
     context_tokens: int = key(64, "Tokens of context: compressed, raw, or left out.", gt=0)
     continuation_tokens: int = key(64, "Tokens whose loss is measured.", gt=0)

@@ -3,7 +3,8 @@
 from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required
-from lclm_jax.config.data import CorpusConfig, DataConfig, PackConfig, TokenizerConfig
+from lclm_jax.config.corpus import CorpusConfig
+from lclm_jax.config.data import DataConfig, PackConfig, TokenizerConfig
 from lclm_jax.config.init import InitConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.nearest import suggestion

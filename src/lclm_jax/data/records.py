@@ -6,22 +6,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lclm_jax.data.store import column_text, text_column
+from lclm_jax.text.boundaries import boundary_kinds
 from lclm_jax.text.cuts import TokenizedText, byte_positions
 from lclm_jax.text.example import Outline
 
 Columns = dict[str, np.ndarray]
 
 SCALARS = {"documents": ("decoder_tokens", "encoder_tokens"), "chat": ("decoder_tokens",)}
-"""Collection -> numbers per record in its lengths files."""
-RAGGED = {"documents": ("cuts", "encoder_cuts"), "chat": ("span_tokens",)}
-"""Collection -> lists per record in its lengths files (encoder_cuts only if the tokenizers differ)."""
+"""Kind of record -> numbers per record in its lengths files."""
+RAGGED = {"documents": ("cuts", "cut_kinds", "encoder_cuts"), "chat": ("span_tokens",)}
+"""Kind -> lists per record in its lengths files (encoder_cuts only if the tokenizers differ)."""
 
 
 def document_columns(name: str, text: str, decoder: TokenizedText, encoder: TokenizedText | None) -> Columns:
     """A document's record; ``encoder`` is None where both tokenizers are the same.
 
     Columns: ``id`` and ``text`` (UTF-8), ``decoder_ids`` uint32, ``cuts`` uint32 (decoder token indices), ``cut_bytes``
-    uint32 (the same places in ``text``), and, if the tokenizers differ, ``encoder_ids`` and ``encoder_cuts`` uint32.
+    uint32 (the same places in ``text``), ``cut_kinds`` uint8 (``boundary_kinds``), and, if the tokenizers differ,
+    ``encoder_ids`` and ``encoder_cuts`` uint32.
     """
     columns = {
         "id": text_column(name),
@@ -29,6 +31,7 @@ def document_columns(name: str, text: str, decoder: TokenizedText, encoder: Toke
         "decoder_ids": decoder.ids.astype(np.uint32),
         "cuts": decoder.cuts.astype(np.uint32),
         "cut_bytes": byte_positions(text, decoder.cut_chars),
+        "cut_kinds": boundary_kinds(text, decoder.cut_chars),
     }
     if encoder is not None:
         columns["encoder_ids"] = encoder.ids.astype(np.uint32)
@@ -67,9 +70,9 @@ def chat_messages_of(record: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
     return json.loads(column_text(record["messages"]))
 
 
-def lengths_of(collection: str, columns: Columns) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+def lengths_of(kind: str, columns: Columns) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """What a lengths file keeps of a record: (numbers, lists), by the names of ``SCALARS`` and ``RAGGED``."""
-    if collection == "chat":
+    if kind == "chat":
         return {"decoder_tokens": len(columns["tokens"])}, {"span_tokens": columns["span_tokens"]}
     ids = columns["decoder_ids"]
     scalars = {"decoder_tokens": len(ids), "encoder_tokens": len(columns.get("encoder_ids", ids))}

@@ -1,102 +1,79 @@
 """Writes one shard: complete or absent, byte-identical for equal records, with its lengths beside it."""
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save_file
 
-from lclm_jax.data.records import RAGGED, SCALARS, Columns, lengths_of
-from lclm_jax.data.store import (
-    PreparedError,
-    Shard,
-    encode_record,
-    file_digest,
-    lengths_path,
-    pack_lengths,
-    read_lengths,
-)
+from lclm_jax.data.errors import PreparedError
+from lclm_jax.data.records import SCALARS, Columns, lengths_of
+from lclm_jax.data.storage import Storage, file_digest
+from lclm_jax.data.store import Shard, encode_record, lengths_name, pack_lengths
 
 # One record per compressed group: a random read never unpacks its neighbours.
 _OPTIONS = "group_size:1,zstd:3"
 
 
-class Written(NamedTuple):
-    """A finished shard, its totals, and what was left out or noted while it was made, by reason."""
+class ShardWriter:
+    """Writes ``NAME.array_record`` and ``NAME.lengths.safetensors``; use it as a context manager, then ``finish``.
 
-    shard: Shard
-    totals: dict[str, int]
-    counts: Counter[str]
-
-
-def write_shard(root: Path, name: str, key: str, records: Iterable[Columns], counts: Counter[str]) -> Written:
-    """Write ``records`` as ``root/name`` (``COLLECTION/SPLIT-00000-of-00001.array_record``).
-
-    ``key`` names the settings, so that an interrupted preparation knows its own shards. ``counts`` is read after the
-    last record.
-
-    Raises:
-        PreparedError: the disk refuses.
+    Args:
+        storage: the prepared folder.
+        name: name of the shard in it.
+        kind: ``documents`` or ``chat``: which columns the records have.
     """
-    path, collection = root / name, name.split("/")[0]
-    partial, partial_lengths = (file.with_name(file.name + ".partial") for file in (path, lengths_path(path)))
-    scalars: dict[str, list[int]] = {name: [] for name in SCALARS[collection]}
-    ragged: dict[str, list[np.ndarray]] = {name: [] for name in RAGGED[collection]}
-    written = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = ArrayRecordWriter(str(partial), _OPTIONS)
+
+    def __init__(self, storage: Storage, name: str, kind: str):
+        self._storage, self._name, self._kind = storage, name, kind
+        self._scalars: dict[str, list[int]] = {name: [] for name in SCALARS[kind]}
+        self._ragged: dict[str, list[np.ndarray]] = {}
+        self._records = 0
+        self._making = ExitStack()
+        self._path = self._making.enter_context(storage.making(name))
+        self._writer = ArrayRecordWriter(str(self._path), _OPTIONS)
+
+    def add(self, columns: Columns) -> None:
+        """Write one record."""
+        self._writer.write(encode_record(columns))
+        self._records += 1
+        numbers, lists = lengths_of(self._kind, columns)
+        for column, number in numbers.items():
+            self._scalars[column].append(number)
+        for column, values in lists.items():
+            self._ragged.setdefault(column, []).append(values)
+
+    def finish(self) -> tuple[Shard, dict[str, int]]:
+        """Put the shard in place; returns it and its totals.
+
+        Raises:
+            PreparedError: the disk refuses.
+        """
         try:
-            for columns in records:
-                writer.write(encode_record(columns))
-                written += 1
-                numbers, lists = lengths_of(collection, columns)
-                for column, number in numbers.items():
-                    scalars.setdefault(column, []).append(number)
-                for column, values in lists.items():
-                    ragged.setdefault(column, []).append(values)
-        finally:
-            writer.close()
-        # A shard without records has every list, empty; else only those that its records have.
-        ragged = {name: lists for name, lists in ragged.items() if lists or not written}
-        about = {"key": key, "records": written, "counts": dict(sorted(counts.items()))}
-        # One entry: safetensors writes several in no fixed order.
-        save_file(pack_lengths(scalars, ragged), partial_lengths, {"about": json.dumps(about)})
-        os.replace(partial, path)
-        os.replace(partial_lengths, lengths_path(path))  # last: a shard with lengths is whole
-    except (OSError, RuntimeError) as error:
-        raise PreparedError(f"cannot write {path}: {error}; free some space or choose another data.prepared") from error
-    return _summary(root, name, *read_lengths(lengths_path(path)))
+            self._writer.close()
+            size, digest = self._path.stat().st_size, file_digest(self._path)
+            self._making.close()
+            columns = pack_lengths(self._scalars, self._ragged)
+            with self._storage.making(lengths_name(self._name)) as path:
+                save_file(columns, path)
+                lengths_digest = file_digest(path)
+        except (OSError, RuntimeError) as error:
+            raise PreparedError(
+                f"cannot write {self._storage.shown(self._name)}: {error}; free some space or choose another"
+                " data.prepared"
+            ) from error
+        return Shard(self._name, self._records, size, digest, lengths_digest), _totals(columns)
+
+    def abandon(self) -> None:
+        """Leave nothing but a partial file, as after a kill."""
+        self._writer.close()
+        self._making.pop_all()
 
 
-def finished_shard(root: Path, name: str, key: str) -> Written | None:
-    """The shard ``name`` if an earlier preparation with the same ``key`` finished it."""
-    lengths = lengths_path(root / name)
-    if not (lengths.is_file() and (root / name).is_file()):
-        return None
-    try:
-        columns, metadata = read_lengths(lengths)
-    except PreparedError:
-        return None  # damaged: made again
-    made_by = json.loads(metadata.get("about", "{}")).get("key")
-    return _summary(root, name, columns, metadata) if made_by == key else None
-
-
-def _summary(root: Path, name: str, columns: dict[str, np.ndarray], metadata: dict[str, str]) -> Written:
-    path, about = root / name, json.loads(metadata["about"])
-    totals = {column: int(values.sum()) for column, values in columns.items() if "/" not in column}
+def _totals(columns: dict[str, Any]) -> dict[str, int]:
+    totals = Counter({name: int(values.sum()) for name, values in columns.items() if "/" not in name})
     if "span_tokens/values" in columns:
         totals["encoder_tokens"] = int(columns["span_tokens/values"].sum())
-    shard = Shard(
-        file=name,
-        records=about["records"],
-        bytes=path.stat().st_size,
-        sha256=file_digest(path),
-        lengths_sha256=file_digest(lengths_path(path)),
-    )
-    return Written(shard, totals, Counter(about["counts"]))
+    return dict(sorted(totals.items()))

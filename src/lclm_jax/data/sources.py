@@ -279,6 +279,8 @@ def make_sources(config: Config, stage: str, tokenizers: Tokenizers, split: str 
     for name in config.stages[stage].mixture:
         source = config.data.sources[name]
         if source.collection not in opened:
-            opened[source.collection] = PreparedSplit(RunPaths(config).prepared, source.collection, split)
+            opened[source.collection] = PreparedSplit(
+                RunPaths(config).prepared, source.collection, split, config.data.cache
+            )
         sources.append(_OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
     return sources

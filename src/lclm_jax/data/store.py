@@ -1,8 +1,10 @@
 """Prepared shards: records of typed columns in ArrayRecord files, their lengths beside them, and a manifest on top.
 
-    manifest.json
+    manifest.json                                        collections, splits, shards, counts, settings
+    rejects.jsonl                                        samples of bad rows
     documents/train-00000-of-00002.array_record          one record per document
     documents/train-00000-of-00002.lengths.safetensors   what packing needs to know of each record
+    documents/train-00000-of-00002.json                  what was made of one part of the corpus: a finished part
 
 A record is a safetensors dictionary of one-dimensional columns: plain typed data, never a pickle.
 """
@@ -20,12 +22,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from lclm_jax.data.errors import PreparedError
+from lclm_jax.data.storage import Storage, file_digest
+
 MANIFEST = "manifest.json"
-FORMAT = 1
-
-
-class PreparedError(ValueError):
-    """Prepared data that is missing, damaged or made by other settings; the message names the file and the fix."""
+REJECTS = "rejects.jsonl"
+FORMAT = 2
 
 
 class Shard(NamedTuple):
@@ -69,9 +71,9 @@ def column_text(column: np.ndarray) -> str:
     return column.tobytes().decode("utf-8")
 
 
-def lengths_path(shard: Path) -> Path:
-    """The lengths file that belongs to ``shard``."""
-    return shard.with_name(shard.name.removesuffix(".array_record") + ".lengths.safetensors")
+def lengths_name(shard: str) -> str:
+    """Name of the lengths file that belongs to ``shard``."""
+    return shard.removesuffix(".array_record") + ".lengths.safetensors"
 
 
 def pack_lengths(
@@ -82,49 +84,56 @@ def pack_lengths(
     for name, lists in ragged.items():
         sizes = np.fromiter(map(len, lists), np.int64, len(lists))
         columns[f"{name}/offsets"] = np.concatenate(([0], np.cumsum(sizes)))
-        columns[f"{name}/values"] = np.concatenate([np.zeros(0, np.uint32), *lists]).astype(np.uint32)
+        kind = lists[0].dtype if len(lists) else np.uint32
+        columns[f"{name}/values"] = np.concatenate([np.zeros(0, kind), *lists])
     return columns
 
 
-def read_lengths(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Columns and metadata of a lengths file; raises ``PreparedError`` if it cannot be read."""
+def read_lengths(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a lengths file; raises ``PreparedError`` if it cannot be read."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file; raises ``PreparedError`` if it is missing."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PreparedError(f"cannot read {path}: {error.strerror}; prepare the data again") from None
-
-
-def read_manifest(root: str | Path) -> dict[str, Any]:
+def read_manifest(root: str | Path | Storage) -> dict[str, Any]:
     """The manifest of a prepared folder; raises ``PreparedError`` if there is none of this format."""
-    path = Path(root) / MANIFEST
+    storage = root if isinstance(root, Storage) else Storage(root)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(storage.read(MANIFEST))
     except (OSError, ValueError) as error:
-        raise PreparedError(f"{path} cannot be read ({error}); run `lclm data prepare` first") from None
+        raise PreparedError(
+            f"{storage.shown(MANIFEST)} cannot be read ({error}); run `lclm data prepare` first"
+        ) from None
     if manifest.get("format") != FORMAT:
-        raise PreparedError(f"{path} has format {manifest.get('format')}, not {FORMAT}; prepare the data again")
+        raise PreparedError(
+            f"{storage.shown(MANIFEST)} has format {manifest.get('format')}, not {FORMAT}; prepare the data again"
+        )
     return manifest
 
 
 class PreparedSplit:
     """Random access to one split of one collection: ``len``, ``read``, ``read_many``, lengths without reading records.
 
-    Files are opened when first needed, so the object can be sent to worker processes.
+    Files are opened when first needed, so the object can be sent to worker processes. Shards of a remote folder are
+    copied to ``cache`` then; see ``Storage``.
+
+    Args:
+        root: prepared folder, a local path or an fsspec URL.
+        collection: a collection of its manifest.
+        split: ``train``, ``validation`` or ``held_out``.
+        cache: local folder for copies of remote shards; None: the user's cache.
+
+    Raises:
+        PreparedError: there is no such split, or a shard does not have the size that the manifest says.
     """
 
-    def __init__(self, root: str | Path, collection: str, split: str):
-        self.root, self.collection, self.split = Path(root), collection, split
-        collections = read_manifest(self.root)["collections"]
+    def __init__(self, root: str | Path, collection: str, split: str, cache: str | Path | None = None):
+        self.root, self.collection, self.split = root, collection, split
+        self._cache, self.storage = cache, Storage(root, cache)
+        collections = read_manifest(self.storage)["collections"]
         if collection not in collections or split not in collections[collection]:
             known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
             raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
@@ -134,7 +143,7 @@ class PreparedSplit:
         self._lengths: dict[int, dict[str, np.ndarray]] = {}
 
     def __reduce__(self):
-        return PreparedSplit, (self.root, self.collection, self.split)
+        return PreparedSplit, (self.root, self.collection, self.split, self._cache)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -185,12 +194,12 @@ class PreparedSplit:
     def verify(self) -> None:
         """Compare every file with its checksum; raises ``PreparedError`` that names the first that differs."""
         for shard in self.shards:
-            path = self.root / shard.file
-            for file, expected in ((path, shard.sha256), (lengths_path(path), shard.lengths_sha256)):
-                if (actual := file_digest(file)) != expected:
+            files = ((shard.file, shard.sha256), (lengths_name(shard.file), shard.lengths_sha256))
+            for name, expected in files:
+                if (actual := file_digest(self.storage.local(name, expected))) != expected:
                     raise PreparedError(
-                        f"{file} is damaged: sha256 {actual[:12]}.. instead of {expected[:12]}..; delete the folder"
-                        f" {self.root} and prepare the data again"
+                        f"{self.storage.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {expected[:12]}..;"
+                        " delete it and prepare the data again"
                     )
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -200,21 +209,32 @@ class PreparedSplit:
         return shard, int(index) - self._starts[shard]
 
     def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
-        path = self.root / self.shards[shard].file
+        one = self.shards[shard]
+        path = self.storage.local(one.file, one.sha256)
         try:
             if shard not in self._readers:
-                if not path.is_file():
-                    raise PreparedError(f"shard {path} is missing; prepare the data again")
+                self._check_size(path, one)
                 self._readers[shard] = ArrayRecordReader(str(path))
             return self._readers[shard].read(rows)
         except RuntimeError as error:
             raise PreparedError(f"shard {path} is damaged ({error}); delete it and prepare the data again") from None
 
+    @staticmethod
+    def _check_size(path: Path, shard: Shard) -> None:
+        """A truncated file is found for the price of a look at its size."""
+        if not path.is_file():
+            raise PreparedError(f"shard {path} is missing; prepare the data again")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise PreparedError(
+                f"shard {path} is damaged: {size} bytes instead of {shard.bytes}; delete it and prepare the data again"
+            )
+
     def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
         if shard not in self._lengths:
-            path = lengths_path(self.root / self.shards[shard].file)
+            one = self.shards[shard]
+            path = self.storage.local(lengths_name(one.file), one.lengths_sha256)
             # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed.
-            if file_digest(path) != self.shards[shard].lengths_sha256:
+            if file_digest(path) != one.lengths_sha256:
                 raise PreparedError(f"{path} is damaged (its checksum differs); delete it and prepare the data again")
-            self._lengths[shard] = read_lengths(path)[0]
+            self._lengths[shard] = read_lengths(path)
         return self._lengths[shard]

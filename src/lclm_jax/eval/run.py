@@ -45,7 +45,7 @@ def evaluate(
     memory = tokenizers.decoder.memory_ids
     model = config.model.model_copy(update={"memory_token_ids": tuple(memory)})
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    documents = PreparedSplit(RunPaths(config).prepared, "documents", split)
+    documents = PreparedSplit(RunPaths(config).prepared, config.eval.collection, split, config.data.cache)
     skipped: dict[str, Counter[str]] = {"continuation": Counter(), "repetition": Counter()}
     following = settings.continuation_tokens + 1
     contexts = spread_places(documents, settings.examples, settings.context_tokens, following, skipped["continuation"])

@@ -5,11 +5,14 @@ from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.chat_set import chats_of
-from lclm_jax.data.corpus import Document, read_corpus
+from lclm_jax.data.corpus import Document
+from lclm_jax.data.store import PreparedSplit, column_text
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.text.memory import MEMORY_END, MEMORY_START
 from lclm_jax.text.tokenizer import Tokenizer
+
+_DOCUMENTS = 2000
 
 
 def sample_answers(config: Config, export: Path) -> list[dict[str, Any]]:
@@ -23,7 +26,7 @@ def sample_answers(config: Config, export: Path) -> list[dict[str, Any]]:
         return []
     generator = Generator.from_folder(export, compute_dtype=config.model.compute_dtype)
     tokenizer = Tokenizer.from_folder(RunPaths(config).encoder_tokenizer)
-    documents = list(read_corpus(config.corpus, ("held_out",)))
+    documents = _held_out(config)
     tasks = [
         *_spread([_repeat(document, config, tokenizer) for document in documents], count),
         *_spread([_continue(document, config, tokenizer) for document in documents], count),
@@ -42,6 +45,13 @@ def sample_answers(config: Config, export: Path) -> list[dict[str, Any]]:
         }
         for task, answer in zip(tasks, answers, strict=True)
     ]
+
+
+def _held_out(config: Config) -> list[Document]:
+    """Held-out documents, at most ``_DOCUMENTS`` of them, evenly over the collection."""
+    split = PreparedSplit(RunPaths(config).prepared, config.eval.collection, "held_out", config.data.cache)
+    records = split.read_many(range(0, len(split), max(1, len(split) // _DOCUMENTS)))
+    return [Document(column_text(one["id"]), column_text(one["text"]), "held_out") for one in records]
 
 
 def _spread(tasks: list[dict[str, Any] | None], count: int) -> list[dict[str, Any]]:

@@ -132,6 +132,7 @@ def chat_outline(
     encoder: Tokenizer,
     target: str | None = None,
     replies: Literal["last", "all"] = "last",
+    tools: Sequence[Any] | None = None,
 ) -> Outline:
     """A chat with loss on the assistant's replies (their end token and what the template puts after it included).
 
@@ -145,6 +146,7 @@ def chat_outline(
         target: the last reply, if ``messages`` lacks it.
         replies: ``last`` or ``all`` of the assistant's messages; earlier ones that the template rewrites once more
             messages follow are skipped.
+        tools: tools that the template is given.
 
     Raises:
         ValueError: the chat ends without a reply, or the template does not render a reply after its own prompt.
@@ -153,12 +155,12 @@ def chat_outline(
     if not chat or chat[-1]["role"] != "assistant":
         role = chat[-1]["role"] if chat else None
         raise ValueError(f"a chat to train on ends with the assistant's reply, not with {role!r}; add it or a target")
-    whole = decoder.render_chat(chat)
+    whole = decoder.render_chat(chat, tools=tools)
     outline = outline_pieces(split_memory(whole), decoder, encoder)
     ends = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
     for end in ends[-1:] if replies == "last" else ends:
-        prompt = decoder.render_chat(chat[:end], add_generation_prompt=True)
-        answered = whole if end == len(chat) - 1 else decoder.render_chat(chat[: end + 1])
+        prompt = decoder.render_chat(chat[:end], add_generation_prompt=True, tools=tools)
+        answered = whole if end == len(chat) - 1 else decoder.render_chat(chat[: end + 1], tools=tools)
         if answered.startswith(prompt) and whole.startswith(answered):
             outline.loss[_length(prompt, decoder) : _length(answered, decoder)] = 1
         elif end == ends[-1]:

@@ -1,0 +1,122 @@
+"""Raw text: the collections of a corpus, the files they are read from, their columns, filters and splits."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from lclm_jax.config.base import Tree, key, required
+
+Format = Literal["jsonl", "parquet", "arrow", "text", "python_stdlib"]
+
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+    "text": (".txt", ".md", ".rst", ".py"),
+    "python_stdlib": (),
+}
+
+
+class ColumnsConfig(Tree):
+    """Which columns of JSONL, Parquet and Arrow rows are read."""
+
+    text: str = key("text", "Text of a document (records: documents).")
+    id: str | None = key(None, "Name of a row, kept with its record; null: its file and place in it.")
+    messages: str = key("messages", "Chat messages, or the same as JSON (records: chat).")
+    tools: str = key("tools", "Tools that the chat template is given; may be missing.")
+    prompt: str = key("compression_prompt", "Chat messages with memory tags that end before the reply.")
+    target: str = key("target", "Reply to the prompt; NA_string_only: the user's text is itself trained on.")
+    context: str = key("context", "Passages to compress: a string or a list of strings (long-context QA).")
+    question: str = key("question", "What is asked about the context.")
+    answer: str = key("answer", "The reply.")
+
+
+class CollectionConfig(Tree):
+    """One collection: raw files of one format that become records of one kind."""
+
+    format: Format = required(
+        "jsonl (plain, .gz, .zst), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
+        " python_stdlib (what Python carries)."
+    )
+    paths: tuple[str, ...] = key(
+        (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet."
+    )
+    suffixes: tuple[str, ...] | None = key(None, "File endings read from a folder; null: those usual for the format.")
+    records: Literal["documents", "chat", "function_chat"] = key(
+        "documents",
+        "documents: text, tokenized with its cuts; chat: messages, prompt and target, or context, question and answer;"
+        " function_chat: questions about the functions of Python files.",
+    )
+    columns: ColumnsConfig = key(ColumnsConfig(), "Columns of the rows.")
+    max_document_bytes: int | None = key(None, "Longer documents are cut at the last line before; counted.", gt=0)
+    max_bytes: int | None = key(None, "Read a sample of whole files of at most this many bytes; null: all.", gt=0)
+    filters: dict[str, dict[str, Any]] = key(
+        {}, "Filters of datatrove, in order: name and arguments, such as gopher_quality: {min_doc_words: 20}."
+    )
+    dedup: Literal["exact", "near"] | None = key(
+        None, "Keep one of equal (exact) or similar (near: MinHash) documents, by datatrove."
+    )
+
+    @model_validator(mode="after")
+    def _check(self):
+        if (self.format == "python_stdlib") != (not self.paths):
+            raise ValueError(f"format={self.format} with paths={list(self.paths)}: name the files to read")
+        if (self.filters or self.dedup) and self.records != "documents":
+            raise ValueError(f"filters and dedup work on documents, not on records={self.records}; remove them")
+        return self
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """File endings read from folders."""
+        return _SUFFIXES[self.format] if self.suffixes is None else self.suffixes
+
+    @property
+    def by_file(self) -> bool:
+        """Whether one file is one document, so that its name decides its split."""
+        return self.format in ("text", "python_stdlib")
+
+
+class CorpusConfig(Tree):
+    """Raw text to prepare, split by a hash of each document's name or text."""
+
+    collections: dict[str, CollectionConfig] = key(
+        {}, "Named collections; none: documents and chat, made of what kind says."
+    )
+    kind: Literal["python_stdlib", "folder"] = key(
+        "python_stdlib",
+        "Without collections. python_stdlib: sources and manuals that Python carries; folder: text files under path.",
+    )
+    path: str | None = key(None, "Folder of text files (kind: folder).")
+    suffixes: tuple[str, ...] = key((".py", ".txt", ".md", ".rst"), "File endings read from a folder (kind: folder).")
+    max_file_bytes: int = key(200_000, "Longer files are cut here (without collections); counted.", gt=0)
+    max_bytes: int | None = key(None, "Read a sample of this many bytes (without collections); null: everything.")
+    validation_share: float = key(0.05, "Share of documents to tune on.", ge=0, lt=1)
+    held_out_share: float = key(0.05, "Share of documents that only the final evaluation reads.", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.kind == "folder" and not self.path:
+            raise ValueError("corpus.kind=folder needs a folder; set corpus.path")
+        if self.kind == "folder" and self.collections:
+            raise ValueError(
+                "corpus.kind=folder and corpus.collections say two things; name the folder in a collection"
+            )
+        return self
+
+    @property
+    def resolved(self) -> dict[str, CollectionConfig]:
+        """The collections; ``kind`` stands for ``documents`` and ``chat`` over the same files."""
+        if self.collections:
+            return self.collections
+        folder = self.kind == "folder"
+        shared = {
+            "format": "text" if folder else "python_stdlib",
+            "paths": (self.path,) if folder else (),
+            "suffixes": self.suffixes if folder else None,
+            "max_document_bytes": self.max_file_bytes,
+            "max_bytes": self.max_bytes,
+        }
+        return {
+            "documents": CollectionConfig(**shared),
+            "chat": CollectionConfig(**shared, records="function_chat"),
+        }
