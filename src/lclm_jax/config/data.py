@@ -8,9 +8,11 @@ from lclm_jax.config.base import Tree, key, required
 
 
 class TokenizerConfig(Tree):
-    """Tokenizer folders (tokenizer.json); trained on the corpus when vocab_size is given."""
+    """Tokenizer folders (tokenizer.json, or a SentencePiece model); trained on the corpus when vocab_size is given."""
 
-    decoder: str | None = key(None, "Folder of the decoder's tokenizer; null: the run trains one.")
+    decoder: str | None = key(
+        None, "Folder of the decoder's tokenizer (tokenizer.json or a SentencePiece model); null: the run trains one."
+    )
     encoder: str | None = key(None, "Folder of the encoder's tokenizer; null: the decoder's.")
     vocab_size: int | None = key(None, "Train a byte-level BPE of this size on the corpus (decoder: null).")
     train_bytes: int = key(2**30, "Text that a tokenizer is trained on, at most: a share of every file.", gt=0)

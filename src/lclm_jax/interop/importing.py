@@ -132,7 +132,7 @@ def _import_backbone(source: Path, out: Path, role: str, options: ImportOptions)
     blocks = open_backbone(source, backbone, role)
     if role == "encoder" and "lm_head.weight" in blocks.source.shapes:
         log.info("%s: the output head is left out, an encoder has none", source.name)
-    copy_tokenizer(source, out)
+    copy_tokenizer(source, out, memory_tokens=False)
     if role == "decoder" or options.memory_tokens:
         for token, index in add_memory_tokens(out).items():
             log.info("%s: token %s added, id %d", source.name, token, index)

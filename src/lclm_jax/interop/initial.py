@@ -24,6 +24,7 @@ from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, flatten, leaf, nest
 from lclm_jax.interop.tensors import CheckpointError
 from lclm_jax.model.lclm import init_params
 from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.state import params_shardings
 
@@ -108,9 +109,9 @@ def _without_dropout(lora: LoraConfig) -> dict[str, Any]:
 
 def _check_tokenizer(folder: Path, role: str, tokenizer: Path) -> None:
     """The weights only know the ids of the tokenizer beside them; the run's may have more."""
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / "tokenizer.json").is_file() and model_in(folder) is None:
         return
-    theirs = Tokenizer.from_folder(folder).backend().get_vocab(with_added_tokens=True)
+    theirs = Tokenizer(folder, memory_tokens=False).backend().get_vocab(with_added_tokens=True)
     ours = Tokenizer.from_folder(tokenizer).backend().get_vocab(with_added_tokens=True)
     moved = [token for token, index in theirs.items() if ours.get(token) != index]
     if moved:

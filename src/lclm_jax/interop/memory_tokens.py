@@ -14,6 +14,7 @@ from lclm_jax.interop.hf_config import read_json, write_json
 from lclm_jax.interop.leaves import FolderBlocks
 from lclm_jax.interop.names import Tensor
 from lclm_jax.text.memory import MEMORY_TOKENS
+from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,18 @@ TOKENIZER_FILES = (
 )
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of a tokenizer."""
+def copy_tokenizer(source: Path, folder: Path, memory_tokens: bool = True) -> None:
+    """Copy the files of a tokenizer; a SentencePiece model is also written as ``tokenizer.json``.
+
+    ``memory_tokens``: whether a SentencePiece model gets the memory tokens there (see ``Tokenizer``).
+    """
+    model = model_in(source)
+    home = source if model is None else model.parent
     for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+        if (home / name).is_file() and not (model is not None and name == "tokenizer.json"):
+            shutil.copyfile(home / name, folder / name)
+    if model is not None:
+        (folder / "tokenizer.json").write_bytes(Tokenizer(source, memory_tokens).json)
 
 
 def add_memory_tokens(folder: Path) -> dict[str, int]:
@@ -125,7 +133,7 @@ def plan_rows(source: Path, folder: Path, rows: int, pad_to: int = 1, memory_row
         memory_rows: ``[3, hidden]`` for the memory tokens (start, end, memory); None: the mean of the used rows for
             those added, the source's own for those it had.
     """
-    before, after = Tokenizer.from_folder(source), Tokenizer.from_folder(folder)
+    before, after = Tokenizer(source, memory_tokens=False), Tokenizer.from_folder(folder)
     total = -(-max(rows, after.vocab_size) // pad_to) * pad_to
     fresh = {after.token_id(token) for token in MEMORY_TOKENS if before.token_id(token) is None}
     given = {} if memory_rows is None else dict(zip(after.memory_ids, memory_rows, strict=True))

@@ -1,4 +1,4 @@
-"""Hugging Face tokenizer folders without transformers: ids, character offsets, special tokens, chat templates."""
+"""Tokenizer folders without transformers: ids, character offsets, special tokens, chat templates."""
 
 import hashlib
 import json
@@ -12,35 +12,54 @@ import tokenizers
 from jinja2 import TemplateError
 
 from lclm_jax.text.memory import MEMORY_TOKENS, MemoryIds
+from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
 from lclm_jax.text.template import compile_template
 
 
 class Tokenizer:
     """One tokenizer folder (``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``).
 
+    In the place of ``tokenizer.json`` there may be a SentencePiece model (``tokenizer.model``, ``spiece.model``), or the
+    path is such a model. It gets the tokens that ``added_tokens.json`` lists, and the memory tokens after them unless
+    ``memory_tokens`` is False.
+
     No method ever adds special tokens by itself. By default the strings of special tokens inside a text become their
     ids, as prompts need; with ``plain=True`` they are read as ordinary characters, as foreign text (a corpus) needs.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._json = _read_bytes(self.folder / "tokenizer.json", self.folder)
-        self._config = _read_config(self.folder / "tokenizer_config.json")
+    def __init__(self, folder: str | Path, memory_tokens: bool = True):
+        self.folder, self._memory_tokens = Path(folder), memory_tokens
+        model = model_in(self.folder)
+        home = self.folder if model is None else model.parent
+        self._config = _read_json(home / "tokenizer_config.json")
+        if model is None:
+            self._json = _read_bytes(self.folder / "tokenizer.json")
+        else:
+            source, names = read_sentencepiece(model)
+            wanted = MEMORY_TOKENS if memory_tokens else ()
+            self._json = _with_added_tokens(source, _read_json(home / "added_tokens.json"), wanted, self.folder)
+            self._config = names | self._config
+        self._home = home
         self._parsing = _build(self._json, self.folder)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Read the folder at ``path``; raises ``ValueError`` if it holds no readable ``tokenizer.json``."""
+        """Read the folder (or SentencePiece model) at ``path``; raises ``ValueError`` if it holds no tokenizer."""
         return cls(path)
 
     def __reduce__(self):
-        return Tokenizer.from_folder, (self.folder,)
+        return Tokenizer, (self.folder, self._memory_tokens)
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         plain = _build(self._json, self.folder)
         plain.encode_special_tokens = True
         return plain
+
+    @property
+    def json(self) -> bytes:
+        """The content of ``tokenizer.json``, or what takes its place for a SentencePiece model."""
+        return self._json
 
     def backend(self, plain: bool = False) -> tokenizers.Tokenizer:
         """The ``tokenizers`` object, for batches: do not change its settings."""
@@ -80,7 +99,7 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of ``tokenizer.json``: equal digests mean equal ids."""
+        """SHA-256 of ``tokenizer.json`` (or of what takes its place): equal digests mean equal ids."""
         return hashlib.sha256(self._json).hexdigest()
 
     @cached_property
@@ -128,7 +147,7 @@ class Tokenizer:
 
     @cached_property
     def _template(self):
-        path = self.folder / "chat_template.jinja"
+        path = self._home / "chat_template.jinja"
         source = path.read_text(encoding="utf-8") if path.is_file() else self._config.get("chat_template")
         if isinstance(source, list):  # several named templates: [{"name": ..., "template": ...}]
             source = {entry["name"]: entry["template"] for entry in source}.get("default")
@@ -163,17 +182,31 @@ def _build(source: bytes, folder: Path) -> tokenizers.Tokenizer:
     return built
 
 
-def _read_bytes(path: Path, folder: Path) -> bytes:
+def _with_added_tokens(source: str, listed: dict[str, int], wanted: Sequence[str], folder: Path) -> bytes:
+    """``tokenizer.json`` with the tokens of ``added_tokens.json`` at their ids, then those ``wanted``."""
+    built = tokenizers.Tokenizer.from_str(source)
+    for token in dict.fromkeys([*sorted(listed, key=lambda token: listed[token]), *wanted]):
+        if built.token_to_id(token) is None:
+            built.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
+        if token in listed and built.token_to_id(token) != listed[token]:
+            raise ValueError(
+                f"{folder}: added_tokens.json gives {token!r} the id {listed[token]}, the model has room for it at"
+                f" {built.token_to_id(token)}; export the tokenizer as a tokenizer.json"
+            )
+    return built.to_str().encode()
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        hint = "; convert its SentencePiece model first" if (folder / "tokenizer.model").is_file() else ""
         raise ValueError(
-            f"cannot read {path}: {error.strerror}; a tokenizer folder holds a tokenizer.json{hint}"
+            f"cannot read {path}: {error.strerror}; a tokenizer folder holds a tokenizer.json or a SentencePiece"
+            " tokenizer.model"
         ) from None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
