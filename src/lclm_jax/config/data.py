@@ -11,7 +11,7 @@ class TokenizerConfig(Tree):
     """Tokenizer folders (tokenizer.json, or a SentencePiece model); trained on the corpus when vocab_size is given."""
 
     decoder: str | None = key(
-        None, "Folder of the decoder's tokenizer (tokenizer.json or a SentencePiece model); null: the run trains one."
+        None, "Folder or SentencePiece model of the decoder's tokenizer; null: the run trains one."
     )
     encoder: str | None = key(None, "Folder of the encoder's tokenizer; null: the decoder's.")
     vocab_size: int | None = key(None, "Train a byte-level BPE of this size on the corpus (decoder: null).")

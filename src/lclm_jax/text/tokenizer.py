@@ -19,9 +19,9 @@ from lclm_jax.text.template import compile_template
 class Tokenizer:
     """One tokenizer folder (``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``).
 
-    In the place of ``tokenizer.json`` there may be a SentencePiece model (``tokenizer.model``, ``spiece.model``), or the
-    path is such a model. It gets the tokens that ``added_tokens.json`` lists, and the memory tokens after them unless
-    ``memory_tokens`` is False.
+    In the place of ``tokenizer.json`` there may be a SentencePiece model (``tokenizer.model``, ``spiece.model``), or
+    the path is such a model. It gets the tokens that ``added_tokens.json`` lists, and the memory tokens after them
+    unless ``memory_tokens`` is False.
 
     No method ever adds special tokens by itself. By default the strings of special tokens inside a text become their
     ids, as prompts need; with ``plain=True`` they are read as ordinary characters, as foreign text (a corpus) needs.
