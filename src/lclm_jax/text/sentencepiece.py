@@ -2,7 +2,8 @@
 
 Two things that SentencePiece does to the ends of a text are left out, as they would make a slice of a text differ from
 the same characters inside it: no space is put before the first word (``add_dummy_prefix``), and white space is not
-stripped from the ends. Inside a text the ids are SentencePiece's own (but for ties), which is checked each time a model is read.
+stripped from the ends. Inside a text the ids are SentencePiece's own (but for ties), which is checked each time a model
+is read.
 """
 
 from functools import lru_cache
@@ -46,7 +47,7 @@ def read_sentencepiece(path: Path) -> tuple[str, dict[str, str]]:
     Raises:
         ValueError: it is no SentencePiece model, of an unknown kind, or the two libraries disagree on its ids.
     """
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # made at run time
     try:
         proto.ParseFromString(path.read_bytes())
         if not proto.pieces:
@@ -72,7 +73,7 @@ def _build(proto: Any) -> tokenizers.Tokenizer:
     if spec.model_type == _UNIGRAM:
         scored = [(piece.piece, _NEVER if piece.type in (_CONTROL, _UNUSED) else piece.score) for piece in pieces]
         unknown = next(i for i, piece in enumerate(pieces) if piece.type == _UNKNOWN)
-        model = models.Unigram(scored, unknown, spec.byte_fallback)
+        model: models.Model = models.Unigram(scored, unknown, spec.byte_fallback)
     else:
         vocabulary = {piece.piece: i for i, piece in enumerate(pieces)}
         model = models.BPE(
