@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that change where a run lies and how it is watched or measured, not what it learns: they may differ later.
 FREE_KEYS = (
+    "environment", "model.remat", "model.attention",
     "run_dir", "mesh.", "eval.", "train.log_every", "train.checkpoint.", "train.stop.", "train.spike.",
     "train.data_timeout_seconds", "train.watchdog_seconds", "train.processes.", "data.workers", "data.prefetch",
 )  # fmt: skip
@@ -111,7 +112,7 @@ def claim_run(config: Config) -> None:
         changed = [
             name
             for name in sorted(stored.keys() | mine.keys())
-            if stored.get(name) != mine.get(name) and not name.startswith(FREE_KEYS)
+            if stored.get(name) != mine.get(name) and not _is_free(name)
         ]
         if changed:
             shown = ", ".join(f"{name}: {stored.get(name)!r} -> {mine.get(name)!r}" for name in changed[:4])
@@ -121,6 +122,10 @@ def claim_run(config: Config) -> None:
                 " delete this one"
             )
     write_text(path, dump_config(config))
+
+
+def _is_free(name: str) -> bool:
+    return name.startswith(FREE_KEYS) or name.endswith(".microbatches")
 
 
 def _read_stored(path: Path) -> dict[str, Any]:

@@ -1,20 +1,33 @@
 """Options that several commands share."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lclm_jax.config import Config, load_config
+from lclm_jax.config import Config, apply_environment, load_config
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as stages.stage2.steps=100."
 )
+cluster_option = click.option(
+    "--cluster",
+    type=click.Path(path_type=Path),
+    help="YAML merged over CONFIG: mesh, microbatches, remat and flags of a cluster (see configs/clusters).",
+)
 json_option = click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Also write the result to this file as JSON."
 )
+
+
+def load_for_devices(config: Path, overrides: tuple[str, ...], cluster: Path | None) -> Config:
+    """The configuration of a command that uses devices, its environment set; call it before anything imports JAX."""
+    tree = load_config(config, overrides, cluster)
+    apply_environment(tree.environment, os.environ)
+    return tree
 
 
 def write_result(json_file: Path | None, result: Any) -> None:

@@ -4,22 +4,31 @@ from pathlib import Path
 
 import click
 
-from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
-from lclm_jax.config import load_config
+from lclm_jax.cli.options import (
+    cluster_option,
+    config_argument,
+    json_option,
+    load_for_devices,
+    set_option,
+    write_result,
+)
 
 
 @click.command()
 @config_argument
+@cluster_option
 @set_option
 @json_option
-def pipeline(config: Path, overrides: tuple[str, ...], json_file: Path | None) -> None:
+def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], json_file: Path | None) -> None:
     """Run CONFIG from corpus to report: prepare, train every stage, evaluate, export, generate, report.
 
     What is done is kept: after an interruption the same command goes on, and when all is done it says so.
     """
+    tree = load_for_devices(config, overrides, cluster)
+
     from lclm_jax.pipeline import run_pipeline
 
-    report = run_pipeline(load_config(config, overrides))
+    report = run_pipeline(tree)
     write_result(json_file, report)
     click.echo(
         f"recovered share of the context gain {report['recovered_share']:.3f}"
@@ -33,13 +42,16 @@ def pipeline(config: Path, overrides: tuple[str, ...], json_file: Path | None) -
 @click.command()
 @config_argument
 @click.option("--stage", help="Train this stage alone; the one before it must be finished.")
+@cluster_option
 @set_option
-def train(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
+def train(config: Path, stage: str | None, cluster: Path | None, overrides: tuple[str, ...]) -> None:
     """Train all stages of CONFIG, each from the last one's weights; interrupted stages go on from their checkpoint.
 
     The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves and exits with status 75. Several
     processes that run this command form one run: see docs/processes.md. If one is lost the others exit with status 75.
     """
+    tree = load_for_devices(config, overrides, cluster)
+
     from contextlib import nullcontext
 
     import jax
@@ -49,6 +61,5 @@ def train(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
     from lclm_jax.pipeline import own_run
     from lclm_jax.train.stages import train as train_stages
 
-    tree = load_config(config, overrides)
     with joined(tree.train.processes), own_run(tree) if jax.process_index() == 0 else nullcontext():
         train_stages(tree, stage, read_imports=imported_params)

@@ -8,6 +8,7 @@ from lclm_jax.config.data import (
     SpanConfig,
     TokenizerConfig,
 )
+from lclm_jax.config.environment import apply_environment
 from lclm_jax.config.init import InitConfig
 from lclm_jax.config.load import ConfigError, config_hash, describe_keys, dump_config, load_config, parse_config
 from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig
@@ -50,6 +51,7 @@ __all__ = [
     "StageConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "apply_environment",
     "config_hash",
     "describe_keys",
     "dump_config",

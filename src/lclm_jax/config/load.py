@@ -52,8 +52,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read ``path``, apply ``overrides`` (``"a.b=c"``, values in YAML), validate.
+def load_config(path: str | Path, overrides: Iterable[str] = (), cluster: str | Path | None = None) -> Config:
+    """Read ``path``, merge the YAML ``cluster`` over it, apply ``overrides`` (``"a.b=c"``, values in YAML), validate.
 
     A ``base: other.yaml`` key at the top merges this file over the other one; ``null`` in the place of a mapping (a
     stage, a source) removes it. Raises ``ConfigError``.
@@ -61,6 +61,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     path = Path(path)
     values = _read(path)
     values.setdefault("name", path.stem)
+    if cluster is not None:
+        values = _merge(values, _read(Path(cluster)))
     for text in overrides:
         values = _override(values, text)
     return parse_config(values, str(path))

@@ -43,7 +43,7 @@ class StageConfig(Tree):
     )
     mixture: dict[str, float] = required("Share of the decoder positions of each source of data.sources; relative.")
     batch_rows: int = key(256, "Packed rows in one optimizer step, over all devices.", gt=0)
-    microbatches: int = key(1, "Gradient accumulation: parts that batch_rows is cut into.", gt=0)
+    microbatches: int = key(0, "Gradient accumulation: parts that batch_rows is cut into; 0: train.microbatches.", ge=0)
     warmup_steps: int | None = key(None, "Steps of linear warm-up; wins over warmup_share.", ge=0)
     warmup_share: float = key(0.05, "Warm-up as a share of the steps.", ge=0, le=1)
     schedule: Literal["cosine", "constant"] = key("cosine", "Shape after the warm-up.")
@@ -70,21 +70,24 @@ class StageConfig(Tree):
                 "the stage trains nothing; give lr.adapter, lr.encoder, lr.decoder, lr.encoder_lora or lr.decoder_lora"
                 " a learning rate"
             )
-        if self.batch_rows % self.microbatches:
-            raise ValueError(
-                f"batch_rows={self.batch_rows} is not a multiple of microbatches={self.microbatches}; change one"
-            )
         if not self.steps and self.tokens is None:
             raise ValueError("the stage has no length; set steps, or tokens")
         for text in self.skip_steps:
             parse_skip_range(text)
         return self
 
-    def with_steps(self, row_length: int) -> "StageConfig":
-        """The stage with ``steps`` given by ``tokens``, to the nearest step and at least one, if it names none."""
-        if self.steps or self.tokens is None:
-            return self
-        return self.model_copy(update={"steps": max(1, round(self.tokens / (self.batch_rows * row_length)))})
+    def resolved(self, row_length: int, microbatches: int) -> "StageConfig":
+        """The stage with the values that zeros leave open.
+
+        Args:
+            row_length: decoder positions of a row: gives ``steps`` by ``tokens``, to the nearest step, at least one.
+            microbatches: ``train.microbatches``.
+        """
+        parts = self.microbatches or microbatches
+        if self.batch_rows % parts:
+            raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of microbatches={parts}; change one")
+        steps = self.steps or max(1, round((self.tokens or 0) / (self.batch_rows * row_length)))
+        return self.model_copy(update={"steps": steps, "microbatches": parts})
 
     @property
     def warmup(self) -> int:
@@ -178,6 +181,7 @@ class TrainConfig(Tree):
     """Settings common to all stages."""
 
     optimizer: OptimizerConfig = key(OptimizerConfig(), "AdamW settings.")
+    microbatches: int = key(1, "Gradient accumulation of the stages that do not set their own.", gt=0)
     loss_normalisation: Literal["per_token", "per_row"] = key(
         "per_token", "per_token: sum over count of the whole step; per_row: mean of the rows' means."
     )

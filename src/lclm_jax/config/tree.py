@@ -5,6 +5,7 @@ from pydantic import model_validator
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.config.corpus import CorpusConfig
 from lclm_jax.config.data import DataConfig, PackConfig, TokenizerConfig
+from lclm_jax.config.environment import Environment
 from lclm_jax.config.init import InitConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.nearest import suggestion
@@ -25,6 +26,9 @@ class Config(Tree):
     stages: dict[str, StageConfig] = required("Stages in order; each starts from the last.")
     train: TrainConfig = key(TrainConfig(), "Settings common to all stages.")
     mesh: MeshConfig = key(MeshConfig(), "Devices by axis.")
+    environment: Environment = key(
+        {}, "Environment variables set before JAX starts; a list is joined by spaces. Never secrets: it is saved."
+    )
     eval: EvalConfig = key(EvalConfig(), "Held-out measurements.")
 
     @model_validator(mode="after")
@@ -40,8 +44,13 @@ class Config(Tree):
                     )
             self._check_lora(name, stage)
             self._check_pack(name, self.pack(name))
-        stages = {name: stage.with_steps(self.pack(name).row_length) for name, stage in self.stages.items()}
-        return self.model_copy(update={"stages": stages})
+        return self.model_copy(update={"stages": {name: self._resolve(name) for name in self.stages}})
+
+    def _resolve(self, name: str) -> StageConfig:
+        try:
+            return self.stages[name].resolved(self.pack(name).row_length, self.train.microbatches)
+        except ValueError as error:
+            raise ValueError(f"stages.{name}: {error}") from None
 
     def _check_lora(self, name: str, stage: StageConfig) -> None:
         for tower in ("encoder", "decoder"):

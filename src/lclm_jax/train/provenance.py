@@ -12,6 +12,8 @@ from typing import Any
 from lclm_jax.config import Config, RunPaths
 
 _TOWERS = ("encoder", "decoder")
+# LoRA counts from the stage that trains it; a run may go on with another layout of the arithmetic on other devices.
+_NOT_OF_MODEL = {"lora", "remat", "attention"}
 
 
 class ChangedConfigError(ValueError):
@@ -40,10 +42,13 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         "seed": config.seed,
         "corpus": config.corpus.model_dump(mode="json"),
         "tokenizer": {"vocab_size": config.tokenizer.vocab_size},
-        "model": config.model.model_dump(mode="json", exclude={"lora"}) | _trained_lora(config, stage),
+        "model": config.model.model_dump(mode="json", exclude=_NOT_OF_MODEL) | _trained_lora(config, stage),
         "data": {"sources": {name: config.data.sources[name].model_dump(mode="json") for name in own.mixture}},
         "stages": {
-            stage: own.model_dump(mode="json", exclude={"pack": True, "lr": idle, "weight_decay": idle})
+            stage: own.model_dump(
+                mode="json",
+                exclude={"pack": True, "tokens": True, "microbatches": True, "lr": idle, "weight_decay": idle},
+            )
             | {"pack": config.pack(stage).model_dump(mode="json"), "starts_from": parent_of(config, stage)}
         },
         "train": {
