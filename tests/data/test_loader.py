@@ -1,3 +1,5 @@
+import json
+import pickle
 import shutil
 import sysconfig
 from collections import Counter
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data.index import IndexFailure, RowIndex, build_index, index_inputs, open_index
-from lclm_jax.data.loader import RecordCache, batch_stats, make_loader
+from lclm_jax.data.index import IndexFailure, index_inputs, open_index
+from lclm_jax.data.index_info import first_info, index_info, read_info, summarize
+from lclm_jax.data.loader import Position, RecordCache, batch_stats, make_loader
 from lclm_jax.data.prepare import prepare_corpus
 from lclm_jax.data.rows import unpack_row
 from lclm_jax.data.sources import ExampleRef, Tokenizers, make_sources
@@ -43,7 +46,7 @@ def run(tmp_path_factory):
                 "repeat": {"collection": "documents", "objective": "reconstruction", "spans": spans},
                 "chat": {"collection": "chat", "objective": "chat"},
             },
-            "pack": {"row_length": 256, "encoder_rows": 4, "encoder_row_length": 128, "lookahead": 16},
+            "pack": {"row_length": 256, "encoder_rows": 4, "encoder_row_length": 128},
         },
         "stages": {
             "mixed": {
@@ -112,9 +115,10 @@ def test_resume_continues_where_the_rows_ended(run, reference):
         first = [next(loader)[0] for _ in range(2)]
         state = loader.state()
         assert len(loader) == 4
-    rest = batches(config, tokenizers, rows_consumed=state["rows_consumed"])
+    rest = batches(config, tokenizers, start=Position.from_state(state))
     assert_equal(first + rest, reference)
-    assert state == {"rows_consumed": 16, "index_digest": loader.index.digest}
+    assert state["rows_consumed"] == 16 and state["index_digest"] == loader.index.digest
+    assert len(json.dumps(state)) < 1000
 
 
 def test_rows_hold_whole_examples_and_stats_count_them(run, reference):
@@ -122,10 +126,10 @@ def test_rows_hold_whole_examples_and_stats_count_them(run, reference):
     with make_loader(edited(values), "mixed", tokenizers) as loader:
         batch, stats = next(loader)
         refs = [loader.index.row(row) for row in range(8)]
-        info = loader.index.info
+        info = index_info(loader.index, 48)
     assert stats == batch_stats(batch)
     assert stats.examples == sum(map(len, refs))
-    assert 0.9 < info["decoder_fill"] <= 1
+    assert 0.93 < info["decoder_fill"] <= 1
     assert stats.raw_tokens > stats.decoder_tokens
     examples = 0
     for i in range(8):
@@ -136,31 +140,41 @@ def test_rows_hold_whole_examples_and_stats_count_them(run, reference):
     assert examples == stats.examples
 
 
-def test_an_epoch_holds_every_example_once(run):
+def test_an_epoch_holds_every_example_once(run, tmp_path):
     values, tokenizers = run
     for name in ("cpt", "repeat", "chat"):
         config = edited(values, stage={"mixture": {name: 1.0}})
         sources = make_sources(config, "mixed", tokenizers)
-        plan = sources[0].plan(0)
-        # So many rows that the first epoch is through.
-        rows = int(plan.tokens.sum() // 256 * 1.1) + 10 * 16
-        built = build_index(config, "mixed", sources, rows)
+        plan = sources[0].plan(0, np.arange(len(sources[0])))
+        index = open_index(config, "mixed", sources, tmp_path / name)
         wanted = [
             (int(plan.record[i]), int(plan.variant[i]), tuple(plan.bounds.list(i))) for i in range(plan.record.size)
         ]
         assert len(set(wanted)) == len(wanted)
-        examples, starts = built["examples"][:-1], built["examples"]["bounds"]
-        found = Counter(
-            (int(one["record"]), int(one["variant"]), tuple(built["bounds"][starts[i] : starts[i + 1]]))
-            for i, one in enumerate(examples)
-        )
-        # The rest is of later epochs, which cut documents at other places.
+        found, dropped, draws, row = Counter(), 0, 0, 0
+        while draws < len(sources[0]):  # blocks until the first epoch is through
+            block = index.block_of(row)
+            for _ in range(len(block)):
+                found.update((ref.record, ref.variant, tuple(ref.bounds)) for ref in index.row(row))
+                row += 1
+            dropped += sum(block.dropped[name].values())
+            draws = block.after.draws[0]
+        # The rest is of the second epoch, which cuts documents at other places.
         missing = [one for one in wanted if not found[one]]
-        dropped = sum(built["info"]["sources"][name]["dropped"].values())
-        assert (len(missing) > 0) == (dropped > 0)
         assert len(missing) <= dropped
         if name != "chat":
             assert sum(found[one] - 1 for one in wanted) < 0.2 * len(wanted)
+
+
+def test_a_record_gives_the_same_examples_in_any_company(run):
+    values, tokenizers = run
+    for source in make_sources(edited(values), "mixed", tokenizers):
+        whole, part = source.plan(1, np.arange(len(source))), source.plan(1, np.array([3, 1]))
+        mine = np.concatenate([np.flatnonzero(whole.record == record) for record in (3, 1)])
+        assert part.record.tolist() == whole.record[mine].tolist()
+        for name in ("variant", "tokens", "raw_tokens"):
+            assert getattr(part, name).tolist() == getattr(whole, name)[mine].tolist()
+        assert part.bounds.values.tolist() == whole.bounds.take(mine).values.tolist()
 
 
 def test_planned_lengths_are_those_of_the_examples(run):
@@ -168,7 +182,7 @@ def test_planned_lengths_are_those_of_the_examples(run):
     for overlap, pooling in ((0, "mean"), (6, "eos")):
         config = edited(values, model={"overlap": overlap, "pooling": pooling})
         for source in make_sources(config, "mixed", tokenizers):
-            plan = source.plan(1)
+            plan = source.plan(1, np.arange(len(source)))
             for i in range(0, plan.record.size, 7):
                 ref = ExampleRef(0, int(plan.record[i]), int(plan.variant[i]), plan.bounds.list(i))
                 example = source.example(ref, source.split.read(ref.record))
@@ -182,35 +196,99 @@ def test_planned_lengths_are_those_of_the_examples(run):
 def test_epochs_cut_at_other_places(run):
     values, tokenizers = run
     for source in make_sources(edited(values), "mixed", tokenizers)[:2]:
-        first, again, second = source.plan(0), source.plan(0), source.plan(1)
+        first, again, second = (source.plan(epoch, np.arange(len(source))) for epoch in (0, 0, 1))
         assert np.array_equal(first.bounds.values, again.bounds.values)
         assert not np.array_equal(first.bounds.values[:40], second.bounds.values[:40])
 
 
-def test_index_is_reused_extended_and_rebuilt(run, tmp_path):
+def small_blocks(values, **changes):
+    """A configuration whose index has many blocks."""
+    pack = values["data"]["pack"] | {"block_examples": 40}
+    return edited(values, data={"pack": pack}, **changes)
+
+
+def rows_of(index, rows):
+    return [str(index.row(row)) for row in rows]
+
+
+def test_rows_are_found_from_anywhere(run, tmp_path):
     values, tokenizers = run
-    config = edited(values)
+    config = small_blocks(values)
     sources = make_sources(config, "mixed", tokenizers)
-    index = open_index(config, "mixed", sources, tmp_path / "index")
-    stamp = (tmp_path / "index" / "index.json").stat().st_mtime_ns
-    assert open_index(config, "mixed", sources, tmp_path / "index").digest == index.digest
-    assert (tmp_path / "index" / "index.json").stat().st_mtime_ns == stamp
-    rows = [[str(ref) for ref in index.row(r)] for r in range(len(index))]
-    longer = open_index(edited(values, stage={"steps": 9}), "mixed", sources, tmp_path / "index")
-    assert longer.digest == index.digest
-    assert len(longer) == 72
-    assert [[str(ref) for ref in longer.row(r)] for r in range(48)] == rows
-    other = edited(values, seed=1)
-    assert (
-        open_index(other, "mixed", make_sources(other, "mixed", tokenizers), tmp_path / "index").digest != index.digest
-    )
-    with pytest.raises(IndexError, match="row 48 is outside"):
-        open_index(config, "mixed", sources, tmp_path / "index").row(48)
-    (tmp_path / "index" / "rows.npy").write_bytes(b"")
-    with pytest.raises(IndexFailure, match="cannot be read"):
-        RowIndex(tmp_path / "index")
-    assert open_index(config, "mixed", sources, tmp_path / "index").digest == index.digest
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    index = open_index(config, "mixed", sources, tmp_path / "a")
+    rows = rows_of(index, range(60))
+    files = sorted(index.folder.glob("blocks/*/*.rows"))
+    assert len(files) > 2
+    other = open_index(config, "mixed", sources, tmp_path / "b")
+    assert rows_of(other, [59, 0, 31]) == [rows[59], rows[0], rows[31]], "not stored: made from the first block on"
+    assert [file.read_bytes() for file in sorted(other.folder.glob("blocks/*/*.rows"))] == [
+        f.read_bytes() for f in files
+    ]
+    made = len(files)
+    index.maker.__class__ = type("Counting", (type(index.maker),), {"__call__": None})
+    assert rows_of(open_index(config, "mixed", sources, tmp_path / "a"), [59, 0]) == [rows[59], rows[0]], "stored"
+    cursor = other.block_of(40).cursor
+    elsewhere = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / "c")
+    elsewhere.know(cursor)
+    assert rows_of(pickle.loads(pickle.dumps(elsewhere)), [40, 59]) == [rows[40], rows[59]], "from a checkpoint on"
+    assert 0 < len(list(elsewhere.folder.glob("blocks/*/*.rows"))) < made
+    with pytest.raises(IndexError, match="row -1 is negative"):
+        other.row(-1)
+
+
+def test_index_is_kept_for_equal_settings_and_damage_is_repaired(run, tmp_path):
+    values, tokenizers = run
+    config = small_blocks(values)
+    sources = make_sources(config, "mixed", tokenizers)
+    index = open_index(config, "mixed", sources, tmp_path)
+    rows = rows_of(index, range(20))
+    longer = open_index(small_blocks(values, stage={"steps": 9}), "mixed", sources, tmp_path)
+    assert (longer.digest, longer.folder) == (index.digest, index.folder)
+    block = next(index.folder.glob("blocks/*/000001.rows"))
+    block.write_bytes(block.read_bytes()[:-100])
+    (index.folder / "index.json").write_text("{")
+    again = open_index(config, "mixed", sources, tmp_path)
+    assert rows_of(again, range(20)) == rows
+    other = small_blocks(values, seed=1)
+    changed = open_index(other, "mixed", make_sources(other, "mixed", tokenizers), tmp_path)
+    assert changed.digest != index.digest
+    assert list(tmp_path.iterdir()) == [changed.folder], "what no settings need is deleted"
+
+
+def test_info_counts_rows_epochs_and_what_was_left_out(run, tmp_path):
+    values, tokenizers = run
+    config = small_blocks(values)
+    index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path)
+    info = first_info(index, config.stages["mixed"])
+    assert read_info(tmp_path) == info == index_info(index, 48)
+    examples = [ref for row in range(48) for ref in index.row(row)]
+    assert info["examples"] == len(examples)
+    mine = info["sources"]["repeat"]
+    assert mine["examples"] == sum(ref.source == 1 for ref in examples)
+    assert 0 < mine["epochs"] < 10
+    assert "48 rows" in summarize(info) and "epochs: cpt" in summarize(info)
+
+
+def test_sources_change_and_end_as_configured(run, tmp_path):
+    values, tokenizers = run
+    config = small_blocks(values, stage={"mixture": {"cpt": 1.0}, "mixture_changes": {2: {"repeat": 1.0}}})
+    index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / "a")
+    kinds = [{ref.source for ref in index.row(row)} for row in range(48)]
+    change = kinds.index({1})
+    assert kinds == [{0}] * change + [{1}] * (48 - change)
+    assert 16 <= change < 16 + len(index.block_of(15))
+    sources = values["data"]["sources"]
+    for rule, fails in (("drop", False), ("stop", True)):
+        changed = {**sources, "chat": sources["chat"] | {"when_exhausted": rule}}
+        data = {"sources": changed, "pack": values["data"]["pack"] | {"block_examples": 40}}
+        config = edited(values, data=data, stage={"steps": 40, "mixture": {"cpt": 0.5, "chat": 0.5}})
+        index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / rule)
+        if fails:
+            with pytest.raises(IndexFailure, match=r"source chat is exhausted after row \d+; train fewer steps"):
+                index_info(index, 320)
+        else:
+            assert index_info(index, 320)["sources"]["chat"]["epochs"] == 1
+            assert all(ref.source != 1 for ref in index.row(319))
 
 
 def test_every_input_changes_the_digest(run):
@@ -223,6 +301,8 @@ def test_every_input_changes_the_digest(run):
         {"model": {"ratio": 8}},
         {"model": {"overlap": 1}},
         {"stage": {"mixture": {"cpt": 0.5, "repeat": 0.5, "chat": 0.1}}},
+        {"stage": {"mixture_changes": {3: {"cpt": 0.5}}}},
+        {"data": {"sources": sources | {"cpt": sources["cpt"] | {"when_exhausted": "drop", "epochs": 2}}}},
         {"stage": {"pack": {"row_length": 250, "encoder_rows": 4, "encoder_row_length": 128}}},
         {"data": {"sources": sources | {"cpt": sources["cpt"] | {"max_tokens": 100}}}},
     ]
@@ -236,7 +316,7 @@ def test_what_cannot_be_loaded_is_an_error_with_a_fix(run, tmp_path):
     with pytest.raises(ValueError, match=r"batch_rows=8 .* not a multiple of the 3 parts"):
         make_loader(edited(values), "mixed", tokenizers, host=((0,), 3))
     pack = {"row_length": 8, "encoder_rows": 4, "encoder_row_length": 128}
-    with pytest.raises(IndexFailure, match="source repeat: none of its 0 examples"):
+    with pytest.raises(IndexFailure, match="source repeat: none of its examples fits a row of 8"):
         short = edited(values, stage={"pack": pack, "mixture": {"repeat": 1.0}})
         make_loader(short, "mixed", tokenizers, index_folder=tmp_path / "index")
     wrong = {"cpt": values["data"]["sources"]["cpt"] | {"collection": "chat"}}
@@ -245,7 +325,7 @@ def test_what_cannot_be_loaded_is_an_error_with_a_fix(run, tmp_path):
         make_loader(bad, "mixed", tokenizers, index_folder=tmp_path / "index")
 
 
-def test_examples_that_exceed_the_encoder_are_halved(run):
+def test_examples_that_exceed_the_encoder_are_halved(run, tmp_path):
     values, tokenizers = run
     pack = {"row_length": 256, "encoder_rows": 1, "encoder_row_length": 44}
     spans = {"min_tokens": 20, "max_tokens": 30, "raw_min_tokens": 8, "raw_max_tokens": 12}
@@ -255,8 +335,8 @@ def test_examples_that_exceed_the_encoder_are_halved(run):
         data={"sources": values["data"]["sources"] | {"cpt": source}},
         stage={"pack": pack, "mixture": {"cpt": 1}},
     )
-    built = build_index(config, "mixed", make_sources(config, "mixed", tokenizers), 20)
-    assert built["info"]["sources"]["cpt"]["dropped"] == {}
+    index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path)
+    assert index_info(index, 20)["sources"]["cpt"]["dropped"] == {}
 
 
 def test_the_record_cache_keeps_to_its_budget(run):

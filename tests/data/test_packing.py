@@ -1,61 +1,75 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.config import PackConfig
-from lclm_jax.data.packing import RowPacker
-from lclm_jax.data.windows import place_types
+from lclm_jax.config import ModelConfig, PackConfig
+from lclm_jax.data.packing import ExampleWindows, RowPacker
+from lclm_jax.data.ragged import Ragged
+from lclm_jax.data.windows import place_windows, plan_spans
+
+TOWER = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=16)
 
 
-def pack_all(examples, ratio, pack):
-    packer, rows, dropped = RowPacker(ratio, pack), [], []
-    for i, (tokens, types) in enumerate(examples):
-        if packer.rejects(tokens, types):
-            dropped.append(i)
-        elif (closed := packer.add(i, tokens, types)) is not None:
-            rows.append(closed)
-    return rows, packer.flush(), dropped
+def model(**changes):
+    return ModelConfig(**{"encoder": TOWER, "decoder": TOWER, "ratio": 4, "window": 32} | changes)
 
 
-types_ = st.lists(
-    st.tuples(st.integers(1, 40), st.integers(0, 5), st.integers(1, 3)), max_size=2, unique_by=lambda t: t[:2]
-)
+def pack_all(tokens, spans, model, pack):
+    """(rows, reasons by example)."""
+    packer, windows = RowPacker(model.ratio, pack), ExampleWindows(spans, model)
+    usable, reasons = packer.sort_out(tokens, windows)
+    return packer.pack(usable, tokens, windows), reasons
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 120), types_), max_size=60), st.integers(1, 5), st.sampled_from([1, 4]))
-def test_every_example_is_in_one_row_that_fits_or_is_dropped(examples, lookahead, ratio):
-    pack = PackConfig(row_length=100, encoder_rows=2, encoder_row_length=64, lookahead=lookahead)
-    examples = [
-        (tokens, sorted(((max(s, c + 1), c, n) for s, c, n in types), key=lambda t: (-t[0], t[1])))
-        for tokens, types in examples
-    ]
-    examples = [(tokens, types) for tokens, types in examples if len({t[:2] for t in types}) == len(types)]
-    rows, last, dropped = pack_all(examples, ratio, pack)
-    assert len(last) <= lookahead
-    assert sorted([i for row in rows + last for i in row] + dropped) == list(range(len(examples)))
-    for row in rows + last:
-        assert sum(examples[i][0] for i in row) <= 100
-        merged = {}
-        for i in row:
-            for size, context, count in examples[i][1]:
-                merged[-size, context] = merged.get((-size, context), 0) + count
-        assert place_types([(-s, c, n) for (s, c), n in sorted(merged.items())], ratio, pack) is not None
+@given(
+    st.lists(st.tuples(st.integers(1, 120), st.lists(st.integers(1, 90), max_size=3)), max_size=60),
+    st.sampled_from([{}, {"overlap": 5}, {"overlap": 3, "mask": "bidirectional"}, {"pooling": "eos"}, {"ratio": 1}]),
+)
+def test_every_example_is_in_one_row_that_fits_or_is_dropped(examples, changes):
+    shape, pack = model(**changes), PackConfig(row_length=100, encoder_rows=2, encoder_row_length=64)
+    tokens = np.array([length for length, _ in examples], np.int64)
+    sizes = np.array([len(spans) for _, spans in examples], np.int64)
+    spans = Ragged.from_sizes(sizes, np.array([one for _, spans in examples for one in spans], np.int64))
+    rows, reasons = pack_all(tokens, spans, shape, pack)
+    assert sorted([i for row in rows for i in row] + list(reasons)) == list(range(len(examples)))
+    for row in rows:
+        assert tokens[row].sum() <= 100
+        assert place_windows(plan_spans(spans.take(row).values, shape), shape.ratio, pack) is not None
+    for i, reason in reasons.items():
+        fits = place_windows(plan_spans(spans.list(i), shape), shape.ratio, pack) is not None
+        assert reason == ("longer_than_row" if tokens[i] > 100 else "windows_exceed_row")
+        assert tokens[i] > 100 or not fits
 
 
-def test_a_longer_run_only_appends_rows():
+def test_both_budgets_run_out_together():
     rng = np.random.default_rng(0)
-    examples = [(int(n), [(int(n) // 2 + 1, 0, 1)]) for n in rng.integers(10, 90, 400)]
-    pack = PackConfig(row_length=256, encoder_rows=2, encoder_row_length=128, lookahead=8)
-    short, long = pack_all(examples[:200], 4, pack)[0], pack_all(examples, 4, pack)[0]
-    assert long[: len(short)] == short
+    tokens = rng.integers(10, 90, 3000)
+    spans = Ragged.from_sizes(np.ones(3000, int), np.maximum(1, tokens * rng.uniform(0, 2, 3000)).astype(int))
+    pack = PackConfig(row_length=1024, encoder_rows=9, encoder_row_length=128)
+    rows, reasons = pack_all(tokens, spans, model(window=128), pack)
+    assert not reasons
+    assert sum(tokens) / (len(rows) * 1024) > 0.98
+    assert spans.values.sum() / (len(rows) * 9 * 128) > 0.85
 
 
-def test_rows_are_nearly_full():
+@pytest.mark.parametrize("room", [1024, 200])
+def test_rows_are_nearly_full(room):
     rng = np.random.default_rng(0)
-    sizes = rng.integers(10, 90, 2000)
-    rows, _, _ = pack_all([(int(n), []) for n in sizes], 4, PackConfig(row_length=256, lookahead=64))
-    assert np.mean([sum(sizes[row]) for row in rows]) > 0.98 * 256
+    tokens = rng.integers(10, 90, 2000)
+    rows, _ = pack_all(
+        tokens, Ragged.from_sizes(np.zeros(2000, int), np.zeros(0, int)), model(), PackConfig(row_length=room)
+    )
+    assert tokens.sum() / (len(rows) * room) > 0.98
+
+
+def test_packing_is_a_pure_function():
+    rng = np.random.default_rng(1)
+    tokens, spans = rng.integers(1, 90, 200), Ragged(np.arange(201), rng.integers(1, 90, 200))
+    pack = PackConfig(row_length=256, encoder_rows=4, encoder_row_length=64)
+    assert pack_all(tokens, spans, model(), pack) == pack_all(tokens, spans, model(), pack)
+    assert pack_all(tokens[:0], spans.take([]), model(), pack) == ([], {})
 
 
 def test_reasons_to_drop_an_example():

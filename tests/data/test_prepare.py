@@ -77,16 +77,16 @@ def test_prepared_records(corpus, tokenizers, tmp_path):
         reader.verify()
         assert len(reader) == documents[split]["records"]
         assert int(reader.column("decoder_tokens").sum()) == documents[split]["decoder_tokens"]
-        cuts = reader.ragged_lists("cuts")
+        cuts = reader.lists("cuts", np.arange(len(reader)))
         assert reader.ragged("encoder_cuts", 0) is None
-        assert reader.ragged_lists("encoder_cuts") is None
+        assert reader.lists("encoder_cuts", np.arange(len(reader))) is None
         for i, record in enumerate(reader.read_many(range(len(reader)))):
             text = column_text(record["text"])
             names.add(column_text(record["id"]))
             np.testing.assert_array_equal(record["decoder_ids"], tokenizer.encode(text, plain=True))
             assert not np.isin(record["decoder_ids"], list(tokenizer.special_tokens.values())).any()
             np.testing.assert_array_equal(record["cuts"], reader.ragged("cuts", i))
-            np.testing.assert_array_equal(record["cuts"], cuts[i])
+            np.testing.assert_array_equal(record["cuts"], cuts.list(i))
             first, last = len(record["cuts"]) // 3, len(record["cuts"]) // 2
             piece = bytes(record["text"][record["cut_bytes"][first] : record["cut_bytes"][last]]).decode()
             ids = record["decoder_ids"][record["cuts"][first] : record["cuts"][last]]
@@ -180,7 +180,7 @@ def test_damage_names_the_shard(corpus, tokenizers, tmp_path):
     lengths = tmp_path / lengths_name(str(shard.relative_to(tmp_path)))
     lengths.write_bytes(lengths.read_bytes()[:-4] + bytes(4))
     with pytest.raises(PreparedError, match=f"{lengths.name} is damaged.*delete it and prepare the data again"):
-        PreparedSplit(tmp_path, "documents", "train").ragged_lists("cuts")
+        PreparedSplit(tmp_path, "documents", "train").lists("cuts", np.arange(len(reader)))
     shard.unlink()
     with pytest.raises(PreparedError, match="is missing"):
         PreparedSplit(tmp_path, "documents", "train").read_many(range(len(reader)))
@@ -220,7 +220,7 @@ def test_a_split_without_records_is_empty_columns(corpus, tokenizers, tmp_path):
     for collection in ("documents", "chat"):
         assert manifest["collections"][collection]["held_out"]["decoder_tokens"] == 0
         assert PreparedSplit(tmp_path, collection, "held_out").column("decoder_tokens").size == 0
-    assert PreparedSplit(tmp_path, "documents", "held_out").ragged_lists("cuts") == []
+    assert PreparedSplit(tmp_path, "documents", "held_out").lists("cuts", np.arange(0)).sizes.size == 0
 
 
 def test_unknown_collections_and_small_tables_are_refused_before_the_work(corpus, tokenizers, tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import SpanConfig
+from lclm_jax.data.ragged import Ragged
 from lclm_jax.data.walk import Limits, law_lengths, make_cut_table, walk_pieces, walk_spans
 
 
@@ -18,6 +19,14 @@ def random_cuts(seed, documents, longest=300):
         decoder.append(np.append(0, np.cumsum(gaps)))
         encoder.append(np.append(0, np.cumsum(np.maximum(gaps - rng.integers(0, 2, gaps.size), 1))))
     return decoder, encoder
+
+
+def cut_table(decoder, encoder):
+    as_ragged = [
+        Ragged.from_sizes(np.array([len(c) for c in cuts], int), np.concatenate([[], *cuts]).astype(int))
+        for cuts in (decoder, encoder)
+    ]
+    return make_cut_table(np.arange(len(decoder)), *as_ragged)
 
 
 def segments_of(pieces, i):
@@ -41,9 +50,9 @@ def test_pieces_alternate_within_limits_and_never_overlap(seed, law, first, raw_
     spans = SpanConfig(law=law, min_tokens=4, max_tokens=30, raw_min_tokens=5, raw_max_tokens=40, first=first)
     spans = spans.model_copy(update={"raw_share": raw_share})
     limits = Limits(positions=positions, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
-    pieces = walk_pieces(make_cut_table(decoder, encoder), spans, limits, seed)
+    pieces = walk_pieces(cut_table(decoder, encoder), spans, limits, seed)
     end = {}
-    for i, record in enumerate(pieces.record.tolist()):
+    for i, record in enumerate(pieces.document.tolist()):
         segments = segments_of(pieces, i)
         assert not segments[-1][0]
         assert segments[0][1] >= end.get(record, 0)
@@ -73,9 +82,9 @@ def test_pieces_alternate_within_limits_and_never_overlap(seed, law, first, raw_
 def test_spans_follow_each_other_and_cover_the_documents(seed, law):
     decoder, encoder = random_cuts(seed, 12)
     spans = SpanConfig(law=law, min_tokens=4, max_tokens=30)
-    pieces = walk_spans(make_cut_table(decoder, encoder), spans, seed)
+    pieces = walk_spans(cut_table(decoder, encoder), spans, seed)
     end = {}
-    for i, record in enumerate(pieces.record.tolist()):
+    for i, record in enumerate(pieces.document.tolist()):
         [(compressed, a, b)] = segments_of(pieces, i)
         assert compressed
         assert a == end.get(record, 0)
@@ -92,21 +101,21 @@ def test_a_document_does_not_depend_on_the_others():
     spans = SpanConfig(min_tokens=4, max_tokens=30, raw_min_tokens=5, raw_max_tokens=40)
     limits = Limits(positions=90, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
     for walk in (lambda t: walk_pieces(t, spans, limits, 7), lambda t: walk_spans(t, spans, 7)):
-        whole, part = walk(make_cut_table(decoder, encoder)), walk(make_cut_table(decoder[:2], encoder[:2]))
-        wanted = [segments_of(whole, i) for i, r in enumerate(whole.record) if r < 2]
-        assert [segments_of(part, i) for i in range(part.record.size)] == wanted
+        whole, part = walk(cut_table(decoder, encoder)), walk(cut_table(decoder[:2], encoder[:2]))
+        wanted = [segments_of(whole, i) for i, r in enumerate(whole.document) if r < 2]
+        assert [segments_of(part, i) for i in range(part.document.size)] == wanted
 
 
 def test_a_stretch_that_cannot_be_cut_is_skipped_and_nothing_gives_nothing():
     limits = Limits(positions=20, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
     cuts = [np.array([0, 100, 110, 118])]
-    pieces = walk_pieces(make_cut_table(cuts, cuts), SpanConfig(min_tokens=4, max_tokens=8), limits, 0)
+    pieces = walk_pieces(cut_table(cuts, cuts), SpanConfig(min_tokens=4, max_tokens=8), limits, 0)
     assert min(pieces.bounds.values) == 1
     for walked in (
-        walk_pieces(make_cut_table([], []), SpanConfig(), limits, 0),
-        walk_spans(make_cut_table([np.array([0])], [np.array([0])]), SpanConfig(), 0),
+        walk_pieces(cut_table([], []), SpanConfig(), limits, 0),
+        walk_spans(cut_table([np.array([0])], [np.array([0])]), SpanConfig(), 0),
     ):
-        assert walked.record.size == 0
+        assert walked.document.size == 0
         assert walked.bounds.offsets.tolist() == [0]
 
 

@@ -49,7 +49,7 @@ def values_of(folder, model, run, **init):
         "init": init,
         "data": {
             "sources": {"cpt": {"collection": "documents", "objective": "cpt", "max_tokens": 60, "spans": SPANS}},
-            "pack": {"row_length": 64, "encoder_rows": 2, "encoder_row_length": 32, "lookahead": 8},
+            "pack": {"row_length": 64, "encoder_rows": 2, "encoder_row_length": 32},
         },
         "stages": {"stage0": stage, "stage1": stage},
     }

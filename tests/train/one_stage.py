@@ -47,6 +47,9 @@ class HandMadeLoader:
         self.rows += rows
         return batch, batch_stats(batch)
 
+    def state(self, rows):
+        return {"rows_consumed": rows, "index_digest": self.index.digest, "cursor": [0, 0, [0]]}
+
 
 def run_only(config, reporter=None, **loader):
     """Train the stage ``only`` on one device."""
@@ -56,7 +59,7 @@ def run_only(config, reporter=None, **loader):
             config,
             "only",
             mesh,
-            lambda rows: HandMadeLoader(config, rows, **loader),
+            lambda start: HandMadeLoader(config, start.rows, **loader),
             lambda: random_params(config.model, config.seed, mesh),
             reporter or SilentReporter(),
         )

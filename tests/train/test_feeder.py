@@ -3,6 +3,7 @@ from typing import ClassVar
 
 import pytest
 
+from lclm_jax.data.loader import Position
 from lclm_jax.train.feeder import DataStalled, Feeder
 
 
@@ -26,7 +27,7 @@ class Rows:
 
 def feeder(fail, timeout=5.0, first=0):
     Rows.opened = []
-    return Feeder(lambda row: Rows(row, fail), first, 4, timeout)
+    return Feeder(lambda start: Rows(start.rows, fail), Position(first), 4, timeout)
 
 
 def test_a_dead_loader_is_opened_where_it_stood(caplog):

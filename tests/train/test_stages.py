@@ -36,7 +36,7 @@ def values(tmp_path_factory):
         shutil.copy(Path(sysconfig.get_path("stdlib")) / name, root / "corpus" / name)
     texts = [path.read_text() for path in sorted((root / "corpus").iterdir())]
     train_tokenizer(texts, 300, root / "tokenizer")
-    pack = {"row_length": 64, "encoder_rows": 2, "encoder_row_length": 32, "lookahead": 8}
+    pack = {"row_length": 64, "encoder_rows": 2, "encoder_row_length": 32}
     values = {
         "name": "test",
         "run_dir": str(root),

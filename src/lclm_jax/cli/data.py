@@ -65,7 +65,7 @@ def show(config: Path, stage: str | None, rows: int, first: int, overrides: tupl
 
     from rich.console import Console
 
-    from lclm_jax.data.loader import make_loader
+    from lclm_jax.data.loader import Position, make_loader
     from lclm_jax.data.show import render_rows
     from lclm_jax.train.stages import load_tokenizers
 
@@ -80,7 +80,7 @@ def show(config: Path, stage: str | None, rows: int, first: int, overrides: tupl
     console = Console(soft_wrap=True, markup=colours, highlight=False)
     with (
         tempfile.TemporaryDirectory() as index,
-        make_loader(tree, stage, tokenizers, first, index_folder=index) as loader,
+        make_loader(tree, stage, tokenizers, Position(first), index_folder=index) as loader,
     ):
         for number, (batch, stats) in enumerate(loader, first):
             text = render_rows(batch, tokenizers, tree.model, markup=colours)

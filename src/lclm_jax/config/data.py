@@ -58,6 +58,10 @@ class SourceConfig(Tree):
     )
     spans: SpanConfig = key(SpanConfig(), "Span law (cpt and reconstruction).")
     max_tokens: int | None = key(None, "Decoder positions of one example; null: a whole row.")
+    when_exhausted: Literal["repeat", "drop", "stop"] = key(
+        "repeat", "After its epochs: begin another; leave its share to the other sources; or end the stage."
+    )
+    epochs: int = key(1, "Passes over the collection before drop or stop.", gt=0)
 
 
 class PackConfig(Tree):
@@ -66,7 +70,7 @@ class PackConfig(Tree):
     row_length: int = key(16384, "S: decoder positions of a row.", gt=1)
     encoder_rows: int = key(16, "M: encoder rows that travel with a row.", gt=0)
     encoder_row_length: int = key(1024, "R: positions of an encoder row; a multiple of model.ratio.", gt=0)
-    lookahead: int = key(64, "Open rows that the packer tries before it closes the fullest.", gt=0)
+    block_examples: int = key(32768, "Examples that are shuffled and packed together, at most.", gt=0)
 
 
 class DataConfig(Tree):

@@ -42,6 +42,9 @@ class StageConfig(Tree):
         None, "Decoder positions to train on, padding included; gives the steps where steps is 0.", gt=0
     )
     mixture: dict[str, float] = required("Share of the decoder positions of each source of data.sources; relative.")
+    mixture_changes: dict[int, dict[str, float]] = key(
+        {}, "Mixtures that replace the first from a step on, by step; they hold from the next block of rows."
+    )
     batch_rows: int = key(256, "Packed rows in one optimizer step, over all devices.", gt=0)
     microbatches: int = key(0, "Gradient accumulation: parts that batch_rows is cut into; 0: train.microbatches.", ge=0)
     warmup_steps: int | None = key(None, "Steps of linear warm-up; wins over warmup_share.", ge=0)
@@ -65,6 +68,12 @@ class StageConfig(Tree):
     def _check(self):
         if not self.mixture or any(w <= 0 for w in self.mixture.values()):
             raise ValueError(f"mixture={self.mixture} needs at least one source, every weight above zero")
+        for step, mixture in self.mixture_changes.items():
+            if step <= 0 or not mixture or any(w <= 0 for w in mixture.values()):
+                raise ValueError(
+                    f"mixture_changes[{step}]={mixture} needs a step above 0 and at least one source, every weight"
+                    " above zero"
+                )
         if all(getattr(self.lr, part) is None for part in PARTS if part != "memory_rows"):
             raise ValueError(
                 "the stage trains nothing; give lr.adapter, lr.encoder, lr.decoder, lr.encoder_lora or lr.decoder_lora"
@@ -88,6 +97,16 @@ class StageConfig(Tree):
             raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of microbatches={parts}; change one")
         steps = self.steps or max(1, round((self.tokens or 0) / (self.batch_rows * row_length)))
         return self.model_copy(update={"steps": steps, "microbatches": parts})
+
+    @property
+    def mixtures(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, mixture) of each mixture in the order of the steps that they begin with."""
+        return [(0, self.mixture), *sorted(self.mixture_changes.items())]
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources of all mixtures, each once."""
+        return list(dict.fromkeys(name for _, mixture in self.mixtures for name in mixture))
 
     @property
     def warmup(self) -> int:

@@ -36,7 +36,7 @@ class Config(Tree):
         if not self.stages:
             raise ValueError("stages is empty; name at least one stage")
         for name, stage in self.stages.items():
-            for source in stage.mixture:
+            for source in stage.sources:
                 if source not in self.data.sources:
                     raise ValueError(
                         f"stages.{name}.mixture names source {source!r}, which data.sources lacks;"

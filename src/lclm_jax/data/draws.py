@@ -36,6 +36,34 @@ def permutation(key: int, size: int) -> np.ndarray:
     return np.argsort(random_bits(key, np.arange(size)), kind="stable")
 
 
+class Shuffle:
+    """A random order of ``range(size)`` of which any part is computed without the rest: no list is ever held.
+
+    A Feistel network over the smallest square power of two that holds the range; what falls outside is mapped again
+    until it is inside (cycle walking, Black and Rogaway 2002).
+    """
+
+    _ROUNDS = 4
+
+    def __init__(self, key: int, size: int):
+        self._keys = [draw_key("shuffle", key, i) for i in range(self._ROUNDS)]
+        self._size, self._half = size, np.uint64(max(1, -(-max(size - 1, 1).bit_length() // 2)))
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """Members at ``places`` of the order, int64; every place below ``size`` has another member."""
+        members = self._mix(np.asarray(places).astype(np.uint64))
+        while (outside := np.flatnonzero(members >= self._size)).size:
+            members[outside] = self._mix(members[outside])
+        return members.astype(np.int64)
+
+    def _mix(self, values: np.ndarray) -> np.ndarray:
+        mask = (np.uint64(1) << self._half) - np.uint64(1)
+        left, right = values >> self._half, values & mask
+        for key in self._keys:
+            left, right = right, left ^ (random_bits(key, right) & mask)
+        return (left << self._half) | right
+
+
 def _mix(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * _MIX1
     state = (state ^ (state >> np.uint64(27))) * _MIX2

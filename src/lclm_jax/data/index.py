@@ -1,38 +1,42 @@
-"""The row index: which examples each packed row of a stage holds, computed from lengths alone before training starts.
+"""The row index: which examples each packed row of a stage holds, computed from lengths alone.
 
-A folder of memory-mapped arrays and a JSON sidecar::
+A folder whose name is the digest of all that the rows depend on::
 
-    rows.npy      int64 [rows + 1]: row r holds examples [rows[r], rows[r + 1])
-    examples.npy  source, record, variant of each example, and where its bounds begin
-    bounds.npy    int32: cut indices between which the segments of the examples lie
-    index.json    digest of what the index depends on, checksums, and what it holds
+    index.json               the digest, what it was made from, and the layout of a block
+    blocks/000/000012.rows   rows of one block: plain columns, memory-mapped
 
-A longer index begins with the rows of a shorter one, so training on only appends rows.
+A block is a pure function of where it begins (``Cursor``), so it is made when a row of it is first wanted, by whichever
+process that is, and kept for all others. Nothing is held in memory but the blocks in use: opening an index, finding a
+row and resuming cost the same for any corpus.
 """
 
+import bisect
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lclm_jax.config import Config, ModelConfig
-from lclm_jax.data.draws import draw_key, permutation
-from lclm_jax.data.mixture import MixtureOrder
-from lclm_jax.data.packing import ExampleWindows, RowPacker
-from lclm_jax.data.ragged import Ragged, join
-from lclm_jax.data.sources import EpochPlan, ExampleRef, Source
+from lclm_jax.config import Config, PackConfig
+from lclm_jax.data.blocks import Block, BlockMaker, read_about, read_block, write_block
+from lclm_jax.data.draws import draw_key
+from lclm_jax.data.layout import make_layout, make_mixture
+from lclm_jax.data.mixture import Cursor, Exhausted, Mixture
+from lclm_jax.data.sources import ExampleRef, Source
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-EXAMPLE = np.dtype([("source", "<u2"), ("variant", "<u2"), ("record", "<u4"), ("bounds", "<i8")])
+FORMAT = 2
+_OPEN_BLOCKS = 4
+_IN_FOLDER = 1000
+_EMPTY_BLOCKS = 100
 
 
 class IndexFailure(ValueError):
@@ -40,91 +44,188 @@ class IndexFailure(ValueError):
 
 
 class RowIndex:
-    """A stored index, memory-mapped; may be sent to worker processes."""
+    """The rows of a stage in their one global order; may be sent to worker processes.
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        try:
-            self.info: dict[str, Any] = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-            self._rows, self._examples, self._bounds = (
-                np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in ("rows", "examples", "bounds")
-            )
-        except (OSError, ValueError, EOFError) as error:
-            raise IndexFailure(f"row index {self.folder} cannot be read ({error}); delete the folder") from None
+    Args:
+        folder: Where blocks are kept.
+        digest: SHA-256 of all that the order of rows depends on, not of how many rows are stored.
+        maker: Makes the block at a cursor.
+        cursors: Where some blocks begin; of the first block, and of those that are stored, it is known anyway.
+    """
+
+    def __init__(self, folder: str | Path, digest: str, maker: BlockMaker, cursors: Sequence[Cursor] = ()):
+        self.folder, self.digest, self.maker = Path(folder), digest, maker
+        self._lock = threading.RLock()
+        self._open: OrderedDict[int, Block] = OrderedDict()
+        zero = Cursor(0, 0, (0,) * len(maker.sources))
+        self._cursors = {one.block: one for one in (zero, *cursors)}
+        self._known = sorted({*self._cursors, *self._stored()})
 
     def __reduce__(self):
-        return RowIndex, (self.folder,)
-
-    def __len__(self) -> int:
-        return self._rows.size - 1
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that the order of rows depends on, not of how many rows are stored."""
-        return self.info["digest"]
+        return RowIndex, (self.folder, self.digest, self.maker, [self._cursors[max(self._cursors)]])
 
     def row(self, row: int) -> list[ExampleRef]:
-        """The examples of one row, in order; raises ``IndexError`` beyond the index."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} is outside the index of {len(self)} rows at {self.folder}")
-        first, last = int(self._rows[row]), int(self._rows[row + 1])
-        starts = self._examples["bounds"][first : last + 1].tolist()
-        return [
-            ExampleRef(int(one["source"]), int(one["record"]), int(one["variant"]), self._bounds[start:stop])
-            for one, start, stop in zip(self._examples[first:last], starts[:-1], starts[1:], strict=True)
-        ]
+        """The examples of one row, in order.
+
+        Raises:
+            IndexError: ``row`` is negative.
+            IndexFailure: The stage has no such row: a source whose rule is ``stop`` ended, or all did.
+        """
+        return self.block_of(row).row(row)
+
+    def know(self, cursor: Cursor) -> None:
+        """Take note of where a block begins: rows from there on are found without those before it."""
+        with self._lock:
+            if cursor.block not in self._cursors:
+                self._cursors[cursor.block] = cursor
+                bisect.insort(self._known, cursor.block)
+
+    def block_of(self, row: int) -> Block:
+        """The block that holds ``row``; raises as ``row``."""
+        if row < 0:
+            raise IndexError(f"row {row} is negative; rows count from 0")
+        with self._lock:
+            for block in self._open.values():
+                if block.cursor.row <= row < block.after.row:
+                    return block
+            place = bisect.bisect_right(self._known, row, key=lambda number: self._cursor(number).row) - 1
+            block = self._block(self._cursor(self._known[place]))
+            empty = 0
+            while row >= block.after.row:
+                block = self._block(block.after)
+                empty = 0 if len(block) else empty + 1
+                if empty == _EMPTY_BLOCKS:
+                    raise IndexFailure(
+                        f"no example of {empty} blocks from row {block.cursor.row} on fits a row (left out:"
+                        f" {dict(block.dropped)}); change span lengths, max_tokens or data.pack"
+                    )
+            return block
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """The blocks that hold rows 0 to ``rows`` - 1, in turn; those not yet stored are made."""
+        row = 0
+        while row < rows:
+            block = self.block_of(row)
+            yield block
+            row = block.after.row
+
+    def _cursor(self, number: int) -> Cursor:
+        """Where the known block ``number`` begins."""
+        if number not in self._cursors:
+            block, row, draws = read_about(self._path(number))["cursor"]
+            self._cursors[number] = Cursor(block, row, tuple(draws))
+        return self._cursors[number]
+
+    def _block(self, cursor: Cursor) -> Block:
+        """The block at ``cursor``: at hand, stored, or made and stored."""
+        block = self._open.get(cursor.block)
+        if block is None:
+            block = self._read(cursor) or self._make(cursor)
+            self._open[cursor.block] = block
+            while len(self._open) > _OPEN_BLOCKS:
+                self._open.popitem(last=False)
+            self.know(block.cursor)
+            self.know(block.after)
+        return block
+
+    def _read(self, cursor: Cursor) -> Block | None:
+        path = self._path(cursor.block)
+        try:
+            block = read_block(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("making block %d of the row index again: %s", cursor.block, error)
+            return None
+        if block.cursor != cursor:
+            raise IndexFailure(f"{path} begins at {block.cursor} and not at {cursor}; delete {self.folder}")
+        return block
+
+    def _make(self, cursor: Cursor) -> Block:
+        path = self._path(cursor.block)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_name("lock")):
+                if (stored := self._read(cursor)) is not None:  # another process was first
+                    return stored
+                block = self.maker(cursor)
+                write_block(path, block)
+        except Exhausted as error:
+            raise IndexFailure(
+                f"{error} after row {cursor.row}; train fewer steps, or let it repeat"
+                " (data.sources.NAME.when_exhausted, data.sources.NAME.epochs)"
+            ) from None
+        except OSError as error:
+            raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+        return block
+
+    def _path(self, number: int) -> Path:
+        return self.folder / "blocks" / f"{number // _IN_FOLDER:03d}" / f"{number:06d}.rows"
+
+    def _stored(self) -> list[int]:
+        return [int(path.stem) for path in self.folder.glob("blocks/*/*.rows")]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes of this machine from making the same block; a file system without locks makes it twice."""
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def open_index(config: Config, stage: str, sources: Sequence[Source], folder: str | Path) -> RowIndex:
-    """The index of ``stage`` in ``folder``: the stored one if it still holds, else a new one.
+    """The index of ``stage`` under ``folder``: the stored one if it still holds, else a new one.
 
-    Safe when several processes do it at once: each writes beside the folder and one is moved into place.
+    Safe when several processes do it at once. What other settings left under ``folder`` is deleted.
 
     Raises:
         IndexFailure: A source has no example that fits a row, or the folder cannot be written.
     """
-    folder, rows = Path(folder), config.stages[stage].steps * config.stages[stage].batch_rows
     inputs = index_inputs(config, stage, sources)
-    if (stored := _stored(folder, inputs, rows)) is not None:
-        return stored
-    built = build_index(config, stage, sources, rows)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    digest = digest_of(inputs)
+    own = Path(folder) / digest[:16]
+    layout = _stored_layout(own, digest)
     try:
-        _write(partial, built, inputs)
-        if (stored := _stored(folder, inputs, rows)) is not None:  # another process was first, with the same rows
-            return stored
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        if layout is None:
+            layout = make_layout(config, stage, sources)
+            _write_json(own / "index.json", {"digest": digest, "layout": layout, "inputs": inputs})
+        for other in Path(folder).iterdir():
+            if other != own:
+                shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
-        if (stored := _stored(folder, inputs, rows)) is not None:
-            return stored
-        raise IndexFailure(f"cannot write the row index {folder}: {error.strerror}; free some space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return RowIndex(folder)
+        raise IndexFailure(f"cannot write the row index {own}: {error.strerror}; free some space") from error
+    except ValueError as error:
+        raise IndexFailure(str(error)) from None
+    return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, layout)))
 
 
-def _stored(folder: Path, inputs: dict[str, Any], rows: int) -> RowIndex | None:
-    """The index in ``folder`` if it was made from ``inputs`` and holds enough rows; a damaged one counts as none."""
-    if not (folder / "index.json").is_file():
-        return None
+def block_maker(config: Config, stage: str, sources: Sequence[Source], mixture: Mixture) -> BlockMaker:
+    """What makes the blocks of ``stage``."""
+    pack: PackConfig = config.pack(stage)
+    return BlockMaker(sources, mixture, pack, draw_key("rows", config.seed, stage))
+
+
+def _stored_layout(folder: Path, digest: str) -> dict[str, Any] | None:
     try:
-        stored = RowIndex(folder)
-    except IndexFailure as failure:
-        logger.warning("building the row index again: %s", failure)
+        stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    return stored if stored.digest == digest_of(inputs) and len(stored) >= rows else None
+    except (OSError, ValueError) as error:
+        logger.warning("making the row index again: %s", error)
+        return None
+    return stored["layout"] if stored.get("digest") == digest else None
 
 
 def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
     """All that the rows of a stage depend on, except how many are wanted."""
-    model, tokenizers = config.model, sources[0].setup.tokenizers
+    model, tokenizers, settings = config.model, sources[0].setup.tokenizers, config.stages[stage]
     return {
         "format": FORMAT,
         "seed": config.seed,
         "stage": stage,
-        "mixture": [config.stages[stage].mixture[source.name] for source in sources],
+        "mixture": [[step * settings.batch_rows, dict(sorted(one.items()))] for step, one in settings.mixtures],
         "sources": [source.inputs() for source in sources],
         "model": {name: getattr(model, name) for name in ("ratio", "window", "overlap", "pooling", "mask")},
         "pack": config.pack(stage).model_dump(mode="json"),
@@ -132,150 +233,13 @@ def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[
     }
 
 
-def summarize(info: Mapping[str, Any]) -> str:
-    """One line of ``RowIndex.info``: rows, examples, fill, and what was left out by source and reason."""
-    left_out = [
-        f"{name} {reason} {count:,}"
-        for name, source in info["sources"].items()
-        for reason, count in source["dropped"].items()
-    ]
-    return (
-        f"{info['rows']:,} rows of {info['examples']:,} examples, fill: decoder {info['decoder_fill']:.2f}, encoder"
-        f" {info['encoder_fill']:.2f}; left out: {', '.join(left_out) or 'none'}"
-    )
-
-
 def digest_of(inputs: dict[str, Any]) -> str:
     """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-class _Planned:
-    """One planned epoch of one source: what can be in a row, in its drawing order."""
-
-    def __init__(self, source: int, plan: EpochPlan, model: ModelConfig, packer: RowPacker, key: int):
-        self.source, self.plan = source, plan
-        self.windows = ExampleWindows(plan.spans, model)
-        usable, self.rejected = packer.sort_out(plan.tokens, self.windows)
-        self.mean_positions = float(plan.tokens[usable].mean()) if usable.size else 0.0
-        self.tokens: list[int] = plan.tokens.tolist()
-        self.order: list[int] = usable[permutation(key, usable.size)].tolist()
-
-
-class IndexBuilder:
-    """Draws the examples of a mixture and packs them; ``build_index`` drives it."""
-
-    def __init__(self, config: Config, stage: str, sources: Sequence[Source]):
-        self._config, self._stage, self._sources = config, stage, sources
-        self._pack, self._model = config.pack(stage), sources[0].setup.model
-        self._packer = RowPacker(self._model.ratio, self._pack)
-        self._epochs: dict[tuple[int, int], int] = {}
-        self._planned: list[_Planned] = []
-        self.dropped: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
-        shares = config.stages[stage].mixture
-        # Weights are shares of decoder positions; the order below counts examples.
-        weights = [shares[s.name] / self._mean_positions(i) for i, s in enumerate(sources)]
-        self._mixture = MixtureOrder(weights, lambda s, e: len(self._epoch(s, e).order), (config.seed, stage))
-
-    def build(self, rows: int) -> dict[str, Any]:
-        """Arrays and statistics of the first ``rows`` rows."""
-        planned: list[int] = []
-        entries: list[int] = []
-        closed: list[list[int]] = []
-        before = np.zeros(len(self._sources), np.int64)
-        block = 0
-        while len(closed) < rows:
-            sources, draws = self._mixture.block_after(block, before)
-            before += np.bincount(sources, minlength=before.size)
-            block += 1
-            for source, draw in zip(sources.tolist(), draws.tolist(), strict=True):
-                epoch, place = self._mixture.locate(source, draw)
-                current = self._epoch(source, epoch)
-                entry = current.order[place]
-                planned.append(self._epochs[source, epoch])
-                entries.append(entry)
-                row = self._packer.add(len(entries) - 1, current.tokens[entry], current.windows.of(entry))
-                if row is not None:
-                    closed.append(row)
-        return self._gather(closed[:rows], np.array(planned), np.array(entries))
-
-    def _epoch(self, source: int, epoch: int) -> _Planned:
-        number = self._epochs.get((source, epoch))
-        if number is None:
-            plan, name = self._sources[source].plan(epoch), self._sources[source].name
-            key = draw_key(self._config.seed, self._stage, name, epoch, "order")
-            number = self._epochs[source, epoch] = len(self._planned)
-            self._planned.append(_Planned(source, plan, self._model, self._packer, key))
-            self.dropped[name].update(plan.dropped)
-            self.dropped[name].update(self._planned[number].rejected)
-        return self._planned[number]
-
-    def _mean_positions(self, source: int) -> float:
-        current, name = self._epoch(source, 0), self._sources[source].name
-        if not current.order:
-            raise IndexFailure(
-                f"source {name}: none of its {current.plan.tokens.size} examples fits a row of {self._pack.row_length}"
-                f" positions and {self._pack.encoder_rows} encoder rows (left out: {dict(self.dropped[name])}); change"
-                " its span lengths or max_tokens, or data.pack"
-            )
-        return current.mean_positions
-
-    def _gather(self, closed: list[list[int]], planned: np.ndarray, entries: np.ndarray) -> dict[str, Any]:
-        ids = np.array([i for row in closed for i in row], np.int64)
-        planned, entries = planned[ids], entries[ids]
-        examples = np.zeros(ids.size + 1, EXAMPLE)
-        tokens, raw, encoder = (np.zeros(ids.size, np.int64) for _ in range(3))
-        parts, places = [], []
-        for number, current in enumerate(self._planned):
-            where = np.flatnonzero(planned == number)
-            chosen, plan = entries[where], current.plan
-            examples["source"][where] = current.source
-            examples["variant"][where], examples["record"][where] = plan.variant[chosen], plan.record[chosen]
-            tokens[where], raw[where] = plan.tokens[chosen], plan.raw_tokens[chosen]
-            encoder[where] = plan.spans.sums()[chosen]
-            parts.append(plan.bounds.take(chosen))
-            places.append(where)
-        bounds: Ragged = join(parts).take(np.argsort(np.concatenate(places), kind="stable"))
-        examples["bounds"] = bounds.offsets
-        room = len(closed) * self._pack.encoder_rows * self._pack.encoder_row_length
-        of_source = [examples["source"][:-1] == i for i in range(len(self._sources))]
-        return {
-            "rows": np.append(0, np.cumsum([len(row) for row in closed])).astype(np.int64),
-            "examples": examples,
-            "bounds": bounds.values.astype(np.int32),
-            "info": {
-                "rows": len(closed),
-                "examples": int(ids.size),
-                "decoder_fill": float(tokens.sum() / (len(closed) * self._pack.row_length)),
-                "encoder_fill": float(encoder.sum() / room),
-                "raw_tokens": int(raw.sum()),
-                "sources": {
-                    source.name: {
-                        "examples": int(mine.sum()),
-                        "decoder_positions": int(tokens[mine].sum()),
-                        "raw_tokens": int(raw[mine].sum()),
-                        "epochs_begun": max(epoch for s, epoch in self._epochs if s == i) + 1,
-                        "dropped": {reason: n for reason, n in sorted(self.dropped[source.name].items()) if n},
-                    }
-                    for i, (source, mine) in enumerate(zip(self._sources, of_source, strict=True))
-                },
-            },
-        }
-
-
-def build_index(config: Config, stage: str, sources: Sequence[Source], rows: int) -> dict[str, Any]:
-    """Arrays ``rows``, ``examples``, ``bounds`` and statistics ``info`` of the first ``rows`` rows of ``stage``."""
-    return IndexBuilder(config, stage, sources).build(rows)
-
-
-def _write(folder: Path, built: dict[str, Any], inputs: dict[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    checksums = {}
-    for name in ("rows", "examples", "bounds"):
-        path = folder / f"{name}.npy"
-        np.save(path, built[name], allow_pickle=False)
-        with path.open("rb") as file:
-            checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    info = {"digest": digest_of(inputs), "sha256": checksums, **built["info"], "inputs": inputs}
-    (folder / "index.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -7,7 +7,7 @@ number. (Rows are not batched by Grain: ``batch`` before a multi-process ``prefe
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +19,32 @@ from absl import flags
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.index import RowIndex, open_index
+from lclm_jax.data.mixture import Cursor
 from lclm_jax.data.rows import assemble_batch
 from lclm_jax.data.sources import Source, Tokenizers, make_sources
 from lclm_jax.text.example import Example
 
 _CACHE_BYTES = 256 * 2**20
 _UNUSED_COLUMNS = ("id", "text", "cut_bytes", "messages")
+
+
+class Position(NamedTuple):
+    """Where the loader begins."""
+
+    rows: int = 0
+    """Global rows already trained on: ``state()["rows_consumed"]`` of a checkpoint."""
+    cursor: Cursor | None = None
+    """Where the block of the last of them begins, so that the rows before it need not be counted again."""
+    index_digest: str | None = None
+    """The index that ``cursor`` belongs to; of another one it is not used."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Position":
+        """What ``Loader.state`` said, from a checkpoint."""
+        if "cursor" not in state:  # a checkpoint of an earlier version
+            return cls(state["rows_consumed"])
+        block, row, draws = state["cursor"]
+        return cls(state["rows_consumed"], Cursor(block, row, tuple(draws)), state["index_digest"])
 
 
 class BatchStats(NamedTuple):
@@ -107,7 +127,6 @@ class BatchMaker:
     """Batch number -> this host's batch; may be sent to worker processes."""
 
     index: RowIndex
-    sources: Sequence[Source]
     batch_rows: int
     """Rows of a batch over all hosts."""
     first_row: int
@@ -115,6 +134,11 @@ class BatchMaker:
     host: tuple[Sequence[int], int]
     """(parts of each batch that this host takes, number of parts): parts are equal and consecutive."""
     cache: RecordCache
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The sources of the stage."""
+        return self.index.maker.sources
 
     def rows(self, number: int) -> list[int]:
         """Global rows of this host in batch ``number``, in order."""
@@ -181,10 +205,16 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
             for ref in self.index.row(row)
         ]
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint stores: rows consumed by all hosts together, and the digest of the index."""
-        rows = self.maker.first_row + self._done * self.maker.batch_rows
-        return {"rows_consumed": rows, "index_digest": self.index.digest}
+    def state(self, rows: int | None = None) -> dict[str, Any]:
+        """What a checkpoint stores: rows consumed by all hosts together, the index's digest, where its block begins.
+
+        Plain values, less than a kilobyte for any corpus. ``rows``: how many were consumed; None: all that the iterator
+        gave. Raises ``IndexFailure`` if the index cannot be read.
+        """
+        if rows is None:
+            rows = self.maker.first_row + self._done * self.maker.batch_rows
+        cursor = self.index.block_of(max(rows - 1, 0)).cursor
+        return {"rows_consumed": rows, "index_digest": self.index.digest, "cursor": [*cursor[:2], list(cursor.draws)]}
 
     def close(self) -> None:
         """End the pipeline's threads and processes."""
@@ -195,18 +225,18 @@ def make_loader(
     config: Config,
     stage: str,
     tokenizers: Tokenizers,
-    rows_consumed: int = 0,
+    start: Position = Position(),  # noqa: B008 - immutable
     host: tuple[Sequence[int], int] = ((0,), 1),
     split: str = "train",
     index_folder: str | Path | None = None,
 ) -> Loader:
-    """Batches of ``stage`` from row ``rows_consumed`` on; builds its row index first if there is none.
+    """Batches of ``stage`` from ``start`` on; its row index is made as rows are wanted.
 
     Args:
         config: The run.
         stage: Name of a stage.
         tokenizers: The run's tokenizers.
-        rows_consumed: Global rows already trained on: ``state()["rows_consumed"]`` of a checkpoint, else 0.
+        start: Where to go on: ``Position.from_state`` of a checkpoint; by default the first row.
         host: (parts of each batch that this host takes, number of parts): ``parallel.row_parts``.
         split: Split of the prepared collections.
         index_folder: Where the index is kept; default: ``index`` in the stage's folder.
@@ -221,7 +251,10 @@ def make_loader(
             f" (mesh.replica * mesh.fsdp): use {rows // parts * parts or parts}"
         )
     sources = make_sources(config, stage, tokenizers, split)
-    index = open_index(config, stage, sources, index_folder or RunPaths(config).stage(stage) / "index")
-    batches = max(0, config.stages[stage].steps * rows - rows_consumed) // rows
-    maker = BatchMaker(index, sources, rows, rows_consumed, host, RecordCache())
+    folder = index_folder or RunPaths(config).stage(stage) / "index"
+    index = open_index(config, stage, sources, folder)
+    if start.cursor is not None and start.index_digest == index.digest:
+        index.know(start.cursor)
+    batches = max(0, config.stages[stage].steps * rows - start.rows) // rows
+    maker = BatchMaker(index, rows, start.rows, host, RecordCache())
     return Loader(maker, batches, config.data.workers, config.data.prefetch)

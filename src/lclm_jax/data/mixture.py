@@ -1,67 +1,103 @@
-"""Which source the k-th example of a stage comes from, and which draw of that source it is.
+"""Which records of which source a block of a stage takes.
 
-Examples are assigned in blocks. A block holds each source's share (to within one example), in an order that depends
-on (seed, block) alone, so any block can be computed without the ones before it.
+A stage is a sequence of blocks. Each takes the next records of every source, as many as its share of the decoder
+positions asks for, so any block can be computed without the ones before it. Records of a source are taken in an order
+that is shuffled over the whole collection and changes with every epoch.
 """
 
-import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from lclm_jax.data.draws import draw_key, permutation, uniform
-
-BLOCK = 1024
+from lclm_jax.data.draws import Shuffle, draw_key, uniform
 
 
-class MixtureOrder:
-    """Order of the examples of several sources.
+class Cursor(NamedTuple):
+    """Where a block begins: all that is needed to go on from there."""
+
+    block: int
+    row: int
+    """Rows of the blocks before it."""
+    draws: tuple[int, ...]
+    """Records of each source that the blocks before it took, all epochs together."""
+
+
+class Exhausted(ValueError):
+    """A source with the rule ``stop`` has no records left, or no source has."""
+
+
+class Supply(NamedTuple):
+    """What the mixture needs to know of a source."""
+
+    name: str
+    records: int
+    """Records of one epoch."""
+    positions: float
+    """Decoder positions of a record on average."""
+    limit: int | None
+    """Records, all epochs together, after which the source is exhausted; None: it repeats for ever."""
+    stops: bool
+    """Whether the stage ends with it, instead of going on without it."""
+
+
+class Mixture:
+    """The records of every block.
 
     Args:
-        weights: Relative number of examples of each source, above zero.
-        epoch_size: ``epoch_size(source, epoch)`` is how many examples the source has in that epoch, above zero.
+        supplies: The sources.
+        shares: (row, relative shares of the decoder positions) from which row on which shares hold; the first from 0.
+        positions: Decoder positions of a block.
         seed: Anything that names this order, such as (run seed, stage).
     """
 
-    def __init__(self, weights: Sequence[float], epoch_size: Callable[[int, int], int], seed: object):
-        share = np.asarray(weights, np.float64)
-        if not share.size or not (share > 0).all():
-            raise ValueError(f"mixture weights {list(weights)} must all be above zero; remove the sources at zero")
-        self._bounds = np.append(0.0, np.cumsum(share / share.sum()))
-        self._bounds[-1] = 1.0
-        self._key = draw_key("mixture", seed)
-        self._epoch_size = epoch_size
-        self._epoch_ends: list[list[int]] = [[] for _ in share]
+    def __init__(
+        self, supplies: Sequence[Supply], shares: Sequence[tuple[int, Sequence[float]]], positions: float, seed: object
+    ):
+        for _, weights in shares:
+            if min(weights) < 0 or not sum(weights) > 0:
+                raise ValueError(f"mixture weights {list(weights)} must be at least zero, and one above it")
+        self._supplies, self._shares, self._positions, self._seed = supplies, shares, positions, seed
+        self._phase = [float(uniform(draw_key("mixture", seed), i)[0]) for i in range(len(supplies))]
 
-    def counts(self, blocks: np.ndarray) -> np.ndarray:
-        """Examples of each source in each of ``blocks``: [blocks, sources] int64."""
-        phase = uniform(self._key, np.asarray(blocks))[:, None]
-        return np.diff(np.ceil(BLOCK * self._bounds[None] - phase), axis=1).astype(np.int64)
+    def draws_before(self, block: int) -> tuple[int, ...]:
+        """Records of each source before ``block`` if its first shares hold and no source is exhausted till then."""
+        return tuple(int(block * rate + phase) for rate, phase in zip(self._rates(0, ()), self._phase, strict=True))
 
-    def block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source of each example of ``block``, and which draw of that source it is (from 0): two int64 [BLOCK]."""
-        before = self.counts(np.arange(block)).sum(axis=0) if block else np.zeros(len(self._bounds) - 1, np.int64)
-        return self.block_after(block, before)
+    def taken(self, cursor: Cursor) -> tuple[range, ...]:
+        """The draws of each source that the block at ``cursor`` takes; raises ``Exhausted`` where the stage ends."""
+        ranges, out = [], self._exhausted(cursor)
+        for i, rate in enumerate(self._rates(cursor.row, out)):
+            count = int((cursor.block + 1) * rate + self._phase[i]) - int(cursor.block * rate + self._phase[i])
+            stop, limit = cursor.draws[i] + count, self._supplies[i].limit
+            ranges.append(range(cursor.draws[i], stop if limit is None else min(stop, max(limit, cursor.draws[i]))))
+        return tuple(ranges)
 
-    def block_after(self, block: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``block(block)``, given how many examples of each source the blocks ``before`` it hold."""
-        counts = self.counts(np.array([block]))[0]
-        order = permutation(draw_key(self._key, block), BLOCK)
-        sources = np.repeat(np.arange(counts.size), counts)[order]
-        # A source is drawn in turn, so its epochs do not mix inside a block.
-        draws = np.empty(BLOCK, np.int64)
-        draws[np.argsort(sources, kind="stable")] = np.concatenate(
-            [start + np.arange(count) for start, count in zip(before, counts, strict=True)]
+    def records(self, source: int, draws: range) -> list[tuple[int, np.ndarray]]:
+        """(epoch, records int64) of a source's ``draws``, epoch by epoch."""
+        supply, parts, first = self._supplies[source], [], draws.start
+        while first < draws.stop:
+            epoch, place = divmod(first, supply.records)
+            last = min(draws.stop, (epoch + 1) * supply.records)
+            order = Shuffle(draw_key(self._seed, supply.name, epoch, "order"), supply.records)
+            parts.append((epoch, order(np.arange(place, place + last - first))))
+            first = last
+        return parts
+
+    def _exhausted(self, cursor: Cursor) -> tuple[int, ...]:
+        out = tuple(
+            i for i, supply in enumerate(self._supplies) if supply.limit is not None and cursor.draws[i] >= supply.limit
         )
-        return sources, draws
+        for i in out:
+            if self._supplies[i].stops:
+                raise Exhausted(f"source {self._supplies[i].name} is exhausted")
+        return out
 
-    def locate(self, source: int, draw: int) -> tuple[int, int]:
-        """(epoch, place in the epoch's order) of a source's draw."""
-        ends = self._epoch_ends[source]
-        while not ends or ends[-1] <= draw:
-            size = self._epoch_size(source, len(ends))
-            if size <= 0:
-                raise ValueError(f"source {source} has no examples; check its collection, max_tokens and span lengths")
-            ends.append((ends[-1] if ends else 0) + size)
-        epoch = bisect.bisect_right(ends, draw)
-        return epoch, draw - (ends[epoch - 1] if epoch else 0)
+    def _rates(self, row: int, without: Sequence[int]) -> list[float]:
+        """Records per block of each source."""
+        shares = np.array([weights for first, weights in self._shares if first <= row][-1], np.float64)
+        shares[list(without)] = 0
+        if not shares.any():
+            raise Exhausted("all sources are exhausted")
+        wanted = self._positions * shares / shares.sum()
+        return [float(one) / supply.positions for one, supply in zip(wanted, self._supplies, strict=True)]

@@ -46,5 +46,7 @@ class Ragged(NamedTuple):
 
 
 def join(parts: Sequence[Ragged]) -> Ragged:
-    """The lists of all ``parts`` in turn."""
+    """The lists of all ``parts`` in turn; none of int64 for no parts."""
+    if not parts:
+        return Ragged(np.zeros(1, np.int64), np.zeros(0, np.int64))
     return Ragged.from_sizes(np.concatenate([part.sizes for part in parts]), np.concatenate([p.values for p in parts]))

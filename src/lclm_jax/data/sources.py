@@ -1,7 +1,7 @@
 """Sources: how the records of a prepared collection become examples, and how long each will be.
 
-An epoch of a source is planned from lengths and cut points alone (``plan``); a planned example is a small reference
-(record, variant, cut bounds) from which ``example`` makes the tokens when its row is needed.
+Examples are planned from lengths and cut points alone (``plan``), for any records without the others; a planned example
+is a small reference (record, variant, cut bounds) from which ``example`` makes the tokens when its row is needed.
 """
 
 from abc import ABC, abstractmethod
@@ -58,8 +58,8 @@ class ExampleRef(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EpochPlan:
-    """All examples of one epoch of a source, without their tokens; columns of one length."""
+class Plan:
+    """All examples of some records of a source in one epoch, without their tokens; columns of one length."""
 
     record: np.ndarray
     variant: np.ndarray
@@ -81,15 +81,22 @@ class Source(ABC):
         self.name, self.config, self.split, self.setup = name, config, split, setup
 
     @abstractmethod
-    def plan(self, epoch: int) -> EpochPlan:
-        """All examples of ``epoch``: a pure function of (seed, source, epoch) and the prepared lengths."""
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:
+        """All examples that ``records`` give in ``epoch``.
+
+        What a record gives is a pure function of (seed, source, epoch, record) and its lengths.
+        """
 
     @abstractmethod
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:
         """The example ``ref`` of the record ``columns`` at the model's ratio."""
 
+    def __len__(self) -> int:
+        """Records of one epoch."""
+        return len(self.split)
+
     def inputs(self) -> dict[str, Any]:
-        """What the plans of this source depend on beside the set-up, as plain values for a digest."""
+        """What the examples of this source and their order depend on beside the set-up, as plain values."""
         return {"name": self.name, "config": self.config.model_dump(mode="json"), "data": self.split.digest}
 
     def _key(self, epoch: int) -> int:
@@ -109,42 +116,34 @@ class SourceSetup:
     pack: PackConfig
     tokenizers: Tokenizers
     seed: int
-    cuts: dict[str, CutTable] = field(default_factory=dict)
-    """Cut tables by collection, read once."""
-
-    def __reduce__(self):
-        # Worker processes make examples and never plan, so the cut tables stay behind.
-        return SourceSetup, (self.model, self.pack, self.tokenizers, self.seed)
 
 
 class _DocumentSource(Source):
-    @property
-    def _cuts(self) -> CutTable:
-        known = self.setup.cuts
-        if self.config.collection not in known:
-            decoder = self.split.ragged_lists("cuts")
-            if decoder is None:
-                raise ValueError(
-                    f"source {self.name}: objective={self.config.objective} cuts documents, which collection"
-                    f" {self.config.collection!r} does not hold; use a collection of documents or objective=chat"
-                )
-            known[self.config.collection] = make_cut_table(decoder, self.split.ragged_lists("encoder_cuts") or decoder)
-        return known[self.config.collection]
+    def _cuts(self, records: np.ndarray) -> CutTable:
+        decoder = self.split.lists("cuts", records)
+        if decoder is None:
+            raise ValueError(
+                f"source {self.name}: objective={self.config.objective} cuts documents, which collection"
+                f" {self.config.collection!r} does not hold; use a collection of documents or objective=chat"
+            )
+        encoder = self.split.lists("encoder_cuts", records)
+        return make_cut_table(records, decoder, decoder if encoder is None else encoder)
 
 
 class CptSource(_DocumentSource):
     """Continual pre-training: documents cut into examples of alternating raw and compressed segments."""
 
-    def plan(self, epoch: int) -> EpochPlan:  # noqa: D102 - see the base class
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102 - see the base class
+        cuts = self._cuts(records)
         model, pack = self.setup.model, self.setup.pack
         context = model.overlap * (2 if model.mask == "bidirectional" else 1)
         room = pack.encoder_rows * pack.encoder_row_length
         limits = Limits(self._positions, model.ratio, model.window, context, model.pooling == "eos", room)
-        pieces = walk_pieces(self._cuts, self.config.spans, limits, self._key(epoch))
-        plan = self._measure(pieces)
+        pieces = walk_pieces(cuts, self.config.spans, limits, self._key(epoch))
+        plan = self._measure(cuts, pieces)
         while (halves := self._halve_what_exceeds_the_encoder(pieces, plan)) is not None:
             pieces = halves
-            plan = self._measure(pieces)
+            plan = self._measure(cuts, pieces)
         return plan
 
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
@@ -153,9 +152,9 @@ class CptSource(_DocumentSource):
         document, memory = DocumentTokens.from_record(columns), self.setup.tokenizers.decoder.memory_ids
         return cpt_example_from_ids(document, segments, memory, self.setup.model.ratio)
 
-    def _measure(self, pieces: Pieces) -> EpochPlan:
-        cuts, sizes = self._cuts, pieces.bounds.sizes - 1
-        where = pieces.bounds.values + np.repeat(cuts.first[pieces.record], pieces.bounds.sizes)
+    def _measure(self, cuts: CutTable, pieces: Pieces) -> Plan:
+        sizes = pieces.bounds.sizes - 1
+        where = pieces.bounds.values + np.repeat(cuts.first[pieces.document], pieces.bounds.sizes)
         ends = np.cumsum(pieces.bounds.sizes)
         start, stop = np.delete(where, ends - 1), np.delete(where, ends - pieces.bounds.sizes)
         place = np.arange(start.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -163,8 +162,8 @@ class CptSource(_DocumentSource):
         decoder, encoder = cuts.decoder[stop] - cuts.decoder[start], cuts.encoder[stop] - cuts.encoder[start]
         cost = np.where(compressed, -(-encoder // self.setup.model.ratio) + 2, decoder)
         spans = Ragged.from_sizes(Ragged.from_sizes(sizes, compressed).sums(), encoder[compressed])
-        return EpochPlan(
-            record=pieces.record,
+        return Plan(
+            record=cuts.record[pieces.document],
             variant=pieces.opens_compressed.astype(np.int64),
             bounds=pieces.bounds,
             tokens=Ragged.from_sizes(sizes, cost).sums(),
@@ -172,7 +171,7 @@ class CptSource(_DocumentSource):
             raw_tokens=Ragged.from_sizes(sizes, np.where(compressed, encoder + 2, decoder)).sums(),
         )
 
-    def _halve_what_exceeds_the_encoder(self, pieces: Pieces, plan: EpochPlan) -> Pieces | None:
+    def _halve_what_exceeds_the_encoder(self, pieces: Pieces, plan: Plan) -> Pieces | None:
         """Cut each example whose windows do not fit a row in two, before a span; None if there is none to cut."""
         packer = RowPacker(self.setup.model.ratio, self.setup.pack)
         usable, _ = packer.sort_out(plan.tokens, ExampleWindows(plan.spans, self.setup.model))
@@ -189,10 +188,10 @@ class CptSource(_DocumentSource):
             opens += [bool(first), True]
         if not halved:
             return None
-        kept = np.delete(np.arange(pieces.record.size), halved)
+        kept = np.delete(np.arange(pieces.document.size), halved)
         sizes = np.array([part.size for part in parts])
         return Pieces(
-            np.append(pieces.record[kept], np.repeat(pieces.record[halved], 2)),
+            np.append(pieces.document[kept], np.repeat(pieces.document[halved], 2)),
             np.append(pieces.opens_compressed[kept], opens),
             join([pieces.bounds.take(kept), Ragged.from_sizes(sizes, np.concatenate(parts))]),
         )
@@ -201,23 +200,24 @@ class CptSource(_DocumentSource):
 class RepetitionSource(_DocumentSource):
     """Reconstruction: consecutive spans of the documents, each to be repeated verbatim."""
 
-    def plan(self, epoch: int) -> EpochPlan:  # noqa: D102
-        cuts, pieces = self._cuts, walk_spans(self._cuts, self.config.spans, self._key(epoch))
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
+        cuts = self._cuts(records)
+        pieces = walk_spans(cuts, self.config.spans, self._key(epoch))
         overhead = np.array([prompt.overhead for prompt in repetition_prompts(self.setup.tokenizers.decoder)])
-        count = pieces.record.size
-        variant = (uniform(self._key(epoch) ^ 1, np.arange(count)) * overhead.size).astype(np.int64)
-        where = (pieces.bounds.values.reshape(-1, 2) + cuts.first[pieces.record][:, None]).T
+        record, bounds = cuts.record[pieces.document], pieces.bounds.values.reshape(-1, 2)
+        variant = (uniform(self._key(epoch) ^ 1, record, bounds[:, 0]) * overhead.size).astype(np.int64)
+        where = (bounds + cuts.first[pieces.document][:, None]).T
         decoder, encoder = np.diff(cuts.decoder[where], axis=0)[0], np.diff(cuts.encoder[where], axis=0)[0]
         tokens = overhead[variant] + -(-encoder // self.setup.model.ratio) + decoder
         fits = tokens <= self._positions
-        return EpochPlan(
-            record=pieces.record[fits],
+        return Plan(
+            record=record[fits],
             variant=variant[fits],
             bounds=pieces.bounds.take(np.flatnonzero(fits)),
             tokens=tokens[fits],
             spans=Ragged(np.arange(int(fits.sum()) + 1), encoder[fits]),
             raw_tokens=(overhead[variant] + decoder + encoder)[fits],
-            dropped={"longer_than_example": int(count - fits.sum())},
+            dropped={"longer_than_example": int(fits.size - fits.sum())},
         )
 
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
@@ -234,28 +234,24 @@ class RepetitionSource(_DocumentSource):
 class ChatSource(Source):
     """Prepared chats: one record, one example."""
 
-    def plan(self, epoch: int) -> EpochPlan:  # noqa: D102
-        spans = self.split.ragged_lists("span_tokens")
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
+        spans = self.split.lists("span_tokens", records)
         if spans is None:
             raise ValueError(
                 f"source {self.name}: objective=chat needs prepared chats, which collection"
                 f" {self.config.collection!r} does not hold; use collection=chat or another objective"
             )
-        tokens = self.split.column("decoder_tokens").astype(np.int64)
-        lengths = Ragged.from_sizes(
-            np.array([len(one) for one in spans], np.int64), np.concatenate([np.zeros(0, np.int64), *spans])
-        )
-        latents = Ragged(lengths.offsets, -(-lengths.values // self.setup.model.ratio))
-        positions = tokens + latents.sums()
-        record = np.flatnonzero(positions <= self._positions)
-        return EpochPlan(
-            record=record,
-            variant=np.zeros_like(record),
-            bounds=Ragged.from_sizes(np.zeros_like(record), np.zeros(0, np.int32)),
-            tokens=positions[record],
-            spans=lengths.take(record),
-            raw_tokens=(tokens + lengths.sums())[record],
-            dropped={"longer_than_example": positions.size - record.size},
+        tokens = self.split.numbers("decoder_tokens", records)
+        positions = tokens + Ragged(spans.offsets, -(-spans.values // self.setup.model.ratio)).sums()
+        fits = np.flatnonzero(positions <= self._positions)
+        return Plan(
+            record=np.asarray(records, np.int64)[fits],
+            variant=np.zeros_like(fits),
+            bounds=Ragged.from_sizes(np.zeros_like(fits), np.zeros(0, np.int32)),
+            tokens=positions[fits],
+            spans=spans.take(fits),
+            raw_tokens=(tokens + spans.sums())[fits],
+            dropped={"longer_than_example": positions.size - fits.size},
         )
 
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
@@ -276,7 +272,7 @@ def make_sources(config: Config, stage: str, tokenizers: Tokenizers, split: str 
     setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed)
     opened: dict[str, PreparedSplit] = {}
     sources = []
-    for name in config.stages[stage].mixture:
+    for name in config.stages[stage].sources:
         source = config.data.sources[name]
         if source.collection not in opened:
             opened[source.collection] = PreparedSplit(

@@ -12,22 +12,26 @@ A record is a safetensors dictionary of one-dimensional columns: plain typed dat
 import bisect
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lclm_jax.data.errors import PreparedError
+from lclm_jax.data.lengths import lists_of, map_columns
+from lclm_jax.data.ragged import Ragged, join
 from lclm_jax.data.storage import Storage, file_digest
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 FORMAT = 2
+_VERIFIED_BYTES = 2**32
+"""Lengths files of splits up to this size are compared with their checksums when they are first opened."""
 
 
 class Shard(NamedTuple):
@@ -87,15 +91,6 @@ def pack_lengths(
         kind = lists[0].dtype if len(lists) else np.uint32
         columns[f"{name}/values"] = np.concatenate([np.zeros(0, kind), *lists])
     return columns
-
-
-def read_lengths(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a lengths file; raises ``PreparedError`` if it cannot be read."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
 
 
 def read_manifest(root: str | Path | Storage) -> dict[str, Any]:
@@ -181,15 +176,25 @@ class PreparedSplit:
             return None
         return lengths[f"{name}/values"][offsets[row] : offsets[row + 1]]
 
-    def ragged_lists(self, name: str) -> list[np.ndarray] | None:
-        """``ragged`` of every record; None if there is no such list (``encoder_cuts`` with a single tokenizer)."""
-        lists: list[np.ndarray] = []
-        for shard in range(len(self.shards)):
-            lengths = self._shard_lengths(shard)
-            if f"{name}/offsets" not in lengths:
+    def numbers(self, name: str, records: np.ndarray) -> np.ndarray:
+        """One number for each of ``records`` from the lengths files (``decoder_tokens``, ...), int64."""
+        found = np.empty(len(records), np.int64)
+        for shard, places, rows in self._by_shard(records):
+            found[places] = self._shard_lengths(shard)[name][rows]
+        return found
+
+    def lists(self, name: str, records: np.ndarray) -> Ragged | None:
+        """The lists of ``records`` from the lengths files (``cuts``, ...), int64; None if there are none such."""
+        parts, order = [], [np.zeros(0, np.int64)]
+        for shard, places, rows in self._by_shard(records):
+            part = lists_of(self._shard_lengths(shard), name, rows)
+            if part is None:
                 return None
-            lists += np.split(lengths[f"{name}/values"], lengths[f"{name}/offsets"][1:-1])[: self.shards[shard].records]
-        return lists
+            parts.append(part)
+            order.append(places)
+        if not parts:
+            return Ragged(np.zeros(1, np.int64), np.zeros(0, np.int64)) if self._has_lists(name) else None
+        return join(parts).take(np.argsort(np.concatenate(order), kind="stable"))
 
     def verify(self) -> None:
         """Compare every file with its checksum; raises ``PreparedError`` that names the first that differs."""
@@ -229,12 +234,31 @@ class PreparedSplit:
                 f"shard {path} is damaged: {size} bytes instead of {shard.bytes}; delete it and prepare the data again"
             )
 
+    def _by_shard(self, records: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(shard, places in ``records``, rows of the shard) of every shard that ``records`` touches."""
+        records = np.asarray(records, np.int64)
+        if records.size and not 0 <= records.min() <= records.max() < len(self):
+            raise IndexError(f"a record of {self.collection}/{self.split} is outside [0, {len(self)})")
+        shards = np.searchsorted(self._starts, records, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        touched, first = np.unique(shards[order], return_index=True)
+        for shard, places in zip(touched.tolist(), np.split(order, first)[1:], strict=True):
+            yield shard, places, records[places] - self._starts[shard]
+
+    def _has_lists(self, name: str) -> bool:
+        return bool(self.shards) and f"{name}/offsets" in self._shard_lengths(0)
+
     def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
         if shard not in self._lengths:
             one = self.shards[shard]
             path = self.storage.local(lengths_name(one.file), one.lengths_sha256)
-            # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed.
-            if file_digest(path) != one.lengths_sha256:
+            # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed. Of a
+            # large corpus, whole files are not read for a few lengths: `lclm data validate` does it once.
+            small = sum(other.bytes for other in self.shards) <= _VERIFIED_BYTES
+            if small and file_digest(path) != one.lengths_sha256:
                 raise PreparedError(f"{path} is damaged (its checksum differs); delete it and prepare the data again")
-            self._lengths[shard] = read_lengths(path)
+            try:
+                self._lengths[shard] = map_columns(path)
+            except (OSError, ValueError, KeyError) as error:
+                raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
         return self._lengths[shard]

@@ -15,9 +15,9 @@ from lclm_jax.data.ragged import Ragged
 
 
 class CutTable(NamedTuple):
-    """Cuts of all documents of a collection, end to end; int64 columns.
+    """Cuts of some documents of a collection, end to end; int64 columns.
 
-    Token positions count through the collection with one unused position between documents, so they ascend strictly.
+    Token positions count through the table with one unused position between documents, so they ascend strictly.
     """
 
     decoder: np.ndarray
@@ -28,6 +28,8 @@ class CutTable(NamedTuple):
     """[documents]: index of the document's first cut."""
     last: np.ndarray
     """[documents]: index of its last cut."""
+    record: np.ndarray
+    """[documents]: number of the record in its collection, from which its random draws are made."""
 
 
 class Limits(NamedTuple):
@@ -50,23 +52,22 @@ class Limits(NamedTuple):
 class Pieces(NamedTuple):
     """Examples of one epoch in document order."""
 
-    record: np.ndarray
-    """[examples] int64."""
+    document: np.ndarray
+    """[examples] int64: which document of the table."""
     opens_compressed: np.ndarray
     """[examples] bool: whether the first segment is compressed; segments alternate."""
     bounds: Ragged
     """int32: cut indices inside the document; segment i of an example runs from bound i to bound i + 1."""
 
 
-def make_cut_table(decoder_cuts: list[np.ndarray], encoder_cuts: list[np.ndarray]) -> CutTable:
-    """Join the cuts of documents; each list entry holds one document's, from 0 to its number of tokens."""
-    counts = np.array([len(cuts) for cuts in decoder_cuts], np.int64)
-    last = np.cumsum(counts) - 1
+def make_cut_table(records: np.ndarray, decoder_cuts: Ragged, encoder_cuts: Ragged) -> CutTable:
+    """Cuts of the documents ``records``; each list holds one document's, from 0 to its number of tokens."""
+    last = decoder_cuts.offsets[1:] - 1
     joined = []
     for cuts in (decoder_cuts, encoder_cuts):
-        sizes = np.array([int(one[-1]) + 1 for one in cuts], np.int64)
-        joined.append(np.concatenate([np.zeros(0, np.int64), *cuts]) + np.repeat(np.cumsum(sizes) - sizes, counts))
-    return CutTable(joined[0], joined[1], last - counts + 1, last)
+        sizes = cuts.values[last].astype(np.int64) + 1
+        joined.append(cuts.values + np.repeat(np.cumsum(sizes) - sizes, decoder_cuts.sizes))
+    return CutTable(joined[0], joined[1], decoder_cuts.offsets[:-1], last, records)
 
 
 def law_lengths(law: str, low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -89,17 +90,17 @@ def walk_spans(table: CutTable, law: SpanConfig, key: int) -> Pieces:
     low, high = np.array(law.min_tokens), np.array(law.max_tokens)
     steps: list[tuple[np.ndarray, ...]] = []
     while documents.size:
-        share = uniform(key, documents, len(steps))
+        share = uniform(key, table.record[documents], len(steps))
         lengths = law_lengths(law.law if steps else "uniform", low, high, share)
         stop = _snap(table.encoder, at, last, lengths, low, high)
         long_enough = (table.encoder[stop] - table.encoder[at] >= low) | (at == table.first[documents])
         steps.append((documents[long_enough], at[long_enough], stop[long_enough]))
         going = stop < last
         documents, at, last = documents[going], stop[going], last[going]
-    record, start, stop = _in_document_order(steps, 3)
-    bounds = np.stack([start, stop], axis=1) - table.first[record][:, None]
-    sizes = np.full(record.size, 2)
-    return Pieces(record, np.ones(record.size, bool), Ragged.from_sizes(sizes, bounds.reshape(-1).astype(np.int32)))
+    document, start, stop = _in_document_order(steps, 3)
+    bounds = np.stack([start, stop], axis=1) - table.first[document][:, None]
+    sizes = np.full(document.size, 2)
+    return Pieces(document, np.ones(document.size, bool), Ragged.from_sizes(sizes, bounds.reshape(-1).astype(np.int32)))
 
 
 def walk_pieces(table: CutTable, law: SpanConfig, limits: Limits, key: int) -> Pieces:
@@ -138,7 +139,7 @@ def _step(
     """One segment in each document; returns the new state and (document, start, stop, compressed, begins example)."""
     document, at, room, used, compressed, fresh = state
     last = table.last[document]
-    share, opening, whole_share = uniform(key, document[None], step, np.arange(3)[:, None])
+    share, opening, whole_share = uniform(key, table.record[document][None], step, np.arange(3)[:, None])
     opens = {"raw": 0.0, "compressed": 1.0, "either": 0.5}[law.first]
     compressed = np.where(fresh, opening < opens, compressed)
     whole = fresh & (whole_share < law.raw_share)
@@ -208,8 +209,8 @@ def _join_pieces(table: CutTable, segments: list[np.ndarray]) -> Pieces:
     has_target = (sizes > 1) | (table.decoder[stop[first]] - table.decoder[start[first]] > 1)
     chosen = np.repeat(has_target, sizes)
     first, sizes = first[has_target], sizes[has_target]
-    record = document[first]
+    document = document[first]
     ends = np.cumsum(sizes)
     bounds = np.insert(start[chosen], ends, stop[chosen][ends - 1])
-    bounds -= np.repeat(table.first[record], sizes + 1)
-    return Pieces(record, compressed[first], Ragged.from_sizes(sizes + 1, bounds.astype(np.int32)))
+    bounds -= np.repeat(table.first[document], sizes + 1)
+    return Pieces(document, compressed[first], Ragged.from_sizes(sizes + 1, bounds.astype(np.int32)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from lclm_jax import __version__
 from lclm_jax.config import Config, RunPaths, config_hash, dump_config
+from lclm_jax.data.index_info import read_info
 from lclm_jax.ops import plots
 from lclm_jax.ops.ledger import write_json
 from lclm_jax.train.metrics import read_metrics
@@ -33,7 +34,7 @@ def build_report(config: Config, steps: Mapping[str, Mapping[str, Any]]) -> dict
     generations = read_json(paths.generations)
     curves = {name: list(read_metrics(paths.stage(name) / "metrics.jsonl")) for name in config.stages}
     report = summary(config, evaluation, curves, steps)
-    report["rows"] = {name: _rows(read_json(paths.stage(name) / "index" / "index.json")) for name in config.stages}
+    report["rows"] = {name: _rows(read_info(paths.stage(name) / "index")) for name in config.stages}
     report["evaluation_skipped"] = evaluation["skipped"]
     write_json(paths.report.with_suffix(".json"), report | {"evaluation": evaluation, "generations": generations})
     draw_plots(paths.report.parent / "plots", evaluation, curves, steps)

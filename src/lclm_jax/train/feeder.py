@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lclm_jax.batch import Batch
-from lclm_jax.data.loader import BatchStats, Loader
+from lclm_jax.data.loader import BatchStats, Loader, Position
 
 logger = logging.getLogger(__name__)
 
@@ -21,28 +21,28 @@ class DataStalled(ValueError):
 
 
 class Feeder:
-    """Iterates over (batch, stats) from row ``first_row`` on; close it (or use ``with``) at the end.
+    """Iterates over (batch, stats) from ``start`` on; close it (or use ``with``) at the end.
 
     Rows are a pure function of their number, so opening the loader again changes nothing but the time it takes.
 
     Args:
-        open_loader: rows consumed -> the loader of the rest.
-        first_row: global row that training goes on with.
+        open_loader: where to begin -> the loader of the rest.
+        start: where training goes on.
         batch_rows: global rows of a batch.
         timeout_seconds: longest wait for a batch; None: for ever.
     """
 
     def __init__(
-        self, open_loader: Callable[[int], Loader], first_row: int, batch_rows: int, timeout_seconds: float | None
+        self, open_loader: Callable[[Position], Loader], start: Position, batch_rows: int, timeout_seconds: float | None
     ):
-        self._open, self._row, self._batch_rows = open_loader, first_row, batch_rows
+        self._open, self._begin, self._row, self._batch_rows = open_loader, start, start.rows, batch_rows
         self._timeout = timeout_seconds
         self.restarts = 0
         """Times the loader was opened again."""
         self._start()
 
     def _start(self) -> None:
-        self.loader = self._open(self._row)
+        self.loader = self._open(self._begin._replace(rows=self._row))
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._over = threading.Event()
         arguments = (self.loader, self._queue, self._over)

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config, RunPaths, config_hash
-from lclm_jax.data.loader import BatchStats, Loader
+from lclm_jax.data.loader import BatchStats, Loader, Position
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import row_parts, use_mesh
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
@@ -60,7 +60,7 @@ class StageRun:
         config: the run, with ``model.memory_token_ids`` set.
         stage: name of the stage.
         mesh: devices.
-        open_loader: rows consumed -> the loader of the rest of the stage.
+        open_loader: where to begin -> the loader of the rest of the stage.
         initial_params: makes the sharded parameters that the stage begins with.
         reporter: is told of every step.
     """
@@ -68,7 +68,7 @@ class StageRun:
     config: Config
     stage: str
     mesh: Mesh
-    open_loader: Callable[[int], Loader]
+    open_loader: Callable[[Position], Loader]
     initial_params: Callable[[], Any]
     reporter: Reporter
 
@@ -112,8 +112,9 @@ def _run_once(run: StageRun) -> None:
         copies = LocalCopies(local)
         state, meta = _begin(run, optimizer, checkpoints, copies)
         first, rows = (meta["step"] if meta else 0), run.config.stages[run.stage].batch_rows
+        start = Position.from_state(meta) if meta else Position()
         with (
-            Feeder(run.open_loader, first * rows, rows, train.data_timeout_seconds) as feeder,
+            Feeder(run.open_loader, start, rows, train.data_timeout_seconds) as feeder,
             stop_requests(train.stop) as stop,
         ):
             _check_rows(run, checkpoints, meta, feeder.loader)
@@ -247,7 +248,7 @@ def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") ->
     first = int(state.step)
 
     def meta(done: int) -> dict[str, Any]:
-        data = {"rows_consumed": done * stage.batch_rows, "index_digest": feeder.loader.index.digest}
+        data = feeder.loader.state(done * stage.batch_rows)
         values = {"stage": run.stage, "step": done, **data, "provenance": provenance(config, run.stage)}
         return values | {"config_hash": config_hash(config), "config": config.model_dump(mode="json")}
 

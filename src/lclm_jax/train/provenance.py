@@ -43,7 +43,7 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         "corpus": config.corpus.model_dump(mode="json"),
         "tokenizer": {"vocab_size": config.tokenizer.vocab_size},
         "model": config.model.model_dump(mode="json", exclude=_NOT_OF_MODEL) | _trained_lora(config, stage),
-        "data": {"sources": {name: config.data.sources[name].model_dump(mode="json") for name in own.mixture}},
+        "data": {"sources": {name: config.data.sources[name].model_dump(mode="json") for name in own.sources}},
         "stages": {
             stage: own.model_dump(
                 mode="json",

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.nearest import suggestion
-from lclm_jax.data.index import summarize
-from lclm_jax.data.loader import make_loader
+from lclm_jax.data.index_info import first_info, summarize
+from lclm_jax.data.loader import Position, make_loader
 from lclm_jax.data.sources import Tokenizers, check_vocabularies
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import agreed, make_mesh, row_parts, use_mesh
@@ -186,13 +186,14 @@ def _stage_run(
         """Let process 0 build the row index; the others then find it."""
         if jax.process_count() > 1:
             if jax.process_index() == 0:
-                make_loader(config, stage, tokenizers).close()
+                with make_loader(config, stage, tokenizers) as loader:
+                    first_info(loader.index, config.stages[stage])
             agreed(f"index of {stage}", None)
 
-    def open_loader(rows_consumed: int) -> Any:
+    def open_loader(start: Position) -> Any:
         wait_for_index()
-        loader = make_loader(config, stage, tokenizers, rows_consumed, row_parts(mesh))
-        logger.info("%s: %s", stage, summarize(loader.index.info))
+        loader = make_loader(config, stage, tokenizers, start, row_parts(mesh))
+        logger.info("%s: %s", stage, summarize(first_info(loader.index, config.stages[stage])))
         return loader
 
     return StageRun(config, stage, mesh, open_loader, initial_params, reporter)

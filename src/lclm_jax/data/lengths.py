@@ -1,0 +1,61 @@
+"""Lengths files, memory-mapped: the numbers and lists of chosen records without reading those of the others."""
+
+import json
+import mmap
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lclm_jax.data.ragged import Ragged
+
+_DTYPES = {"U8": "u1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}
+_MAX_HEADER = 2**24
+
+
+def map_columns(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a safetensors file of one-dimensional integers, as views of the mapped file.
+
+    Raises:
+        ValueError: The file is not such a file.
+        OSError: It cannot be opened.
+    """
+    with path.open("rb") as file:
+        header, start = _header(path, file)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    columns = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        (count,), (first, last) = entry["shape"], entry["data_offsets"]
+        if start + last > len(mapped):
+            raise ValueError(f"{path} is cut: column {name} would end at byte {start + last} of {len(mapped)}")
+        dtype = _DTYPES[entry["dtype"]]
+        columns[name] = np.frombuffer(mapped, dtype, count, start + first) if count else np.zeros(0, dtype)
+    return columns
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its columns; raises as ``map_columns``."""
+    with path.open("rb") as file:
+        return _header(path, file)[0].get("__metadata__", {})
+
+
+def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its data begin."""
+    size = int.from_bytes(file.read(8), "little")
+    text = file.read(min(size, _MAX_HEADER))
+    if not 0 < len(text) == size:
+        raise ValueError(f"{path} is cut or no safetensors file: its header would have {size} bytes")
+    return json.loads(text), 8 + size
+
+
+def lists_of(columns: dict[str, np.ndarray], name: str, rows: np.ndarray) -> Ragged | None:
+    """The lists ``name`` of ``rows``, values int64; None if the file has no such lists."""
+    offsets = columns.get(f"{name}/offsets")
+    if offsets is None:
+        return None
+    starts = offsets[rows]
+    sizes = offsets[rows + 1] - starts
+    places = np.arange(int(sizes.sum())) + np.repeat(starts - np.cumsum(sizes) + sizes, sizes)
+    return Ragged.from_sizes(sizes, columns[f"{name}/values"][places].astype(np.int64))
