@@ -220,7 +220,6 @@ def test_a_split_without_records_is_empty_columns(corpus, tokenizers, tmp_path):
     for collection in ("documents", "chat"):
         assert manifest["collections"][collection]["held_out"]["decoder_tokens"] == 0
         assert PreparedSplit(tmp_path, collection, "held_out").column("decoder_tokens").size == 0
-    assert PreparedSplit(tmp_path, "documents", "held_out").lists("cuts", np.arange(0)).sizes.size == 0
 
 
 def test_unknown_collections_and_small_tables_are_refused_before_the_work(corpus, tokenizers, tmp_path):
