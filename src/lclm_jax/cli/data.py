@@ -54,6 +54,31 @@ def prepare(
 
 @data.command()
 @config_argument
+@click.option("--sample", default=0.02, show_default=True, help="Share of the records that are tokenized again.")
+@set_option
+@json_option
+def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file: Path | None) -> None:
+    """Check the prepared corpus of CONFIG from end to end; exit with status 1 if anything is wrong with it.
+
+    Every checksum, every record, its lengths, ids and cuts; a sample of the records is tokenized again.
+    """
+    from lclm_jax.data.storage import Storage
+    from lclm_jax.data.validate import validate as defects_of
+    from lclm_jax.train.stages import load_tokenizers
+
+    tree = load_config(config, overrides)
+    storage = Storage(RunPaths(tree).prepared, tree.data.cache)
+    defects = [str(defect) for defect in defects_of(storage, load_tokenizers(tree), sample)]
+    for defect in defects:
+        click.echo(defect, err=True)
+    write_result(json_file, {"prepared": str(storage), "defects": defects})
+    if defects:
+        raise click.ClickException(f"{len(defects)} defects in {storage}")
+    click.echo(f"{storage} is sound")
+
+
+@data.command()
+@config_argument
 @click.option("--stage", help="Stage whose rows to show; the first by default.")
 @click.option("--rows", default=2, show_default=True, help="How many rows.")
 @click.option("--from", "first", default=0, show_default=True, help="Global number of the first row.")

@@ -36,11 +36,11 @@ class Storage:
     def __init__(self, root: str | Path, cache: str | Path | None = None):
         self.root = str(root)
         self.remote = "://" in self.root
-        self._cache = None if cache is None else Path(cache)
+        self.cache = None if cache is None else Path(cache)
         self._opened: tuple[Any, str] | None = None
 
     def __reduce__(self):
-        return Storage, (self.root, self._cache)
+        return Storage, (self.root, self.cache)
 
     def __str__(self) -> str:
         return self.root
@@ -129,7 +129,7 @@ class Storage:
         if not self.remote:
             return Path(self.root) / name
         folder = hashlib.sha256(self.root.encode()).hexdigest()[:16]
-        path = (self._cache or default_cache()) / folder / f"{(sha256 or '')[:16]}-{name.replace('/', '-')}"
+        path = (self.cache or default_cache()) / folder / f"{(sha256 or '')[:16]}-{name.replace('/', '-')}"
         with _FETCHING:
             if not path.is_file():
                 self._fetch(name, path, sha256)

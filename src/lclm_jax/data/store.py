@@ -133,7 +133,7 @@ class PreparedSplit:
             known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
             raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
         self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
-        self._starts = np.concatenate(([0], np.cumsum([shard.records for shard in self.shards]))).tolist()
+        self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
         self._readers: dict[int, ArrayRecordReader] = {}
         self._lengths: dict[int, dict[str, np.ndarray]] = {}
 
