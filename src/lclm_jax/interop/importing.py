@@ -22,7 +22,7 @@ from lclm_jax.interop.load import open_backbone, read_model
 from lclm_jax.interop.lora import copy_peft, read_peft
 from lclm_jax.interop.memory_tokens import NewRows, add_memory_tokens, copy_tokenizer, plan_rows, read_memory_rows
 from lclm_jax.interop.names import Tensor, adapter_tensors, backbone_tensors
-from lclm_jax.interop.tensors import Declared, TensorFolder, write_folder
+from lclm_jax.interop.tensors import CheckpointError, Declared, TensorFolder, write_folder
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,11 @@ def _import_lclm(source: Path, out: Path, options: ImportOptions) -> dict[str, A
 
 
 def _import_backbone(source: Path, out: Path, role: str, options: ImportOptions) -> BackboneConfig:
+    if (source / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{source} holds a PEFT adapter; merge it into its base model with peft and import that, or put it in"
+            f" lora/{role} of the complete LCLM that it belongs to"
+        )
     backbone = read_backbone(source)
     blocks = open_backbone(source, backbone, role)
     if role == "encoder" and "lm_head.weight" in blocks.source.shapes:
