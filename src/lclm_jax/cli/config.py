@@ -1,24 +1,27 @@
-"""``lclm config``: the resolved tree and the documentation of its keys."""
+"""``lclm config``: the resolved tree, the documentation of its keys, conversion of the PyTorch project's YAML."""
 
+import os
 from pathlib import Path
 
 import click
+import yaml
 
-from lclm_jax.cli.options import config_argument, set_option
-from lclm_jax.config import config_hash, describe_keys, dump_config, load_config
+from lclm_jax.cli.options import cluster_option, config_argument, set_option
+from lclm_jax.config import config_hash, convert_experiment, describe_keys, dump_config, load_config, read_yaml
 
 
 @click.group()
 def config() -> None:
-    """Show the resolved configuration and every key."""
+    """Show the resolved configuration and every key; convert the PyTorch project's YAML."""
 
 
 @config.command()
 @config_argument
+@cluster_option
 @set_option
-def show(config: Path, overrides: tuple[str, ...]) -> None:
+def show(config: Path, cluster: Path | None, overrides: tuple[str, ...]) -> None:
     """Print the resolved tree of CONFIG as YAML, with its hash."""
-    tree = load_config(config, overrides)
+    tree = load_config(config, overrides, cluster)
     click.echo(f"# {config}, hash {config_hash(tree)}")
     click.echo(dump_config(tree), nl=False)
 
@@ -30,3 +33,33 @@ def keys(prefix: str) -> None:
     for name, default, text in describe_keys():
         if name.startswith(prefix):
             click.echo(f"{click.style(name, bold=True)}{f' [{default}]' if default else ''}\n    {text}")
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    default="configs/base/recipe.yaml",
+    show_default=True,
+    help="Our YAML that OUT is based on: data, mixtures and the stages' lengths, which FILE does not say.",
+)
+def convert(file: Path, out: Path, recipe: Path) -> None:
+    """Write the experiment YAML FILE of the PyTorch project as one of ours, OUT.
+
+    Keys of FILE without a counterpart are listed with the reason; unknown keys are an error.
+    """
+    if out.exists():
+        raise click.UsageError(f"{out} exists; name a new file, or delete it")
+    values, left_out = convert_experiment(read_yaml(file), read_yaml(recipe))
+    base = {"base": Path(os.path.relpath(recipe, out.parent)).as_posix()}
+    out.write_text(yaml.safe_dump(base | values, sort_keys=False, width=120), encoding="utf-8")
+    try:
+        load_config(out)
+    except ValueError:
+        out.unlink()
+        raise
+    for name, reason in left_out:
+        click.echo(f"left out {name}: {reason}")
+    click.echo(out)

@@ -1,5 +1,6 @@
 """The configuration tree: every key declared once, with its default, limits and documentation."""
 
+from lclm_jax.config.convert import convert_experiment
 from lclm_jax.config.corpus import CollectionConfig, ColumnsConfig, CorpusConfig
 from lclm_jax.config.data import (
     DataConfig,
@@ -10,7 +11,15 @@ from lclm_jax.config.data import (
 )
 from lclm_jax.config.environment import apply_environment
 from lclm_jax.config.init import InitConfig
-from lclm_jax.config.load import ConfigError, config_hash, describe_keys, dump_config, load_config, parse_config
+from lclm_jax.config.load import (
+    ConfigError,
+    config_hash,
+    describe_keys,
+    dump_config,
+    load_config,
+    parse_config,
+    read_yaml,
+)
 from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.paths import RunPaths
 from lclm_jax.config.train import (
@@ -53,8 +62,10 @@ __all__ = [
     "TrainConfig",
     "apply_environment",
     "config_hash",
+    "convert_experiment",
     "describe_keys",
     "dump_config",
     "load_config",
     "parse_config",
+    "read_yaml",
 ]

@@ -59,10 +59,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), cluster: str | 
     stage, a source) removes it. Raises ``ConfigError``.
     """
     path = Path(path)
-    values = _read(path)
+    values = read_yaml(path)
     values.setdefault("name", path.stem)
     if cluster is not None:
-        values = _merge(values, _read(Path(cluster)))
+        values = _merge(values, read_yaml(Path(cluster)))
     for text in overrides:
         values = _override(values, text)
     return parse_config(values, str(path))
@@ -102,7 +102,8 @@ def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterable
             yield dotted, default, field.description or ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML ``path``, merged over the file that its key ``base`` names; raises ``ConfigError``."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -118,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of keys; see configs/demo.yaml for an example")
     if base := values.pop("base", None):
-        values = _merge(_read(path.parent / base), values)
+        values = _merge(read_yaml(path.parent / base), values)
     return values
 
 

@@ -32,6 +32,17 @@ BACKBONES: dict[str, dict[str, Any]] = {
     | dict(vocab_size=49152, rope_theta=1e5, norm_eps=1e-5, qk_norm=False, max_positions=8192, tie_embeddings=True),
 }
 
+HUB = {
+    "Qwen/Qwen3-Embedding-0.6B": "qwen3_embedding_0p6b",
+    "Qwen/Qwen3-Embedding-4B": "qwen3_embedding_4b",
+    "Qwen/Qwen3-0.6B": "qwen3_0p6b",
+    "Qwen/Qwen3-1.7B": "qwen3_1p7b",
+    "Qwen/Qwen3-4B-Instruct-2507": "qwen3_4b",
+    "Qwen/Qwen3-8B": "qwen3_8b",
+    "Qwen/Qwen3-32B": "qwen3_32b",
+}
+"""Ids of the released Qwen3 models on the Hugging Face hub -> their presets."""
+
 
 def preset_values(name: str) -> dict[str, Any]:
     """Keys of the released backbone ``name``; raises ``ValueError`` that names the nearest one."""
