@@ -37,13 +37,12 @@ def init_params(model: ModelConfig, key: jax.Array) -> Params:
 
 def abstract_params(model: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters, as ``jax.ShapeDtypeStruct``; nothing is computed."""
-    return jax.eval_shape(lambda key: meta.unbox(_declare(model, key)), jax.random.key(0))
+    return meta.unbox(_boxes(model))
 
 
 def logical_axes(model: ModelConfig) -> Params:
     """Tuple of logical axis names of every parameter, in the structure of ``init_params``."""
-    boxes = jax.eval_shape(lambda key: _declare(model, key), jax.random.key(0))
-    return jax.tree.map(lambda box: box.axes, boxes, is_leaf=lambda node: isinstance(node, Declared))
+    return jax.tree.map(lambda box: box.axes, _boxes(model), is_leaf=lambda node: isinstance(node, Declared))
 
 
 def encode_pooled(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:
@@ -192,6 +191,11 @@ def _apply(
 def _output(params: Params, model: ModelConfig) -> tuple[jax.Array, jax.Array | None, tuple[int, int, int] | None]:
     table_VD, memory_rows_3D = _apply(Decoder(model), params["decoder"], method="output")
     return table_VD, memory_rows_3D, memory_ids(model) if memory_rows_3D is not None else None
+
+
+def _boxes(model: ModelConfig) -> Params:
+    """Shapes of ``_declare``; the key is made inside, as a mesh may stand for devices that are not there."""
+    return jax.eval_shape(lambda: _declare(model, jax.random.key(0)))
 
 
 def _declare(model: ModelConfig, key: jax.Array) -> Params:

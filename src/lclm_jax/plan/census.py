@@ -1,0 +1,275 @@
+"""What a compiled program does in one call on one device: FLOPs, bytes of memory traffic, collectives."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lclm_jax.plan.hlo import Array, Computation, Instruction, Program, Visit, backend_config, users
+
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id"
+    " iota add-dependency opt-barrier domain".split()
+)
+"""Instructions that move nothing themselves."""
+
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+
+
+class Collective(NamedTuple):
+    """A collective operation of one device, with all its runs."""
+
+    opcode: str
+    payload: float
+    """Bytes of one run: the whole gathered, reduced or exchanged array (what a device holds of it in the end, or had
+    in the beginning)."""
+    group: tuple[int, ...]
+    """The devices that take part, as positions in the mesh's flattened order; the group of device 0."""
+    times: float
+    name: str
+
+    @property
+    def wire(self) -> float:
+        """Bytes that a device receives, over all runs, in the best algorithm on a ring."""
+        return self.times * self.payload * _RECEIVED[self.opcode](max(len(self.group), 1))
+
+
+_RECEIVED = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+
+
+class Census(NamedTuple):
+    """Totals of one call of the program on one device."""
+
+    dot_flops: float
+    """Of matrix products, whether the compiler calls them dots or convolutions."""
+    kernel_flops: float
+    """Of custom kernels, as their authors estimate them."""
+    silent_kernels: tuple[str, ...]
+    """Kernels without an estimate: their FLOPs are missing."""
+    hbm_bytes: float
+    """Read from and written to device memory."""
+    collectives: tuple[Collective, ...]
+
+    @property
+    def flops(self) -> float:
+        """Everything that was counted."""
+        return self.dot_flops + self.kernel_flops
+
+
+def count(program: Program, devices: int) -> Census:
+    """The totals of ``program``, compiled for ``devices`` devices."""
+    dots = kernels = traffic = 0.0
+    silent: dict[str, None] = {}
+    collectives: list[Collective] = []
+    seen: set[tuple] = set()
+    for visit in program.visits():
+        instruction, times = visit.instruction, visit.times
+        if instruction.opcode in ("dot", "convolution"):
+            dots += times * _product_flops(visit.computation, instruction)
+        elif instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.attributes:
+            flops, kernel_bytes = kernel_estimate(instruction)
+            kernels += times * flops
+            traffic += times * max(0.0, kernel_bytes - _boundary(program, visit.computation, instruction))
+            if not flops:
+                silent[kernel_name(instruction)] = None
+        collective = _collective(visit, devices)
+        if collective and _is_new(visit, seen):
+            collectives.append(collective)
+        if visit.fused_in is None and instruction.opcode not in _FREE:
+            traffic += times * _boundary(program, visit.computation, instruction)
+    return Census(dots, kernels, tuple(silent), traffic, tuple(collectives))
+
+
+def kernel_name(instruction: Instruction) -> str:
+    """What its author calls a kernel."""
+    found = re.search(r'(?:kernel_name = \\?"|op_name="[^"]*?/)([\w.]+)[\\"]', instruction.attributes)
+    return found[1] if found else instruction.name.rstrip("0123456789.")
+
+
+def kernel_estimate(instruction: Instruction) -> tuple[float, float]:
+    """(FLOPs, bytes) that the author of a kernel gave as its cost (``pl.CostEstimate``); zeros where there is none."""
+    given = backend_config(instruction).get("custom_call_config", {}).get("cost_estimate", {})
+    return float(given.get("flops", 0)), float(given.get("bytes_accessed", 0))
+
+
+def _product_flops(computation: Computation, product: Instruction) -> float:
+    operands = [computation.instructions[name].arrays[0] for name in product.operands]
+    if product.opcode == "convolution":
+        return _convolution_flops(product, operands[0], operands[1])
+    contracted = _numbers(product.attributes, "lhs_contracting_dims")
+    return 2.0 * product.arrays[0].size * float(np.prod([operands[0].dims[i] for i in contracted]))
+
+
+def _convolution_flops(product: Instruction, lhs: Array, rhs: Array) -> float:
+    """2 * multiply-adds that meet an element, not padding: TPUs write batched products as convolutions."""
+    labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", product.attributes)
+    assert labels is not None, product.attributes
+    inputs, kernel, _ = (dict(zip(text, array.dims, strict=True)) for text, array in
+                         zip(labels.groups(), (lhs, rhs, product.arrays[0]), strict=True))  # fmt: skip
+    out = dict(zip(labels[3], product.arrays[0].dims, strict=True))
+    groups = _attribute(product.attributes, "batch_group_count", 1)
+    flops = 2.0 * inputs["b"] / groups * kernel["i"] * kernel["o"]
+    window = _window(product.attributes)
+    for order, label in enumerate(sorted(set(labels[1]) - set("bf"))):
+        flops *= _valid(inputs[label], kernel[label], out[label], {k: v[order] for k, v in window.items()})
+    return flops
+
+
+def _window(attributes: str) -> dict[str, list[str]]:
+    """Field -> its value for each spatial dimension, from ``window={size=4x4 stride=3x1 ...}``."""
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = found[1].split() if found else []
+    return {name: values.split("x") for name, _, values in (field.partition("=") for field in fields)}
+
+
+def _valid(length: int, size: int, outputs: int, window: dict[str, str]) -> float:
+    """Pairs (output, tap of the window) of one spatial dimension that read an element of the input."""
+    stride, low = int(window.get("stride", 1)), int(window.get("pad", "0_0").split("_")[0])
+    inner, outer = int(window.get("lhs_dilate", 1)), int(window.get("rhs_dilate", 1))
+    starts = np.arange(outputs) * stride - low
+    total = 0
+    for tap in range(size):
+        place = starts + tap * outer
+        total += int(((place >= 0) & (place < (length - 1) * inner + 1) & (place % inner == 0)).sum())
+    return float(total)
+
+
+def _collective(visit: Visit, devices: int) -> Collective | None:
+    instruction = visit.instruction
+    opcode = instruction.opcode.removesuffix("-start")
+    if opcode not in _COLLECTIVES:
+        return None
+    operands = [visit.computation.instructions[name].arrays for name in instruction.operands]
+    given = sum(array.bytes for arrays in operands for array in arrays)
+    group = replica_group(instruction.attributes, devices)
+    made = sum(array.bytes for array in instruction.arrays)
+    if opcode == "all-gather":
+        payload = given * len(group)
+    elif opcode in ("reduce-scatter", "all-reduce"):
+        payload = given
+    else:
+        payload = min(given, made)
+    # On TPUs a reduce-scatter may be an all-reduce in a fusion of that name, which keeps a device's part alone.
+    if opcode == "all-reduce" and "reduce-scatter" in visit.computation.name:
+        opcode = "reduce-scatter"
+    return Collective(opcode, payload, group, visit.times, instruction.name)
+
+
+def _is_new(visit: Visit, seen: set[tuple]) -> bool:
+    """Whether a collective has not been met: one logical gather may be split over several fusions of a computation."""
+    if visit.fused_in is None:
+        return True
+    channel = _attribute(visit.instruction.attributes, "channel_id", 0)
+    key = (visit.fused_in, channel, visit.instruction.opcode, visit.instruction.arrays)
+    new = key not in seen
+    seen.add(key)
+    return new
+
+
+def replica_group(attributes: str, devices: int) -> tuple[int, ...]:
+    """The group of device 0 from ``replica_groups=...`` in any of its spellings, or a permutation's first pair.
+
+    ``{{0,1},{2,3}}`` lists, ``[2,4]<=[4,2]T(1,0)`` reshapes and transposes a count, ``mesh['a'=2,'b'=4] {'b'}`` names
+    the axes of a mesh; empty means all devices.
+    """
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    if mesh:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        axes = re.findall(r"'(\w+)'", mesh[2])
+        ids = np.arange(int(np.prod(list(sizes.values())))).reshape(list(sizes.values()))
+        index = tuple(slice(None) if name in axes else 0 for name in sizes)
+        return tuple(int(i) for i in np.ravel(ids[index]))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        dims = [int(d) for d in iota[3].split(",")]
+        ids = np.arange(int(np.prod(dims))).reshape(dims)
+        ids = ids.transpose([int(d) for d in iota[4].split(",")]) if iota[4] else ids
+        groups = ids.reshape(int(iota[1]), int(iota[2]))
+        return tuple(int(i) for i in groups[np.argmax((groups == 0).any(axis=1))])
+    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
+    if pairs:
+        return int(pairs[1]), int(pairs[2])
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    if listed:
+        return tuple(int(i) for i in listed[1].split(","))
+    return tuple(range(devices))
+
+
+def _boundary(program: Program, computation: Computation, instruction: Instruction) -> float:
+    """Bytes of device memory that an instruction reads and writes."""
+    opcode, made = instruction.opcode, _hbm(instruction.arrays)
+    operands = [a for name in instruction.operands for a in computation.instructions[name].arrays]
+    if opcode.endswith("-done"):
+        return made
+    if opcode.removesuffix("-start") in ("slice", "dynamic-slice", "gather"):
+        # A slice is read; of an asynchronous one the result is counted when it is done.
+        read = min(a.bytes for a in instruction.arrays if a.dims) if operands[0].in_hbm else 0.0
+        return read if opcode.endswith("-start") else read + made
+    if opcode.endswith("-start"):
+        return _hbm(operands)
+    if opcode == "dynamic-update-slice":
+        return 2 * operands[1].bytes if operands[0].in_hbm else 0.0
+    if opcode == "fusion":
+        return _fusion_bytes(program.computations[instruction.called()["calls"][0]], computation, instruction)
+    return _hbm(operands) + made
+
+
+def _fusion_bytes(body: Computation, computation: Computation, fusion: Instruction) -> float:
+    """Operands of which a slice is read count with that slice; results that are updated in place, with the update."""
+    readers, total = users(body), 0.0
+    parameters = {int(i.attributes.split()[0]): i for i in body.instructions.values() if i.opcode == "parameter"}
+    for number, name in enumerate(fusion.operands):
+        arrays = computation.instructions[name].arrays
+        reads = list(_reads(body, readers, parameters[number].name)) if number in parameters else []
+        whole = _hbm(arrays)
+        total += min(whole, sum(reads)) if reads and None not in reads else whole
+    results = body.root.operands if body.root.opcode == "tuple" else (body.root.name,)
+    for array, name in zip(fusion.arrays, results, strict=False):
+        if array.in_hbm:
+            made = _behind(body, name)
+            update = made.opcode == "dynamic-update-slice"
+            total += body.instructions[made.operands[1]].arrays[0].bytes if update else array.bytes
+    return total
+
+
+def _reads(body: Computation, readers: dict[str, list[Instruction]], name: str) -> Iterator[float | None]:
+    """Bytes that each reader of a value takes of it; None: all of it."""
+    for reader in readers.get(name, []):
+        if reader.opcode in ("bitcast", "convert") and not reader.is_root:
+            yield from _reads(body, readers, reader.name)
+        elif reader.opcode in ("dynamic-slice", "slice", "gather") and reader.operands[0] == name:
+            yield reader.arrays[0].bytes
+        elif reader.opcode == "dynamic-update-slice" and reader.operands[0] == name:
+            yield 0.0
+        else:
+            yield None
+
+
+def _behind(body: Computation, name: str) -> Instruction:
+    """The instruction that makes a value, through changes of shape."""
+    instruction = body.instructions[name]
+    while instruction.opcode in ("bitcast", "copy", "convert") and instruction.operands[0] in body.instructions:
+        instruction = body.instructions[instruction.operands[0]]
+    return instruction
+
+
+def _hbm(arrays: tuple[Array, ...] | list[Array]) -> float:
+    return sum(array.bytes for array in arrays if array.in_hbm)
+
+
+def _numbers(attributes: str, name: str) -> list[int]:
+    found = re.search(name + r"=\{([\d,]*)\}", attributes)
+    return [int(n) for n in found[1].split(",") if n] if found else []
+
+
+def _attribute(attributes: str, name: str, default: int) -> int:
+    found = re.search(rf"\b{name}=(\d+)", attributes)
+    return int(found[1]) if found else default

@@ -1,0 +1,177 @@
+"""FLOPs of a train step by formula: what the model needs, and what a program with rematerialisation executes.
+
+Pure arithmetic on the configuration. A multiply-add is two FLOPs; norms, softmax and other elementwise work is left
+out, as in every published MFU. Rows count as full: one segment of S positions in the decoder and full windows in the
+encoder; rows of several segments need less attention, which neither the model's nor the program's count knows.
+"""
+
+from typing import NamedTuple
+
+from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig, PackConfig, StageConfig
+
+
+class AttentionCost(NamedTuple):
+    """How a backend computes attention: products of [S, T] with a head's width, and the blocks it cannot split."""
+
+    backward_products: int
+    """4 where the weights are stored; 5 recomputes scores once; 7 twice (dq and dk, dv in kernels of their own)."""
+    block: int | None
+    """Queries and keys of a block; causal programs skip whole blocks above the diagonal. None: nothing is skipped."""
+
+
+ATTENTION = {
+    "reference": AttentionCost(4, None),
+    "chunked": AttentionCost(5, 512),
+    "splash": AttentionCost(7, 1024),
+}
+"""Backend -> what it executes; the forward pass takes two products everywhere."""
+
+
+class Passes(NamedTuple):
+    """FLOPs of one part by pass."""
+
+    forward: float
+    inputs: float
+    """Gradient towards the inputs."""
+    weights: float
+    """Gradient of the weights."""
+    again: float
+    """Executed beyond what the model needs: recomputation, masked halves of blocks."""
+
+    @property
+    def model(self) -> float:
+        """What the mathematics needs."""
+        return self.forward + self.inputs + self.weights
+
+    @property
+    def executed(self) -> float:
+        """What the program does."""
+        return self.model + self.again
+
+
+class StepFlops(NamedTuple):
+    """FLOPs of an optimizer step over all devices, by part."""
+
+    encoder: Passes
+    adapter: Passes
+    decoder: Passes
+    head: Passes
+
+    @property
+    def model(self) -> float:
+        """Numerator of the MFU."""
+        return sum(part.model for part in self)
+
+    @property
+    def executed(self) -> float:
+        """What the program does."""
+        return sum(part.executed for part in self)
+
+
+def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend: str = "splash") -> StepFlops:
+    """FLOPs of one optimizer step of ``stage``: ``batch_rows`` full rows laid out as ``pack`` says.
+
+    Args:
+        model: shapes, remat policy.
+        stage: what trains, rows of a step.
+        pack: the stage's row layout.
+        backend: attention of the target platform, a key of ``ATTENTION``.
+    """
+    trains = {part: stage.peak_lr(part) is not None for part in ("adapter", "encoder", "decoder")}
+    lora = {tower: stage.peak_lr(f"{tower}_lora") is not None for tower in ("encoder", "decoder")}
+    cost, rows = ATTENTION[backend], stage.batch_rows
+    encoder_learns = trains["encoder"] or lora["encoder"]
+    encoder_rows = rows * pack.encoder_rows
+    encoder = _stack(
+        model.encoder, encoder_rows, pack.encoder_row_length, model.window, trains["encoder"], encoder_learns,
+        _Run(model.remat, cost, model.mask == "causal", model.lora.encoder),
+    )  # fmt: skip
+    decoder = _stack(
+        model.decoder, rows, pack.row_length, pack.row_length, trains["decoder"], True,
+        _Run(model.remat, cost, True, model.lora.decoder),
+    )  # fmt: skip
+    adapter = _adapter(model, encoder_rows * pack.encoder_row_length // model.ratio, trains["adapter"], encoder_learns)
+    positions = rows * pack.row_length
+    forward = 2.0 * positions * model.decoder.hidden_size * model.decoder.vocab_size
+    again = forward if model.remat != "none" else 0.0  # logits are taken again in the backward pass
+    head = Passes(forward, forward, forward * trains["decoder"], again)
+    return StepFlops(encoder, adapter, decoder, head)
+
+
+class _Run(NamedTuple):
+    """How a stack runs."""
+
+    remat: str
+    cost: AttentionCost
+    causal: bool
+    lora: LoraConfig | None
+
+
+def _stack(
+    shape: BackboneConfig, rows: int, length: int, window: int, trains: bool, learns: bool, run: _Run
+) -> Passes:
+    """FLOPs of a backbone's layers over ``rows`` rows of ``length`` positions in windows of ``window``.
+
+    ``learns``: the backward pass goes through it, whether its own kernels train or not.
+    """
+    products = kernel_sizes(shape)
+    positions, layers = rows * length, shape.num_layers
+    matmul = 2.0 * positions * layers * sum(products.values())
+    width = 2.0 * shape.num_heads * shape.head_dim * layers * rows
+    needed = width * _pairs(length, window, run.causal, None)
+    done = width * _pairs(length, length, run.causal, run.cost.block)
+    low_rank = 2.0 * positions * layers * _lora_sizes(shape, run.lora)
+    forward = matmul + low_rank + 2 * needed
+    again = 2 * (done - needed)
+    if not learns:
+        return Passes(forward, 0.0, 0.0, again)
+    inputs = matmul + low_rank + 4 * needed
+    weights = matmul * trains + low_rank
+    again += run.cost.backward_products * done - 4 * needed
+    if run.remat == "full":  # nothing needs the last product's output again: the program drops it
+        again += 2 * done + matmul * (1 - products["down"] / sum(products.values())) + low_rank
+    elif run.remat != "none":
+        again += 2 * done if run.remat == "dots" else 0.0
+    return Passes(forward, inputs, weights, again)
+
+
+def kernel_sizes(shape: BackboneConfig) -> dict[str, int]:
+    """Weights of each projection of one layer."""
+    width, heads, kv = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    mlp = width * shape.mlp_size
+    return {"q": width * heads, "k": width * kv, "v": width * kv, "o": heads * width} | dict.fromkeys(
+        ("gate", "up", "down"), mlp
+    )
+
+
+def _lora_sizes(shape: BackboneConfig, lora: LoraConfig | None) -> int:
+    """Weights of the low-rank updates of one layer."""
+    if lora is None:
+        return 0
+    width, heads, kv = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    ends = {"q": width + heads, "k": width + kv, "v": width + kv, "o": heads + width}
+    ends |= dict.fromkeys(("gate", "up", "down"), width + shape.mlp_size)
+    return lora.rank * sum(ends[target] for target in lora.targets)
+
+
+def _pairs(length: int, window: int, causal: bool, block: int | None) -> float:
+    """Query-key pairs of one row: those the mask allows (``block`` None), or those of the blocks that are computed."""
+    if block is None:
+        windows, rest = divmod(length, window)
+        return sum(n * _allowed(size, causal) for n, size in ((windows, window), (1, rest)))
+    block = min(block, length)
+    blocks = -(-length // block)
+    return block**2 * (blocks * (blocks + 1) / 2 if causal else blocks**2)
+
+
+def _allowed(size: int, causal: bool) -> float:
+    return size * (size + 1) / 2 if causal else float(size**2)
+
+
+def _adapter(model: ModelConfig, latents: int, trains: bool, encoder_learns: bool) -> Passes:
+    """FLOPs of the adapter; its attention layers, if it has any, run over few positions and are left out."""
+    width = model.decoder.hidden_size
+    forward = 2.0 * latents * (model.latent_size * width + width * width)
+    # Without a learning encoder the gradient stops at the first product's inputs.
+    inputs = forward if encoder_learns else 2.0 * latents * width * width * trains
+    return Passes(forward, inputs, forward * trains, 0.0)
