@@ -21,6 +21,11 @@ COMMANDS = {
     "encode": ("lclm_jax.cli.encode", "encode", "Write prompt embeddings for vLLM, latents spliced in."),
     "data": ("lclm_jax.cli.data", "data", "Prepare corpora and look at packed rows."),
     "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration and every key."),
+    "plan": (
+        "lclm_jax.cli.plan",
+        "plan",
+        "Compile the train step for rented chips: memory, time, price, before renting.",
+    ),
     "golden": ("lclm_jax.cli.model", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 

@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lclm_jax.plan.hlo import Array, Computation, Instruction, Program, Visit, backend_config, users
+from lclm_jax.plan.hlo import Array, Computation, Instruction, Program, Visit, users
+from lclm_jax.plan.kernels import Causality, kernel_flops, kernel_name
 
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id"
-    " iota add-dependency opt-barrier domain".split()
-)
+# fmt: off
+_FREE = frozenset({
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "iota", "add-dependency", "opt-barrier", "domain",
+})
+# fmt: on
 """Instructions that move nothing themselves."""
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -51,9 +54,9 @@ class Census(NamedTuple):
     dot_flops: float
     """Of matrix products, whether the compiler calls them dots or convolutions."""
     kernel_flops: float
-    """Of custom kernels, as their authors estimate them."""
-    silent_kernels: tuple[str, ...]
-    """Kernels without an estimate: their FLOPs are missing."""
+    """Of custom kernels (``kernels``)."""
+    unknown_kernels: tuple[str, ...]
+    """Kernels that ``kernels`` does not know: their FLOPs are missing."""
     hbm_bytes: float
     """Read from and written to device memory."""
     collectives: tuple[Collective, ...]
@@ -64,10 +67,10 @@ class Census(NamedTuple):
         return self.dot_flops + self.kernel_flops
 
 
-def count(program: Program, devices: int) -> Census:
-    """The totals of ``program``, compiled for ``devices`` devices."""
+def count(program: Program, devices: int, causality: Causality = Causality()) -> Census:  # noqa: B008 - immutable
+    """The totals of ``program``, compiled for ``devices`` devices; ``causality``: of its attention kernels."""
     dots = kernels = traffic = 0.0
-    silent: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     collectives: list[Collective] = []
     seen: set[tuple] = set()
     for visit in program.visits():
@@ -75,29 +78,17 @@ def count(program: Program, devices: int) -> Census:
         if instruction.opcode in ("dot", "convolution"):
             dots += times * _product_flops(visit.computation, instruction)
         elif instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.attributes:
-            flops, kernel_bytes = kernel_estimate(instruction)
-            kernels += times * flops
-            traffic += times * max(0.0, kernel_bytes - _boundary(program, visit.computation, instruction))
-            if not flops:
-                silent[kernel_name(instruction)] = None
+            operands = [visit.computation.instructions[name].arrays[0] for name in instruction.operands]
+            flops = kernel_flops(instruction, operands, causality)
+            kernels += times * (flops or 0.0)
+            if flops is None:
+                unknown[kernel_name(instruction)] = None
         collective = _collective(visit, devices)
         if collective and _is_new(visit, seen):
             collectives.append(collective)
         if visit.fused_in is None and instruction.opcode not in _FREE:
             traffic += times * _boundary(program, visit.computation, instruction)
-    return Census(dots, kernels, tuple(silent), traffic, tuple(collectives))
-
-
-def kernel_name(instruction: Instruction) -> str:
-    """What its author calls a kernel."""
-    found = re.search(r'(?:kernel_name = \\?"|op_name="[^"]*?/)([\w.]+)[\\"]', instruction.attributes)
-    return found[1] if found else instruction.name.rstrip("0123456789.")
-
-
-def kernel_estimate(instruction: Instruction) -> tuple[float, float]:
-    """(FLOPs, bytes) that the author of a kernel gave as its cost (``pl.CostEstimate``); zeros where there is none."""
-    given = backend_config(instruction).get("custom_call_config", {}).get("cost_estimate", {})
-    return float(given.get("flops", 0)), float(given.get("bytes_accessed", 0))
+    return Census(dots, kernels, tuple(unknown), traffic, tuple(collectives))
 
 
 def _product_flops(computation: Computation, product: Instruction) -> float:

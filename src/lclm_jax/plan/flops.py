@@ -93,8 +93,8 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     adapter = _adapter(model, encoder_rows * pack.encoder_row_length // model.ratio, trains["adapter"], encoder_learns)
     positions = rows * pack.row_length
     forward = 2.0 * positions * model.decoder.hidden_size * model.decoder.vocab_size
-    again = forward if model.remat != "none" else 0.0  # logits are taken again in the backward pass
-    head = Passes(forward, forward, forward * trains["decoder"], again)
+    # The logits are taken again in the backward pass, whatever the remat policy.
+    head = Passes(forward, forward, forward * trains["decoder"], forward)
     return StepFlops(encoder, adapter, decoder, head)
 
 
@@ -107,9 +107,7 @@ class _Run(NamedTuple):
     lora: LoraConfig | None
 
 
-def _stack(
-    shape: BackboneConfig, rows: int, length: int, window: int, trains: bool, learns: bool, run: _Run
-) -> Passes:
+def _stack(shape: BackboneConfig, rows: int, length: int, window: int, trains: bool, learns: bool, run: _Run) -> Passes:
     """FLOPs of a backbone's layers over ``rows`` rows of ``length`` positions in windows of ``window``.
 
     ``learns``: the backward pass goes through it, whether its own kernels train or not.
@@ -118,8 +116,8 @@ def _stack(
     positions, layers = rows * length, shape.num_layers
     matmul = 2.0 * positions * layers * sum(products.values())
     width = 2.0 * shape.num_heads * shape.head_dim * layers * rows
-    needed = width * _pairs(length, window, run.causal, None)
-    done = width * _pairs(length, length, run.causal, run.cost.block)
+    needed = width * _needed_pairs(length, window, run.causal)
+    done = width * _computed_pairs(length, run.causal, run.cost.block)
     low_rank = 2.0 * positions * layers * _lora_sizes(shape, run.lora)
     forward = matmul + low_rank + 2 * needed
     again = 2 * (done - needed)
@@ -154,14 +152,19 @@ def _lora_sizes(shape: BackboneConfig, lora: LoraConfig | None) -> int:
     return lora.rank * sum(ends[target] for target in lora.targets)
 
 
-def _pairs(length: int, window: int, causal: bool, block: int | None) -> float:
-    """Query-key pairs of one row: those the mask allows (``block`` None), or those of the blocks that are computed."""
-    if block is None:
-        windows, rest = divmod(length, window)
-        return sum(n * _allowed(size, causal) for n, size in ((windows, window), (1, rest)))
+def _needed_pairs(length: int, window: int, causal: bool) -> float:
+    """Query-key pairs of one row that the mask allows."""
+    windows, rest = divmod(length, window)
+    return windows * _allowed(window, causal) + _allowed(rest, causal)
+
+
+def _computed_pairs(length: int, causal: bool, block: int | None) -> float:
+    """Query-key pairs of one row in the blocks that are computed."""
+    if block is None or not causal:
+        return float(length**2)
     block = min(block, length)
     blocks = -(-length // block)
-    return block**2 * (blocks * (blocks + 1) / 2 if causal else blocks**2)
+    return block**2 * blocks * (blocks + 1) / 2
 
 
 def _allowed(size: int, causal: bool) -> float:

@@ -10,6 +10,7 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "token": 0, "opa
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _START = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_END = re.compile(r"\}(\s*$|, execution_thread|\s*//)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})")
 _CALLING = ("calls", "to_apply", "body", "condition", "branch_computations", "true_computation", "false_computation")
@@ -35,6 +36,9 @@ class Array(NamedTuple):
     def bytes(self) -> float:
         """Bytes without padding."""
         return self.size * element_bytes(self.dtype)
+
+
+_SCALARS = [Array(dtype, ()) for dtype in ("s32", "u32", "s64")]
 
 
 class Instruction(NamedTuple):
@@ -125,18 +129,14 @@ def parse(text: str) -> Program:
                 current = Computation(header[2], {})
                 entry = header[2] if header[1] else entry
             continue
-        starts = _START.match(line)
-        if (starts or line.startswith("}")) and pending:
+        starts, ends = _START.match(line), _END.match(line)
+        if (starts or ends) and pending:
             instruction = _instruction(pending)
             current.instructions[instruction.name] = instruction
-            pending = ""
-        if line.startswith("}"):
+        pending = line if starts else "" if ends else f"{pending} {line}" if pending else ""
+        if ends:
             computations[current.name] = current
             current = None
-        elif starts:
-            pending = line
-        elif pending:
-            pending += line
     if not entry:
         raise ValueError("the text has no ENTRY computation; give the text of a compiled HLO module")
     return Program(computations, entry)
@@ -176,9 +176,8 @@ def trip_count(program: Program, loop: Instruction) -> int:
 def _constants(program: Program, name: str) -> Iterator[int]:
     """The integer scalars in a computation and in what it calls."""
     for instruction in program.computations[name].instructions.values():
-        if instruction.opcode == "constant" and instruction.arrays[0].dtype in ("s32", "u32", "s64"):
-            if not instruction.arrays[0].dims:
-                yield int(instruction.attributes.split()[0])
+        if instruction.opcode == "constant" and instruction.arrays[0] in _SCALARS:
+            yield int(instruction.attributes.split()[0])
         for names in instruction.called().values():
             for called in names:
                 yield from _constants(program, called)

@@ -1,0 +1,96 @@
+"""``lclm plan``: what a run costs on chips that are not there."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
+from lclm_jax.config import Config, load_config
+
+if TYPE_CHECKING:
+    from lclm_jax.plan.topologies import Topology
+
+
+@click.command()
+@config_argument
+@click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256, h100:8, h100:8x8...")
+@click.option("--stage", help="Plan this stage alone; all of them by default.")
+@click.option("--rows-per-chip", type=float, help="Packed rows of a step per chip, instead of batch_rows.")
+@click.option("--price", type=float, help="Money per chip-hour.")
+@click.option(
+    "--search", is_flag=True, help="Try meshes, rows per chip and remat policies of one stage; rank what fits."
+)
+@click.option("--compiles", default=8, show_default=True, help="Most plans that --search compiles.")
+@click.option("--fresh", is_flag=True, help="Compile again what the cache holds.")
+@set_option
+@json_option
+def plan(
+    config: Path,
+    name: str,
+    stage: str | None,
+    rows_per_chip: float | None,
+    overrides: tuple[str, ...],
+    **options,
+) -> None:
+    """Compile the real train step of CONFIG for a TPU slice or GPU cluster, on this machine, and count what it does.
+
+    Prints whether it fits, bytes and FLOPs per chip, bytes on the wire by mesh axis, the step time at peak rates and
+    what bounds it, and from that tokens/s, MFU, days, chip-hours and money: lower bounds, as no program runs at peak.
+    Needs libtpu for TPUs (pip install "lclm-jax[tpu]") and the CUDA plugin for GPUs (pip install "lclm-jax[cuda]");
+    no accelerator. A compile takes minutes; results are kept under ~/.cache/lclm-jax/plans.
+    """
+    from lclm_jax.plan.topologies import parse_topology, prepare_environment
+
+    topology = parse_topology(name)
+    prepare_environment()
+    tree = load_config(config, overrides)
+    if stage is not None and stage not in tree.stages:
+        raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
+    stages = [stage] if stage else list(tree.stages)
+    if rows_per_chip is not None:
+        tree = _with_rows(tree, round(rows_per_chip * topology.num_chips))
+    if options["search"]:
+        _search(tree, stages[-1] if stage is None else stage, topology, options)
+    else:
+        _plan(tree, stages, topology, options)
+
+
+def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) -> None:
+    from rich.console import Console
+
+    from lclm_jax.plan.plans import plan_stage
+    from lclm_jax.plan.report import document, stages_table, totals
+
+    plans = []
+    for name in stages:
+        click.echo(f"compiling {name} for {topology.name}", err=True)
+        plans.append(plan_stage(tree, name, topology, reuse=not options["fresh"]))
+    price = options["price"]
+    console = Console(soft_wrap=True)
+    console.print(stages_table(plans, price))
+    total = totals(plans, price)
+    if len(plans) > 1 and total["days"] is not None:
+        money = "" if total["price"] is None else f", {total['price']:,.0f} money"
+        console.print(f"in total: {total['days']:.2f} days, {total['chip_hours']:,.0f} chip-hours{money}, at least")
+    write_result(options["json_file"], document(plans, price))
+
+
+def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> None:
+    from rich.console import Console
+
+    from lclm_jax.plan.report import document, search_table
+    from lclm_jax.plan.search import candidates, search
+
+    found = candidates(tree, stage, topology)[: options["compiles"]]
+    click.echo(f"{len(found)} plans to compile; Ctrl-C keeps what is done, and the same command goes on", err=True)
+    plans = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse=not options["fresh"])
+    Console(soft_wrap=True).print(search_table(plans))
+    write_result(options["json_file"], document(plans, options["price"]))
+
+
+def _with_rows(tree: Config, rows: int) -> Config:
+    """``tree`` with ``rows`` packed rows a step in every stage, in one microbatch."""
+    change = {"batch_rows": rows, "microbatches": 1}
+    stages = {name: stage.model_copy(update=change) for name, stage in tree.stages.items()}
+    return tree.model_copy(update={"stages": stages})

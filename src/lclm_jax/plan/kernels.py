@@ -1,0 +1,76 @@
+"""FLOPs of the attention kernels, which the compiler cannot see into.
+
+A kernel is known by its name; its FLOPs follow from the shapes of its operands: products of [S, T] with a head's width
+over the pairs of blocks that it computes. Rows count as full; a kernel that skips blocks between segments does less.
+"""
+
+import re
+from typing import NamedTuple
+
+from lclm_jax.plan.hlo import Array, Instruction, backend_config
+
+
+class Kernel(NamedTuple):
+    """A family of kernels."""
+
+    pattern: str
+    """Regular expression that is found in the name."""
+    products: int
+    """Products of all pairs with a head's width."""
+
+
+KERNELS = (
+    Kernel("splash_m[hq]a_fwd|attention_forward", 2),  # scores, output
+    Kernel("splash_m[hq]a_dkv_dq|attention_backward", 5),  # scores, dv, dp, dk, dq
+    Kernel("splash_m[hq]a_dq|attention_dq", 3),  # scores, dp, dq
+    Kernel("splash_m[hq]a_dkv|attention_dkv", 4),  # scores, dv, dp, dk
+)
+
+
+def kernel_name(instruction: Instruction) -> str:
+    """What its author calls a kernel."""
+    found = re.search(r'kernel_name\\*"? ?[=:] ?\\*"([\w.]+)', instruction.attributes)
+    return found[1] if found else instruction.name.rstrip("0123456789.")
+
+
+class Causality(NamedTuple):
+    """Which attention skips the blocks above the diagonal."""
+
+    scopes: tuple[str, ...] = ()
+    """Named scopes of the model (``encoder``, ``decoder``) whose attention is causal."""
+    block: int = 1024
+    """Positions of a block."""
+
+    def block_of(self, instruction: Instruction) -> int | None:
+        """Size of the blocks that a kernel skips above the diagonal; None: it computes all of them."""
+        named = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        inside = named is not None and any(
+            f"/{scope}/" in f"{named[1]}/" or f"({scope})" in named[1] for scope in self.scopes
+        )
+        return self.block if inside else None
+
+
+def kernel_flops(instruction: Instruction, operands: list[Array], causality: Causality) -> float | None:
+    """FLOPs of one call of a custom kernel; None: it is none of ``KERNELS`` and gives no estimate of its own."""
+    given = backend_config(instruction).get("custom_call_config", {}).get("cost_estimate", {})
+    if given.get("flops"):
+        return float(given["flops"])
+    name = kernel_name(instruction)
+    for kernel in KERNELS:
+        if re.search(kernel.pattern, name):
+            return 2.0 * kernel.products * _width_times_pairs(operands, causality.block_of(instruction))
+    return None
+
+
+def _width_times_pairs(operands: list[Array], causal_block: int | None) -> float:
+    """Rows * heads * head width * pairs of one attention, from q [..., S, d] and k [..., T, d] among the operands."""
+    wide = [array for array in operands if array.dtype in ("bf16", "f32") and len(array.dims) >= 3]
+    q, k = wide[0], wide[1]
+    queries, keys, width = q.dims[-2], k.dims[-2], q.dims[-1]
+    heads = q.size / (queries * width)
+    if causal_block is None:
+        return heads * width * queries * keys
+    # Where the group's heads lie side by side, queries are longer than keys by that factor.
+    heads, queries = heads * queries / keys, keys
+    blocks = -(-queries // min(causal_block, queries))
+    return heads * width * queries * keys * (blocks + 1) / (2 * blocks)

@@ -1,0 +1,113 @@
+"""Bytes per device by formula: what a train step is given, and what it holds at its fullest.
+
+Float32 parameters, gradients and AdamW moments, cut over the devices that share them; activations in the compute dtype.
+A first guess that leaves implausible plans out before anything is compiled; the compiled number decides.
+"""
+
+import math
+from typing import NamedTuple
+
+from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
+from lclm_jax.plan.flops import kernel_sizes
+
+_FLOAT32 = 4
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes on one device."""
+
+    arguments: float
+    """Parameters, moments and the batch."""
+    gradients: float
+    saved: float
+    """Activations that wait for the backward pass."""
+    working: float
+    """The largest of what is alive for a while only: one layer's backward pass, or the cross-entropy."""
+
+    @property
+    def peak(self) -> float:
+        """All at once."""
+        return sum(self)
+
+
+def parameter_counts(model: ModelConfig) -> dict[str, int]:
+    """Number of parameters by part, LoRA left out."""
+    latent, width = model.latent_size, model.decoder.hidden_size
+    adapter = latent + latent * width + width + width * width + width
+    decoder = backbone_parameters(model.decoder)
+    if not model.decoder.tie_embeddings:
+        decoder += model.decoder.vocab_size * width
+    return {
+        "encoder": backbone_parameters(model.encoder),
+        "adapter": adapter,
+        "decoder": decoder,
+        "memory_rows": 3 * width,
+    }
+
+
+def backbone_parameters(shape: BackboneConfig) -> int:
+    """Table, blocks and final norm of a backbone, without an untied head."""
+    norms = 2 * shape.hidden_size + 2 * shape.head_dim * shape.qk_norm
+    layers = shape.num_layers * (sum(kernel_sizes(shape).values()) + norms)
+    return shape.vocab_size * shape.hidden_size + layers + shape.hidden_size
+
+
+def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEstimate:
+    """Bytes on one device of ``mesh`` (axis -> size) for a step of ``stage_name``.
+
+    Attention adapters and LoRA are left out: they are small beside the rest.
+    """
+    model, stage, pack = config.model, config.stages[stage_name], config.pack(stage_name)
+    counts = parameter_counts(model)
+    shards = mesh["fsdp"] * mesh["context"] * mesh["tensor"]
+    learned = sum(count for part, count in counts.items() if stage.peak_lr(part) is not None)
+    rows = stage.batch_rows / stage.microbatches / (mesh["replica"] * mesh["fsdp"])
+    positions = rows * pack.row_length / mesh["context"]
+    encoded = stage.batch_rows / stage.microbatches * pack.encoder_rows * pack.encoder_row_length
+    encoded /= math.prod(mesh.values())
+    batch = 4.0 * (6 * pack.row_length + 4 * pack.encoder_rows * pack.encoder_row_length) * stage.batch_rows
+    arguments = _FLOAT32 * (sum(counts.values()) + 2 * learned) / shards + batch / (mesh["replica"] * mesh["fsdp"])
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    saved = _saved(model, stage, positions, encoded, size)
+    working = max(
+        _layer(model.decoder, positions, size, mesh["tensor"]),
+        _layer(model.encoder, encoded, size, 1),
+        _cross_entropy(model, positions, mesh["tensor"]),
+    )
+    # Float32 gradients are cut like the parameters; while they are summed over microbatches there are two of them.
+    gradients = _FLOAT32 * learned / shards * (2 if stage.microbatches > 1 else 1)
+    return MemoryEstimate(arguments, gradients, saved, working)
+
+
+def _saved(model: ModelConfig, stage: StageConfig, positions: float, encoded: float, size: int) -> float:
+    """What the scans over layers keep: their carry, and what the remat policy names."""
+    through_encoder = stage.peak_lr("encoder") is not None or stage.peak_lr("encoder_lora") is not None
+    total = _kept(model.decoder, model.remat, size) * positions
+    return total + (_kept(model.encoder, model.remat, size) * encoded if through_encoder else 0.0)
+
+
+def _kept(shape: BackboneConfig, remat: str, size: int) -> float:
+    """Bytes that all layers keep per position."""
+    heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    attention = heads * size + shape.num_heads * _FLOAT32  # the output and the log-sum-exp
+    dots = (heads + 2 * kv + shape.hidden_size + 2 * shape.mlp_size) * size
+    kept = shape.hidden_size * size
+    kept += {"full": 0, "attention": attention, "decoder_attention": attention, "dots": dots}.get(remat, 0)
+    if remat == "none":
+        kept += dots + attention + (3 * shape.hidden_size + shape.mlp_size) * size
+    return float(shape.num_layers * kept)
+
+
+def _layer(shape: BackboneConfig, positions: float, size: int, tensor: int) -> float:
+    """Bytes of one layer in the backward pass: its activations and their gradients, and its gathered weights."""
+    heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    alive = 3 * shape.hidden_size + (2 * (heads + kv) + 3 * shape.mlp_size) / tensor
+    weights = sum(kernel_sizes(shape).values()) / tensor
+    return positions * alive * size + weights * (size + _FLOAT32)
+
+
+def _cross_entropy(model: ModelConfig, positions: float, tensor: int) -> float:
+    """Bytes of the logits that exist at once with their gradient, and of the hidden states' float32 gradient."""
+    shape = model.decoder
+    logits = model.loss_chunk * shape.vocab_size / tensor
+    return logits * (2 * _FLOAT32) + positions * shape.hidden_size * _FLOAT32

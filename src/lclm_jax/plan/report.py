@@ -1,0 +1,102 @@
+"""Plans as tables, and as one JSON document."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from rich.table import Table
+
+from lclm_jax.plan.plans import StagePlan, as_json
+
+
+def stages_table(plans: Sequence[StagePlan], price: float | None) -> Table:
+    """One column per stage, one line per figure."""
+    choice = plans[0].choice
+    mesh = " ".join(f"{axis}={size}" for axis, size in choice.mesh.items() if size > 1) or "one device"
+    table = Table(title=f"{choice.topology}: {choice.chips} chips, {mesh}, remat {choice.remat}", title_justify="left")
+    table.add_column("")
+    columns = [dict(lines(plan, price)) for plan in plans]
+    for plan in plans:
+        table.add_column(plan.stage, justify="right")
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    for name in names:
+        table.add_row(name, *(column.get(name, "") for column in columns))
+    return table
+
+
+def search_table(plans: Sequence[StagePlan]) -> Table:
+    """One line per plan, in the order given."""
+    table = Table(title=f"stage {plans[0].stage}, {plans[0].choice.topology}", title_justify="left")
+    for name in ("mesh", "rows a chip", "remat", "peak GB", "wire GB", "step s", "bound", "tokens/s", "MFU %"):
+        table.add_column(name, justify="left" if name in ("mesh", "remat", "bound") else "right")
+    for plan in plans:
+        mesh = " ".join(f"{axis}={size}" for axis, size in plan.choice.mesh.items() if size > 1) or "one device"
+        start = (mesh, f"{plan.choice.rows_per_chip:g}", plan.choice.remat)
+        program = plan.program
+        if program is None or not plan.fits:
+            table.add_row(*start, "too much" if program is None else _gb(program.peak_bytes))
+            continue
+        wire = _gb(sum(program.wire_bytes.values()))
+        figures = (_gb(program.peak_bytes), wire, f"{program.step_s:.2f}", program.bound)
+        table.add_row(*start, *figures, f"{plan.tokens_per_s:,.0f}", f"{100 * (plan.mfu or 0):.1f}")
+    return table
+
+
+def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
+    """(name, figure) of a plan; ``price`` is money per chip-hour."""
+    found = [
+        ("rows a chip and microbatch", f"{plan.choice.rows_per_chip:g}"),
+        ("decoder tokens a step", f"{plan.tokens_per_step:,}"),
+    ]
+    program = plan.program
+    if program is None:
+        return [*found, ("fits", "no"), ("GB: peak by formula", _gb(plan.formula_peak_bytes))]
+    found += [
+        ("fits", f"{'yes' if plan.fits else 'no'}, {_gb(program.peak_bytes)} of {_gb(plan.chip_bytes)} GB"),
+        ("GB a chip: arguments", _gb(program.argument_bytes)),
+        ("GB a chip: temporaries", _gb(program.temporary_bytes)),
+        ("GB a chip: peak", _gb(program.peak_bytes)),
+        ("GB a chip: peak by formula", _gb(plan.formula_peak_bytes)),
+        ("TFLOP a chip: model", f"{plan.model_flops / plan.choice.chips / 1e12:.1f}"),
+        ("TFLOP a chip: executed", f"{program.executed_flops / 1e12:.1f}"),
+        ("TFLOP a chip: executed, by formula", f"{plan.formula_flops / 1e12:.1f}"),
+        ("GB a chip: memory traffic", _gb(program.hbm_bytes)),
+    ]
+    found += [(f"GB a chip: wire, {axes}", _gb(bytes_)) for axes, bytes_ in program.wire_bytes.items()]
+    found += [
+        ("s: compute", f"{program.compute_s:.3f}"),
+        ("s: HBM", f"{program.hbm_s:.3f}"),
+        ("s: network", f"{program.network_s:.3f}"),
+        ("s: step at least", f"{program.step_s:.3f}, bound by {program.bound}"),
+        ("tokens/s at most", f"{plan.tokens_per_s:,.0f}"),
+        ("MFU at most", f"{100 * (plan.mfu or 0):.1f} %"),
+        ("steps", f"{plan.steps:,}"),
+        ("days at least", f"{plan.days:.2f}"),
+        ("chip-hours at least", f"{plan.chip_hours:,.0f}"),
+    ]
+    if price is not None:
+        found.append(("price at least", f"{price * (plan.chip_hours or 0):,.0f}"))
+    if program.unknown_kernels:
+        found.append(("kernels not counted", ", ".join(program.unknown_kernels)))
+    return [*found, ("s: compiling", f"{program.compile_s:.0f}")]
+
+
+def totals(plans: Sequence[StagePlan], price: float | None) -> dict[str, float | None]:
+    """Days, chip-hours and money of all stages; None where a stage does not fit."""
+    complete = all(plan.fits for plan in plans)
+    days = sum(plan.days or 0.0 for plan in plans) if complete else None
+    hours = sum(plan.chip_hours or 0.0 for plan in plans) if complete else None
+    return {"days": days, "chip_hours": hours, "price": None if hours is None or price is None else hours * price}
+
+
+def document(plans: Sequence[StagePlan], price: float | None) -> dict[str, Any]:
+    """Everything, for ``--json``."""
+    return {
+        "plans": [as_json(plan) for plan in plans],
+        "total": totals(plans, price),
+        "versions": {name: version(name) for name in ("jax", "jaxlib")},
+    }
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f}"

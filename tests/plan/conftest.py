@@ -1,0 +1,49 @@
+"""A small LCLM whose matrix products dominate, as a configuration."""
+
+import pytest
+
+from lclm_jax.config import parse_config
+
+
+def small_config(**changes):
+    """Stage ``all`` trains everything, ``adapter`` the adapter alone; dotted keys change values."""
+    tower = dict(vocab_size=512, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=32, mlp_size=256)
+    values = {
+        "name": "small",
+        "tokenizer": {"vocab_size": 512},
+        "model": {
+            "encoder": tower | {"hidden_size": 32, "num_layers": 2},
+            "decoder": tower,
+            "ratio": 4,
+            "window": 64,
+            "compute_dtype": "float32",
+            "attention": "reference",
+            "loss_chunk": 32,
+            "memory_token_ids": [509, 510, 511],
+        },
+        "data": {
+            "pack": {"row_length": 128, "encoder_rows": 2, "encoder_row_length": 64},
+            "sources": {"text": {"collection": "documents", "objective": "cpt"}},
+        },
+        "stages": {
+            "adapter": {"lr": {"adapter": 1e-3}, "steps": 10, "batch_rows": 8, "mixture": {"text": 1}},
+            "all": {
+                "lr": {"adapter": 1e-3, "encoder": 1e-3, "decoder": 1e-3},
+                "steps": 20,
+                "batch_rows": 8,
+                "mixture": {"text": 1},
+            },
+        },
+    }
+    for dotted, value in changes.items():
+        branch, *path = values, *dotted.split("__")
+        for name in path[:-1]:
+            branch = branch[name]
+        branch[path[-1]] = value
+    return parse_config(values)
+
+
+@pytest.fixture
+def config():
+    """The small configuration."""
+    return small_config()

@@ -1,0 +1,36 @@
+"""The formulas beside compiled programs: the same step on 8 CPU devices, its products and collectives counted."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from lclm_jax.plan import compiled
+from lclm_jax.plan.census import count
+from lclm_jax.plan.flops import step_flops
+from lclm_jax.plan.hlo import parse
+from lclm_jax.plan.topologies import parse_topology
+
+spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
+conftest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conftest)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Compile for the eight CPU devices of the tests, called a node of GPUs."""
+    monkeypatch.setattr(compiled, "devices_of", lambda topology: jax.devices()[: topology.num_chips])
+    return parse_topology("h100:8")
+
+
+@pytest.mark.parametrize(
+    ("stage", "remat"), [("all", "none"), ("all", "full"), ("adapter", "full")], ids=lambda value: value
+)
+def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
+    config = conftest.small_config(model__remat=remat)
+    step = compiled.compile_step(config, stage, on_cpu)
+    census = count(parse(step.text), 8)
+    formula = step_flops(config.model, config.stages[stage], config.pack(stage), "reference").executed / 8
+    assert census.flops == pytest.approx(formula, rel=0.05)
+    assert step.peak_bytes >= step.argument_bytes > 0
