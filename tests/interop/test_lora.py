@@ -159,6 +159,7 @@ def test_an_import_keeps_the_updates_and_an_export_of_it_merges_or_keeps_them(pa
 def test_an_adapter_alone_is_no_model(peft_folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds a PEFT adapter; merge it .*lora/decoder of the complete LCLM"):
         import_model(peft_folder / "lora" / "decoder", tmp_path / "out", "decoder")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_runs_start_from_the_updates_of_a_folder(model, params, peft_folder, tmp_path):

@@ -83,12 +83,16 @@ def import_model(
     if part.exists():
         shutil.rmtree(part)
     part.mkdir(parents=True)
-    if role == "lclm":
-        config = _import_lclm(source, part, options)
-        tokenizers = {name: str(out_dir / name) for name in ("decoder", "encoder")}
-    else:
-        config = {role: _model_keys(_import_backbone(source, part, role, options))}
-        tokenizers = {role: str(out_dir)}
+    try:
+        if role == "lclm":
+            config = _import_lclm(source, part, options)
+            tokenizers = {name: str(out_dir / name) for name in ("decoder", "encoder")}
+        else:
+            config = {role: _model_keys(_import_backbone(source, part, role, options))}
+            tokenizers = {role: str(out_dir)}
+    except ValueError:
+        shutil.rmtree(part)
+        raise
     keys = {"model": config, "tokenizer": tokenizers, "init": {role: str(out_dir)}}
     (part / CONFIG).write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
     write_json(part / RECORD, {"source": origin or source.name, "role": role, "lclm_jax": __version__})
