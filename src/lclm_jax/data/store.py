@@ -93,6 +93,14 @@ def pack_lengths(
     return columns
 
 
+def read_lengths(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a lengths file, mapped; raises ``PreparedError`` if it cannot be read."""
+    try:
+        return map_columns(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
+
+
 def read_manifest(root: str | Path | Storage) -> dict[str, Any]:
     """The manifest of a prepared folder; raises ``PreparedError`` if there is none of this format."""
     storage = root if isinstance(root, Storage) else Storage(root)
@@ -257,8 +265,5 @@ class PreparedSplit:
             small = sum(other.bytes for other in self.shards) <= _VERIFIED_BYTES
             if small and file_digest(path) != one.lengths_sha256:
                 raise PreparedError(f"{path} is damaged (its checksum differs); delete it and prepare the data again")
-            try:
-                self._lengths[shard] = map_columns(path)
-            except (OSError, ValueError, KeyError) as error:
-                raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
+            self._lengths[shard] = read_lengths(path)
         return self._lengths[shard]
