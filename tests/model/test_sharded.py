@@ -1,6 +1,9 @@
 """Eight devices: where parameters lie (a reviewed snapshot), and that numbers do not depend on it."""
 
+import functools
+import itertools
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -69,23 +72,77 @@ def test_every_released_backbone_is_in_the_snapshot():
     assert {name for pair in PRESETS.values() for name in pair} == set(BACKBONES)
 
 
-@pytest.mark.parametrize("sizes", [dict(fsdp=4, tensor=2), dict(replica=2, fsdp=2, context=2)], ids=str)
-def test_eight_devices_compute_what_one_does(sizes, make_model, make_backbone, batches, rng):
-    model = everything(make_model, make_backbone).model_copy(update=dict(remat="full", loss_chunk=8))
-    batch = batches.build(model, [[batches.example(model, rng, [9, 3])] for _ in range(4)], S=24)
+# Every axis alone or beside each other one; replica=2 is how two slices of four devices lie.
+COVERING = [
+    dict(replica=2, fsdp=4),
+    dict(fsdp=4, tensor=2),
+    dict(fsdp=2, context=4),
+    dict(replica=2, context=2, tensor=2),
+    dict(replica=2, fsdp=2, context=2),
+    dict(fsdp=2, context=2, tensor=2),
+]
+ALL = [
+    dict(replica=r, fsdp=f, context=c, tensor=t)
+    for devices in (1, 2, 4, 8)
+    for r, f, c, t in itertools.product((1, 2, 4, 8), repeat=4)
+    if r * f * c * t == devices
+]
+
+
+def loss_and_gradients(model, batch, mesh):
+    """Both, on the host."""
 
     def loss(params, batch):
         nll = token_nll(params, model, forward(params, model, batch), batch.targets)
         return (nll * batch.loss_weights).sum() / batch.loss_weights.sum()
 
-    results = []
-    for mesh in (make_mesh(MeshConfig(), jax.devices()[:1]), make_mesh(MeshConfig(**sizes))):
-        with use_mesh(mesh):
-            places = params_sharding(mesh, logical_axes(model), abstract_params(model))
-            params = jax.device_put(init_params(model, jax.random.key(0)), places)
-            step = jax.jit(jax.value_and_grad(loss), in_shardings=(places, batch_sharding(mesh)))
-            results.append(jax.device_get(step(params, batch)))
-    (one_loss, one), (eight_loss, eight) = results
-    np.testing.assert_allclose(eight_loss, one_loss, rtol=1e-5)
-    for ours, expected in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+    with use_mesh(mesh):
+        places, rows = params_sharding(mesh, logical_axes(model), abstract_params(model)), batch_sharding(mesh)
+        params = jax.device_put(initial(model), places)
+        step = jax.jit(jax.value_and_grad(loss), in_shardings=(places, rows), out_shardings=(None, places))
+        return jax.device_get(step(params, jax.device_put(batch, rows)))
+
+
+@functools.cache
+def initial(model):
+    return jax.device_get(init_params(model, jax.random.key(0)))
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    flat = jax.tree_util.tree_leaves_with_path(expected[1])
+    for ours, (path, theirs) in zip(jax.tree.leaves(found[1]), flat, strict=True):
+        error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        assert error < 1e-5, (jax.tree_util.keystr(path), error)
+
+
+def compare(model, batch, meshes):
+    one = loss_and_gradients(model, batch, make_mesh(MeshConfig(), jax.devices()[:1]))
+    for sizes in meshes:
+        mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
+        assert_same(loss_and_gradients(model, batch, mesh), one)
+
+
+def divisible(make_model, make_backbone, **changes):
+    """A model whose sizes eight devices divide along any axis."""
+    heads = dict(num_heads=16, num_kv_heads=8, head_dim=4)
+    encoder = make_backbone(hidden_size=24, mlp_size=40, **heads)
+    return make_model(encoder=encoder, decoder=make_backbone(**heads), **changes)
+
+
+def eight_rows(model, batches, rng):
+    return batches.build(model, [[batches.example(model, rng, [9, 3])] for _ in range(8)], S=24)
+
+
+def test_six_meshes_compute_what_one_device_does(make_model, make_backbone, batches, rng):
+    model = divisible(make_model, make_backbone)
+    compare(model, eight_rows(model, batches, rng), [dict(fsdp=1) | sizes for sizes in COVERING])
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("pooling", ["mean", "eos"])
+def test_all_meshes_compute_what_one_device_does(pooling, make_model, make_backbone, batches, rng):
+    adapter = {"type": "attn_mlp", "num_layers": 1} if pooling == "mean" else {"type": "mlp"}
+    model = divisible(make_model, make_backbone, pooling=pooling, adapter=adapter, remat="full")
+    batch = eight_rows(model, batches, rng)
+    compare(model, batch, ALL if pooling == "mean" else [dict(fsdp=1) | sizes for sizes in COVERING])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.block import Sight, StackOptions, layers, see
 from lclm_jax.model.declare import Module, Norm, Table
+from lclm_jax.model.lookup import lookup
 
 
 class Head(Module):
@@ -48,7 +49,11 @@ class Decoder(Module):
     def lookup(self, tokens_BS: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] in the compute dtype, memory rows overlaid."""
         dtype = self.model.compute_dtype
-        x_BSD = self.embed().astype(dtype)[tokens_BS]
+        table_VD = self.embed()
+        if self.is_initializing():
+            x_BSD = table_VD[tokens_BS]
+        else:
+            x_BSD = lookup(table_VD, tokens_BS, self.embed.axes, ("batch", "seq"), dtype)
         memory_rows_3D = self.memory_rows.astype(dtype)
         for order, token in enumerate(memory_ids(self.model)):
             row_BSD = memory_rows_3D[order][None, None, :]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.block import StackOptions, layers, see
 from lclm_jax.model.declare import Module, Norm, Table
+from lclm_jax.model.lookup import lookup
 from lclm_jax.parallel.sharding import ENCODER_ROWS, widest
 
 
@@ -37,9 +38,10 @@ class Encoder(Module):
         spread = ENCODER_ROWS[0] if self.is_initializing() else widest(ENCODER_ROWS, rows)
         axes = ("encoder_vocab", "encoder_embed")
         table_VD = Table(config.vocab_size, config.hidden_size, self.model.embedding_std, axes, name="embed")()
-        tokens_BS = self.constrained(tokens_BS, spread, "encoder_seq")
-        x_BSD = table_VD.astype(self.model.compute_dtype)[tokens_BS]
-        x_BSD = self.constrained(x_BSD, spread, "encoder_seq", "embed")
+        if self.is_initializing():
+            x_BSD = table_VD[tokens_BS]
+        else:
+            x_BSD = lookup(table_VD, tokens_BS, axes, (spread, "encoder_seq"), self.model.compute_dtype)
         options = StackOptions.of(self.model, self.model.mask == "causal", spread, "encoder_seq")._replace(
             heads="encoder_heads",
             kv_heads="encoder_heads",
