@@ -100,7 +100,10 @@ def loss_and_gradients(model, batch, mesh):
         places, rows = params_sharding(mesh, logical_axes(model), abstract_params(model)), batch_sharding(mesh)
         params = jax.device_put(initial(model), places)
         step = jax.jit(jax.value_and_grad(loss), in_shardings=(places, rows), out_shardings=(None, places))
-        return jax.device_get(step(params, jax.device_put(batch, rows)))
+        batch = jax.device_put(batch, rows)
+        # Compiled once, run once: what LLVM would gain it would not give back.
+        quick = step.lower(params, batch).compile(compiler_options={"xla_backend_optimization_level": 0})
+        return jax.device_get(quick(params, batch))
 
 
 @functools.cache

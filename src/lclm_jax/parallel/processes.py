@@ -64,6 +64,7 @@ def joined(settings: ProcessesConfig) -> Iterator[Place | None]:
             # JAX's own farewell waits for all, and aborts a process whose others have gone. (Handlers registered last
             # run first, so this comes before it.)
             atexit.register(_end, 1)
+            atexit.register(watch.be_last)
 
 
 def agreed(what: str, value: Any) -> Any:

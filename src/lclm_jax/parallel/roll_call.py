@@ -124,8 +124,17 @@ class Watch:
                 **({"bye": True} if failure is None else {"failed": self._named(self._place.rank, failure)})
             )
         self._thread.join(timeout=10 * _TICK)
-        for connection in self._connections.values():
-            connection.close()
+        if failure is None or self._place.rank:
+            for connection in self._connections.values():
+                connection.close()
+
+    def be_last(self) -> None:
+        """After ``leave(failure)``: process 0 stays until the others have ended, as JAX aborts them when it goes."""
+        deadline = time.monotonic() + 2 * GRACE_SECONDS
+        for connection in self._connections.values() if self._place.rank == 0 else ():
+            connection.socket.settimeout(max(_TICK, deadline - time.monotonic()))
+            while connection.receive() is not None:
+                pass
 
     def linger(self, seconds: float) -> None:
         """Wait: an error of a collective comes before the news that another process has died, which explains it."""
