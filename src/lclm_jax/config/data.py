@@ -37,6 +37,9 @@ class SpanConfig(Tree):
     raw_max_tokens: int = key(64, "Longest raw segment between spans (cpt).", gt=0)
     first: Literal["raw", "compressed", "either"] = key("either", "Which kind of segment opens an example (cpt).")
     raw_share: float = key(0.0, "Share of examples left uncompressed, so that raw context is learned too.", ge=0, le=1)
+    boundary: Literal["token", "sentence", "paragraph", "code_block"] = key(
+        "token", "Where segments end: where the law says, or at such a place among the lengths that it allows, if any."
+    )
 
     @model_validator(mode="after")
     def _check(self):
@@ -53,9 +56,14 @@ class SourceConfig(Tree):
     """A prepared collection and the objective it is trained with."""
 
     collection: str = required("Prepared collection the examples come from (for example documents, chat).")
-    objective: Literal["cpt", "reconstruction", "chat"] = required(
-        "cpt: alternating raw and compressed segments; reconstruction: repeat the span; chat: loss on replies."
+    objective: Literal["cpt", "reconstruction", "chat", "qa"] = required(
+        "cpt: alternating raw and compressed segments; reconstruction: repeat the span; chat: loss on replies; qa: the"
+        " same, with the passages of the context in another order each epoch."
     )
+    partial_share: float = key(
+        0.0, "Share of reconstructions that ask for what follows a quoted part of the span, not for all.", ge=0, le=1
+    )
+    quote_tokens: int = key(12, "Tokens that a partial reconstruction quotes.", gt=0)
     spans: SpanConfig = key(SpanConfig(), "Span law (cpt and reconstruction).")
     max_tokens: int | None = key(None, "Decoder positions of one example; null: a whole row.")
     when_exhausted: Literal["repeat", "drop", "stop"] = key(

@@ -6,22 +6,26 @@ is a small reference (record, variant, cut bounds) from which ``example`` makes 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lclm_jax.config import Config, ModelConfig, PackConfig, RunPaths, SourceConfig
-from lclm_jax.data.draws import draw_key, uniform
+from lclm_jax.data.draws import draw_key, permutation, uniform
 from lclm_jax.data.packing import ExampleWindows, RowPacker
 from lclm_jax.data.ragged import Ragged, join
 from lclm_jax.data.records import chat_outline_of
 from lclm_jax.data.store import PreparedSplit
-from lclm_jax.data.walk import CutTable, Limits, Pieces, make_cut_table, walk_pieces, walk_spans
+from lclm_jax.data.walk import CutTable, Limits, Pieces, make_cut_table, quote_in_span, walk_pieces, walk_spans
+from lclm_jax.text.boundaries import FLAGS
 from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
 from lclm_jax.text.example import Example, expand
-from lclm_jax.text.prompts import repetition_prompts
+from lclm_jax.text.prompts import RepetitionPrompt, continuation_prompts, repetition_prompts
 from lclm_jax.text.tokenizer import Tokenizer
+
+_ORDERS = 60_000
+"""Different orders of the passages of a record (a variant has 16 bits)."""
 
 
 class Tokenizers(NamedTuple):
@@ -52,7 +56,7 @@ class ExampleRef(NamedTuple):
     """Index of the source in the stage's mixture."""
     record: int
     variant: int
-    """cpt: 1 if the first segment is compressed; reconstruction: which request; chat: 0."""
+    """cpt: 1 if the first segment is compressed; reconstruction: which request; chat: 0; qa: order of the passages."""
     bounds: np.ndarray
     """int32: cut indices between which the segments lie; empty for chat."""
 
@@ -127,7 +131,12 @@ class _DocumentSource(Source):
                 f" {self.config.collection!r} does not hold; use a collection of documents or objective=chat"
             )
         encoder = self.split.lists("encoder_cuts", records)
-        return make_cut_table(records, decoder, decoder if encoder is None else encoder)
+        table = make_cut_table(records, decoder, decoder if encoder is None else encoder)
+        if self.config.spans.boundary == "token":
+            return table
+        kinds = self.split.lists("cut_kinds", records)
+        assert kinds is not None, "documents have kinds of cuts"
+        return table._replace(preferred=np.flatnonzero(kinds.values & FLAGS[self.config.spans.boundary]))
 
 
 class CptSource(_DocumentSource):
@@ -198,22 +207,35 @@ class CptSource(_DocumentSource):
 
 
 class RepetitionSource(_DocumentSource):
-    """Reconstruction: consecutive spans of the documents, each to be repeated verbatim."""
+    """Reconstruction: consecutive spans of the documents, each to be repeated verbatim, as a whole or from a quotation.
+
+    Variants count the prompts that repeat the whole first, then those that quote; bounds of a partial one are
+    (span start, span stop, quotation start, quotation stop).
+    """
 
     def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
         cuts = self._cuts(records)
         pieces = walk_spans(cuts, self.config.spans, self._key(epoch))
-        overhead = np.array([prompt.overhead for prompt in repetition_prompts(self.setup.tokenizers.decoder)])
         record, bounds = cuts.record[pieces.document], pieces.bounds.values.reshape(-1, 2)
-        variant = (uniform(self._key(epoch) ^ 1, record, bounds[:, 0]) * overhead.size).astype(np.int64)
-        where = (bounds + cuts.first[pieces.document][:, None]).T
-        decoder, encoder = np.diff(cuts.decoder[where], axis=0)[0], np.diff(cuts.encoder[where], axis=0)[0]
+        start, stop = bounds.T + cuts.first[pieces.document]
+        draws = [uniform(self._key(epoch) ^ salt, record, bounds[:, 0]) for salt in (1, 2, 3)]
+        quote = quote_in_span(cuts.decoder, (start, stop), self.config.quote_tokens, draws[2])
+        partial = (draws[1] < self.config.partial_share) & (quote[1] < stop)
+        overhead = np.array([prompt.overhead for prompt in self._prompts])
+        whole = len(repetition_prompts(self.setup.tokenizers.decoder))
+        of_partial = whole + (draws[0] * (overhead.size - whole)).astype(np.int64)
+        variant = np.where(partial, of_partial, (draws[0] * whole).astype(np.int64))
+        encoder, decoder = cuts.encoder[stop] - cuts.encoder[start], cuts.decoder[stop] - cuts.decoder[start]
+        # Of a partial one the quotation and what follows it are read, of a whole one all.
+        decoder = np.where(partial, cuts.decoder[stop] - cuts.decoder[quote[0]], decoder)
         tokens = overhead[variant] + -(-encoder // self.setup.model.ratio) + decoder
         fits = tokens <= self._positions
+        four = np.stack([start, stop, *quote], axis=1) - cuts.first[pieces.document][:, None]
+        used = np.stack([fits, fits, partial & fits, partial & fits], axis=1)
         return Plan(
             record=record[fits],
             variant=variant[fits],
-            bounds=pieces.bounds.take(np.flatnonzero(fits)),
+            bounds=Ragged.from_sizes(used[fits].sum(axis=1), four[used].astype(np.int32)),
             tokens=tokens[fits],
             spans=Ragged(np.arange(int(fits.sum()) + 1), encoder[fits]),
             raw_tokens=(overhead[variant] + decoder + encoder)[fits],
@@ -221,18 +243,24 @@ class RepetitionSource(_DocumentSource):
         )
 
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
-        segment = Segment(True, int(ref.bounds[0]), int(ref.bounds[1]))
+        bounds = np.asarray(ref.bounds).tolist()
+        segment, quote = Segment(True, *bounds[:2]), Segment(False, *bounds[2:]) if len(bounds) == 4 else None
         decoder, document = self.setup.tokenizers.decoder, DocumentTokens.from_record(columns)
-        prompt = repetition_prompts(decoder)[ref.variant]
-        return reconstruction_example_from_ids(prompt, document, segment, decoder.memory_ids, self.setup.model.ratio)
+        prompt, ratio = self._prompts[ref.variant], self.setup.model.ratio
+        return reconstruction_example_from_ids(prompt, document, segment, decoder.memory_ids, ratio, quote)
 
     def inputs(self) -> dict[str, Any]:  # noqa: D102
-        prompts = repetition_prompts(self.setup.tokenizers.decoder)
-        return super().inputs() | {"prompts": [[p.head.tolist(), p.tail.tolist(), p.closing.tolist()] for p in prompts]}
+        parts = [[p.head, p.tail, p.closing, p.after_quote] for p in self._prompts]
+        return super().inputs() | {"prompts": [[one.tolist() for one in part if one is not None] for part in parts]}
+
+    @property
+    def _prompts(self) -> tuple[RepetitionPrompt, ...]:
+        decoder = self.setup.tokenizers.decoder
+        return (*repetition_prompts(decoder), *(continuation_prompts(decoder) if self.config.partial_share else ()))
 
 
 class ChatSource(Source):
-    """Prepared chats: one record, one example."""
+    """Prepared chats: one record, one example. Objective ``qa``: its passages in another order each epoch."""
 
     def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
         spans = self.split.lists("span_tokens", records)
@@ -246,7 +274,7 @@ class ChatSource(Source):
         fits = np.flatnonzero(positions <= self._positions)
         return Plan(
             record=np.asarray(records, np.int64)[fits],
-            variant=np.zeros_like(fits),
+            variant=self._orders(epoch, np.asarray(records, np.int64)[fits]),
             bounds=Ragged.from_sizes(np.zeros_like(fits), np.zeros(0, np.int32)),
             tokens=positions[fits],
             spans=spans.take(fits),
@@ -255,11 +283,25 @@ class ChatSource(Source):
         )
 
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
-        placeholder = self.setup.tokenizers.decoder.memory_ids.placeholder
-        return expand(chat_outline_of(columns), self.setup.model.ratio, placeholder)
+        outline = chat_outline_of(columns)
+        if ref.variant:
+            order = permutation(draw_key("passages", ref.variant), len(outline.spans))
+            outline = replace(outline, spans=tuple(outline.spans[i] for i in order.tolist()))
+        return expand(outline, self.setup.model.ratio, self.setup.tokenizers.decoder.memory_ids.placeholder)
+
+    def _orders(self, epoch: int, records: np.ndarray) -> np.ndarray:
+        """Number of the order of each record's passages, int64; 0: as they are."""
+        if self.config.objective != "qa":
+            return np.zeros_like(records)
+        return 1 + (uniform(self._key(epoch), records) * _ORDERS).astype(np.int64)
 
 
-_OBJECTIVES: dict[str, type[Source]] = {"cpt": CptSource, "reconstruction": RepetitionSource, "chat": ChatSource}
+_OBJECTIVES: dict[str, type[Source]] = {
+    "cpt": CptSource,
+    "reconstruction": RepetitionSource,
+    "chat": ChatSource,
+    "qa": ChatSource,
+}
 
 
 def make_sources(config: Config, stage: str, tokenizers: Tokenizers, split: str = "train") -> list[Source]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.data.errors import PreparedError
+from lclm_jax.data.lengths import map_columns
 from lclm_jax.data.records import RAGGED, SCALARS, lengths_of
 from lclm_jax.data.sources import Tokenizers
 from lclm_jax.data.storage import Storage, file_digest
@@ -16,7 +17,6 @@ from lclm_jax.data.store import (
     Shard,
     column_text,
     lengths_name,
-    read_lengths,
     read_manifest,
 )
 from lclm_jax.text.boundaries import boundary_kinds
@@ -81,12 +81,12 @@ def _split(
         try:
             defects = list(_files(storage, shard))
             if not defects:
-                lengths = read_lengths(storage.local(lengths_name(shard.file), shard.lengths_sha256))
+                lengths = map_columns(storage.local(lengths_name(shard.file), shard.lengths_sha256))
                 tokens += int(lengths["decoder_tokens"].sum())
                 checker = _Checker(shard, kind, lengths, tokenizers)
                 defects = list(_records(checker, reader, first, sample))
             yield from defects
-        except PreparedError as error:
+        except ValueError as error:
             yield Defect(shard.file, str(error))
         first += shard.records
     if tokens != entry["decoder_tokens"]:

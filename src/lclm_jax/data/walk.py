@@ -30,6 +30,8 @@ class CutTable(NamedTuple):
     """[documents]: index of its last cut."""
     record: np.ndarray
     """[documents]: number of the record in its collection, from which its random draws are made."""
+    preferred: np.ndarray | None = None
+    """Indices of the cuts where segments should end, ascending; None: all are alike."""
 
 
 class Limits(NamedTuple):
@@ -92,7 +94,7 @@ def walk_spans(table: CutTable, law: SpanConfig, key: int) -> Pieces:
     while documents.size:
         share = uniform(key, table.record[documents], len(steps))
         lengths = law_lengths(law.law if steps else "uniform", low, high, share)
-        stop = _snap(table.encoder, at, last, lengths, low, high)
+        stop = _snap(table, at, last, lengths, low, high)
         long_enough = (table.encoder[stop] - table.encoder[at] >= low) | (at == table.first[documents])
         steps.append((documents[long_enough], at[long_enough], stop[long_enough]))
         going = stop < last
@@ -101,6 +103,19 @@ def walk_spans(table: CutTable, law: SpanConfig, key: int) -> Pieces:
     bounds = np.stack([start, stop], axis=1) - table.first[document][:, None]
     sizes = np.full(document.size, 2)
     return Pieces(document, np.ones(document.size, bool), Ragged.from_sizes(sizes, bounds.reshape(-1).astype(np.int32)))
+
+
+def quote_in_span(
+    cuts: np.ndarray, span: tuple[np.ndarray, np.ndarray], tokens: int, share: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A stretch of about ``tokens`` inside each span that leaves room for an answer: cuts (start, stop), int64.
+
+    ``share`` in [0, 1) says how far into the first half it begins. Where a span is too short, stop is its end.
+    """
+    start, stop = span
+    begin = start + (share * ((stop - start) // 2)).astype(np.int64)
+    end = np.searchsorted(cuts, cuts[begin] + tokens)
+    return begin, np.clip(end, begin + 1, stop)
 
 
 def walk_pieces(table: CutTable, law: SpanConfig, limits: Limits, key: int) -> Pieces:
@@ -146,7 +161,7 @@ def _step(
     room, used = np.where(fresh, limits.positions, room), np.where(fresh, 0, used)
     low = np.where(compressed, law.min_tokens, law.raw_min_tokens)
     high = np.where(compressed, law.max_tokens, law.raw_max_tokens)
-    stop = _snap(table.encoder, at, last, law_lengths(law.law, low, high, share), low, high)
+    stop = _snap(table, at, last, law_lengths(law.law, low, high, share), low, high)
     stop = np.where(whole, last, stop)
     span = table.encoder[stop] - table.encoder[at]
     cost = -(-span // limits.ratio) + 2
@@ -170,18 +185,33 @@ def _step(
 
 
 def _snap(
-    cuts: np.ndarray, at: np.ndarray, last: np.ndarray, length: np.ndarray, low: np.ndarray, high: np.ndarray
+    table: CutTable, at: np.ndarray, last: np.ndarray, length: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """The cut after ``at`` nearest to ``length`` tokens on; cuts ``low`` to ``high`` tokens on come first."""
+    """The cut after ``at`` nearest to ``length`` tokens on; cuts ``low`` to ``high`` tokens on come first.
+
+    Among those, preferred cuts come first.
+    """
+    cuts = table.encoder
     origin = cuts[at]
     first_in = np.maximum(at + 1, np.searchsorted(cuts, origin + low))
     last_in = np.minimum(last, np.searchsorted(cuts, origin + high, side="right") - 1)
     none = first_in > last_in
     first_in, last_in = np.where(none, at + 1, first_in), np.where(none, last, last_in)
-    wanted = origin + length
-    above = np.clip(np.searchsorted(cuts, wanted), first_in, last_in)
-    below = np.maximum(above - 1, first_in)
-    return np.where(wanted - cuts[below] < cuts[above] - wanted, below, above)
+    nearest = _nearest(cuts, origin + length, first_in, last_in)
+    if table.preferred is None or not table.preferred.size:
+        return nearest
+    first = np.searchsorted(table.preferred, first_in)
+    stop = np.searchsorted(table.preferred, last_in, side="right")
+    found = ~none & (first < stop)
+    first, stop = np.where(found, first, 0), np.where(found, stop, 1)
+    return np.where(found, table.preferred[_nearest(cuts[table.preferred], origin + length, first, stop - 1)], nearest)
+
+
+def _nearest(places: np.ndarray, wanted: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Index in [first, last] of the one of the ascending ``places`` that is nearest to ``wanted``."""
+    above = np.clip(np.searchsorted(places, wanted), first, last)
+    below = np.maximum(above - 1, first)
+    return np.where(wanted - places[below] < places[above] - wanted, below, above)
 
 
 def _in_document_order(steps: list[tuple[np.ndarray, ...]], columns: int) -> list[np.ndarray]:

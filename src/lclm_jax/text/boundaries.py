@@ -7,6 +7,7 @@ import numpy as np
 
 SENTENCE, PARAGRAPH, CODE_BLOCK = 1, 2, 4
 """Flags of a cut."""
+FLAGS = {"sentence": SENTENCE, "paragraph": PARAGRAPH, "code_block": CODE_BLOCK}
 
 _SENTENCE = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)[\r\n]*|[。！？]+[」』”’）]*[\r\n]*")
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\r?\n)+")

@@ -68,11 +68,23 @@ def cpt_example_from_ids(
 
 
 def reconstruction_example_from_ids(
-    prompt: RepetitionPrompt, document: DocumentTokens, segment: Segment, memory: MemoryIds, ratio: int
+    prompt: RepetitionPrompt,
+    document: DocumentTokens,
+    segment: Segment,
+    memory: MemoryIds,
+    ratio: int,
+    quote: Segment | None = None,
 ) -> Example:
-    """Reconstruction: ``prompt`` around the compressed ``segment``, answered by its decoder ids; loss on the answer."""
-    reply = np.concatenate([document.decoder_slice(segment), prompt.closing])
+    """Reconstruction: ``prompt`` around the compressed ``segment``, answered by its decoder ids; loss on the answer.
+
+    With a ``quote`` (a part of the segment; for a prompt that quotes) the answer is what follows it in the segment.
+    """
     question = np.concatenate([prompt.head, prompt.tail])
+    answered = segment
+    if quote is not None and prompt.after_quote is not None:
+        question = np.concatenate([question, document.decoder_slice(quote), prompt.after_quote])
+        answered = Segment(False, quote.stop, segment.stop)
+    reply = np.concatenate([document.decoder_slice(answered), prompt.closing])
     weights = [np.zeros(len(question), np.float32), np.ones(len(reply), np.float32)]
     outline = make_outline([question, reply], weights, [len(prompt.head)], [document.encoder_slice(segment)])
     return expand(outline, ratio, memory.placeholder)

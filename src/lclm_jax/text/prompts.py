@@ -25,6 +25,15 @@ REPETITION_REQUESTS = (
 )
 """User messages; the span stands where ``{memory}`` is."""
 
+_QUOTE = "{quote}"
+CONTINUATION_REQUESTS = (
+    "{memory}\nWrite what follows this part of the text:\n{quote}",
+    "{memory}\nGo on verbatim from here:\n{quote}",
+    "Text: {memory}\nWhat comes after these words?\n{quote}",
+    "{memory}\nComplete the quotation to the end:\n{quote}",
+)
+"""User messages that ask for the rest of the span after a quotation; it ends the message."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RepetitionPrompt:
@@ -33,14 +42,17 @@ class RepetitionPrompt:
     head: np.ndarray
     """The prompt up to and with the start tag."""
     tail: np.ndarray
-    """From the end tag to where the reply begins."""
+    """From the end tag to where the reply begins, or to the quotation."""
     closing: np.ndarray
     """What ends the reply; part of it."""
+    after_quote: np.ndarray | None = None
+    """From the quotation to where the reply begins; None: nothing is quoted."""
 
     @property
     def overhead(self) -> int:
         """Decoder positions beside the placeholders and the repeated text."""
-        return len(self.head) + len(self.tail) + len(self.closing)
+        quoting = 0 if self.after_quote is None else len(self.after_quote)
+        return len(self.head) + len(self.tail) + len(self.closing) + quoting
 
 
 @lru_cache(maxsize=8)
@@ -49,8 +61,15 @@ def repetition_prompts(decoder: Tokenizer) -> tuple[RepetitionPrompt, ...]:
     return tuple(_prompt(request, decoder) for request in REPETITION_REQUESTS)
 
 
+@lru_cache(maxsize=8)
+def continuation_prompts(decoder: Tokenizer) -> tuple[RepetitionPrompt, ...]:
+    """The requests of ``CONTINUATION_REQUESTS`` through the chat template of ``decoder``."""
+    return tuple(_prompt(request, decoder) for request in CONTINUATION_REQUESTS)
+
+
 def _prompt(request: str, decoder: Tokenizer) -> RepetitionPrompt:
-    question = {"role": "user", "content": request.replace("{memory}", f"{MEMORY_START}x{MEMORY_END}")}
+    content = request.replace("{memory}", f"{MEMORY_START}x{MEMORY_END}").replace("{quote}", _QUOTE)
+    question = {"role": "user", "content": content}
     opening = decoder.render_chat([question], add_generation_prompt=True)
     whole = decoder.render_chat([question, {"role": "assistant", "content": "x"}])
     if not whole.startswith(f"{opening}x"):
@@ -58,6 +77,10 @@ def _prompt(request: str, decoder: Tokenizer) -> RepetitionPrompt:
             f"the chat template of {decoder.folder} does not render a reply after its generation prompt; repetition"
             " examples need that: use another template"
         )
+    closing = decoder.encode(whole[len(opening) + 1 :])
+    # The quotation is a slice between cuts, so what stands around it is tokenized apart from it.
+    opening, quoted, rest = opening.partition(_QUOTE)
     outline = outline_pieces(split_memory(opening), decoder, decoder)
     gap = int(outline.gaps[0])
-    return RepetitionPrompt(outline.tokens[:gap], outline.tokens[gap:], decoder.encode(whole[len(opening) + 1 :]))
+    after = decoder.encode(rest) if quoted else None
+    return RepetitionPrompt(outline.tokens[:gap], outline.tokens[gap:], closing, after)
