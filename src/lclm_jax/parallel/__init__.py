@@ -1,6 +1,7 @@
 """Mesh, the one sharding table, and multi-process start-up."""
 
 from lclm_jax.parallel.backend import avoid_known_faults
+from lclm_jax.parallel.fits import check_fits
 from lclm_jax.parallel.mapped import axis_names, mapped
 from lclm_jax.parallel.mesh import AXES, make_mesh, row_parts, use_mesh
 from lclm_jax.parallel.processes import EXIT_LOST, agreed, joined
@@ -15,6 +16,7 @@ __all__ = [
     "agreed",
     "axis_names",
     "batch_sharding",
+    "check_fits",
     "constrain",
     "joined",
     "make_mesh",

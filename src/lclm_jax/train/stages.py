@@ -14,7 +14,7 @@ from lclm_jax.data.index_info import first_info, summarize
 from lclm_jax.data.loader import Position, make_loader
 from lclm_jax.data.sources import Tokenizers, check_vocabularies
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.parallel import agreed, make_mesh, row_parts, use_mesh
+from lclm_jax.parallel import agreed, check_fits, make_mesh, row_parts, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.loop import StageRun, run_stage
@@ -63,6 +63,7 @@ def train(
     tokenizers = load_tokenizers(config)
     config = resolve(config, tokenizers)
     mesh = make_mesh(config.mesh)
+    check_fits(config, mesh, [only_stage] if only_stage else None)
     reporter = reporter or make_reporter(config.train.log_every)
     for stage in [only_stage] if only_stage else config.stages:
         if finished(config, stage):
