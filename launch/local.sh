@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Train on this machine, and go on after a preemption (exit status 75).
+#
+#   launch/local.sh [--dry-run] CONFIG [arguments of lclm train]
+#
+# Variables: LCLM_MAX_RESTARTS (default 20): restarts after exit status 75 before this gives up.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+read_options "$@"
+
+asked=0
+trap 'asked=1' TERM INT
+for ((restart = 0; ; restart++)); do
+  status=0
+  run lclm train "${arguments[@]}" || status=$?
+  # A person who stops the run wants it stopped; anything else that ends with 75 wants to be started again.
+  if ((status != 75 || asked || restart >= ${LCLM_MAX_RESTARTS:-20})); then
+    exit "$status"
+  fi
+  echo "stopped with status 75; starting again ($((restart + 1)))" >&2
+done

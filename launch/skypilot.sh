@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Start a training run as a managed job of SkyPilot (https://docs.skypilot.co), on TPUs or GPUs.
+#
+#   launch/skypilot.sh [--dry-run] tpu|gpu CONFIG [arguments of lclm train]
+#
+# CONFIG is a path in the image (/opt/lclm/configs/...). Variables:
+#   JOB_NAME IMAGE       name of the job; image built from launch/docker
+#   SKY_ACCELERATORS     tpu-v5p-128, or H100:8
+#   SKY_BUCKET           bucket mounted at /runs, the working folder: gs://BUCKET, s3://BUCKET
+#   SKY_RUNTIME          tpu: runtime of the TPU VMs, default v2-alpha-tpuv5
+#   SKY_NODES            gpu: nodes, default 1
+# Credentials are those of the clouds' own logins. A dry run prints the task.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+read_options "$@"
+kind=${arguments[0]}
+[[ $kind == tpu || $kind == gpu ]] || die "say tpu or gpu, not $kind"
+((${#arguments[@]} > 1)) || die "name a configuration"
+need JOB_NAME lclm-16x
+need IMAGE "REGION-docker.pkg.dev/PROJECT/lclm/lclm-$kind:TAG"
+need SKY_ACCELERATORS H100:8
+need SKY_BUCKET gs://BUCKET
+export SKY_NODES=${SKY_NODES:-1} SKY_RUNTIME=${SKY_RUNTIME:-v2-alpha-tpuv5}
+LCLM_COMMAND=$(printf '%q ' "${arguments[@]:1}")
+export LCLM_COMMAND=${LCLM_COMMAND% }
+
+task=$(python3 "$here/render.py" "$here/skypilot/$kind.yaml")
+if ((dry_run)); then
+  printf '%s\n' "$task"
+else
+  file=$(mktemp --suffix=.yaml)
+  trap 'rm -f "$file"' EXIT
+  printf '%s\n' "$task" >"$file"
+  sky jobs launch --yes --name "$JOB_NAME" "$file"
+fi

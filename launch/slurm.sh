@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Submit a training run to SLURM; it requeues itself after preemption and near its time limit.
+#
+#   launch/slurm.sh [--dry-run] CONFIG [arguments of lclm train]
+#
+# Shape and limits of the job are sbatch's own variables and options:
+#   SBATCH_ARGS="--nodes=32 --gpus-per-node=8 --time=24:00:00"       one process per node, which drives its 8 GPUs
+#   SBATCH_ARGS="--nodes=32 --ntasks-per-node=8 --gpus-per-task=1"   one process per GPU
+# Variables: LCLM_SETUP (shell file sourced on every node: modules, virtual environment), LCLM_SRUN_ARGS (options of srun,
+# such as --container-image=... --container-mounts=...), LCLM_MAX_RESTARTS (default 100).
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+read_options "$@"
+
+read -ra options <<<"${SBATCH_ARGS:-}"
+run sbatch "${options[@]}" "$here/lclm.sbatch" "${arguments[@]}"
