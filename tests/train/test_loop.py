@@ -143,16 +143,29 @@ def test_the_log_is_cut_where_a_stage_goes_on(tmp_path):
     assert list(read_metrics(path)) == [{"step": 0}, {"step": 1}, {"step": 2, "new": True}]
 
 
-def test_a_full_disk_is_explained(tmp_path):
+def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    log = MetricsLog(tmp_path / "metrics.jsonl", first_step=0)
+    log = MetricsLog(path, first_step=0)
+    log.write({"step": 0})
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        with pytest.raises(ValueError, match=r"cannot write .*metrics.jsonl .*free some space"):
-            log.write({"step": 0})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+        for step in (1, 2):
+            log.write({"step": step})
+        assert path.read_text() == '{"step": 0}\n' and caplog.text.count("wait for room") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        log.close()
+    log.write({"step": 3})
+    log.close()
+    assert [record["step"] for record in read_metrics(path)] == [0, 1, 2, 3]
+    log = MetricsLog(path, first_step=9)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        log.write({"step": 9})
+        with pytest.raises(ValueError, match=r"cannot write .*metrics.jsonl .*1 lines are lost.*free some space"):
+            log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def damage(folder, step):

@@ -237,7 +237,10 @@ class Checkpoints:
         return DamagedCheckpoint(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}); {way}")
 
     def _fail_save(self, error: BaseException) -> NoReturn:
-        kept = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # what was half written holds space
+                shutil.rmtree(leftover, ignore_errors=True)
+        kept = self.steps()
         intact = f"the checkpoint of step {max(kept)} is intact" if kept else "there is no earlier checkpoint"
         raise CheckpointError(
             f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: free some space, then"

@@ -1,6 +1,8 @@
 """One line of JSON per optimizer step, and what is computed from a step's metrics and its batch."""
 
+import errno
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax.data.loader import BatchStats
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -48,10 +52,12 @@ class MetricsLog:
     """``metrics.jsonl`` of a stage, appended to; written by the first process only.
 
     A restarted stage cuts off what came after its checkpoint, so the file reads like that of one uninterrupted run.
+    Lines that a full disk refuses are kept in memory and written when there is room again.
     """
 
     def __init__(self, path: Path, first_step: int, writes: bool = True):
         self._path, self._file = path, None
+        self._waiting: list[bytes] = []
         if not writes:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,28 +65,46 @@ class MetricsLog:
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(partial, path)
-        self._file = path.open("ab", buffering=0)  # a line that could not be written must not come back later
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
-        """Append one line and hand it to the operating system, so that it survives the death of this process.
+        """Append one line and hand it to the operating system, so that it survives the death of this process."""
+        if self._file is None:
+            return
+        self._waiting.append(json.dumps(record).encode() + b"\n")
+        error = self._flush()
+        if error is not None and len(self._waiting) == 1:
+            logger.warning("cannot write %s (%s); its lines wait for room", self._path, error.strerror)
+
+    def close(self) -> None:
+        """Close the file.
 
         Raises:
-            ValueError: the disk is full, or the file cannot be written for another reason.
+            ValueError: lines are left that could not be written.
         """
         if self._file is None:
             return
-        try:
-            self._file.write(json.dumps(record).encode() + b"\n")
-        except OSError as error:
+        error = self._flush()
+        self._file.close()
+        if error is not None:
             raise ValueError(
-                f"cannot write {self._path} ({error.strerror}); checkpoints are intact: free some space, then start"
-                " again to go on"
+                f"cannot write {self._path} ({error.strerror}), {len(self._waiting)} lines are lost; checkpoints are"
+                " intact: free some space, then start again to go on"
             ) from error
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+    def _flush(self) -> OSError | None:
+        """Write what waits, line by line; a line is written whole or cut off again."""
+        assert self._file is not None
+        while self._waiting:
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                if self._file.write(self._waiting[0]) != len(self._waiting[0]):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                os.ftruncate(self._file.fileno(), end)
+                return error
+            self._waiting.pop(0)
+        return None
 
 
 def read_metrics(path: Path) -> Iterator[Record]:
