@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from lclm_jax.config import OptimizerConfig
@@ -87,3 +88,60 @@ def test_a_non_finite_gradient_or_a_refused_step_leaves_everything():
     once, state_once, _ = run(gradients[:1], make())
     assert jax.tree.all(jax.tree.map(jnp.array_equal, (values, state), (once, state_once)))
     assert not np.isfinite(history[1]["grad_norm"])
+
+
+def of_kind(**settings):
+    groups = {"one": Group(Schedule(1e-2, 10, 0, kind="constant"), 0.1)}
+    labels = {"layers": {"attn": {"o": {"kernel": "one"}}, "norm": {"scale": "one"}}, "frozen": None}
+    return Optimizer(OptimizerConfig(clip_norm=1e9, **settings), labels, groups)
+
+
+def stacked():
+    random = np.random.default_rng(2)
+    kernel = jnp.asarray(random.standard_normal((3, 2, 4, 16)), jnp.float32)  # layers, heads, head width, model width
+    return {"layers": {"attn": {"o": {"kernel": kernel}}, "norm": {"scale": jnp.ones((3, 16))}}, "frozen": jnp.ones(2)}
+
+
+def one_update(optimizer, params, gradient):
+    return jax.jit(optimizer.update)(gradient, optimizer.init(params), params, jnp.int32(0), jnp.asarray(True))
+
+
+def test_muon_orthogonalises_every_layer_and_moves_as_far_as_adam():
+    params = stacked()
+    gradient = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), {"layers": params["layers"]})
+    moved, state, metrics = one_update(of_kind(kind="muon"), params, gradient)
+    step = (params["layers"]["attn"]["o"]["kernel"] * (1 - 1e-3) - moved["layers"]["attn"]["o"]["kernel"]) / 1e-2
+    for layer in np.asarray(step).reshape(3, 8, 16):
+        values = np.linalg.svd(layer, compute_uv=False) / (0.2 * 4)  # 0.2 * sqrt(16)
+        assert values.min() > 0.6 and values.max() < 1.3  # five Newton-Schulz steps, not an exact projection
+        assert np.sqrt((layer**2).mean()) == pytest.approx(0.2, rel=0.25)
+    assert set(state["one"]) == {"matrices", "others"} and jnp.array_equal(moved["frozen"], params["frozen"])
+    adam = one_update(of_kind(kind="adamw"), params, gradient)[0]
+    np.testing.assert_allclose(moved["layers"]["norm"]["scale"], adam["layers"]["norm"]["scale"])
+    assert float(metrics["update_norm/one"]) > 0
+
+
+def test_adafactor_keeps_rows_and_columns_only():
+    params = {"layers": {"attn": {"o": {"kernel": jnp.ones((3, 64, 48))}}, "norm": {"scale": jnp.ones((3, 16))}}}
+    optimizer = of_kind(kind="adafactor")
+    optimizer = Optimizer(optimizer.settings, {"layers": optimizer.labels["layers"]}, optimizer.groups)
+    gradient = jax.tree.map(lambda leaf: leaf * 0.3, params)
+    moved, state, _ = one_update(optimizer, params, gradient)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
+    assert (3, 64, 48) not in shapes and {(3, 64), (3, 48)} <= shapes
+    # A gradient of one sign and size has the direction 1 everywhere: the learning rate, and the decay.
+    np.testing.assert_allclose(moved["layers"]["attn"]["o"]["kernel"], 1 - 1e-2 * 1.1, rtol=1e-4)
+    places = optimizer.state_shardings(params, jax.tree.map(lambda leaf: "own", params), "everywhere")
+    assert set(jax.tree.leaves(places)) == {"own", "everywhere"}  # the scale's moments are of full size
+
+
+def test_averages_and_bfloat16_moments():
+    optimizer = of_kind(ema_decay=0.9, moment_dtype="bfloat16")
+    params = stacked()
+    gradient = jax.tree.map(jnp.sin, {"layers": params["layers"]})
+    moved, state, _ = one_update(optimizer, params, gradient)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state["one"].mu)} == {jnp.dtype("bfloat16")}
+    want = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, params["layers"], moved["layers"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state["ema"], {"layers": want})
+    held = jax.jit(optimizer.update)(gradient, state, moved, jnp.int32(1), jnp.asarray(False))[1]
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, held["ema"], state["ema"]))

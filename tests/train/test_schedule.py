@@ -56,3 +56,10 @@ def test_constant_and_warm_up_longer_than_the_run():
 def test_a_floor_above_the_peak_is_an_error():
     with pytest.raises(ValueError, match=r"min_lr=1e-06 is above the peak"):
         Schedule(1e-7, 10, 0, 1e-6)
+
+
+def test_warm_up_stable_decay():
+    schedule = Schedule(1.0, 100, 10, 0.1, "wsd", decay_share=0.2)
+    assert [round(float(schedule(step)), 3) for step in (5, 10, 50, 80, 90, 100, 120)] == [
+        0.5, 1.0, 1.0, 1.0, 0.55, 0.1, 0.1,
+    ]  # fmt: skip

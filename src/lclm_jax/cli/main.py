@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt with memory tags, token by token."),
     "encode": ("lclm_jax.cli.encode", "encode", "Write prompt embeddings for vLLM, latents spliced in."),
     "data": ("lclm_jax.cli.data", "data", "Prepare corpora and look at packed rows."),
+    "chaos": ("lclm_jax.cli.chaos", "chaos", "Injure a run on purpose and check that nothing is lost."),
     "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration and every key."),
     "plan": (
         "lclm_jax.cli.plan",

@@ -49,8 +49,11 @@ class StageConfig(Tree):
     microbatches: int = key(0, "Gradient accumulation: parts that batch_rows is cut into; 0: train.microbatches.", ge=0)
     warmup_steps: int | None = key(None, "Steps of linear warm-up; wins over warmup_share.", ge=0)
     warmup_share: float = key(0.05, "Warm-up as a share of the steps.", ge=0, le=1)
-    schedule: Literal["cosine", "constant"] = key("cosine", "Shape after the warm-up.")
-    min_lr: float = key(1e-6, "Learning rate at the end of the cosine.", ge=0)
+    schedule: Literal["cosine", "constant", "wsd"] = key(
+        "cosine", "Shape after the warm-up; wsd: stable, then a linear decay over the last decay_share of the steps."
+    )
+    min_lr: float = key(1e-6, "Learning rate at the end of the cosine or the decay.", ge=0)
+    decay_share: float = key(0.2, "Share of the steps that the decay takes (wsd).", gt=0, le=1)
     weight_decay: Decay = key(Decay(), "Decoupled weight decay by part.")
     skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
     pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")
@@ -134,12 +137,21 @@ def parse_skip_range(text: str) -> tuple[int, int]:
 
 
 class OptimizerConfig(Tree):
-    """AdamW."""
+    """How gradients become updates."""
 
+    kind: Literal["adamw", "adafactor", "muon"] = key(
+        "adamw", "adafactor: factored second moments, a third of the memory; muon: orthogonalised momentum."
+    )
     b1: float = key(0.9, "Decay of the first moment.", ge=0, lt=1)
-    b2: float = key(0.95, "Decay of the second moment.", ge=0, lt=1)
+    b2: float = key(0.95, "Decay of the second moment (muon: of the momentum).", ge=0, lt=1)
     eps: float = key(1e-8, "Added to the denominator.", gt=0)
     clip_norm: float = key(1.0, "Bound of the joint gradient norm over all trainable leaves.", gt=0)
+    moment_dtype: Literal["float32", "bfloat16"] = key(
+        "float32", "Of first moments and momentum; second moments are float32."
+    )
+    ema_decay: float | None = key(
+        None, "Keep averages of the trainable parameters with this decay per step; null: none.", gt=0, lt=1
+    )
 
 
 class CheckpointConfig(Tree):

@@ -164,6 +164,11 @@ class Checkpoints:
         except _STORAGE_ERRORS as error:
             self._failure = error
 
+    def seal(self, step: int) -> None:
+        """Write the manifest of a checkpoint that was killed before it got one; call it once its values are checked."""
+        if jax.process_index() == 0 and self._settings is not None and not has_manifest(self.folder / str(step)):
+            write_manifest(self.folder / str(step))
+
     def _sealed_steps(self) -> list[int]:
         return [step for step in self.steps() if has_manifest(self.folder / str(step))]
 

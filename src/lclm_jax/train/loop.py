@@ -178,6 +178,7 @@ def _restore(
 
     params = without_missing_lora(abstract.params, model, stored)
     state = checkpoints.restore(step, abstract._replace(params=params))
+    checkpoints.seal(step)
     return state._replace(params=with_fresh_lora(state.params, model, run.config.seed, run.mesh)), meta
 
 

@@ -1,8 +1,9 @@
-"""AdamW by group: each with its own schedule, decay and step count, clipped together.
+"""The optimizer by group: each with its own schedule, decay and step count, clipped together.
 
 A group is usually a part of the model (adapter, encoder, decoder, memory_rows). A group whose gradient is exactly zero
 in a step got no signal (no span in the batch, say): neither momentum nor weight decay moves it, and its Adam count
-stays, so its bias correction is that of the updates it has made. The schedule follows the global step.
+stays, so its bias correction is that of the updates it has made. The schedule follows the global step. With
+``ema_decay`` the state also holds averages of the trainable parameters, under the name ``EMA``.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +15,12 @@ import jax.numpy as jnp
 import optax
 
 from lclm_jax.config import OptimizerConfig, StageConfig
-from lclm_jax.train.freeze import groups_of, label_leaves, merge, select, split, stage_rules
+from lclm_jax.train.directions import direction
+from lclm_jax.train.freeze import groups_of, label_leaves, merge, path_name, select, split, stage_rules
 from lclm_jax.train.schedule import stage_schedules
+
+EMA = "ema"
+"""Name of the averages in the optimizer's state, beside those of the groups."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,36 @@ class Optimizer:
         """Groups that train, sorted."""
         return groups_of(self.labels)
 
-    def init(self, params: Any) -> dict[str, optax.ScaleByAdamState]:
-        """Fresh state by group: count int32, moments float32 in the shapes of the group's parameters.
+    def init(self, params: Any) -> dict[str, Any]:
+        """Fresh state by group (``train.directions``), and the averages, equal to the parameters.
 
         Leaves may be ``jax.ShapeDtypeStruct`` under ``jax.eval_shape``.
         """
-        adam = self._adam()
-        return {name: adam.init(select(params, self.labels, (name,))) for name in self.names}
-
-    def state_shardings(self, params_shardings: Any, replicated: Any) -> dict[str, optax.ScaleByAdamState]:
-        """Shardings of ``init``'s state: moments lie like their parameters, counts on every device."""
-        state = {}
-        for name in self.names:
-            branch = select(params_shardings, self.labels, (name,))
-            state[name] = optax.ScaleByAdamState(count=replicated, mu=branch, nu=branch)
+        moving = direction(self.settings)
+        state = {name: moving.init(select(params, self.labels, (name,))) for name in self.names}
+        if self.settings.ema_decay is not None:
+            trainable = split(params, self.labels)[0]
+            state[EMA] = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trainable)
         return state
+
+    def state_shardings(self, params: Any, params_shardings: Any, replicated: Any) -> dict[str, Any]:
+        """Shardings of ``init``'s state: what has the path and shape of a parameter lies like it, the rest everywhere.
+
+        Args:
+            params: shapes of all parameters.
+            params_shardings: their shardings.
+            replicated: sharding of counts and of factored moments.
+        """
+        shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        places = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params_shardings)}
+
+        def place(path: Any, leaf: Any) -> Any:
+            names = path_name(path).split("/")
+            tails = ("/".join(names[first:]) for first in range(len(names)))
+            owner = next((tail for tail in tails if tail in shapes), None)
+            return places[owner] if owner is not None and shapes[owner] == leaf.shape else replicated
+
+        return jax.tree_util.tree_map_with_path(place, jax.eval_shape(self.init, params))
 
     def update(self, grads: Any, state: Any, params: Any, step: jax.Array, apply: jax.Array) -> tuple[Any, Any, Any]:
         """One update of all groups.
@@ -78,7 +98,8 @@ class Optimizer:
 
         Returns:
             (params, state, metrics): ``grad_norm`` (before clipping, over all trainable leaves), and by group
-            ``grad_norm/GROUP``, ``learning_rate/GROUP`` and ``updated/GROUP`` (1.0 if the group moved).
+            ``grad_norm/GROUP``, ``learning_rate/GROUP``, ``update_norm/GROUP`` (of the change of the parameters) and
+            ``updated/GROUP`` (1.0 if the group moved).
         """
         norms = {name: optax.tree.norm(select(grads, self.labels, (name,))) for name in self.names}
         norm = jnp.sqrt(sum(value**2 for value in norms.values()))
@@ -98,16 +119,22 @@ class Optimizer:
             metrics[f"grad_norm/{name}"] = norms[name]
             metrics[f"learning_rate/{name}"] = rate
             metrics[f"updated/{name}"] = moving.astype(jnp.float32)
+            metrics[f"update_norm/{name}"] = optax.tree.norm(jax.tree.map(jnp.subtract, branches[-1], branch))
         _, frozen = split(params, self.labels)
+        if (decay := self.settings.ema_decay) is not None:
+            averages = jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, state[EMA], merge(*branches))
+            new_state[EMA] = _choose(apply, averages, state[EMA])
         return merge(frozen, *branches), new_state, metrics
 
     def _move(self, group: Group, rate: jax.Array, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        directions, state = self._adam().update(gradient, state)
-        params = jax.tree.map(lambda p, d: p - rate * (d + group.decay * p), params, directions)
-        return params, state
+        directions, state = direction(self.settings).update(gradient, state, params)
 
-    def _adam(self) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.settings.b1, self.settings.b2, self.settings.eps)
+        def moved(param: jax.Array, towards: jax.Array) -> jax.Array:
+            # In float32 whatever the parameters are kept in: a bfloat16 product would lose the decay altogether.
+            wide = param.astype(jnp.float32)
+            return (wide - rate * (towards.astype(jnp.float32) + group.decay * wide)).astype(param.dtype)
+
+        return jax.tree.map(moved, params, directions), state
 
 
 def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -> Optimizer:

@@ -4,12 +4,15 @@ A stage's result depends on its own settings, on what all stages share, and on t
 watched, saved, loaded or laid out over devices may change between restarts.
 """
 
+import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from lclm_jax.config import Config, RunPaths
+from lclm_jax.config.load import describe_keys
 
 _TOWERS = ("encoder", "decoder")
 # LoRA counts from the stage that trains it; a run may go on with another layout of the arithmetic on other devices.
@@ -74,7 +77,7 @@ def provenance(config: Config, stage: str) -> dict[str, Any]:
     ancestors = {}
     name = parent_of(config, stage)
     while name is not None:
-        ancestors[name] = _hash(stage_inputs(config, name))
+        ancestors[name] = _hash(_without_defaults(stage_inputs(config, name)))
         name = parent_of(config, name)
     return {"inputs": stage_inputs(config, stage), "ancestors": ancestors}
 
@@ -87,7 +90,11 @@ def check_provenance(config: Config, stage: str, stored: dict[str, Any]) -> None
     """
     now = provenance(config, stage)
     folder = RunPaths(config).stage(stage)
-    differences = list(differing_keys(stored["inputs"], now["inputs"]))
+    differences = [
+        (key, old, new)
+        for key, old, new in differing_keys(stored["inputs"], now["inputs"])
+        if old is not None or _holds(stored["inputs"], key) or not _at_default(key, new)
+    ]
     if differences:
         shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in differences[:4])
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -111,6 +118,38 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> Any:
             yield from differing_keys(old.get(name), new.get(name), f"{prefix}{name}.")
     elif old != new:
         yield prefix[:-1], old, new
+
+
+def _holds(tree: Any, key: str) -> bool:
+    """Whether ``tree`` has the dotted ``key``, be it null."""
+    for name in key.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
+
+
+def _without_defaults(inputs: Any, prefix: str = "") -> Any:
+    """``inputs`` less the keys at their defaults, so that a version with more keys gives the same hash."""
+    if not isinstance(inputs, dict):
+        return inputs
+    return {
+        name: _without_defaults(node, f"{prefix}{name}.")
+        for name, node in inputs.items()
+        if not _at_default(f"{prefix}{name}", node)
+    }
+
+
+def _at_default(key: str, value: Any) -> bool:
+    """Whether a key (or branch) that a checkpoint does not know, as it is newer, has its default."""
+    if isinstance(value, dict):
+        return all(_at_default(f"{key}.{name}", node) for name, node in value.items())
+    return _defaults().get(re.sub(r"^(stages|data\.sources)\.[^.]+", r"\1.NAME", key)) == json.dumps(value)
+
+
+@functools.cache
+def _defaults() -> dict[str, str]:
+    return {key: default for key, default, _ in describe_keys()}
 
 
 def checkpoints_folder(config: Config, stage: str) -> Path:

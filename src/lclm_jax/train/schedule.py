@@ -1,4 +1,4 @@
-"""Learning rate by step: linear warm-up, then cosine to a floor, or constant."""
+"""Learning rate by step: linear warm-up, then cosine to a floor, constant, or stable and a linear decay at the end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ class Schedule:
         steps: updates of the whole run.
         warmup: steps of linear warm-up from 0.
         min_lr: floor that the cosine reaches, an absolute learning rate.
-        kind: ``cosine`` or ``constant`` after the warm-up.
+        kind: ``cosine``, ``constant`` or ``wsd`` (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395) after the
+            warm-up.
         cosine_fraction: share of the steps after the warm-up that the cosine takes; the floor follows.
+        decay_share: share of all steps that the decay of ``wsd`` takes, linear to ``min_lr`` at the last step.
     """
 
     peak: float
@@ -31,6 +33,7 @@ class Schedule:
     min_lr: float = 0.0
     kind: str = "cosine"
     cosine_fraction: float = 1.0
+    decay_share: float = 0.2
 
     def __post_init__(self):
         if self.peak < self.min_lr:
@@ -44,6 +47,9 @@ class Schedule:
         now = xp.asarray(step, dtype=np.float32)
         if self.kind == "constant":
             after = xp.full_like(now, self.peak)
+        elif self.kind == "wsd":
+            left = xp.clip((self.steps - now) / np.float32(max(self.steps * self.decay_share, 1.0)), 0.0, 1.0)
+            after = self.min_lr + (self.peak - self.min_lr) * left
         else:
             length = max((self.steps - self.warmup) * self.cosine_fraction, 1.0)
             # sin^2 of what is left, not 1 + cos of what is done, and whole steps before the fraction of one: no
@@ -62,5 +68,7 @@ def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Cal
         peak = stage.peak_lr(part)
         if peak is None:
             raise ValueError(f"part {part} is frozen in this stage; it has no learning rate")
-        schedules[part] = Schedule(peak, stage.steps, stage.warmup, stage.min_lr, stage.schedule)
+        schedules[part] = Schedule(
+            peak, stage.steps, stage.warmup, stage.min_lr, stage.schedule, decay_share=stage.decay_share
+        )
     return schedules

@@ -42,7 +42,8 @@ def state_shardings(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> Tra
     """Shardings of a whole state: moments like their parameters, scalars on every device."""
     replicated = NamedSharding(mesh, PartitionSpec())
     params = params_shardings(model, mesh)
-    return TrainState(replicated, params, optimizer.state_shardings(params, replicated), replicated)
+    opt_state = optimizer.state_shardings(abstract_params(model), params, replicated)
+    return TrainState(replicated, params, opt_state, replicated)
 
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import psutil
 
 logger = logging.getLogger(__name__)
 
@@ -67,4 +68,6 @@ class Watchdog:
             rank, waited, self._doing, self._limit, self._stacks, EXIT_RETRY,
         )  # fmt: skip
         sys.stderr.flush()
+        for child in psutil.Process().children(recursive=True):
+            child.kill()  # data workers would outlive an exit that runs no handlers
         self._end(EXIT_RETRY)

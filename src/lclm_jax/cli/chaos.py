@@ -1,0 +1,60 @@
+"""``lclm chaos``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
+from lclm_jax.config import load_config
+
+
+@click.command()
+@config_argument
+@click.option("--faults", default=20, show_default=True, type=click.IntRange(1), help="Faults to inject, of all kinds.")
+@click.option("--seed", default=0, show_default=True, help="Of the order and places of the faults.")
+@click.option("--every", default=40, show_default=True, type=click.IntRange(6), help="Steps between faults.")
+@set_option
+@json_option
+def chaos(config: Path, faults: int, seed: int, every: int, overrides: tuple[str, ...], json_file: Path | None) -> None:
+    """Train CONFIG twice on this machine, once with faults injected, and compare what was learned bit for bit.
+
+    Faults: kill -9 of the trainer and of a data worker, SIGTERM, a truncated and a bit-flipped checkpoint, a full
+    disk, a corrupt data shard, NaN gradients, a hung process of two. The run's folder is emptied first. Exits with
+    status 1 if a fault was not survived or anything differs.
+    """
+    from lclm_jax.ops.chaos import run_drill
+    from lclm_jax.pipeline import prepare_data
+
+    result = run_drill(load_config(config, overrides), faults, seed, prepare_data, every)
+    write_result(json_file, result)
+    _print(result)
+    if not result["identical"] or result["survived"] < faults:
+        raise click.exceptions.Exit(1)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("fault", title=f"{len(result['strikes'])} faults in {result['steps']} steps", title_justify="left")
+    for name in ("injected", "survived", "steps redone", "seconds lost"):
+        table.add_column(name, justify="right")
+    kinds = sorted({strike["kind"] for strike in result["strikes"]})
+    for kind in [*kinds, "all"]:
+        mine = [strike for strike in result["strikes"] if kind in (strike["kind"], "all")]
+        if kind == "all":
+            table.add_section()
+        sums = [sum(strike[name] for strike in mine) for name in ("survived", "redone_steps")]
+        lost = sum(strike["lost_seconds"] for strike in mine)
+        table.add_row(kind, str(len(mine)), *map(str, sums), f"{lost:.1f}")
+    console = Console()
+    console.print(table)
+    for strike in result["strikes"]:
+        if not strike["survived"]:
+            console.print(f"not survived: {strike['kind']} at step {strike['step']}: {strike['message']}", markup=False)
+    for difference in result["differences"]:
+        console.print(f"lost: {difference}", markup=False)
+    if result["identical"]:
+        console.print("final parameters and losses are those of the undisturbed run, bit for bit: nothing lost")
+    console.print(f"{result['undisturbed_seconds']:.0f} s undisturbed, {result['disturbed_seconds']:.0f} s with faults")
