@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax.train.schedule import Schedule
+from lclm_jax.config import StageConfig
+from lclm_jax.train.schedule import Schedule, stage_schedules
 
 SHARED = Path(__file__).parents[3] / "shared" / "reference" / "lr_schedule.json"
 # Update -> learning rate of the PyTorch implementation: peak 1e-3, 200 steps, warm-up 20, floor 1e-6.
@@ -53,9 +54,10 @@ def test_constant_and_warm_up_longer_than_the_run():
     np.testing.assert_allclose(Schedule(1e-3, 10, 100)(10), 1e-4, rtol=1e-6)
 
 
-def test_a_floor_above_the_peak_is_an_error():
-    with pytest.raises(ValueError, match=r"min_lr=1e-06 is above the peak"):
-        Schedule(1e-7, 10, 0, 1e-6)
+def test_a_floor_above_the_peak_is_an_error_in_a_stage():
+    stage = StageConfig(lr={"adapter": 1e-7}, steps=10, mixture={"cpt": 1}, min_lr=1e-6)
+    with pytest.raises(ValueError, match=r"min_lr=1e-06 is above the peak learning rate 1e-07 of part adapter"):
+        stage_schedules(stage, ("adapter",))
 
 
 def test_warm_up_stable_decay():

@@ -35,12 +35,6 @@ class Schedule:
     cosine_fraction: float = 1.0
     decay_share: float = 0.2
 
-    def __post_init__(self):
-        if self.peak < self.min_lr:
-            raise ValueError(
-                f"min_lr={self.min_lr} is above the peak learning rate {self.peak}; lower min_lr or raise the peak"
-            )
-
     def __call__(self, step: Any) -> Any:
         """Learning rate at ``step`` (an int, or an int32 array under jit): float32, shape of ``step``."""
         xp = np if isinstance(step, int | np.ndarray | np.generic) else jnp
@@ -68,6 +62,11 @@ def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Cal
         peak = stage.peak_lr(part)
         if peak is None:
             raise ValueError(f"part {part} is frozen in this stage; it has no learning rate")
+        if peak < stage.min_lr:
+            raise ValueError(
+                f"min_lr={stage.min_lr} is above the peak learning rate {peak} of part {part}; lower min_lr or raise"
+                " the peak"
+            )
         schedules[part] = Schedule(
             peak, stage.steps, stage.warmup, stage.min_lr, stage.schedule, decay_share=stage.decay_share
         )
