@@ -27,6 +27,7 @@ COMMANDS = {
         "plan",
         "Compile the train step for rented chips: memory, time, price, before renting.",
     ),
+    "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, and the train step beside PyTorch."),
     "golden": ("lclm_jax.cli.model", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 

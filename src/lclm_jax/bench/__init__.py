@@ -1,0 +1,1 @@
+"""Measurements: kernels beside the alternatives of libraries, and the whole train step beside PyTorch."""

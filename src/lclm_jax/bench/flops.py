@@ -1,0 +1,68 @@
+"""Floating-point operations that the model needs for the tokens of a batch: what MFU counts."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lclm_jax.config import BackboneConfig, ModelConfig, StageConfig
+from lclm_jax.model.lclm import abstract_params
+
+
+class Part(NamedTuple):
+    """Multiply-adds of a part of the model, times two."""
+
+    forward: float
+    trains: bool
+    """Whether its own weights get gradients."""
+    carries: bool
+    """Whether gradients pass through it to its inputs."""
+
+    @property
+    def step(self) -> float:
+        """Of a training step: a backward pass costs one forward pass for inputs and one for weights."""
+        return self.forward * (1 + self.trains + self.carries)
+
+
+def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, decoder: np.ndarray) -> float:
+    """Of a step on rows with these segments ([rows, positions], 0 is padding); recomputation does not count.
+
+    Attention counts visible pairs, products the positions in use. A frozen part costs its forward pass, and the
+    gradient of its inputs if something before it trains: the memory rows do in every stage.
+    """
+    latents = np.count_nonzero(encoder) / model.ratio
+    sizes = kernel_sizes(model)
+    trains = {part: stage.peak_lr(part) is not None for part in ("encoder", "adapter", "decoder")}
+    causal = model.mask == "causal"
+    positions = {"encoder": np.count_nonzero(encoder), "adapter": latents, "decoder": np.count_nonzero(decoder)}
+    head = model.decoder.vocab_size * model.decoder.hidden_size
+    parts = [
+        Part(2.0 * positions["encoder"] * sizes["encoder"], trains["encoder"], trains["encoder"]),
+        Part(2.0 * latents * sizes["adapter"], trains["adapter"], trains["encoder"]),
+        Part(2.0 * positions["decoder"] * sizes["decoder"], trains["decoder"], True),
+        Part(2.0 * positions["decoder"] * head, trains["decoder"], True),
+        # Both operands of attention's products are activations: a backward pass costs two forward passes or none.
+        Part(_attention(model.encoder, encoder, causal), trains["encoder"], trains["encoder"]),
+        Part(_attention(model.decoder, decoder, True), True, True),
+    ]
+    return sum(part.step for part in parts)
+
+
+def kernel_sizes(model: ModelConfig) -> dict[str, int]:
+    """Elements of the matrices that every position of a part is multiplied with."""
+    params: Mapping[str, Any] = abstract_params(model.plain)
+    sizes = {}
+    for part in ("encoder", "adapter", "decoder"):
+        leaves = jax.tree_util.tree_leaves_with_path(params[part])
+        kernels = [(path, leaf) for path, leaf in leaves if path[-1].key == "kernel" and path[0].key != "head"]
+        sizes[part] = sum(leaf.size for _, leaf in kernels)
+    return sizes
+
+
+def _attention(shape: BackboneConfig, segments: np.ndarray, causal: bool) -> float:
+    pairs = 0.0
+    for row in segments:
+        counts = np.bincount(row[row > 0]).astype(float)
+        pairs += (counts * (counts + 1) / 2).sum() if causal else (counts**2).sum()
+    return 4.0 * pairs * shape.num_heads * shape.head_dim * shape.num_layers

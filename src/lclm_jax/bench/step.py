@@ -1,0 +1,172 @@
+"""The real train step on real packed batches, and beside it the same model in PyTorch."""
+
+import importlib.util
+import itertools
+import logging
+import statistics
+import time
+from typing import Any
+
+import jax
+import psutil
+
+from lclm_jax.batch import Batch
+from lclm_jax.bench.flops import step_flops
+from lclm_jax.bench.timing import measure_peaks, on_cpu, surroundings
+from lclm_jax.config import Config
+from lclm_jax.config.nearest import suggestion
+from lclm_jax.data.loader import batch_stats, make_loader
+from lclm_jax.model.lclm import abstract_params
+from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.plan.chips import CHIPS
+from lclm_jax.train.optimizer import make_optimizer
+from lclm_jax.train.stages import load_tokenizers, resolve
+from lclm_jax.train.state import fresh_state, random_params
+from lclm_jax.train.step import make_train_step, put_batch
+
+logger = logging.getLogger(__name__)
+
+_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "NVIDIA H100": "h100"}
+"""Beginning of a device kind -> name in ``plan.chips``; longer beginnings first where one begins another."""
+
+
+def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torch: bool) -> dict[str, Any]:
+    """Measure ``repeats`` times ``steps`` steps of ``stage`` (None: the last), from random weights.
+
+    With ``torch`` (and torch installed) every repetition is followed by the same steps of the PyTorch model.
+
+    Returns:
+        JSON values. Rates are medians over the repetitions. ``ratio`` is ours to PyTorch's in tokens per second, of each
+        repetition, with mean and standard deviation.
+
+    Raises:
+        ValueError: the stage is unknown, or the corpus is not prepared.
+    """
+    stage = stage or list(config.stages)[-1]
+    if stage not in config.stages:
+        raise ValueError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
+    tokenizers = load_tokenizers(config)
+    config = resolve(config, tokenizers)
+    with make_loader(config, stage, tokenizers) as loader:
+        batches = [batch for batch, _ in itertools.islice(loader, steps)]
+    ours = _OurStep(config, stage)
+    compile_seconds = ours.compile(batches[0])
+    other = _torch_step(config, stage, ours, batches) if torch else None
+    seconds, other_seconds = [], []
+    for number in range(repeats):
+        seconds.append(ours.run(batches))
+        if other is not None:
+            other_seconds.append(other.run(batches))
+        shown = ", PyTorch ".join(f"{times[-1]:.3f}" for times in (seconds, other_seconds) if times)
+        logger.info("repetition %d: %s s a step", number + 1, shown)
+    result = _rates(config, stage, batches, seconds) | {"compile_seconds": compile_seconds, **_memory()}
+    result |= {"surroundings": surroundings(), "stage": stage, "steps": steps, "repeats": repeats}
+    if other is not None:
+        result["pytorch"] = _comparison(config, batches, seconds, other_seconds) | {"first_loss": other.first_loss}
+        result["first_loss"] = ours.first_loss
+    return result
+
+
+class _OurStep:
+    """Our train step with its state."""
+
+    def __init__(self, config: Config, stage: str):
+        self.mesh = make_mesh(config.mesh)
+        self.params = jax.device_get(random_params_on(config, self.mesh))
+        optimizer = make_optimizer(config.train.optimizer, config.stages[stage], abstract_params(config.model))
+        with use_mesh(self.mesh):
+            params = random_params_on(config, self.mesh)
+            self.state = fresh_state(params, config.model, optimizer, self.mesh, config.seed)
+            self.step = make_train_step(config, stage, optimizer, self.mesh)
+        self.first_loss = float("nan")
+
+    def compile(self, batch: Batch) -> float:
+        """Seconds of tracing, compiling and a first step; keeps the loss of the first batch."""
+        start = time.perf_counter()
+        with use_mesh(self.mesh):
+            self.state, metrics = self.step(self.state, put_batch(batch, self.mesh))
+            self.first_loss = float(metrics["loss_nats"])
+        return time.perf_counter() - start
+
+    def run(self, batches: list[Batch]) -> float:
+        """Seconds a step, batches placed before the clock starts."""
+        with use_mesh(self.mesh):
+            placed = jax.block_until_ready([put_batch(batch, self.mesh) for batch in batches])
+            start = time.perf_counter()
+            for batch in placed:
+                self.state, metrics = self.step(self.state, batch)
+            jax.block_until_ready((self.state, metrics))
+        return (time.perf_counter() - start) / len(batches)
+
+
+def random_params_on(config: Config, mesh: Any) -> Any:
+    """Parameters of the run's seed."""
+    with use_mesh(mesh):
+        return random_params(config.model, config.seed, mesh)
+
+
+def _torch_step(config: Config, stage: str, ours: _OurStep, batches: list[Batch]) -> Any:
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        logger.info("no comparison with PyTorch: %s not installed", " and ".join(missing))
+        return None
+    from lclm_jax.bench.torch_step import TorchStep
+
+    return TorchStep(config, stage, ours.params, batches[0])
+
+
+def _rates(config: Config, stage: str, batches: list[Batch], seconds: list[float]) -> dict[str, Any]:
+    stats = [batch_stats(batch) for batch in batches]
+    step, steps = statistics.median(seconds), len(batches)
+    counts = {name: sum(getattr(s, f"{name}_tokens") for s in stats) / steps for name in ("raw", "encoder", "decoder")}
+    flops = sum(_flops(config, stage, batch) for batch in batches) / steps
+    peak, source = _peak_flops()
+    return {
+        "seconds_per_step": step,
+        "spread_seconds": [min(seconds), max(seconds)],
+        "tokens_per_s": {name: count / step for name, count in counts.items()},
+        "flops_per_step": flops,
+        "mfu": flops / step / (peak * jax.device_count()),
+        "peak_flops": peak,
+        "peak_is": source,
+        "encoder_fill": statistics.mean(s.encoder_fill for s in stats),
+        "decoder_fill": statistics.mean(s.decoder_fill for s in stats),
+    }
+
+
+def _flops(config: Config, stage: str, batch: Batch) -> float:
+    encoder = batch.encoder_segments.reshape(-1, batch.encoder_segments.shape[-1])
+    return step_flops(config.model, config.stages[stage], encoder, batch.decoder_segments)
+
+
+def _comparison(config: Config, batches: list[Batch], seconds: list[float], other: list[float]) -> dict[str, Any]:
+    """The ratio, and the part of it that padding explains: positions computed, weighed by their FLOPs."""
+    from lclm_jax.bench.torch_batch import padding_factor
+
+    ratios = [theirs / own for own, theirs in zip(seconds, other, strict=True)]
+    ratio = statistics.mean(ratios)
+    padding = statistics.mean(padding_factor(config.model, batch) for batch in batches)
+    return {
+        "seconds_per_step": statistics.median(other),
+        "ratio": ratio,
+        "ratio_standard_deviation": statistics.stdev(ratios) if len(ratios) > 1 else None,
+        "ratios": ratios,
+        "of_which_padding_saved": padding,
+        "of_which_arithmetic": ratio / padding,
+    }
+
+
+def _peak_flops() -> tuple[float, str]:
+    """Peak FLOP/s of a device, and where the number is from."""
+    kind = jax.devices()[0].device_kind
+    for beginning, name in sorted(_KINDS.items(), key=lambda item: -len(item[0])):
+        if kind.startswith(beginning):
+            return CHIPS[name].flops, f"data sheet of {name}"
+    return measure_peaks().matmul_flops, "measured: one large product, " + ("float32" if on_cpu() else "bfloat16")
+
+
+def _memory() -> dict[str, float]:
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return {"peak_device_bytes": stats["peak_bytes_in_use"]}
+    return {"resident_bytes": psutil.Process().memory_info().rss}

@@ -1,0 +1,116 @@
+"""``lclm bench``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
+from lclm_jax.config import load_config
+
+
+@click.group()
+def bench() -> None:
+    """Measure kernels, and the train step beside PyTorch."""
+
+
+@bench.command("kernels")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["attention", "pooling", "cross_entropy"]),
+    help="Measure this kernel alone; may be given several times.",
+)
+@json_option
+def kernels(only: tuple[str, ...], json_file: Path | None) -> None:
+    """Compare every kernel with the alternatives of libraries: first with float32 for correctness, then in time.
+
+    On an accelerator: TFLOP/s or GB/s of a forward pass and of forward + backward, and the share of what a large
+    product and a large copy reach in the same run. On a CPU: small shapes, checked for correctness and not timed.
+    """
+    from lclm_jax.bench.kernels import KERNELS, bench_kernels
+
+    result = bench_kernels(only or tuple(KERNELS))
+    write_result(json_file, result)
+    _show_kernels(result)
+    if not all(row.get("right", True) for row in result["rows"]):
+        raise ValueError("a kernel differs from float32 by more than rounding; see the rows marked WRONG")
+
+
+@bench.command("step")
+@config_argument
+@click.option("--stage", help="Stage whose step is measured; default: the last.")
+@click.option("--steps", default=8, show_default=True, help="Steps, each on a batch of its own, in a repetition.")
+@click.option("--repeats", default=5, show_default=True, help="Repetitions; PyTorch's follow ours in turn.")
+@click.option("--torch/--no-torch", default=True, show_default=True, help="Compare with PyTorch, if it is installed.")
+@set_option
+@json_option
+def step(config: Path, overrides: tuple[str, ...], json_file: Path | None, **options: Any) -> None:
+    """Time the real train step of CONFIG on real packed batches, from random weights; no training state is written.
+
+    The corpus must be prepared: see `lclm data prepare`. Beside it, from the same weights and on the same examples, the
+    model of transformers' Qwen3 with the batching of the public PyTorch implementation.
+    """
+    from lclm_jax.bench.step import bench_step
+
+    result = bench_step(load_config(config, overrides), **options)
+    write_result(json_file, result)
+    _show_step(result)
+
+
+def _show_kernels(result: dict[str, Any]) -> None:
+    import rich
+    from rich.table import Table
+
+    peaks = result["peaks"]
+    click.echo(f"{result['surroundings']['device']}: {result['measures']}")
+    if peaks:
+        click.echo(f"peaks: {peaks['matmul_flops'] / 1e12:.0f} TFLOP/s, {peaks['copy_bytes'] / 1e9:.0f} GB/s")
+    table = Table("kernel", "way", "error", "gradients", "forward", "forward + backward")
+    shape = None
+    for row in result["rows"]:
+        if row["shape"] != shape:
+            shape = row["shape"]
+            table.add_section()
+            table.add_row(f"{row['kernel']}: {shape}")
+        if "refused" in row:
+            table.add_row("", row["way"], f"refused: {row['refused']}")
+            continue
+        mark = "" if row.get("right", True) else " WRONG"
+        errors = [f"{row[name]:.1e}" if name in row else "" for name in ("error", "gradient_error")]
+        table.add_row("", row["way"] + mark, *errors, *(_rate(row.get(name)) for name in ("forward", "both")))
+    rich.print(table)
+
+
+def _rate(speed: dict[str, float] | None) -> str:
+    if speed is None:
+        return ""
+    parts = [f"{speed['seconds'] * 1e3:.2f} ms"]
+    if "tflops" in speed:
+        parts.append(f"{speed['tflops']:.0f} TFLOP/s ({speed['share_of_matmul']:.0%})")
+    if "gbytes" in speed:
+        parts.append(f"{speed['gbytes']:.0f} GB/s ({speed['share_of_copy']:.0%})")
+    return ", ".join(parts)
+
+
+def _show_step(result: dict[str, Any]) -> None:
+    rates, around = result["tokens_per_s"], result["surroundings"]
+    versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
+    click.echo(f"{around['devices']} x {around['device']} ({around['cores']} cores); {versions}")
+    low, high = result["spread_seconds"]
+    click.echo(f"stage {result['stage']}: {result['seconds_per_step']:.3f} s a step ({low:.3f} to {high:.3f})")
+    click.echo(", ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in rates.items()))
+    click.echo(f"MFU {result['mfu']:.1%} of {result['peak_flops'] / 1e12:.2f} TFLOP/s ({result['peak_is']})")
+    memory = result.get("peak_device_bytes") or result.get("resident_bytes", 0)
+    click.echo(f"first step with compilation {result['compile_seconds']:.1f} s, memory {memory / 1e9:.2f} GB")
+    other = result.get("pytorch")
+    if other is None:
+        return
+    deviation = other["ratio_standard_deviation"]
+    spread = "" if deviation is None else f" ± {deviation:.2f}"
+    click.echo(
+        f"PyTorch: {other['seconds_per_step']:.3f} s a step; ours is {other['ratio']:.2f}{spread} times as fast\n"
+        f"  of which padding saved {other['of_which_padding_saved']:.2f}, arithmetic"
+        f" {other['of_which_arithmetic']:.2f}\n"
+        f"loss of the first batch: ours {result['first_loss']:.5f}, PyTorch {other['first_loss']:.5f}"
+    )
