@@ -36,8 +36,8 @@ def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torc
     With ``torch`` (and torch installed) every repetition is followed by the same steps of the PyTorch model.
 
     Returns:
-        JSON values. Rates are medians over the repetitions. ``ratio`` is ours to PyTorch's in tokens per second, of each
-        repetition, with mean and standard deviation.
+        JSON values. Rates are medians over the repetitions. ``ratio`` is ours to PyTorch's in tokens per second, of
+        each repetition, with mean and standard deviation.
 
     Raises:
         ValueError: the stage is unknown, or the corpus is not prepared.
