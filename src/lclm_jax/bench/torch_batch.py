@@ -28,9 +28,8 @@ def windows_of(batch: Batch, row: int, ratio: int) -> Windows:
     """The windows of packed row ``row``, in array order."""
     found = []
     for encoder_row, segments in enumerate(batch.encoder_segments[row]):
-        for segment in range(1, int(segments.max(initial=0)) + 1):
-            places = np.flatnonzero(segments == segment)
-            found.append((encoder_row, places))
+        for segment in np.unique(segments[segments > 0]):
+            found.append((encoder_row, np.flatnonzero(segments == segment)))
     longest = max((len(places) for _, places in found), default=1)
     shape = (len(found), longest)
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
