@@ -86,9 +86,9 @@ def nan_gradients(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> Non
 def hang(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
     """One of two processes stops without dying; the watchdog of the other must end the run."""
     trainer.kill()
-    reached = trainer.step()
+    begun = _count(trainer, "begin")
     trainer.start(processes=2)
-    _wait_until(lambda: "process" in trainer.printed() or trainer.step() != reached, trainer, "two processes to start")
+    _wait_until(lambda: _count(trainer, "begin") > begun, trainer, "two processes to start")
     trainer.wait_for_step(_going_on_from(trainer) + 3)
     trainer.processes[1].send_signal(signal.SIGSTOP)
     status = trainer.wait(0)
