@@ -5,13 +5,17 @@ from typing import Any
 
 import click
 
+from lclm_jax.cli.bench_data import data
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import load_config
 
 
 @click.group()
 def bench() -> None:
-    """Measure kernels, and the train step beside PyTorch."""
+    """Measure kernels, the train step beside PyTorch, and the making of batches."""
+
+
+bench.add_command(data)
 
 
 @bench.command("kernels")

@@ -112,7 +112,7 @@ class RowIndex:
     def _cursor(self, number: int) -> Cursor:
         """Where the known block ``number`` begins."""
         if number not in self._cursors:
-            block, row, draws = read_about(self._path(number))["cursor"]
+            block, row, draws = read_about(self.path(number))["cursor"]
             self._cursors[number] = Cursor(block, row, tuple(draws))
         return self._cursors[number]
 
@@ -129,7 +129,7 @@ class RowIndex:
         return block
 
     def _read(self, cursor: Cursor) -> Block | None:
-        path = self._path(cursor.block)
+        path = self.path(cursor.block)
         try:
             block = read_block(path)
         except FileNotFoundError:
@@ -142,7 +142,7 @@ class RowIndex:
         return block
 
     def _make(self, cursor: Cursor) -> Block:
-        path = self._path(cursor.block)
+        path = self.path(cursor.block)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.with_name("lock")):
@@ -159,7 +159,8 @@ class RowIndex:
             raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
         return block
 
-    def _path(self, number: int) -> Path:
+    def path(self, number: int) -> Path:
+        """The file that keeps block ``number``."""
         return self.folder / "blocks" / f"{number // _IN_FOLDER:03d}" / f"{number:06d}.rows"
 
     def _stored(self) -> list[int]:

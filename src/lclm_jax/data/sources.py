@@ -296,7 +296,7 @@ class ChatSource(Source):
         return 1 + (uniform(self._key(epoch), records) * _ORDERS).astype(np.int64)
 
 
-_OBJECTIVES: dict[str, type[Source]] = {
+OBJECTIVES: dict[str, type[Source]] = {
     "cpt": CptSource,
     "reconstruction": RepetitionSource,
     "chat": ChatSource,
@@ -320,5 +320,5 @@ def make_sources(config: Config, stage: str, tokenizers: Tokenizers, split: str 
             opened[source.collection] = PreparedSplit(
                 RunPaths(config).prepared, source.collection, split, config.data.cache
             )
-        sources.append(_OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
+        sources.append(OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
     return sources

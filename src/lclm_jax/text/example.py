@@ -52,8 +52,16 @@ def expand(outline: Outline, ratio: int, placeholder: int) -> Example:
     [7, START, M, M, END, 8]
     """
     counts = [latent_count(len(span), ratio) for span in outline.spans]
-    at = np.repeat(outline.gaps, counts)
-    return Example(np.insert(outline.tokens, at, placeholder), np.insert(outline.loss, at, 0), outline.spans)
+    length = len(outline.tokens) + sum(counts)
+    tokens, loss = np.empty(length, np.int32), np.empty(length, np.float32)
+    taken = made = 0
+    for gap, count in zip([*outline.gaps.tolist(), len(outline.tokens)], [*counts, 0], strict=True):
+        raw = gap - taken
+        tokens[made : made + raw], loss[made : made + raw] = outline.tokens[taken:gap], outline.loss[taken:gap]
+        made += raw
+        tokens[made : made + count], loss[made : made + count] = placeholder, 0
+        taken, made = gap, made + count
+    return Example(tokens, loss, outline.spans)
 
 
 def placeholder_ranges(tokens: np.ndarray, placeholder: int) -> list[tuple[int, int]]:

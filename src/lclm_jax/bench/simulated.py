@@ -1,0 +1,94 @@
+"""A corpus of any size that is not there: lengths, cuts and token ids are made when they are asked for.
+
+It stands in for the prepared shards of a source, so that everything else (planning, packing, index, loader) is the real
+thing at the sizes of the real thing.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import cast
+
+import numpy as np
+
+from lclm_jax.config import Config, ModelConfig
+from lclm_jax.data.draws import draw_key, random_bits, uniform
+from lclm_jax.data.ragged import Ragged
+from lclm_jax.data.sources import OBJECTIVES, Source, SourceSetup, Tokenizers
+from lclm_jax.data.store import PreparedSplit
+
+_SHORTEST, _LONGEST = 32, 2**19
+
+
+class SimulatedSplit:
+    """Documents of log-normal length (a long tail), with a cut every four tokens.
+
+    Args:
+        tokens: About how many tokens all documents have together.
+        median: Median tokens of a document.
+        sigma: Standard deviation of the logarithm of its length.
+        vocab_size: Ids are below this.
+    """
+
+    def __init__(self, tokens: float, median: int = 1000, sigma: float = 1.5, vocab_size: int = 512):
+        self._arguments = (tokens, median, sigma, vocab_size)
+        self._key, self._median, self._sigma, self._vocab = draw_key("simulated", tokens), median, sigma, vocab_size
+        self._records = 2**16
+        self._records = max(1, round(tokens / float(self.numbers("decoder_tokens", np.arange(2**16)).mean())))
+
+    def __reduce__(self):
+        return SimulatedSplit, self._arguments
+
+    def __len__(self) -> int:
+        return self._records
+
+    @property
+    def digest(self) -> str:
+        """Names the documents."""
+        return hashlib.sha256(repr(self._arguments).encode()).hexdigest()
+
+    def numbers(self, name: str, records: np.ndarray) -> np.ndarray:
+        """Tokens of each of ``records``, int64."""
+        first, second = uniform(self._key, np.asarray(records), 0), uniform(self._key, np.asarray(records), 1)
+        normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)
+        return np.clip(self._median * np.exp(self._sigma * normal), _SHORTEST, _LONGEST).astype(np.int64)
+
+    def lists(self, name: str, records: np.ndarray) -> Ragged | None:
+        """The cuts of ``records``; one tokenizer, so no ``encoder_cuts``."""
+        if name != "cuts":
+            return None
+        tokens = self.numbers("decoder_tokens", records)
+        sizes = -(-tokens // 4) + 1
+        ends = np.cumsum(sizes)
+        values = 4 * (np.arange(int(sizes.sum())) - np.repeat(ends - sizes, sizes))
+        values[ends - 1] = tokens
+        return Ragged.from_sizes(sizes, values)
+
+    def read_many(self, records: Iterable[int]) -> list[dict[str, np.ndarray]]:
+        """Columns of ``records``."""
+        wanted = np.fromiter(records, np.int64)
+        cuts, tokens = self.lists("cuts", wanted), self.numbers("decoder_tokens", wanted)
+        assert cuts is not None
+        return [
+            {
+                "decoder_ids": (random_bits(self._key, int(one), np.arange(size)) % self._vocab).astype(np.uint32),
+                "cuts": cuts.list(i).astype(np.uint32),
+            }
+            for i, (one, size) in enumerate(zip(wanted.tolist(), tokens.tolist(), strict=True))
+        ]
+
+
+def simulated_sources(config: Config, stage: str, tokenizers: Tokenizers, tokens: float) -> list[Source]:
+    """The sources of ``stage`` that read documents, over a simulated corpus of ``tokens``.
+
+    Raises:
+        ValueError: The stage has none.
+    """
+    ids: tuple[int, int, int] = tuple(tokenizers.decoder.memory_ids)  # type: ignore[assignment]
+    model: ModelConfig = config.model.model_copy(update={"memory_token_ids": ids})
+    setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed)
+    split = SimulatedSplit(tokens, vocab_size=min(ids))
+    names = [name for name in config.stages[stage].mixture if config.data.sources[name].objective in ("cpt", "reconstruction")]
+    if not names:
+        raise ValueError(f"stage {stage} has no source of documents to simulate; name another stage")
+    settings = [(name, config.data.sources[name]) for name in names]
+    return [OBJECTIVES[one.objective](name, one, cast(PreparedSplit, split), setup) for name, one in settings]
