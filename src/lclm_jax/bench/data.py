@@ -62,7 +62,7 @@ class _Usage:
 
 
 def starved_share(arrivals: np.ndarray, step_seconds: float) -> float:
-    """Share of the time that steps of ``step_seconds`` wait, if batch i is there ``arrivals[i]`` seconds after the start."""
+    """Share of the time that steps of ``step_seconds`` wait, if batch i is there after ``arrivals[i]`` seconds."""
     busy = waited = 0.0
     end = float(arrivals[0])
     for arrival in arrivals.tolist():

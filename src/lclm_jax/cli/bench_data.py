@@ -43,11 +43,10 @@ def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file:
     click.echo(f"{'':36} raw tokens/s   per CPU s   rows/s    CPU  MB read/s  decoder  encoder  starved")
     for pace in bench_data(tree, stage, tokenizers, options["seconds"], options["step_seconds"]):
         rows.append(pace._asdict())
-        click.echo(
-            f"{pace.way:36} {pace.raw_tokens_per_s:12,.0f} {pace.raw_tokens_per_cpu_s:11,.0f} {pace.rows_per_s:8.1f} {pace.cpu_share:6.2f}"
-            f" {pace.bytes_read_per_s / 1e6:10.1f} {pace.decoder_fill:8.3f} {pace.encoder_fill:8.3f}"
-            f" {pace.starved_share:8.2f}"
-        )
+        speed = f"{pace.raw_tokens_per_s:12,.0f} {pace.raw_tokens_per_cpu_s:11,.0f} {pace.rows_per_s:8.1f}"
+        use = f"{pace.cpu_share:6.2f} {pace.bytes_read_per_s / 1e6:10.1f}"
+        fill = f"{pace.decoder_fill:8.3f} {pace.encoder_fill:8.3f} {pace.starved_share:8.2f}"
+        click.echo(f"{pace.way:36} {speed} {use} {fill}")
     plain = rows[-1]["raw_tokens_per_s"]
     ratios = {row["way"]: row["raw_tokens_per_s"] / plain for row in rows[:-1]}
     for way, ratio in ratios.items():
