@@ -87,7 +87,11 @@ def simulated_sources(config: Config, stage: str, tokenizers: Tokenizers, tokens
     model: ModelConfig = config.model.model_copy(update={"memory_token_ids": ids})
     setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed)
     split = SimulatedSplit(tokens, vocab_size=min(ids))
-    names = [name for name in config.stages[stage].mixture if config.data.sources[name].objective in ("cpt", "reconstruction")]
+    names = [
+        name
+        for name in config.stages[stage].mixture
+        if config.data.sources[name].objective in ("cpt", "reconstruction")
+    ]
     if not names:
         raise ValueError(f"stage {stage} has no source of documents to simulate; name another stage")
     settings = [(name, config.data.sources[name]) for name in names]
