@@ -62,7 +62,7 @@ def fill_disk(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
 def corrupt_shard(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
     """A prepared shard is damaged; it must be named, and training go on when it is brought back."""
     trainer.kill()
-    shards = sorted(RunPaths(trainer.config).prepared.rglob("train-*.array_record"))
+    shards = sorted(Path(RunPaths(trainer.config).prepared).rglob("train-*.array_record"))
     if not shards:
         raise DrillFailure(f"{RunPaths(trainer.config).prepared} has no shard to damage")
     shard = draw.choice(shards)
