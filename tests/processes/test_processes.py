@@ -100,33 +100,36 @@ def test_a_checkpoint_of_four_goes_on_with_four_two_and_one(train, tmp_path):
         assert rows["rows_consumed"] == STEPS * 4
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_others_stop_and_a_restart_goes_on(train, victim):
-    whole = losses(train("whole", 2, 1))
-    folder, launched = train.start("killed", 2, 1, "stages.base.steps=100000", "train.checkpoint.every_steps=3")
+def test_when_one_is_killed_the_others_stop_and_a_restart_goes_on_bit_for_bit(train):
+    steps = "stages.base.steps=40"
+    whole = train("whole", 2, 1, steps)
+    for victim, after in ((0, 6), (1, 16)):
+        folder, launched = train.start("killed", 2, 1, steps)
+        wait_for_steps(folder, launched, after)
+        killed = time.monotonic()
+        launched.processes[victim].kill()
+        statuses, texts = launched.wait(timeout=60)
+        assert time.monotonic() - killed < 20
+        assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 75, texts
+        assert f"process {victim} of 2 (" in texts[1 - victim] and "ended without a word" in texts[1 - victim]
+        assert after <= len(losses(folder)) < 40
+    assert losses(train("killed", 2, 1, steps)) == losses(whole)
+    expected = parameters(whole, 40)
+    assert all((value == expected[path]).all() for path, value in parameters(folder, 40).items())
+
+
+def wait_for_steps(folder, launched, steps):
     metrics = folder / "stages" / "base" / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 6:
-        assert time.monotonic() < deadline and all(process.poll() is None for process in launched.processes)
-        time.sleep(0.05)
-    killed = time.monotonic()
-    launched.processes[victim].kill()
-    statuses, texts = launched.wait(timeout=60)
-    assert time.monotonic() - killed < 20
-    assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 75, texts
-    assert f"process {victim} of 2 (" in texts[1 - victim] and "ended without a word" in texts[1 - victim]
-    forget_after(folder, 3)
-    shutil.rmtree(folder / "stages" / "base" / "index")
-    assert whole
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < steps:
+        assert time.monotonic() < deadline, "too slow"
+        assert all(process.poll() is None for process in launched.processes), launched.wait()
+        time.sleep(0.02)
 
 
 def test_a_signal_to_one_saves_and_stops_all(train):
     folder, launched = train.start("stopped", 2, 1)
-    metrics = folder / "stages" / "base" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not metrics.exists() or not metrics.read_bytes():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_steps(folder, launched, 1)
     launched.processes[1].send_signal(signal.SIGTERM)
     statuses, texts = launched.wait(timeout=60)
     assert statuses == [75, 75], texts
