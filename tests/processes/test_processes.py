@@ -36,6 +36,7 @@ def train(prepared, tmp_path):
         folder = tmp_path / name
         if not folder.exists():
             shutil.copytree(prepared, folder)
+            (folder / "config.yaml").unlink()  # other stages and steps may train on the same data
         options = {"processes": processes, "devices": devices} | options
         return folder, launch("train", DEMO, *settings(folder, *more), **options)
 

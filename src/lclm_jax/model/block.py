@@ -80,6 +80,8 @@ class Attention(Module):
         q_BSHd = apply_rope(q_BSHd, sight.cos_BSd, sight.sin_BSd)
         k_BSKd = apply_rope(k_BSKd, sight.cos_BSd, sight.sin_BSd)
         q_BSHd = self.constrained(q_BSHd, rows, positions, heads, "head_dim")
+        # Cut before they are gathered: else the partitioner gathers x, which is wider, and projects all of it again.
+        k_BSKd, v_BSKd = (self.constrained(x, rows, positions, kv_heads, "head_dim") for x in (k_BSKd, v_BSKd))
         keys, values = k_BSKd, v_BSKd
         if cache is not None:
             assert sight.offset_B is not None
