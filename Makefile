@@ -3,6 +3,7 @@
 # make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
 # make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
 # make test-processes  several real processes train, save, die and go on through `lclm train`
+# make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
 #
@@ -22,10 +23,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-mesh test-processes test-vllm test-pretrained lint clean help
+.PHONY: demo test test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -50,6 +51,16 @@ lint: $(VENV)/.dev-installed
 
 TORCH := torch==2.13.0 $(addprefix --extra-index-url ,$(TORCH_INDEX))
 PLAIN_PIP := -m pip --disable-pip-version-check install --quiet
+
+SLURM_PROGRAMS := munged slurmctld slurmd sbatch
+
+test-slurm: $(VENV)/.dev-installed
+	@[ "$$(id -u)" = 0 ] || { echo "the daemons of SLURM need root; run this as root" >&2; exit 1; }
+	@if [ "$$(PATH="$$PATH:/usr/sbin:/sbin" command -v $(SLURM_PROGRAMS) | wc -l)" -lt 4 ]; then \
+	  command -v apt-get >/dev/null || { echo "install SLURM and MUNGE ($(SLURM_PROGRAMS))" >&2; exit 1; }; \
+	  apt-get install -y --no-install-recommends slurm-wlm munge; \
+	fi
+	$(BIN)/python -m pytest tests/slurm
 
 test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pytest tests/vllm

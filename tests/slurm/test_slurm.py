@@ -1,0 +1,118 @@
+"""The shipped sbatch script on a real SLURM: preempted runs are requeued and end with the losses of undisturbed ones.
+
+Run by `make test-slurm`, which installs SLURM.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LAUNCHER = HERE.parents[1] / "launch" / "slurm.sh"
+STEPS = 200
+spec = importlib.util.spec_from_file_location("cluster", HERE / "cluster.py")
+cluster_module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cluster_module)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    missing = cluster_module.missing_programs()
+    assert not missing, f"SLURM is not installed ({', '.join(missing)}): apt-get install slurm-wlm munge"
+    cluster = cluster_module.Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Settings that point at a tokenizer and a corpus, prepared once."""
+    folder = tmp_path_factory.mktemp("prepared")
+    code = "from lclm_jax.cli import main; main()"
+    command = [sys.executable, "-c", code, "data", "prepare", HERE / "tiny.yaml", "--set", f"run_dir={folder}"]
+    subprocess.run(command, check=True)
+    return ["tokenizer.vocab_size=null", f"tokenizer.decoder={folder}/tokenizer", f"data.prepared={folder}/data"]
+
+
+def submit(cluster, prepared, folder):
+    """Submit a run of two tasks in ``folder``; returns the job's number and the run's folder."""
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    lclm = bin_folder / "lclm"
+    lclm.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from lclm_jax.cli import main; main()" "$@"\n')
+    lclm.chmod(0o755)
+    environment = cluster.environment | {
+        "PATH": f"{bin_folder}:{cluster.environment['PATH']}",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "SBATCH_ARGS": f"--parsable --ntasks-per-node=2 --time=60 --output={folder}/log",
+    }
+    run = folder / "run"
+    arguments = [part for text in (f"run_dir={run}", *prepared) for part in ("--set", text)]
+    done = subprocess.run(
+        [LAUNCHER, HERE / "tiny.yaml", *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1], run
+
+
+def losses(run):
+    """Loss of every step, the last record of a step counting."""
+    path = run / "stages" / "base" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {record["step"]: record["loss_nats"] for record in records if "loss_nats" in record}
+
+
+def wait_for(cluster, job, what, condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        state = cluster.state(job)
+        assert state["JobState"] not in ("FAILED", "CANCELLED", "TIMEOUT"), _log(state)
+        assert time.monotonic() < end, f"{what}: not within {seconds} s\n{_log(state)}"
+        time.sleep(0.2)
+
+
+def _log(state):
+    return f"{state['JobState']}\n{Path(state['StdOut']).read_text()[-4000:]}"
+
+
+def completed(cluster, job):
+    return lambda: cluster.state(job)["JobState"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("how", ["scontrol requeue", "SIGUSR1", "SIGTERM"])
+def test_a_preempted_run_is_requeued_and_ends_with_the_same_losses(cluster, prepared, tmp_path, how, undisturbed):
+    job, run = submit(cluster, prepared, tmp_path)
+    wait_for(cluster, job, "the first steps", lambda: len(losses(run)) > 30)
+    if how == "scontrol requeue":  # what SLURM does itself when a job of more right needs the node
+        cluster.ask("scontrol", "requeue", job)
+    else:
+        cluster.ask("scancel", "--full" if how == "SIGTERM" else "--verbose", f"--signal={how[3:]}", job)
+    wait_for(cluster, job, "the second start", lambda: cluster.state(job)["Restarts"] == "1")
+    interrupted_at = len(losses(run))
+    assert interrupted_at < STEPS
+    if cluster.state(job)["JobState"] == "PENDING":
+        cluster.ask(
+            "scontrol", "update", f"JobId={job}", "StartTime=now"
+        )  # SLURM holds a requeued job back for minutes
+    wait_for(cluster, job, "the end", completed(cluster, job), 600)
+    assert cluster.state(job)["Restarts"] == "1"
+    assert losses(run) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, prepared, tmp_path_factory):
+    """Losses of the run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job, run = submit(cluster, prepared, folder)
+    wait_for(cluster, job, "the end", completed(cluster, job), 600)
+    found = losses(run)
+    assert sorted(found) == list(range(STEPS))
+    return found
