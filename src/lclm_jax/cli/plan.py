@@ -5,8 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
-from lclm_jax.config import Config, load_config
+from lclm_jax.cli.options import (
+    cluster_option,
+    config_argument,
+    json_option,
+    load_for_devices,
+    set_option,
+    write_result,
+)
+from lclm_jax.config import Config
 
 if TYPE_CHECKING:
     from lclm_jax.plan.topologies import Topology
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--compiles", default=8, show_default=True, help="Most plans that --search compiles.")
 @click.option("--fresh", is_flag=True, help="Compile again what the cache holds.")
 @set_option
+@cluster_option
 @json_option
 def plan(
     config: Path,
@@ -44,7 +52,7 @@ def plan(
 
     topology = parse_topology(name)
     prepare_environment()
-    tree = load_config(config, overrides)
+    tree = load_for_devices(config, overrides, options["cluster"])
     if stage is not None and stage not in tree.stages:
         raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
     stages = [stage] if stage else list(tree.stages)

@@ -97,8 +97,10 @@ class ModelConfig(Tree):
         None, "Decoder ids of memory_start, memory_end and memory; read from the tokenizer when absent."
     )
     compute_dtype: Dtype = key("bfloat16", "Type of activations and matrix products; parameters stay float32.")
-    remat: Literal["none", "full", "dots"] = key(
-        "full", "What the backward pass recomputes: nothing, every block, or all but its matrix products."
+    remat: Literal["none", "full", "attention", "decoder_attention", "dots"] = key(
+        "full",
+        "What the backward pass recomputes: nothing; every block; every block but attention, or but the decoder's"
+        " attention alone; all but products with weights.",
     )
     embedding_std: float = key(0.02, "Standard deviation of embedding rows that start at random.", gt=0)
     scan_layers: bool = key(True, "Compile one block and scan over the layers, instead of unrolling them.")

@@ -15,9 +15,12 @@ from lclm_jax.model.maths import apply_rope, rope_tables
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "decoder_attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-"""model.remat -> what the backward pass finds saved; products with weights have no batch dimensions."""
+"""model.remat -> what the backward pass finds saved; products with weights have no batch dimensions. The kernels name
+their output and log-sum-exp: saving both spares the forward kernel, the output alone would not."""
 
 
 class StackOptions(NamedTuple):

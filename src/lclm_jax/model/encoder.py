@@ -48,6 +48,7 @@ class Encoder(Module):
             mlp="encoder_mlp",
             width="encoder_embed",
             lora=self.model.lora.encoder,
+            remat="full" if self.model.remat == "decoder_attention" else self.model.remat,
         )
         x_BSD, _ = layers(config, options)(x_BSD, None, see(config, segments_BS, positions_BS))
         if normed:

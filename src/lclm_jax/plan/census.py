@@ -219,9 +219,9 @@ def _fusion_bytes(body: Computation, computation: Computation, fusion: Instructi
     parameters = {int(i.attributes.split()[0]): i for i in body.instructions.values() if i.opcode == "parameter"}
     for number, name in enumerate(fusion.operands):
         arrays = computation.instructions[name].arrays
-        reads = list(_reads(body, readers, parameters[number].name)) if number in parameters else []
-        whole = _hbm(arrays)
-        total += min(whole, sum(reads)) if reads and None not in reads else whole
+        reads = list(_reads(body, readers, parameters[number].name)) if number in parameters else [None]
+        known = [size for size in reads if size is not None]
+        total += min(_hbm(arrays), sum(known)) if len(known) == len(reads) else _hbm(arrays)
     results = body.root.operands if body.root.opcode == "tuple" else (body.root.name,)
     for array, name in zip(fusion.arrays, results, strict=False):
         if array.in_hbm:

@@ -84,11 +84,11 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     encoder_rows = rows * pack.encoder_rows
     encoder = _stack(
         model.encoder, encoder_rows, pack.encoder_row_length, model.window, trains["encoder"], encoder_learns,
-        _Run(model.remat, cost, model.mask == "causal", model.lora.encoder),
+        _Run(remat_of(model, "encoder"), cost, model.mask == "causal", model.lora.encoder),
     )  # fmt: skip
     decoder = _stack(
         model.decoder, rows, pack.row_length, pack.row_length, trains["decoder"], True,
-        _Run(model.remat, cost, True, model.lora.decoder),
+        _Run(remat_of(model, "decoder"), cost, True, model.lora.decoder),
     )  # fmt: skip
     adapter = _adapter(model, encoder_rows * pack.encoder_row_length // model.ratio, trains["adapter"], encoder_learns)
     positions = rows * pack.row_length
@@ -96,6 +96,13 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     # The logits are taken again in the backward pass, whatever the remat policy.
     head = Passes(forward, forward, forward * trains["decoder"], forward)
     return StepFlops(encoder, adapter, decoder, head)
+
+
+def remat_of(model: ModelConfig, tower: str) -> str:
+    """What a tower recomputes: ``decoder_attention`` means attention saved in the decoder, nothing in the encoder."""
+    if model.remat != "decoder_attention":
+        return model.remat
+    return "attention" if tower == "decoder" else "full"
 
 
 class _Run(NamedTuple):
@@ -126,10 +133,10 @@ def _stack(shape: BackboneConfig, rows: int, length: int, window: int, trains: b
     inputs = matmul + low_rank + 4 * needed
     weights = matmul * trains + low_rank
     again += run.cost.backward_products * done - 4 * needed
-    if run.remat == "full":  # nothing needs the last product's output again: the program drops it
-        again += 2 * done + matmul * (1 - products["down"] / sum(products.values())) + low_rank
-    elif run.remat != "none":
-        again += 2 * done if run.remat == "dots" else 0.0
+    if run.remat in ("full", "attention"):  # nothing needs the last product's output again: the program drops it
+        again += matmul * (1 - products["down"] / sum(products.values())) + low_rank
+    if run.remat in ("full", "dots"):
+        again += 2 * done
     return Passes(forward, inputs, weights, again)
 
 

@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
-from lclm_jax.plan.flops import kernel_sizes
+from lclm_jax.plan.flops import kernel_sizes, remat_of
 
 _FLOAT32 = 4
 
@@ -82,8 +82,8 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
 def _saved(model: ModelConfig, stage: StageConfig, positions: float, encoded: float, size: int) -> float:
     """What the scans over layers keep: their carry, and what the remat policy names."""
     through_encoder = stage.peak_lr("encoder") is not None or stage.peak_lr("encoder_lora") is not None
-    total = _kept(model.decoder, model.remat, size) * positions
-    return total + (_kept(model.encoder, model.remat, size) * encoded if through_encoder else 0.0)
+    total = _kept(model.decoder, remat_of(model, "decoder"), size) * positions
+    return total + (_kept(model.encoder, remat_of(model, "encoder"), size) * encoded if through_encoder else 0.0)
 
 
 def _kept(shape: BackboneConfig, remat: str, size: int) -> float:
@@ -92,7 +92,7 @@ def _kept(shape: BackboneConfig, remat: str, size: int) -> float:
     attention = heads * size + shape.num_heads * _FLOAT32  # the output and the log-sum-exp
     dots = (heads + 2 * kv + shape.hidden_size + 2 * shape.mlp_size) * size
     kept = shape.hidden_size * size
-    kept += {"full": 0, "attention": attention, "decoder_attention": attention, "dots": dots}.get(remat, 0)
+    kept += {"attention": attention, "dots": dots}.get(remat, 0)
     if remat == "none":
         kept += dots + attention + (3 * shape.hidden_size + shape.mlp_size) * size
     return float(shape.num_layers * kept)

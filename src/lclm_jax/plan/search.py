@@ -20,7 +20,7 @@ def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
 
     The rows of a step stay what they are: more rows per chip means fewer microbatches.
     """
-    found = []
+    found: list[tuple[float, float, int, Config]] = []
     for mesh, rows, remat in itertools.product(meshes(config, topology), ROWS, REMATS):
         candidate = _changed(config, stage, mesh, rows, remat)
         if candidate is None:
@@ -41,7 +41,8 @@ def meshes(config: Config, topology: Topology) -> list[MeshConfig]:
     Slow links carry the replica axis. The context axis stays as configured: it is for rows that fit no other way.
     """
     context, chips = max(1, config.mesh.context), topology.chips_per_slice
-    model, found = config.model, []
+    model = config.model
+    found: list[MeshConfig] = []
     for tensor in (1, 2, 4, 8):
         divides = chips % (tensor * context) == 0 and model.decoder.num_kv_heads % tensor == 0
         for copies in (1, 2, 4, 8):
