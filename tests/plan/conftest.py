@@ -3,6 +3,7 @@
 import pytest
 
 from lclm_jax.config import parse_config
+from lclm_jax.plan.plans import Choice, Program, StagePlan
 
 
 def small_config(**changes):
@@ -47,3 +48,41 @@ def small_config(**changes):
 def config():
     """The small configuration."""
     return small_config()
+
+
+@pytest.fixture
+def plan_of():
+    """Makes plans of one chip with a peak of bytes and seconds of a step."""
+
+    def make(peak=1e9, step=2.0, steps=43200, fits=True):
+        program = Program(
+            argument_bytes=peak / 2,
+            temporary_bytes=peak / 2,
+            peak_bytes=peak,
+            executed_flops=1.5e12,
+            hbm_bytes=1e9,
+            wire_bytes={"fsdp": 2e9},
+            unknown_kernels=(),
+            compute_s=step / 2,
+            hbm_s=step / 4,
+            network_s=step / 2,
+            step_s=step,
+            bound="compute",
+            compile_s=100.0,
+        )
+        mesh = {"replica": 1, "fsdp": 4, "context": 1, "tensor": 1}
+        return StagePlan(
+            stage="all",
+            choice=Choice("v5e:2x2", 4, mesh, 1.0, 1, "full"),
+            chip_bytes=16e9,
+            model_flops=2e12,
+            formula_flops=1.5e12,
+            formula_peak_bytes=peak,
+            tokens_per_step=1000,
+            steps=steps,
+            peak_flops=2e12,
+            program=program if fits else None,
+            why_not="" if fits else "too large",
+        )
+
+    return make

@@ -1,0 +1,56 @@
+import dataclasses
+import json
+
+import pytest
+from rich.console import Console
+
+from lclm_jax.plan.plans import as_json, from_json
+from lclm_jax.plan.report import document, lines, search_table, stages_table, totals
+
+
+def shown(table):
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_time_and_money_follow_from_the_step(plan_of):
+    plan = plan_of(step=2.0, steps=43200)
+    assert plan.mfu == pytest.approx(0.5)
+    assert plan.tokens_per_s == 500
+    assert plan.days == 1.0
+    assert plan.chip_hours == 96
+    assert totals([plan, plan], price=2.0) == {"days": 2.0, "chip_hours": 192, "price": 384}
+
+
+def test_a_stage_that_does_not_fit_leaves_the_total_open(plan_of):
+    assert totals([plan_of(), plan_of(fits=False)], 1.0) == {"days": None, "chip_hours": None, "price": None}
+    assert dict(lines(plan_of(fits=False), None))["fits"] == "no"
+    assert not plan_of(peak=17e9).fits
+
+
+def test_the_table_says_what_was_counted(plan_of):
+    text = shown(stages_table([plan_of(), plan_of(fits=False)], 3.0))
+    for words in ("yes, 1.00 of 16.00 GB", "wire, fsdp", "50.0 %", "bound by compute", "288"):
+        assert words in text
+
+
+def test_the_table_of_a_search_keeps_the_order(plan_of):
+    text = shown(search_table([plan_of(step=1.0), plan_of(peak=9e10)]))
+    assert "fsdp=4" in text
+    assert text.index("1,000") < text.index("90.00")
+
+
+def test_json_goes_both_ways(plan_of):
+    for plan in (plan_of(), plan_of(fits=False)):
+        written = json.loads(json.dumps(as_json(plan)))
+        assert from_json(written) == plan
+        assert written["fits"] == plan.fits
+
+
+def test_the_document_names_versions_and_total(plan_of):
+    plan = dataclasses.replace(plan_of(), stage="one")
+    made = json.loads(json.dumps(document([plan], None)))
+    assert made["plans"][0]["stage"] == "one"
+    assert made["total"]["price"] is None
+    assert set(made["versions"]) == {"jax", "jaxlib"}

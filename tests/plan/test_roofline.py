@@ -1,0 +1,60 @@
+from types import SimpleNamespace
+
+import pytest
+
+from lclm_jax.plan.census import Census, Collective
+from lclm_jax.plan.roofline import Wiring, roofline, wire_by_axes
+from lclm_jax.plan.topologies import parse_topology
+
+
+def wiring(name, **sizes):
+    """Devices of a topology in their natural order, x fastest."""
+    topology = parse_topology(name)
+    devices = []
+    for number in range(topology.num_chips):
+        inside, coords = number % topology.chips_per_slice, []
+        for side in topology.shape:
+            inside, rest = divmod(inside, side)
+            coords.append(rest)
+        devices.append(SimpleNamespace(id=number, coords=coords, slice_index=number // topology.chips_per_slice))
+    shape = {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1} | sizes
+    return Wiring(topology, shape, devices)
+
+
+def gather(group, payload=1e9):
+    return Collective("all-gather", payload, tuple(group), 1.0, "gather")
+
+
+@pytest.mark.parametrize(
+    ("name", "links"), [("v5p:4x4x4", 6), ("v5p:2x2x2", 3), ("v5e:8x8", 2), ("v5e:16x16", 4), ("v5e:8x16", 3)]
+)
+def test_links_of_a_whole_slice(name, links):
+    place = wiring(name, fsdp=parse_topology(name).num_chips)
+    collective = gather(range(len(place.devices)))
+    assert place.seconds(collective) == pytest.approx(
+        collective.wire / (links * place.topology.chip.link_bytes_per_s)
+    )
+
+
+def test_a_group_along_one_side_of_the_torus_has_two_links():
+    place = wiring("v5p:4x4x4", fsdp=16, tensor=4)
+    assert place.axes_of([0, 1, 2, 3]) == "tensor"
+    assert place.axes_of([0, 4, 8]) == "fsdp"
+    assert place.seconds(gather([0, 1, 2, 3])) == pytest.approx(0.75e9 / (2 * 90e9))
+
+
+def test_what_crosses_slices_takes_the_slow_network():
+    place = wiring("2xv5e:2x2", replica=2, fsdp=4)
+    reduce = Collective("all-reduce", 1e9, tuple(range(8)), 1.0, "reduce")
+    inside, across = 2 * 0.75 * 1e9 / (2 * 45e9), 2 * 0.5 * 0.25e9 / 3.125e9
+    assert place.axes_of(reduce.group) == "replica+fsdp"
+    assert place.seconds(reduce) == pytest.approx(inside + across)
+
+
+def test_bound_and_totals():
+    place = wiring("v5p:4x4x4", fsdp=64)
+    census = Census(459e12, 0.0, (), 2765e9 * 2, (gather(range(64)),))
+    times = roofline(census, place)
+    assert (times.compute_s, times.hbm_s, times.bound) == (1.0, 2.0, "HBM")
+    assert times.step_s == 2.0 + times.network_s
+    assert wire_by_axes(census, place) == {"fsdp": pytest.approx(63 / 64 * 1e9)}

@@ -1,0 +1,58 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from lclm_jax.plan.memory import estimate
+from lclm_jax.plan.plans import mesh_sizes
+from lclm_jax.plan.search import candidates, guess_seconds, meshes, ranked
+from lclm_jax.plan.topologies import parse_topology
+
+spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
+conftest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conftest)
+
+NODE = parse_topology("h100:8")
+
+
+@pytest.mark.parametrize("name", ["h100:8", "h100:2x4", "v5p:2x2x2"])
+def test_meshes_fill_the_chips_and_slices_lie_along_replica(config, name):
+    topology = parse_topology(name)
+    found = meshes(config, topology)
+    assert found
+    for mesh in found:
+        assert mesh.replica * mesh.fsdp * mesh.context * mesh.tensor == topology.num_chips
+        assert mesh.replica % topology.slices == 0
+
+
+def test_candidates_keep_the_batch_and_divide(config):
+    for candidate in candidates(config, "all", NODE):
+        stage, sizes = candidate.stages["all"], mesh_sizes(candidate, NODE)
+        assert stage.batch_rows == config.stages["all"].batch_rows
+        assert stage.batch_rows % (stage.microbatches * sizes["replica"] * sizes["fsdp"]) == 0
+
+
+def test_the_first_candidate_is_the_fastest_by_formula(config):
+    found = candidates(config, "all", NODE)
+    seconds = [guess_seconds(candidate, "all", NODE) for candidate in found]
+    assert seconds == sorted(seconds)
+
+
+def test_what_cannot_fit_is_not_tried():
+    large = conftest.small_config(data__pack={"row_length": 2**30, "encoder_rows": 2, "encoder_row_length": 64})
+    with pytest.raises(ValueError, match="nothing fits"):
+        candidates(large, "all", NODE)
+
+
+@pytest.mark.parametrize(("less", "more"), [("full", "attention"), ("attention", "dots"), ("dots", "none")])
+def test_what_is_saved_takes_memory_and_spares_time(less, more):
+    sizes = {"replica": 1, "fsdp": 8, "context": 1, "tensor": 1}
+    first, second = (conftest.small_config(model__remat=remat) for remat in (less, more))
+    assert estimate(first, "all", sizes).peak < estimate(second, "all", sizes).peak
+    if less != "attention":  # saving the products still runs attention again
+        assert guess_seconds(first, "all", NODE) > guess_seconds(second, "all", NODE)
+
+
+def test_plans_that_do_not_fit_come_last(plan_of):
+    small, slow, large = plan_of(peak=1e9, step=1.0), plan_of(peak=1e9, step=2.0), plan_of(peak=1e15, step=0.1)
+    assert ranked([large, slow, small]) == [small, slow, large]
