@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the lines are the compiler's
 """The parser and the counts on small modules written as TPU and CPU compilers write them."""
 
 import pytest

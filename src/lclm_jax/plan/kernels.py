@@ -24,6 +24,7 @@ KERNELS = (
     Kernel("splash_m[hq]a_dkv_dq|attention_backward", 5),  # scores, dv, dp, dk, dq
     Kernel("splash_m[hq]a_dq|attention_dq", 3),  # scores, dp, dq
     Kernel("splash_m[hq]a_dkv|attention_dkv", 4),  # scores, dv, dp, dk
+    Kernel("pool", 0),  # sums of a few positions
 )
 
 
@@ -58,6 +59,8 @@ def kernel_flops(instruction: Instruction, operands: list[Array], causality: Cau
     name = kernel_name(instruction)
     for kernel in KERNELS:
         if re.search(kernel.pattern, name):
+            if kernel.products == 0:
+                return 0.0
             return 2.0 * kernel.products * _width_times_pairs(operands, causality.block_of(instruction))
     return None
 
