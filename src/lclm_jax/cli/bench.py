@@ -110,10 +110,9 @@ def _show_step(result: dict[str, Any]) -> None:
     other = result.get("pytorch")
     if other is None:
         return
-    deviation = other["ratio_standard_deviation"]
-    spread = "" if deviation is None else f" ± {deviation:.2f}"
+    spread = f"{min(other['ratios']):.2f} to {max(other['ratios']):.2f}"
     click.echo(
-        f"PyTorch: {other['seconds_per_step']:.3f} s a step; ours is {other['ratio']:.2f}{spread} times as fast\n"
+        f"PyTorch: {other['seconds_per_step']:.3f} s a step; ours is {other['ratio']:.2f} times as fast ({spread})\n"
         f"  of which padding saved {other['of_which_padding_saved']:.2f}, arithmetic"
         f" {other['of_which_arithmetic']:.2f}\n"
         f"loss of the first batch: ours {result['first_loss']:.5f}, PyTorch {other['first_loss']:.5f}"

@@ -14,9 +14,10 @@ from jax.experimental.pallas import triton as plgpu
 
 MULTIPLE = 1
 """Any number of groups will do: the last program masks what is beyond them."""
-TILE_ELEMENTS = 4096
-"""Groups times width that a program holds at a time: 32 elements of a thread."""
-NUM_WARPS = 4
+TILE_ELEMENTS = 2048
+"""Groups times width that a program holds at a time, unless one group is wider."""
+ELEMENTS_PER_WARP = 512
+"""16 of a thread: with twice as many the backward pass takes 250 registers, and two programs fill a processor."""
 BACKWARD_PROGRAMS = 528
 """Upper bound of the programs of a backward pass, four for each of 132 processors; each leaves a partial sum of the
 scales' gradients."""
@@ -31,7 +32,7 @@ def forward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any) -> jax
         functools.partial(_forward, how, tile),
         out_shape=jax.ShapeDtypeStruct(shape, x_PE.dtype),
         grid=(pl.cdiv(groups, tile),),
-        compiler_params=plgpu.CompilerParams(num_warps=NUM_WARPS, num_stages=2),
+        compiler_params=_compiler_params(groups, width),
         interpret=how.interpret,
         name=f"pool_{how.kind}_forward",
     )(shares_GN, x_PE.reshape(groups, how.ratio, width), *_given(scales))
@@ -49,7 +50,7 @@ def backward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any, bar_G
         functools.partial(_backward, how, _tile(groups, width)),
         out_shape=[jax.ShapeDtypeStruct((groups, how.ratio, width), x_PE.dtype), *[partial] * len(given)],
         grid=(programs,),
-        compiler_params=plgpu.CompilerParams(num_warps=NUM_WARPS, num_stages=2),
+        compiler_params=_compiler_params(groups, width),
         interpret=how.interpret,
         name=f"pool_{how.kind}_backward",
     )(shares_GN, x_PE.reshape(groups, how.ratio, width), bar_GE, *given)
@@ -183,6 +184,11 @@ def _given(scales):
 def _tile(groups: int, width: int) -> int:
     """Groups of a tile, a power of two."""
     return max(1, min(TILE_ELEMENTS // pl.next_power_of_2(width), pl.next_power_of_2(groups)))
+
+
+def _compiler_params(groups: int, width: int) -> plgpu.CompilerParams:
+    elements = _tile(groups, width) * pl.next_power_of_2(width)
+    return plgpu.CompilerParams(num_warps=max(1, min(16, elements // ELEMENTS_PER_WARP)), num_stages=2)
 
 
 def _programs(groups: int, width: int) -> int:
