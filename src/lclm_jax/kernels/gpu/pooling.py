@@ -17,7 +17,7 @@ MULTIPLE = 1
 TILE_ELEMENTS = 2048
 """Groups times width that a program holds at a time, unless one group is wider."""
 ELEMENTS_PER_WARP = 512
-"""16 of a thread: with twice as many the backward pass takes 250 registers, and two programs fill a processor."""
+"""16 of a thread: with twice as many, 250 registers of the backward pass would leave two programs on a processor."""
 BACKWARD_PROGRAMS = 528
 """Upper bound of the programs of a backward pass, four for each of 132 processors; each leaves a partial sum of the
 scales' gradients."""
