@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -82,32 +83,48 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
 @click.option("--stage", help="Stage whose rows to show; the first by default.")
 @click.option("--rows", default=2, show_default=True, help="How many rows.")
 @click.option("--from", "first", default=0, show_default=True, help="Global number of the first row.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the rows to this file, one self-contained page.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write histograms of the stage to this PNG.")
 @set_option
-def show(config: Path, stage: str | None, rows: int, first: int, overrides: tuple[str, ...]) -> None:
-    """Print packed rows of CONFIG as text: segments, spans with their latents, and where the loss is."""
-    import sys
-    import tempfile
+def show(config: Path, stage: str | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Print packed rows of CONFIG: segments, spans with their latents, and where the loss is.
 
-    from rich.console import Console
-
-    from lclm_jax.data.loader import Position, make_loader
-    from lclm_jax.data.show import render_rows
-    from lclm_jax.train.stages import load_tokenizers
+    With --html or --plot these are written instead.
+    """
+    from lclm_jax.cli.data_show import show_rows
 
     tree = load_config(config, overrides)
     stage = stage or next(iter(tree.stages))
     if stage not in tree.stages:
         raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
-    settings = tree.stages[stage].model_copy(update={"batch_rows": 1, "microbatches": 1, "steps": first + rows})
-    tree = tree.model_copy(update={"stages": {**tree.stages, stage: settings}})
+    show_rows(tree, stage, **options)
+
+
+@data.command()
+@config_argument
+@click.option("--stage", help="Stage to measure; the first by default.")
+@set_option
+def budget(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
+    """Measure how rows of CONFIG are filled, and propose a row length and a number of encoder rows.
+
+    Layouts are tried until 98 % of the decoder positions and 90 % of the encoder positions are in use.
+    """
+    from lclm_jax.data.budget import Fill, propose
+    from lclm_jax.data.sources import make_sources
+    from lclm_jax.train.stages import load_tokenizers
+
+    tree = load_config(config, overrides)
+    stage = stage or next(iter(tree.stages))
     tokenizers = load_tokenizers(tree)
-    colours = sys.stdout.isatty()
-    console = Console(soft_wrap=True, markup=colours, highlight=False)
-    with (
-        tempfile.TemporaryDirectory() as index,
-        make_loader(tree, stage, tokenizers, Position(first), index_folder=index) as loader,
-    ):
-        for number, (batch, stats) in enumerate(loader, first):
-            text = render_rows(batch, tokenizers, tree.model, markup=colours)
-            console.print(text.replace("row 0", f"row {number}", 1))
-            console.print(f"fill: decoder {stats.decoder_fill:.2f}, encoder {stats.encoder_fill:.2f}\n")
+    click.echo("row_length  encoder_rows  decoder fill  encoder fill  left out")
+    tried: list[Fill] = []
+    for fill in propose(tree, stage, lambda changed: make_sources(changed, stage, tokenizers)):
+        tried.append(fill)
+        click.echo(
+            f"{fill.pack.row_length:10} {fill.pack.encoder_rows:13} {fill.decoder:13.3f} {fill.encoder:13.3f}"
+            f" {fill.left_out:9.1%}"
+        )
+    best = max(tried, key=lambda fill: fill.worth)
+    layout = ", ".join(f"{n}: {getattr(best.pack, n)}" for n in ("row_length", "encoder_rows", "encoder_row_length"))
+    reached = "" if best.enough else " (the best of those tried; it fills less than asked for)"
+    click.echo(f"data.pack: {{{layout}}}{reached}")

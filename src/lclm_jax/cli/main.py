@@ -27,7 +27,7 @@ COMMANDS = {
         "plan",
         "Compile the train step for rented chips: memory, time, price, before renting.",
     ),
-    "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, and the train step beside PyTorch."),
+    "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step and the data path."),
     "golden": ("lclm_jax.cli.model", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 

@@ -1,6 +1,7 @@
 """Packed rows as text: what each segment reads, what is compressed, and where the loss is."""
 
 from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.markup import escape
@@ -9,8 +10,12 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.rows import Row, span_tokens
 from lclm_jax.data.sources import Tokenizers
+from lclm_jax.text.memory import MemoryIds
 
 _STYLES = {"loss": "green", "no loss": "dim", "span": "yellow"}
+_KINDS: dict[int, Literal["loss", "no loss", "tag"]] = {-1: "loss", -2: "no loss", -3: "tag"}
+LEGEND = "[green]text with loss[/]  [dim]text without loss[/]  [yellow]compressed text, read as latents[/]"
+"""Rich markup that explains the colours."""
 
 
 def render_rows(
@@ -57,29 +62,49 @@ def _row_lines(row: Row, number: int, tokenizers: Tokenizers, ratio: int, markup
         yield from (f"    {line}" for line in text.split("\n"))
 
 
-def _pieces(
-    row: Row, where: np.ndarray, spans: dict[int, np.ndarray], tokenizers: Tokenizers, markup: bool
-) -> Iterator[str]:
-    """The text of one segment, in runs of equal kind."""
+class Run(NamedTuple):
+    """Tokens of one kind that follow each other in a segment."""
+
+    kind: Literal["loss", "no loss", "span", "tag"]
+    tokens: np.ndarray
+    span: int
+    """Span id; 0 if it is none."""
+    slots: tuple[int, int]
+    """First and last latent slot of a span."""
+
+
+def runs_of(row: Row, where: np.ndarray, tags: MemoryIds) -> Iterator[Run]:
+    """The runs of one segment, whose decoder positions are ``where``."""
     tokens, slots = row["decoder_tokens"][where], row["latent_index"][where]
-    tags = tokenizers.decoder.memory_ids
     # Kind of each token: a latent by its span, a tag, or text with or without loss as a target.
     weights = np.append(0, row["loss_weights"][where[:-1]])
     kinds = np.where(weights > 0, -1, -2)
     kinds[np.isin(tokens, (tags.start, tags.end))] = -3
     kinds = np.where(slots >= 0, row["latent_segments"][np.maximum(slots, 0)], kinds)
     edges = np.flatnonzero(np.append(True, kinds[1:] != kinds[:-1]))
-    for first, last in zip(edges, np.append(edges[1:], kinds.size), strict=True):
+    for first, last in zip(edges.tolist(), np.append(edges[1:], kinds.size).tolist(), strict=True):
         kind = int(kinds[first])
         if kind > 0:
-            text = _escape(tokenizers.encoder.decode(spans[kind]), markup)
-            low, high = int(slots[first:last].min()), int(slots[first:last].max())
-            head = f"<memory {spans[kind].size} tokens -> {last - first} latents at {low}-{high}: "
+            yield Run("span", tokens[first:last], kind, (int(slots[first:last].min()), int(slots[first:last].max())))
+        else:
+            yield Run(_KINDS[kind], tokens[first:last], 0, (0, 0))
+
+
+def _pieces(
+    row: Row, where: np.ndarray, spans: dict[int, np.ndarray], tokenizers: Tokenizers, markup: bool
+) -> Iterator[str]:
+    """The text of one segment, in runs of equal kind."""
+    for run in runs_of(row, where, tokenizers.decoder.memory_ids):
+        if run.kind == "span":
+            text = _escape(tokenizers.encoder.decode(spans[run.span]), markup)
+            head = (
+                f"<memory {spans[run.span].size} tokens -> {run.tokens.size} latents at {run.slots[0]}-{run.slots[1]}: "
+            )
             yield _styled(f"{head}{text}>", "span", markup)
-        elif kind != -3:
-            text = _escape(tokenizers.decoder.decode(tokens[first:last]), markup)
-            plain = f"[[{text}]]" if kind == -1 and not markup else text
-            yield _styled(plain, "loss" if kind == -1 else "no loss", markup)
+        elif run.kind != "tag":
+            text = _escape(tokenizers.decoder.decode(run.tokens), markup)
+            plain = f"[[{text}]]" if run.kind == "loss" and not markup else text
+            yield _styled(plain, run.kind, markup)
 
 
 def _escape(text: str, markup: bool) -> str:
