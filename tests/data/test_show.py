@@ -6,6 +6,7 @@ import pytest
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
 from lclm_jax.data.rows import assemble_batch
 from lclm_jax.data.show import render_rows
+from lclm_jax.data.show_html import render_page
 from lclm_jax.data.sources import Tokenizers
 from lclm_jax.text.example import cpt_example, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ def tokenizer(tmp_path_factory):
     return Tokenizer(train_tokenizer(["a plain text [with] brackets\n" * 9], 300, tmp_path_factory.mktemp("tokenizer")))
 
 
-def shown(tokenizer, markup):
+def shown(tokenizer, markup=False, html=False):
     tiny = BackboneConfig(
         vocab_size=512, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, mlp_size=8
     )
@@ -27,7 +28,10 @@ def shown(tokenizer, markup):
         prompt_example("a prompt", tokenizer, tokenizer, 4),
     ]
     batch = assemble_batch([examples, []], model, PackConfig(row_length=96, encoder_rows=2, encoder_row_length=32))
-    return render_rows(batch, Tokenizers(tokenizer, tokenizer), model, markup=markup), examples
+    both = Tokenizers(tokenizer, tokenizer)
+    if html:
+        return "".join(render_page([(7, batch)], both, model, "a <title>")), examples
+    return render_rows(batch, both, model, markup=markup), examples
 
 
 def test_a_row_as_text(tokenizer):
@@ -51,3 +55,15 @@ def test_markup_shows_the_same_text(tokenizer):
     wanted = plain.replace("[[two [x]]]", "two [x]").replace("[[", "").replace("]]", "")
     assert Text.from_markup(marked).plain == wanted
     assert np.char.count(marked, "[green]") == 2
+
+
+def test_a_page_stands_alone_and_holds_the_text(tokenizer):
+    page, examples = shown(tokenizer, html=True)
+    assert "http" not in page and "<script" not in page
+    assert "a &lt;title&gt;" in page
+    assert "row 7" in page and "row 8" in page
+    latents = int((examples[0].tokens == tokenizer.memory_ids.placeholder).sum())
+    assert f"<b>{len(examples[0].spans[0])} → {latents}</b>hidden text, long enough</span>" in page
+    assert '<span class="loss">two [x]</span>' in page
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", page.split("<h2>")[1])]
+    assert sum(widths) == pytest.approx(300, abs=0.1), "one bar of the decoder and two of the encoder, each full"

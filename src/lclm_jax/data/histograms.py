@@ -56,6 +56,8 @@ def _rows(index: RowIndex, rows: int) -> tuple[np.ndarray, ...]:
 
 
 def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool = False) -> None:
+    from matplotlib.ticker import NullFormatter
+
     shown = {name: one for name, one in values.items() if one.size}
     if not shown:
         axis.set_axis_off()
@@ -67,6 +69,7 @@ def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool =
         axis.hist(one, bins, histtype="stepfilled", alpha=0.5, label=mean, weights=np.full(one.size, 1 / one.size))
     if log:
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel(label)
     axis.set_ylabel("share")
     axis.legend(frameon=False, fontsize=8)
