@@ -1,12 +1,16 @@
 """The formulas beside compiled programs: the same step on 8 CPU devices, its products and collectives counted."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
 import pytest
+from click.testing import CliRunner
 
-from lclm_jax.plan import compiled
+from lclm_jax.cli.plan import plan
+from lclm_jax.config import dump_config
+from lclm_jax.plan import compiled, plans
 from lclm_jax.plan.census import count
 from lclm_jax.plan.flops import step_flops
 from lclm_jax.plan.hlo import parse
@@ -34,3 +38,33 @@ def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
     formula = step_flops(config.model, config.stages[stage], config.pack(stage), "reference").executed / 8
     assert census.flops == pytest.approx(formula, rel=0.05)
     assert step.peak_bytes >= step.argument_bytes > 0
+
+
+def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "small.yaml"
+    path.write_text(dump_config(conftest.small_config()))
+    arguments = [
+        str(path),
+        "--topology",
+        "h100:8",
+        "--stage",
+        "all",
+        "--price",
+        "2",
+        "--json",
+        str(tmp_path / "p.json"),
+    ]
+    first = CliRunner().invoke(plan, arguments)
+    assert first.exit_code == 0, first.output
+    assert "MFU at most" in first.output
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert written["plans"][0]["fits"]
+    assert written["total"]["price"] == pytest.approx(2 * written["total"]["chip_hours"])
+    monkeypatch.setattr(plans, "compile_step", None)  # the second time nothing is compiled
+    assert CliRunner().invoke(plan, arguments).exit_code == 0
+
+
+def test_gpus_are_refused(config):
+    with pytest.raises(ValueError, match="not supported yet"):
+        compiled.compile_step(config, "all", parse_topology("h100:8"))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_argument
-@click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256, h100:8, h100:8x8...")
+@click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256...")
 @click.option("--stage", help="Plan this stage alone; all of them by default.")
 @click.option("--rows-per-chip", type=float, help="Packed rows of a step per chip, instead of batch_rows.")
 @click.option("--price", type=float, help="Money per chip-hour.")
@@ -41,12 +41,12 @@ def plan(
     overrides: tuple[str, ...],
     **options,
 ) -> None:
-    """Compile the real train step of CONFIG for a TPU slice or GPU cluster, on this machine, and count what it does.
+    """Compile the real train step of CONFIG for a TPU slice, on this machine, and count what it does.
 
     Prints whether it fits, bytes and FLOPs per chip, bytes on the wire by mesh axis, the step time at peak rates and
     what bounds it, and from that tokens/s, MFU, days, chip-hours and money: lower bounds, as no program runs at peak.
-    Needs libtpu for TPUs (pip install "lclm-jax[tpu]") and the CUDA plugin for GPUs (pip install "lclm-jax[cuda]");
-    no accelerator. A compile takes minutes; results are kept under ~/.cache/lclm-jax/plans.
+    Needs libtpu (pip install "lclm-jax[tpu]") and no accelerator; GPU clusters are not compiled for yet. A compile
+    takes minutes; results are kept under ~/.cache/lclm-jax/plans.
     """
     from lclm_jax.plan.topologies import parse_topology, prepare_environment
 

@@ -72,9 +72,11 @@ def compile_step(config: Config, stage: str, topology: Topology) -> CompiledStep
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """Compile-only devices; see ``topologies``."""
+    """Compile-only devices; raises ``ValueError`` for GPUs, for which there is no compiler here yet."""
     from lclm_jax.plan import topologies
 
+    if topology.chip.dimensions == 0:
+        raise ValueError(f"{topology.name}: compiling for GPUs without one is not supported yet; name a TPU slice")
     return topologies.tpu_devices(topology)
 
 
