@@ -35,9 +35,9 @@ def chaos(config: Path, faults: int, seed: int, every: int, overrides: tuple[str
 
 def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("fault", title=f"{len(result['strikes'])} faults in {result['steps']} steps", title_justify="left")
+    table = Table(Column("fault", no_wrap=True), title=f"{len(result['strikes'])} faults in {result['steps']} steps", title_justify="left")
     for name in ("injected", "survived", "steps redone", "seconds lost"):
         table.add_column(name, justify="right")
     kinds = sorted({strike["kind"] for strike in result["strikes"]})
