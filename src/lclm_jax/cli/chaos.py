@@ -37,7 +37,11 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column("fault", no_wrap=True), title=f"{len(result['strikes'])} faults in {result['steps']} steps", title_justify="left")
+    table = Table(
+        Column("fault", no_wrap=True),
+        title=f"{len(result['strikes'])} faults in {result['steps']} steps",
+        title_justify="left",
+    )
     for name in ("injected", "survived", "steps redone", "seconds lost"):
         table.add_column(name, justify="right")
     kinds = sorted({strike["kind"] for strike in result["strikes"]})

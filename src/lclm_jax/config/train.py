@@ -211,7 +211,7 @@ class ProcessesConfig(Tree):
 class TrainConfig(Tree):
     """Settings common to all stages."""
 
-    optimizer: OptimizerConfig = key(OptimizerConfig(), "AdamW settings.")
+    optimizer: OptimizerConfig = key(OptimizerConfig(), "How gradients become updates.")
     microbatches: int = key(1, "Gradient accumulation of the stages that do not set their own.", gt=0)
     loss_normalisation: Literal["per_token", "per_row"] = key(
         "per_token", "per_token: sum over count of the whole step; per_row: mean of the rows' means."
