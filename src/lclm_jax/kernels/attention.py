@@ -5,21 +5,37 @@ sees key ``t`` iff both lie in the same segment, the segment is not 0, and (caus
 is array order, not RoPE position. A query that sees no key returns zeros. For segments ``1 1 2 0``, causal::
 
     query 0 sees 0 | query 1 sees 0 1 | query 2 sees 2 | query 3 (padding) sees nothing and returns 0
+
+A backend is one module with two functions: ``refusal(request)`` says in a few words why it cannot honour an
+``AttentionRequest`` (None: it can), and ``run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)`` computes it.
 """
 
 import functools
+import importlib
 import logging
+from types import ModuleType
 
 import jax
-import jax.numpy as jnp
 
-from lclm_jax.kernels.chunked_attention import chunked_attention
-from lclm_jax.kernels.masks import allowed_BST, precision_of
+from lclm_jax.kernels.request import AttentionRequest
+from lclm_jax.kernels.target import platform
 
 _LOG = logging.getLogger(__name__)
 
+BACKENDS = {
+    "reference": "lclm_jax.kernels.reference_attention",
+    "chunked": "lclm_jax.kernels.chunked_attention",
+    "splash": "lclm_jax.kernels.tpu.splash",
+    "pallas_tpu": "lclm_jax.kernels.tpu.attention",
+}
+"""Name -> module, imported when first asked: importing kernels of accelerators takes time that CPUs need not spend."""
+
+PREFERRED = {"tpu": ("splash", "pallas_tpu")}
+"""Platform -> what ``auto`` asks in turn. ``pallas_tpu`` comes before splash once it has been timed on hardware."""
+
 REFERENCE_MAX_KEYS = 512
-"""Up to this many keys ``auto`` takes the reference: one fused block is faster than a loop over blocks."""
+"""Where no preferred backend can, ``auto`` takes the reference up to this many keys: one fused block is faster than a
+loop over blocks."""
 
 
 def attention(
@@ -38,58 +54,64 @@ def attention(
         q_BSHd: queries, float.
         k_BTKd: keys; K divides H and query head h reads key head ``h // (H / K)``.
         v_BTKd: values.
-        segments: (q_segments_BS, kv_segments_BT), int32; 0 is padding.
+        segments: (q_segments_BS, kv_segments_BT), int32; 0 is padding. Give the same array twice where queries and
+            keys are the same positions: some backends can do that only.
         causal: whether array order limits what a query sees.
-        offset_B: array order of each row's query 0 among the keys, int32; None is 0 (used with a key/value cache).
-        backend: ``reference`` (builds [S, T] scores), ``chunked`` (memory linear in T), or ``auto``.
+        offset_B: array order of each row's query 0 among the keys, int32; None is 0 (used with a key/value cache, and
+            where the queries are split over devices).
+        backend: a name of ``BACKENDS``, or ``auto``: by platform and request.
 
     Returns:
         [B, S, H, d] in the queries' dtype.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown backend.
+        ValueError: shapes that do not fit together, an unknown backend, or a named one that cannot honour the request.
     """
     _check(q_BSHd, k_BTKd, v_BTKd, segments)
-    if backend == "auto":
-        backend = "reference" if k_BTKd.shape[1] <= REFERENCE_MAX_KEYS else "chunked"
-        _log_choice(backend, "at most" if backend == "reference" else "more than")
-    if backend == "reference":
-        return reference_attention(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
-    if backend == "chunked":
-        return chunked_attention(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
-    raise ValueError(f"attention backend {backend!r} is unknown; set model.attention to auto, reference or chunked")
+    request = _request(q_BSHd, k_BTKd, causal, to_itself=segments[0] is segments[1], offset=offset_B is not None)
+    name = choose(request) if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise ValueError(
+            f"attention backend {name!r} is unknown; set model.attention to auto or one of {', '.join(BACKENDS)}"
+        )
+    reason = _module(name).refusal(request)
+    if reason is not None:
+        raise ValueError(f"attention backend {name!r} {reason}: {request}; set model.attention to auto")
+    return _module(name).run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
 
 
-def reference_attention(
-    q_BSHd: jax.Array,
-    k_BTKd: jax.Array,
-    v_BTKd: jax.Array,
-    segments: tuple[jax.Array, jax.Array],
-    causal: bool,
-    offset_B: jax.Array | None = None,
-) -> jax.Array:
-    """The definition of ``attention``, with the whole [S, T] score matrix of every head in memory."""
-    group, precision = q_BSHd.shape[2] // k_BTKd.shape[2], precision_of(q_BSHd.dtype)
-    # Heads before positions and one key head per query head: measured on CPUs, a third less time than grouped
-    # products, whose scores need a transpose.
-    q_BHSd = q_BSHd.swapaxes(1, 2)
-    k_BHTd, v_BHTd = (jnp.repeat(x_BTKd, group, axis=2).swapaxes(1, 2) for x_BTKd in (k_BTKd, v_BTKd))
-    scores_BHST = jnp.einsum("BHSd,BHTd->BHST", q_BHSd, k_BHTd, precision=precision, preferred_element_type=jnp.float32)
-    mask_BHST = allowed_BST(*segments, causal, offset_B)[:, None]
-    scores_BHST = jnp.where(mask_BHST, scores_BHST * q_BSHd.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-    # The floor lies far above what masking wrote, so that a query without keys gets weights of exactly 0.
-    highest_BHST = jax.lax.stop_gradient(jnp.maximum(scores_BHST.max(-1, keepdims=True), -1e30))
-    weights_BHST = jnp.exp(scores_BHST - highest_BHST)
-    sums_BHST = weights_BHST.sum(-1, keepdims=True)
-    out_BHSd = jnp.einsum("BHST,BHTd->BHSd", weights_BHST.astype(v_BHTd.dtype), v_BHTd, precision=precision)
-    out_BHSd = out_BHSd / jnp.where(sums_BHST > 0, sums_BHST, 1.0)  # padding sees nothing: 0 / 1
-    return out_BHSd.astype(q_BSHd.dtype).swapaxes(1, 2)
+def choose(request: AttentionRequest) -> str:
+    """The backend that ``auto`` takes for ``request``."""
+    refused: list[str] = []
+    for name in PREFERRED.get(request.platform, ()):
+        reason = _module(name).refusal(request)
+        if reason is None:
+            _log_choice(name, request.platform, "; ".join(refused) or "first choice there")
+            return name
+        refused.append(f"{name} {reason}")
+    few = request.keys <= REFERENCE_MAX_KEYS
+    refused.append(f"{'at most' if few else 'more than'} {REFERENCE_MAX_KEYS} keys")
+    name = "reference" if few else "chunked"
+    _log_choice(name, request.platform, "; ".join(refused))
+    return name
 
 
 @functools.cache
-def _log_choice(backend: str, than: str) -> None:
+def _log_choice(name: str, platform: str, why: str) -> None:
     """Cached: each choice is logged once in a process, however many shapes lead to it."""
-    _LOG.info("attention: auto takes %s for %s %d keys", backend, than, REFERENCE_MAX_KEYS)
+    _LOG.info("attention: auto takes %s on %s (%s)", name, platform, why)
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(BACKENDS[name])
+
+
+def _request(q_BSHd: jax.Array, k_BTKd: jax.Array, causal: bool, *, to_itself: bool, offset: bool) -> AttentionRequest:
+    rows, queries, heads, head_dim = q_BSHd.shape
+    keys, kv_heads = k_BTKd.shape[1:3]
+    shape, dtype = (rows, queries, keys, heads, kv_heads, head_dim), q_BSHd.dtype.name
+    return AttentionRequest(platform(), *shape, dtype, causal=causal, to_itself=to_itself, offset=offset)
 
 
 def _check(q_BSHd, k_BTKd, v_BTKd, segments) -> None:

@@ -8,11 +8,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.kernels.masks import allowed_BST, precision_of
+from lclm_jax.kernels.request import SAVED, AttentionRequest
+from lclm_jax.kernels.visits import summarise, tile_pairs
 
 BLOCK = 512
 _LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+def refusal(request: AttentionRequest) -> str | None:
+    """None: it honours every request."""
+    return None
 
 
 def chunked_attention(
@@ -31,7 +39,7 @@ def chunked_attention(
     q_block, k_block = min(block, queries), min(block, keys)
     q_BSKGd = _padded(q_BSHd, q_block).reshape(rows, -1, kv_heads, heads // kv_heads, width)
     out_BSKGd = _flash(
-        (causal, q_block, k_block, causal and offset_B is None),
+        (causal, q_block, k_block),
         q_BSKGd,
         _padded(k_BTKd, k_block),
         _padded(v_BTKd, k_block),
@@ -40,44 +48,46 @@ def chunked_attention(
     return out_BSKGd.reshape(rows, -1, heads, width)[:, :queries]
 
 
+run = chunked_attention
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _flash(static, q_BSKGd, k_BTKd, v_BTKd, masks):
-    """Attention over blocks; ``static`` is (causal, q_block, k_block, skip), ``masks`` the segments and the offset."""
+    """Attention over blocks; ``static`` is (causal, q_block, k_block), ``masks`` the segments and the offset."""
     return _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks)[0]
 
 
 def _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks):
     """The output and the log-sum-exp of every query (blocks of [B, K, G, S], stacked)."""
-    _, q_block, k_block, _ = static
+    _, q_block, k_block = static
     q_segments_BS, kv_segments_BT, offset_B = masks
     key_blocks = (_blocks(k_BTKd, k_block), _blocks(v_BTKd, k_block), _blocks(kv_segments_BT, k_block))
 
     def per_query_block(_, query):
-        i, q_BSKGd, segments_BS = query
+        i, needed, q_BSKGd, segments_BS = query
 
         def per_key_block(carry, key):
-            j, (k_BTKd, v_BTKd, segments_BT) = key
-            mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
-            return jax.lax.cond(
-                _needed(static, i, j),
-                lambda c: _online_softmax(c, q_BSKGd, k_BTKd, v_BTKd, mask_BST),
-                lambda c: c,
-                carry,
-            ), None
+            j, needed, (k_BTKd, v_BTKd, segments_BT) = key
+
+            def fold(carry):
+                mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
+                return _online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST)
+
+            return jax.lax.cond(needed, fold, lambda c: c, carry), None
 
         rows, _, kv_heads, group, width = q_BSKGd.shape
         lowest_BKGS = jnp.full((rows, kv_heads, group, q_block), _LOWEST, jnp.float32)
         out_BKGSd = jnp.zeros((*lowest_BKGS.shape, width), jnp.float32)
         start = (lowest_BKGS, jnp.zeros_like(lowest_BKGS), out_BKGSd)
         order = jnp.arange(key_blocks[2].shape[0])
-        (max_BKGS, sum_BKGS, out_BKGSd), _ = jax.lax.scan(per_key_block, start, (order, key_blocks))
+        (max_BKGS, sum_BKGS, out_BKGSd), _ = jax.lax.scan(per_key_block, start, (order, needed, key_blocks))
         sum_BKGS = jnp.where(sum_BKGS > 0, sum_BKGS, 1.0)  # padding sees nothing: 0 / 1
         out_BKGSd = (out_BKGSd / sum_BKGS[..., None]).astype(q_BSKGd.dtype)
         return None, (jnp.moveaxis(out_BKGSd, 3, 1), max_BKGS + jnp.log(sum_BKGS))
 
     queries = (_blocks(q_BSKGd, q_block), _blocks(q_segments_BS, q_block))
     order = jnp.arange(queries[0].shape[0])
-    _, (out_blocks, lse_blocks) = jax.lax.scan(per_query_block, None, (order, *queries))
+    _, (out_blocks, lse_blocks) = jax.lax.scan(per_query_block, None, (order, _needed(static, masks), *queries))
     return _joined(out_blocks), lse_blocks
 
 
@@ -95,28 +105,28 @@ def _online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST):
 
 
 def _flash_forward(static, q_BSKGd, k_BTKd, v_BTKd, masks):
-    out_BSKGd, lse_blocks = _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks)
+    out_BSKGd, lse_blocks = (checkpoint_name(x, SAVED) for x in _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks))
     return out_BSKGd, (q_BSKGd, k_BTKd, v_BTKd, masks, out_BSKGd, lse_blocks)
 
 
 def _flash_backward(static, saved, grad_BSKGd):
     q_BSKGd, k_BTKd, v_BTKd, masks, out_BSKGd, lse_blocks = saved
     q_segments_BS, kv_segments_BT, offset_B = masks
-    _, q_block, k_block, _ = static
+    _, q_block, k_block = static
     key_blocks = (_blocks(k_BTKd, k_block), _blocks(v_BTKd, k_block), _blocks(kv_segments_BT, k_block))
     # sum over d of dO * O: the term that the softmax's normalisation adds to every score gradient
     delta_BSKG = (grad_BSKGd.astype(jnp.float32) * out_BSKGd.astype(jnp.float32)).sum(-1)
 
     def per_query_block(key_grads, query):
-        i, lse_BKGS, q_BSKGd, grad_BSKGd, delta_BSKG, segments_BS = query
+        i, needed, lse_BKGS, q_BSKGd, grad_BSKGd, delta_BSKG, segments_BS = query
         delta_BKGS = jnp.moveaxis(delta_BSKG, 1, 3)
 
         def per_key_block(dq_BSKGd, key):
-            j, (k_BTKd, v_BTKd, segments_BT), (dk_BTKd, dv_BTKd) = key
-            mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
+            j, needed, (k_BTKd, v_BTKd, segments_BT), (dk_BTKd, dv_BTKd) = key
 
             def fold(carry):
                 dq_BSKGd, dk_BTKd, dv_BTKd = carry
+                mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
                 weights_BKGST = jnp.exp(_scores(q_BSKGd, k_BTKd) - lse_BKGS[..., None])
                 weights_BKGST = jnp.where(mask_BST[:, None, None], weights_BKGST, 0.0)
                 dv_BTKd += _product("BKGST,BSKGd->BTKd", weights_BKGST.astype(grad_BSKGd.dtype), grad_BSKGd)
@@ -127,18 +137,19 @@ def _flash_backward(static, saved, grad_BSKGd):
                 return dq_BSKGd, dk_BTKd, dv_BTKd
 
             carry = (dq_BSKGd, dk_BTKd, dv_BTKd)
-            dq_BSKGd, dk_BTKd, dv_BTKd = jax.lax.cond(_needed(static, i, j), fold, lambda c: c, carry)
+            dq_BSKGd, dk_BTKd, dv_BTKd = jax.lax.cond(needed, fold, lambda c: c, carry)
             return dq_BSKGd, (dk_BTKd, dv_BTKd)
 
         order = jnp.arange(key_blocks[2].shape[0])
         start_BSKGd = jnp.zeros(q_BSKGd.shape, jnp.float32)
-        dq_BSKGd, key_grads = jax.lax.scan(per_key_block, start_BSKGd, (order, key_blocks, key_grads))
+        dq_BSKGd, key_grads = jax.lax.scan(per_key_block, start_BSKGd, (order, needed, key_blocks, key_grads))
         return key_grads, dq_BSKGd
 
     queries = [_blocks(x, q_block) for x in (q_BSKGd, grad_BSKGd, delta_BSKG, q_segments_BS)]
     zeros = tuple(jnp.zeros(blocks.shape, jnp.float32) for blocks in key_blocks[:2])
     order = jnp.arange(queries[0].shape[0])
-    (dk_blocks, dv_blocks), dq_blocks = jax.lax.scan(per_query_block, zeros, (order, lse_blocks, *queries))
+    inputs = (order, _needed(static, masks), lse_blocks, *queries)
+    (dk_blocks, dv_blocks), dq_blocks = jax.lax.scan(per_query_block, zeros, inputs)
     grads = (_joined(dq_blocks), _joined(dk_blocks), _joined(dv_blocks))
     return (*(g.astype(x.dtype) for g, x in zip(grads, (q_BSKGd, k_BTKd, v_BTKd), strict=True)), None)
 
@@ -156,17 +167,20 @@ def _scores(q_BSKGd, k_BTKd):
 
 
 def _mask(static, i, j, q_segments_BS, kv_segments_BT, offset_B):
-    causal, q_block, k_block, _ = static
+    causal, q_block, k_block = static
     return allowed_BST(q_segments_BS, kv_segments_BT, causal, offset_B, i * q_block, j * k_block)
 
 
-def _needed(static, i, j):
-    """Whether key block j has any key that query block i may see by order: blocks above the diagonal are skipped.
-
-    Valid without an offset only; it never looks at the data, so that devices need not agree on it first.
-    """
-    _, q_block, k_block, skip = static
-    return (j * k_block < (i + 1) * q_block) if skip else True
+def _needed(static, masks):
+    """[query blocks, key blocks] bool: whether any row has a query that may see a key there; the others are skipped."""
+    causal, q_block, k_block = static
+    q_segments_BS, kv_segments_BT, offset_B = masks
+    order_BS, order_BT = (
+        jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape) for x in (q_segments_BS, kv_segments_BT)
+    )
+    order_BS = order_BS if offset_B is None else order_BS + offset_B[:, None]
+    queries, keys = summarise(q_segments_BS, order_BS, q_block), summarise(kv_segments_BT, order_BT, k_block)
+    return (tile_pairs(queries, keys, causal) > 0).any(0)
 
 
 def _padded(x, block):

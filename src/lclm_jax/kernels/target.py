@@ -1,5 +1,7 @@
 """What the current computation is compiled for."""
 
+from typing import Any
+
 import jax
 
 
@@ -9,5 +11,14 @@ def platform() -> str:
     A program compiled ahead of time for another machine gets that machine's kernels. Without a mesh: JAX's default
     devices.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return "gpu" if device.platform in ("cuda", "rocm") else device.platform
+    name = _device().platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def device_kind() -> str:
+    """What those devices call themselves, for example ``TPU v6 lite``."""
+    return _device().device_kind
+
+
+def _device() -> Any:
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]

@@ -1,5 +1,6 @@
 """The transformer block of Qwen3 and Llama, and a stack of them."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,15 +9,17 @@ import jax.numpy as jnp
 
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
 from lclm_jax.kernels.attention import attention
+from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.cache import write
 from lclm_jax.model.declare import DROPOUT, Module, Norm, Projection
 from lclm_jax.model.maths import apply_rope, rope_tables
+from lclm_jax.parallel.mapped import axis_names, mapped
 
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "decoder_attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "decoder_attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 """model.remat -> what the backward pass finds saved; products with weights have no batch dimensions. The kernels name
@@ -58,7 +61,8 @@ class Sight(NamedTuple):
     cos_BSd: jax.Array
     sin_BSd: jax.Array
     q_segments_BS: jax.Array
-    kv_segments_BT: jax.Array
+    kv_segments_BT: jax.Array | None = None
+    """None: the queries' own, rows attend to themselves."""
     offset_B: jax.Array | None = None
     """Array order of each row's first query among the keys (with a cache)."""
 
@@ -92,15 +96,7 @@ class Attention(Module):
             cache = (keys, values)
             keys, values = keys.astype(x_BSD.dtype), values.astype(x_BSD.dtype)
         k_BTKd, v_BTKd = (self.constrained(x, rows, "kv_seq", kv_heads, "head_dim") for x in (keys, values))
-        out_BSHd = attention(
-            q_BSHd,
-            k_BTKd,
-            v_BTKd,
-            segments=(sight.q_segments_BS, sight.kv_segments_BT),
-            causal=self.options.causal,
-            offset_B=sight.offset_B,
-            backend=self.options.backend,
-        )
+        out_BSHd = self._attend((q_BSHd, k_BTKd, v_BTKd), sight)
         out = Projection(
             "BSHd,HdD->BSD",
             (c.num_heads, c.head_dim, c.hidden_size),
@@ -112,10 +108,52 @@ class Attention(Module):
         )
         return out(out_BSHd), cache
 
+    def _attend(self, qkv: tuple[jax.Array, jax.Array, jax.Array], sight: Sight) -> jax.Array:
+        """out_BSHd: every device attends with its rows, heads and queries to all keys of its rows.
+
+        Kernels must not be left to the partitioner, which would run them whole on every device.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        if self.is_initializing() or mesh.size == 1:
+            return _attend_locally(self.options, (), *qkv, *sight[2:])
+        rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
+        cut = tuple(axis for axis in axis_names(positions) if mesh.shape[axis] > 1)
+        if cut and sight.kv_segments_BT is None:
+            sight = sight._replace(kv_segments_BT=sight.q_segments_BS)
+        of_q, of_k = (rows, positions, heads, "head_dim"), (rows, "kv_seq", self.options.kv_heads, "head_dim")
+        in_axes = (of_q, of_k, of_k, (rows, positions), (rows, "kv_seq"), (rows,))
+        local = functools.partial(_attend_locally, self.options, cut)
+        return mapped(local, in_axes, of_q)(*qkv, *sight[2:])
+
     def _heads(self, name: str, heads: int, axis: str) -> Projection:
         c = self.config
         shape, axes = (c.hidden_size, heads, c.head_dim), (self.options.width, axis, "head_dim")
         return Projection("BSD,DHd->BSHd", shape, axes, lora=self.options.lora_of(name), name=name)
+
+
+def _attend_locally(
+    options: StackOptions,
+    cut: tuple[str, ...],
+    q_BSHd: jax.Array,
+    k_BTKd: jax.Array,
+    v_BTKd: jax.Array,
+    q_segments_BS: jax.Array,
+    *others: jax.Array | None,
+) -> jax.Array:
+    """out_BSHd of one device; ``cut``: mesh axes that cut the queries; ``others``: the last two of ``Sight``."""
+    kv_segments_BT, offset_B = others
+    if cut:
+        first_B = jnp.full(q_BSHd.shape[:1], jax.lax.axis_index(cut) * q_BSHd.shape[1], jnp.int32)
+        offset_B = first_B if offset_B is None else first_B + offset_B
+    return attention(
+        q_BSHd,
+        k_BTKd,
+        v_BTKd,
+        segments=(q_segments_BS, q_segments_BS if kv_segments_BT is None else kv_segments_BT),
+        causal=options.causal,
+        offset_B=offset_B,
+        backend=options.backend,
+    )
 
 
 class SwiGLU(Module):
@@ -181,7 +219,7 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
 def see(config: BackboneConfig, segments_BS: jax.Array, positions_BS: jax.Array) -> Sight:
     """The sight of rows that attend to themselves."""
     cos_BSd, sin_BSd = rope_tables(positions_BS, config.head_dim, config.rope_theta)
-    return Sight(cos_BSd, sin_BSd, segments_BS, segments_BS)
+    return Sight(cos_BSd, sin_BSd, segments_BS)
 
 
 def see_cached(config: BackboneConfig, positions_BS: jax.Array, length_B: jax.Array, keys: int) -> Sight:

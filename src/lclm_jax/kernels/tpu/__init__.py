@@ -1,1 +1,1 @@
-"""Attention kernels for TPUs."""
+"""Kernels for TPUs."""

@@ -1,0 +1,142 @@
+"""The three Pallas kernels of attention on TPUs: output, gradient of the queries, gradients of keys and values.
+
+Each goes through a list of steps: one step brings a block of queries and a block of keys into VMEM and computes the
+pairs of tiles in them that hold anything. Blocks outside the list are never moved. The algorithm is FlashAttention-2's
+(Dao 2023, arXiv 2307.08691).
+
+Scores stand on their head, keys down (sublanes) and queries across (lanes). So everything there is one of per query
+(maximum, sum, log-sum-exp, segment id) is a compact row, reductions run down the sublanes, and the G query heads of one
+key head lie side by side in the lanes: the products that sum over queries sum over the group as well.
+
+Letters beside the house's: r query rows of one key head (see ``walk.Operands``).
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lclm_jax.kernels.masks import precision_of
+from lclm_jax.kernels.tpu.walk import At, Operands, Walk
+from lclm_jax.kernels.visits import Steps
+
+LOW = -1e30
+"""Score of a masked pair."""
+FLOOR = -0.5e30
+"""Where the running maximum begins: far above LOW, so that a query without keys gets weights of exactly 0."""
+
+_LOG2E = math.log2(math.e)
+_DOWN = (((0,), (0,)), ((), ()))  # a^T b: sums over sublanes
+_ACROSS = (((1,), (1,)), ((), ()))  # a b^T: sums over lanes
+_PLAIN = (((1,), (0,)), ((), ()))
+
+
+def forward(walk: Walk, steps: Steps, x: Operands) -> tuple[jax.Array, jax.Array]:
+    """(out [B, K, r, d] in the queries' dtype, log-sum-exp [B, K, 1, r] float32); walks by queries."""
+    rows, width = walk.tiling.q_rows, x.q.shape[3]
+    scratch = [pltpu.VMEM(shape, jnp.float32) for shape in [(1, rows), (1, rows), (width, rows)]]
+    out, lse = walk.call(attention_forward, steps, x, (), [("q", x.q.dtype), ("row", jnp.float32)], scratch)
+    return out, lse
+
+
+def query_gradient(walk: Walk, steps: Steps, x: Operands, back: tuple) -> jax.Array:
+    """Dq [B, K, r, d]; ``back``: dout [B, K, r, d], log-sum-exp and delta [B, K, 1, r]; walks by queries."""
+    scratch = [pltpu.VMEM((x.q.shape[3], walk.tiling.q_rows), jnp.float32)]
+    return walk.call(attention_dq, steps, x, back, [("q", x.q.dtype)], scratch)[0]
+
+
+def key_gradients(walk: Walk, steps: Steps, x: Operands, back: tuple) -> tuple[jax.Array, jax.Array]:
+    """(dk, dv), both [B, K, T, d]; ``back`` as in ``query_gradient``; walks by keys."""
+    scratch = [pltpu.VMEM((walk.tiling.k_block, x.k.shape[3]), jnp.float32)] * 2
+    dk, dv = walk.call(attention_dkv, steps, x, back, [("k", x.k.dtype), ("k", x.v.dtype)], scratch)
+    return dk, dv
+
+
+def attention_forward(at: At, out, lse, highest_1r, total_1r, out_dr) -> None:
+    """Kernel: online softmax in base 2."""
+    q, k, v = at.x[:3]
+
+    @pl.when(at.first)
+    def _():
+        highest_1r[...] = jnp.full_like(highest_1r, FLOOR)
+        total_1r[...] = jnp.zeros_like(total_1r)
+        out_dr[...] = jnp.zeros_like(out_dr)
+
+    def fold(rows, keys, mask_Tr):
+        scores_Tr = _scores(q, k, rows, keys, mask_Tr)
+        old_1r = highest_1r[:, rows]
+        new_1r = jnp.maximum(old_1r, scores_Tr.max(0, keepdims=True))
+        weights_Tr, shrink_1r = jnp.exp2(scores_Tr - new_1r), jnp.exp2(old_1r - new_1r)
+        highest_1r[:, rows] = new_1r
+        total_1r[:, rows] = total_1r[:, rows] * shrink_1r + weights_Tr.sum(0, keepdims=True)
+        out_dr[:, rows] = out_dr[:, rows] * shrink_1r + _dot(v[keys, :], weights_Tr.astype(v.dtype), _DOWN)
+
+    at.each_pair(fold)
+
+    @pl.when(at.last)
+    def _():
+        sum_1r = jnp.where(total_1r[...] > 0, total_1r[...], 1.0)  # a query without keys: 0 / 1
+        out[...] = (out_dr[...] / sum_1r).T.astype(out.dtype)
+        lse[...] = highest_1r[...] / _LOG2E + jnp.log(sum_1r)
+
+
+def attention_dq(at: At, dout, lse, delta, dq, dq_dr) -> None:
+    """Kernel: gradient of the queries."""
+
+    @pl.when(at.first)
+    def _():
+        dq_dr[...] = jnp.zeros_like(dq_dr)
+
+    def fold(rows, keys, mask_Tr):
+        _, back_Tr = _backward(at.x, (dout, lse, delta), rows, keys, mask_Tr)
+        dq_dr[:, rows] += _dot(at.x.k[keys, :], back_Tr.astype(at.x.k.dtype), _DOWN)
+
+    at.each_pair(fold)
+
+    @pl.when(at.last)
+    def _():
+        dq[...] = (dq_dr[...] * at.x.q.shape[1] ** -0.5).T.astype(dq.dtype)
+
+
+def attention_dkv(at: At, dout, lse, delta, *results) -> None:
+    """Kernel: gradients of keys and values, summed over the group's heads; ``results``: outputs and accumulators."""
+    dk, dv, dk_Td, dv_Td = results
+
+    @pl.when(at.first)
+    def _():
+        dk_Td[...] = jnp.zeros_like(dk_Td)
+        dv_Td[...] = jnp.zeros_like(dv_Td)
+
+    def fold(rows, keys, mask_Tr):
+        weights_Tr, back_Tr = _backward(at.x, (dout, lse, delta), rows, keys, mask_Tr)
+        dv_Td[keys, :] += _dot(weights_Tr.astype(dout.dtype), dout[rows, :], _PLAIN)
+        dk_Td[keys, :] += _dot(back_Tr.astype(at.x.q.dtype), at.x.q[rows, :], _PLAIN)
+
+    at.each_pair(fold)
+
+    @pl.when(at.last)
+    def _():
+        dk[...] = (dk_Td[...] * at.x.q.shape[1] ** -0.5).astype(dk.dtype)
+        dv[...] = dv_Td[...].astype(dv.dtype)
+
+
+def _backward(x: Operands, back: tuple, rows: Any, keys: Any, mask_Tr: Any) -> tuple[jax.Array, jax.Array]:
+    """(weights, gradient of the scores without the scale) of a pair of tiles, float32 [T, r]."""
+    dout, lse, delta = back
+    weights_Tr = jnp.exp2(_scores(x.q, x.k, rows, keys, mask_Tr) - lse[:, rows] * _LOG2E)
+    dweights_Tr = _dot(x.v[keys, :], dout[rows, :], _ACROSS)
+    return weights_Tr, weights_Tr * (dweights_Tr - delta[:, rows])
+
+
+def _scores(q, k, rows, keys, mask_Tr) -> jax.Array:
+    """Scores [T, r] of a pair of tiles in base 2; LOW where masked."""
+    scores_Tr = _dot(k[keys, :], q[rows, :], _ACROSS) * (q.shape[1] ** -0.5 * _LOG2E)
+    return scores_Tr if mask_Tr is None else jnp.where(mask_Tr, scores_Tr, LOW)
+
+
+def _dot(a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
+    """Product accumulated in float32."""
+    return jax.lax.dot_general(a, b, dimensions, precision=precision_of(a.dtype), preferred_element_type=jnp.float32)

@@ -1,0 +1,65 @@
+"""Devices of accelerators that need not be there: programs are compiled for them, nothing runs."""
+
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from lclm_jax.parallel import AXES, use_mesh
+from lclm_jax.plan.topologies import parse_topology, prepare_environment, tpu_devices
+
+prepare_environment()  # JAX is imported but has touched no device yet
+
+SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+@pytest.fixture
+def topology():
+    """``topology(name)``: the compile-only devices of a slice such as ``v5p:2x2x1``, or of a kind of chip."""
+    return lambda name: tpu_devices(parse_topology(SLICES.get(name, name)))
+
+
+@pytest.fixture
+def one_chip(topology):
+    """``with one_chip(name) as mesh``: a mesh of one chip of that kind; kernels see what they are compiled for."""
+
+    @contextmanager
+    def entered(name):
+        mesh = Mesh(np.asarray(topology(name)[:1]).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
+        with use_mesh(mesh):
+            yield mesh
+
+    return entered
+
+
+@pytest.fixture
+def arguments():
+    """``arguments(mesh, *(shape, dtype))``: stand-ins for arrays that every device of the mesh holds."""
+
+    def stand_ins(mesh, *shapes):
+        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in shapes]
+
+    return stand_ins
+
+
+_LINES: list[str] = []
+
+
+@pytest.fixture
+def report():
+    """``report(name, **figures)``: what the compiler says of a program, listed at the end of the run."""
+
+    def note(name, **figures):
+        _LINES.append(name + "".join(f"  {key}={value:.1f}" for key, value in figures.items()))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the compiler gave."""
+    terminalreporter.section("compiled")
+    for line in _LINES:
+        terminalreporter.write_line(line)

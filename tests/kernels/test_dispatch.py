@@ -1,0 +1,64 @@
+"""Which backend is taken, and which refuses."""
+
+import dataclasses
+import importlib
+import logging
+from typing import get_args
+
+import jax.numpy as jnp
+import pytest
+from tests.kernels.backends import RUN
+
+from lclm_jax.config import ModelConfig
+from lclm_jax.kernels.attention import BACKENDS, attention, choose
+from lclm_jax.kernels.request import AttentionRequest
+
+DECODER = AttentionRequest("tpu", 1, 16384, 16384, 32, 8, 128, "bfloat16", causal=True, to_itself=True, offset=False)
+
+
+def refusal(name, **changes):
+    return importlib.import_module(BACKENDS[name]).refusal(dataclasses.replace(DECODER, **changes))
+
+
+def test_auto_takes_the_first_that_can():
+    assert choose(DECODER) == "splash"
+    assert choose(dataclasses.replace(DECODER, offset=True)) == "pallas_tpu"
+    assert choose(dataclasses.replace(DECODER, to_itself=False)) == "pallas_tpu"
+    assert choose(dataclasses.replace(DECODER, queries=1, offset=True)) == "chunked"
+    assert choose(dataclasses.replace(DECODER, platform="cpu")) == "chunked"
+    assert choose(dataclasses.replace(DECODER, platform="cpu", keys=512)) == "reference"
+
+
+@pytest.mark.parametrize("name", ["splash", "pallas_tpu"])
+def test_kernels_refuse_what_they_cannot_honour(name):
+    assert refusal(name) is None
+    assert refusal(name, rows=16, queries=64, keys=64, head_dim=64, dtype="float32", causal=False) is None
+    for changes in (dict(platform="gpu"), dict(head_dim=96), dict(dtype="float16"), dict(queries=32, keys=32)):
+        assert refusal(name, **changes)
+
+
+def test_each_says_what_it_alone_cannot():
+    assert "offset" in refusal("splash", offset=True)
+    assert "one array of segments" in refusal("splash", to_itself=False)
+    assert "scalar memory" in refusal("pallas_tpu", rows=16, queries=131072, keys=131072)
+
+
+def test_a_named_backend_raises_with_the_reason_and_the_request():
+    q, segments = jnp.zeros((1, 64, 2, 64)), jnp.ones((1, 64), jnp.int32)
+    for name in ("splash", "pallas_tpu"):
+        with pytest.raises(ValueError, match=f"'{name}' runs on TPUs only: causal attention of 64 .*on cpu; set model"):
+            attention(q, q, q, segments=(segments, segments), causal=True, backend=name)
+
+
+def test_the_configuration_names_every_backend():
+    names = get_args(ModelConfig.model_fields["attention"].annotation)
+    assert set(names) == {"auto", *BACKENDS} and set(RUN) == set(BACKENDS)
+
+
+def test_auto_logs_its_choice_once(caplog):
+    with caplog.at_level(logging.INFO, "lclm_jax.kernels.attention"):
+        for queries in (1000, 2000):
+            choose(dataclasses.replace(DECODER, platform="rocm", queries=queries))
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention: auto takes chunked on rocm (more than 512 keys)"
+    ]
