@@ -156,3 +156,21 @@ def test_rows_that_do_not_divide_over_the_mesh_are_an_error(make_config):
     config = make_config(microbatches=4)
     with pytest.raises(ValueError, match="batch_rows a multiple of 32"):
         start(config, make_mesh(MeshConfig()))
+
+
+def test_each_ratio_of_a_stage_compiles_once_and_reaches_the_model(make_config, make_batch, mesh, monkeypatch):
+    seen = []
+
+    def loss(params, model, batch, normalisation, key, z_loss):
+        seen.append(model.ratio)
+        nll = (params["adapter"]["fc1"]["kernel"].sum() * batch.decoder_tokens) ** 2
+        return sum_nll(nll, batch.loss_weights, normalisation), jnp.isfinite(nll).all(axis=1)
+
+    monkeypatch.setattr("lclm_jax.train.step.loss_sums", loss)
+    config = make_config(ratios=[4, 8])
+    narrow = config.model_copy(update={"model": config.model.model_copy(update={"ratio": 8})})
+    batches = {4: make_batch(config, 8), 8: make_batch(narrow, 8)}
+    _, state, _, step = run(config, mesh, [batches[n] for n in (4, 8, 8, 4, 8)])
+    assert sorted(seen) == [4, 8]
+    assert step._cache_size() == 2
+    assert int(state.step) == 5

@@ -55,6 +55,10 @@ class StageConfig(Tree):
     min_lr: float = key(1e-6, "Learning rate at the end of the cosine or the decay.", ge=0)
     decay_share: float = key(0.2, "Share of the steps that the decay takes (wsd).", gt=0, le=1)
     weight_decay: Decay = key(Decay(), "Decoupled weight decay by part.")
+    ratios: tuple[int, ...] = key(
+        (),
+        "Ratios N of which each step draws one (mean pooling); none: model.ratio. Twice in the list: twice as often.",
+    )
     skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
     pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")
     from_scratch: bool = key(False, "Start from random weights instead of the previous stage.")

@@ -43,7 +43,13 @@ class Config(Tree):
                         f" {suggestion(source, self.data.sources)}"
                     )
             self._check_lora(name, stage)
-            self._check_pack(name, self.pack(name))
+            for ratio in stage.ratios or (self.model.ratio,):
+                self._check_pack(name, self.pack(name), ratio)
+            if stage.ratios and self.model.pooling != "mean":
+                raise ValueError(
+                    f"stages.{name}.ratios={list(stage.ratios)} needs model.pooling=mean, not {self.model.pooling}:"
+                    " other poolings have weights of one ratio"
+                )
         return self.model_copy(update={"stages": {name: self._resolve(name) for name in self.stages}})
 
     def _resolve(self, name: str) -> StageConfig:
@@ -61,17 +67,17 @@ class Config(Tree):
                     f" model.lora.{tower}, for example to {{rank: 16}}"
                 )
 
-    def _check_pack(self, stage: str, pack: PackConfig) -> None:
+    def _check_pack(self, stage: str, pack: PackConfig, ratio: int) -> None:
         model = self.model
-        markers = model.window // model.ratio if model.pooling == "eos" else 0
+        markers = model.window // ratio if model.pooling == "eos" else 0
         right = model.overlap if model.mask == "bidirectional" else 0
         # The pooled part starts at a multiple of the ratio, so its left context may begin after a gap.
-        left = -(-model.overlap // model.ratio) * model.ratio
+        left = -(-model.overlap // ratio) * ratio
         needed = left + model.window + right + markers
-        if pack.encoder_row_length % model.ratio:
+        if pack.encoder_row_length % ratio or model.window % ratio:
             raise ValueError(
-                f"encoder_row_length={pack.encoder_row_length} (stage {stage}) is not a multiple of"
-                f" model.ratio={model.ratio}; latent slots are groups of ratio positions: use a multiple"
+                f"encoder_row_length={pack.encoder_row_length} (stage {stage}) or model.window={model.window} is not a"
+                f" multiple of ratio={ratio}; latent slots are groups of ratio positions: use a multiple"
             )
         if pack.encoder_row_length < needed:
             raise ValueError(

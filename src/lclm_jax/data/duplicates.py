@@ -24,7 +24,7 @@ class Stage(NamedTuple):
     tasks: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PartReader:
     """First step of a pipeline: the documents of the part whose rank is the task's."""
 
@@ -88,7 +88,7 @@ def without_duplicates(
     tally.counts.update({"duplicate": seen - kept} if seen > kept else {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Mark:
     """Last step: notes that the duplicates of a collection are known."""
 

@@ -20,7 +20,7 @@ EXECUTORS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _MakeShare:
     plan: Plan
     strict: bool
@@ -29,7 +29,7 @@ class _MakeShare:
         make_parts(self.plan, self.plan.parts[rank::world_size], strict=self.strict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Finish:
     plan: Plan
 

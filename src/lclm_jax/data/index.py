@@ -231,6 +231,7 @@ def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[
         "model": {name: getattr(model, name) for name in ("ratio", "window", "overlap", "pooling", "mask")},
         "pack": config.pack(stage).model_dump(mode="json"),
         "tokenizers": [tokenizers.decoder.digest, tokenizers.encoder.digest],
+        "part": list(sources[0].setup.part),
     }
 
 

@@ -73,10 +73,16 @@ def first_info(index: RowIndex, stage: StageConfig) -> dict[str, Any]:
         if stored["rows"] == wanted:
             return stored
     info = index_info(index, wanted)
+    write_info(path, info)
+    return info
+
+
+def write_info(path: Path, info: Mapping[str, Any]) -> None:
+    """Store ``info`` at ``path``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    return info
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -82,10 +82,15 @@ def make_mixture(config: Config, stage: str, sources: Sequence[Source], layout: 
     """The mixture of ``stage``."""
     supplies = []
     for source in sources:
-        rule, epochs = source.config.when_exhausted, source.config.epochs
-        limit = None if rule == "repeat" else epochs * len(source)
+        rule, epochs, part = source.config.when_exhausted, source.config.epochs, source.setup.part
+        records = len(source) // part[1]
+        if not records:
+            raise ValueError(
+                f"source {source.name} has {len(source)} records, which {part[1]} ratios cannot share; give it more"
+            )
+        limit = None if rule == "repeat" else epochs * records
         positions = layout["sources"][source.name]["positions"]
-        supplies.append(Supply(source.name, len(source), positions, limit, rule == "stop"))
+        supplies.append(Supply(source.name, records, positions, limit, rule == "stop", part))
     return Mixture(supplies, _shares(config, stage, sources), layout["positions"], (config.seed, stage))
 
 

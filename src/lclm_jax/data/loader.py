@@ -17,8 +17,9 @@ import numpy as np
 from absl import flags
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import Config, RunPaths
+from lclm_jax.config import Config, RunPaths, StageConfig
 from lclm_jax.data.index import RowIndex, open_index
+from lclm_jax.data.index_info import first_info
 from lclm_jax.data.mixture import Cursor
 from lclm_jax.data.rows import assemble_batch
 from lclm_jax.data.sources import Source, Tokenizers, make_sources
@@ -37,10 +38,15 @@ class Position(NamedTuple):
     """Where the block of the last of them begins, so that the rows before it need not be counted again."""
     index_digest: str | None = None
     """The index that ``cursor`` belongs to; of another one it is not used."""
+    cursors: tuple[Cursor, ...] = ()
+    """The same for each ratio of a stage with several, in the place of ``cursor``."""
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Position":
         """What ``Loader.state`` said, from a checkpoint."""
+        if "cursors" in state:
+            cursors = tuple(Cursor(block, row, tuple(draws)) for block, row, draws in state["cursors"])
+            return cls(state["rows_consumed"], None, state["index_digest"], cursors)
         if "cursor" not in state:  # a checkpoint of an earlier version
             return cls(state["rows_consumed"])
         block, row, draws = state["cursor"]
@@ -198,11 +204,25 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         """The row index that the batches come from."""
         return self.maker.index
 
+    @property
+    def digest(self) -> str:
+        """Digest of all that the order of rows depends on."""
+        return self.index.digest
+
+    def info(self, stage: StageConfig) -> dict[str, Any]:
+        """What the first rows of the stage hold; see ``first_info``."""
+        return first_info(self.index, stage)
+
     def describe(self, row: int) -> list[dict[str, Any]]:
         """Where the examples of global ``row`` come from: source, record, variant and bounds of each."""
+        return self.describe_in(self.maker, row)
+
+    @staticmethod
+    def describe_in(maker: BatchMaker, row: int) -> list[dict[str, Any]]:
+        """``describe`` for a row of the index of ``maker``."""
         return [
-            {**ref._asdict(), "source": self.maker.sources[ref.source].name, "bounds": np.asarray(ref.bounds).tolist()}
-            for ref in self.index.row(row)
+            {**ref._asdict(), "source": maker.sources[ref.source].name, "bounds": np.asarray(ref.bounds).tolist()}
+            for ref in maker.index.row(row)
         ]
 
     def state(self, rows: int | None = None) -> dict[str, Any]:
@@ -250,8 +270,12 @@ def make_loader(
             f"batch_rows={rows} (stage {stage}) is not a multiple of the {parts} parts that the mesh makes of a batch"
             f" (mesh.replica * mesh.fsdp): use {rows // parts * parts or parts}"
         )
-    sources = make_sources(config, stage, tokenizers, split)
     folder = index_folder or RunPaths(config).stage(stage) / "index"
+    if config.stages[stage].ratios:
+        from lclm_jax.data.mixed import make_mixed_loader  # which builds on this module
+
+        return make_mixed_loader(config, stage, tokenizers, start, host, split, Path(folder))
+    sources = make_sources(config, stage, tokenizers, split)
     index = open_index(config, stage, sources, folder)
     if start.cursor is not None and start.index_digest == index.digest:
         index.know(start.cursor)

@@ -39,6 +39,8 @@ class Supply(NamedTuple):
     """Records, all epochs together, after which the source is exhausted; None: it repeats for ever."""
     stops: bool
     """Whether the stage ends with it, instead of going on without it."""
+    part: tuple[int, int] = (0, 1)
+    """(k, n): ``records`` are part k of n of each epoch; the parts change places from epoch to epoch."""
 
 
 class Mixture:
@@ -79,8 +81,10 @@ class Mixture:
         while first < draws.stop:
             epoch, place = divmod(first, supply.records)
             last = min(draws.stop, (epoch + 1) * supply.records)
-            order = Shuffle(draw_key(self._seed, supply.name, epoch, "order"), supply.records)
-            parts.append((epoch, order(np.arange(place, place + last - first))))
+            part, count = supply.part
+            order = Shuffle(draw_key(self._seed, supply.name, epoch, "order"), supply.records * count)
+            places = np.arange(place, place + last - first)
+            parts.append((epoch, order(places * count + (part + epoch) % count)))
             first = last
         return parts
 

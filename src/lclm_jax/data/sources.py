@@ -120,6 +120,8 @@ class SourceSetup:
     pack: PackConfig
     tokenizers: Tokenizers
     seed: int
+    part: tuple[int, int] = (0, 1)
+    """(k, n): examples are made of part k of n of the records of each epoch."""
 
 
 class _DocumentSource(Source):
@@ -304,14 +306,16 @@ OBJECTIVES: dict[str, type[Source]] = {
 }
 
 
-def make_sources(config: Config, stage: str, tokenizers: Tokenizers, split: str = "train") -> list[Source]:
-    """The sources of a stage's mixture, in its order; collections are opened once.
+def make_sources(
+    config: Config, stage: str, tokenizers: Tokenizers, split: str = "train", part: tuple[int, int] = (0, 1)
+) -> list[Source]:
+    """The sources of a stage's mixture, in its order; collections are opened once. ``part``: see ``SourceSetup``.
 
     Raises:
         ValueError: A collection is not prepared, or does not suit its source's objective.
     """
     model = config.model.model_copy(update={"memory_token_ids": tuple(tokenizers.decoder.memory_ids)})
-    setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed)
+    setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed, part)
     opened: dict[str, PreparedSplit] = {}
     sources = []
     for name in config.stages[stage].sources:

@@ -208,10 +208,10 @@ def _set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:
 
 
 def _check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: Loader) -> None:
-    if meta and meta["index_digest"] != loader.index.digest:
+    if meta and meta["index_digest"] != loader.digest:
         raise CheckpointError(
             f"{checkpoints.folder} was trained on other rows (index {meta['index_digest'][:12]}, now"
-            f" {loader.index.digest[:12]}); bring the prepared data back, or delete {checkpoints.folder.parent} to"
+            f" {loader.digest[:12]}); bring the prepared data back, or delete {checkpoints.folder.parent} to"
             " train the stage again"
         )
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.nearest import suggestion
-from lclm_jax.data.index_info import first_info, summarize
+from lclm_jax.data.index_info import summarize
 from lclm_jax.data.loader import Position, make_loader
 from lclm_jax.data.sources import Tokenizers, check_vocabularies
 from lclm_jax.model.lclm import abstract_params
@@ -188,13 +188,13 @@ def _stage_run(
         if jax.process_count() > 1:
             if jax.process_index() == 0:
                 with make_loader(config, stage, tokenizers) as loader:
-                    first_info(loader.index, config.stages[stage])
+                    loader.info(config.stages[stage])
             agreed(f"index of {stage}", None)
 
     def open_loader(start: Position) -> Any:
         wait_for_index()
         loader = make_loader(config, stage, tokenizers, start, row_parts(mesh))
-        logger.info("%s: %s", stage, summarize(first_info(loader.index, config.stages[stage])))
+        logger.info("%s: %s", stage, summarize(loader.info(config.stages[stage])))
         return loader
 
     return StageRun(config, stage, mesh, open_loader, initial_params, reporter)

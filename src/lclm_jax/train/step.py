@@ -1,5 +1,6 @@
 """One optimizer step: pure, jitted, the same program for every step of a stage."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,13 +49,13 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
 
 def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -> StepFunction:
     """The step of ``make_train_step`` before jit: a pure function of (state, batch)."""
-    stage, model, train = config.stages[stage_name], config.model, config.train
+    stage, train = config.stages[stage_name], config.train
     skip_ranges = [parse_skip_range(text) for text in stage.skip_steps]
     poison_ranges = [parse_skip_range(text) for text in train.poison_steps]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         trainable, frozen = split(state.params, optimizer.labels)
-        key = step_key(state)
+        key, model = step_key(state), config.model.model_copy(update={"ratio": ratio_of(batch)})
 
         def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[Any, LossSums, jax.Array]:
             def total(leaves: Any) -> tuple[jax.Array, tuple[LossSums, jax.Array]]:
@@ -85,6 +86,11 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
     return train_step
+
+
+def ratio_of(batch: Batch) -> int:
+    """N of a batch: encoder positions per latent slot. A stage with several ratios compiles a step for each."""
+    return math.prod(batch.encoder_tokens.shape[1:]) // batch.latent_segments.shape[1]
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

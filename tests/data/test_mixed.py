@@ -1,0 +1,146 @@
+"""Stages that draw a ratio for every step."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lclm_jax.config import ConfigError, parse_config
+from lclm_jax.data.loader import Position, make_loader
+from lclm_jax.data.prepare import prepare_corpus
+from lclm_jax.data.ratios import RatioSchedule
+from lclm_jax.data.sources import Tokenizers
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.train_tokenizer import train_tokenizer
+
+TOWER = dict(vocab_size=512, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)
+TEXT = "".join(f"The sentence {i} speaks of {chr(97 + i % 26)}. Then it ends!\n" for i in range(40))
+STEPS, ROWS = 24, 2
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mixed")
+    (root / "text").mkdir()
+    for i in range(30):
+        (root / "text" / f"{i}.txt").write_text(TEXT[i * 7 :])
+    train_tokenizer([TEXT], 300, root / "tokenizer")
+    spans = {"min_tokens": 6, "max_tokens": 40, "raw_min_tokens": 6, "raw_max_tokens": 20}
+    config = parse_config(
+        {
+            "name": "t",
+            "run_dir": str(root / "run"),
+            "corpus": {"kind": "folder", "path": str(root / "text"), "validation_share": 0, "held_out_share": 0},
+            "tokenizer": {"decoder": str(root / "tokenizer")},
+            "model": {"encoder": TOWER, "decoder": TOWER, "ratio": 4, "window": 32},
+            "data": {
+                "sources": {"cpt": {"collection": "documents", "objective": "cpt", "spans": spans, "max_tokens": 100}},
+                "pack": {"row_length": 128, "encoder_rows": 2, "encoder_row_length": 128},
+            },
+            "stages": {
+                "s": {
+                    "lr": {"adapter": 1e-3},
+                    "steps": STEPS,
+                    "mixture": {"cpt": 1},
+                    "batch_rows": ROWS,
+                    "ratios": [4, 8, 16, 16],
+                }
+            },
+        }
+    )
+    prepare_corpus(config)
+    return config
+
+
+def open_loader(config, **arguments):
+    tokenizer = Tokenizer(config.tokenizer.decoder)
+    return make_loader(config, "s", Tokenizers(tokenizer, tokenizer), **arguments)
+
+
+def batches_of(config, **arguments):
+    with open_loader(config, **arguments) as loader:
+        return [batch for batch, _ in loader]
+
+
+def equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True) if a is not None)
+
+
+def ratio(batch):
+    return batch.encoder_tokens[0].size // batch.latent_segments.shape[1]
+
+
+def test_schedule_is_a_function_of_seed_and_step(config):
+    long = config.model_copy(update={"stages": {"s": config.stages["s"].model_copy(update={"steps": 4000})}})
+    schedule, short = RatioSchedule(long, "s"), RatioSchedule(config, "s")
+    drawn = [schedule.ratio(step) for step in range(4000)]
+    assert [short.ratio(step) for step in range(STEPS)] == drawn[:STEPS]
+    counts = Counter(drawn)
+    assert counts[16] == pytest.approx(2000, abs=150)
+    assert counts[4] == pytest.approx(1000, abs=150)
+    assert schedule.steps_before(100) == [drawn[:100].count(n) for n in (4, 8, 16)]
+    assert schedule.place(100) == ((4, 8, 16).index(drawn[100]), drawn[:100].count(drawn[100]))
+    other = long.model_copy(update={"seed": 1})
+    assert [RatioSchedule(other, "s").ratio(step) for step in range(100)] != drawn[:100]
+
+
+def test_every_batch_has_its_own_ratio_and_is_full(config):
+    batches, schedule = batches_of(config), RatioSchedule(config, "s")
+    assert [ratio(batch) for batch in batches] == [schedule.ratio(step) for step in range(STEPS)]
+    assert {ratio(batch) for batch in batches} == {4, 8, 16}
+    for batch in batches:
+        for row in range(ROWS):
+            pooled = batch.pool_weights[row].reshape(-1, ratio(batch)).any(axis=1)
+            assert (batch.latent_index[row] >= 0).sum() == pooled.sum() == (batch.latent_segments[row] > 0).sum()
+        assert (batch.decoder_segments > 0).mean() > 0.6
+
+
+def test_resuming_hosts_and_workers_change_nothing(config, tmp_path):
+    whole = batches_of(config)
+    with open_loader(config) as loader:
+        for _ in range(7):
+            next(loader)
+        state = loader.state()
+        described = loader.describe(7 * ROWS)
+    rest = batches_of(config, start=Position.from_state(state), index_folder=tmp_path / "other")
+    assert len(rest) == STEPS - 7
+    assert all(map(equal, rest, whole[7:]))
+    assert described
+    halves = [batches_of(config, host=((part,), 2)) for part in range(2)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        for name, rows, one, two in zip(batch._fields, batch, first, second, strict=True):
+            if rows is not None:
+                assert np.array_equal(rows, np.concatenate([one, two])), name
+
+
+def test_ratios_take_different_records_of_an_epoch(config):
+    with open_loader(config) as loader:
+        seen = []
+        for maker in loader.maker.makers:
+            mixture = maker.index.maker.mixture
+            supply = mixture._supplies[0]
+            epochs = [
+                set(mixture.records(0, range(e * supply.records, (e + 1) * supply.records))[0][1].tolist())
+                for e in range(3)
+            ]
+            seen.append(epochs)
+        everything = set(range(30))
+        for epoch in range(3):
+            assert set.union(*(one[epoch] for one in seen)) == everything
+            assert sum(len(one[epoch]) for one in seen) == len(everything)
+        info = loader.info(config.stages["s"])
+        assert info["rows"] == STEPS * ROWS
+        assert info["decoder_fill"] > 0.6
+
+
+def test_impossible_ratios_are_refused(config):
+    def with_ratios(ratios, **model):
+        values = config.model_dump(mode="json")
+        values["stages"]["s"]["ratios"] = ratios
+        values["model"] |= model
+        return parse_config(values)
+
+    with pytest.raises(ConfigError, match="multiple of ratio=12"):
+        with_ratios([4, 12])
+    with pytest.raises(ConfigError, match=r"needs model.pooling=mean, not concat"):
+        with_ratios([4, 8], pooling="concat")
