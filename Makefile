@@ -5,6 +5,7 @@
 # make test-processes  several real processes train, save, die and go on through `lclm train`
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
+# make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
 # make test-aot         kernels compiled for TPUs that need not be there (jax[tpu] in .venv-aot, Python 3.12 if there is one)
 #
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help
+.PHONY: demo test test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
@@ -65,6 +66,14 @@ test-slurm: $(VENV)/.dev-installed
 
 test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pytest tests/vllm
+
+test-datatrove: .venv-datatrove/.installed
+	.venv-datatrove/bin/python -m pytest tests/datatrove
+
+.venv-datatrove/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-datatrove
+	.venv-datatrove/bin/python $(PLAIN_PIP) -e '.[prepare]' pytest
+	@touch $@
 
 test-pretrained: .venv-pretrained/.installed
 	.venv-pretrained/bin/python -m pytest tests/pretrained

@@ -53,6 +53,33 @@ def prepare(
     click.echo(RunPaths(tree).prepared)
 
 
+@data.command("prepare-on")
+@click.argument("executor", type=click.Choice(["local", "slurm", "ray"]))
+@config_argument
+@click.option("--tasks", type=click.IntRange(1), default=64, show_default=True, help="Tasks that share the parts.")
+@click.option("-o", "options", multiple=True, metavar="KEY=VALUE", help="Argument of the executor: -o partition=cpu.")
+@click.option("--strict", is_flag=True, help="Stop at the first bad row instead of counting it.")
+@set_option
+def prepare_on(
+    executor: str, config: Path, tasks: int, options: tuple[str, ...], strict: bool, overrides: tuple[str, ...]
+) -> None:
+    """Prepare the corpus of CONFIG on an executor of datatrove: processes, a SLURM job array, or a Ray cluster.
+
+    SLURM returns when the jobs are submitted. Call it again to make what failed; finished parts are kept.
+    """
+    import yaml
+
+    from lclm_jax.data.executors import run_on
+    from lclm_jax.data.prepare import plan_preparation
+    from lclm_jax.pipeline import train_missing_tokenizer
+
+    tree = load_config(config, overrides)
+    train_missing_tokenizer(tree)
+    given = dict(option.partition("=")[::2] for option in options)
+    run_on(executor, plan_preparation(tree), tasks, {k: yaml.safe_load(v) for k, v in given.items()}, strict)
+    click.echo(RunPaths(tree).prepared)
+
+
 @data.command()
 @config_argument
 @click.option("--sample", default=0.02, show_default=True, help="Share of the records that are tokenized again.")

@@ -96,7 +96,9 @@ def prepare_share(
     """Make the parts of worker k of n (``share`` "k/n") and no manifest; returns how many. Raises as prepare_corpus."""
     plan = plan_preparation(config)
     if any(one.dedup for one in config.corpus.resolved.values()):
-        raise PreparedError("dedup compares all parts with each other; use --executor, which knows their order")
+        raise PreparedError(
+            "dedup compares all parts with each other; use `lclm data prepare-on`, which does that first"
+        )
     mine = my_share(plan.parts, share)
     make_parts(plan, mine, progress, workers, strict)
     return len(mine)
