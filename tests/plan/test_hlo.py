@@ -61,6 +61,15 @@ def test_trip_counts_are_noted_or_compared_with():
     assert trip_count(program, program.computations["outer"].instructions["loop"]) == 5
 
 
+def test_an_unrolled_loop_advances_by_two():
+    text = LOOPS.replace("tuple(%i, %y)", "tuple(%next, %y)").replace(
+        "  %w = f32[16,16]",
+        "  %two = s32[]{:T(128)} constant(2)\n  %next = s32[]{:T(128)} add(%i, %two)\n  %w = f32[16,16]",
+    )
+    program = parse(text)
+    assert trip_count(program, program.computations["outer"].instructions["loop"]) == 3  # 0, 2, 4 of 5
+
+
 KERNEL = """HloModule jit_g
 
 ENTRY %main (q: bf16[8,2048,128], k: bf16[2,2048,128]) -> bf16[8,2048,128] {

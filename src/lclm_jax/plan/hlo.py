@@ -170,7 +170,23 @@ def trip_count(program: Program, loop: Instruction) -> int:
     values = set(_constants(program, loop.called()["condition"][0]))
     if len(values) != 1:
         raise ValueError(f"the trip count of loop {loop.name} is unknown; its condition compares with {sorted(values)}")
-    return values.pop()
+    return -(-values.pop() // _stride(program, loop))
+
+
+def _stride(program: Program, loop: Instruction) -> int:
+    """By how much the counter of a loop grows; 1 where that is not plain. Unrolled loops of the compiler take two."""
+    condition = program.computations[loop.called()["condition"][0]].instructions
+    body = program.computations[loop.called()["body"][0]]
+    for read in condition.values():
+        index = re.search(r"index=(\d+)", read.attributes)
+        if read.opcode != "get-tuple-element" or index is None or int(index[1]) >= len(body.root.operands):
+            continue
+        step = body.instructions[body.root.operands[int(index[1])]]
+        parts = [body.instructions[name] for name in step.operands if step.opcode == "add"]
+        constants = [part for part in parts if part.opcode == "constant" and part.arrays[0] in _SCALARS]
+        if constants:
+            return max(1, int(constants[0].attributes.split()[0]))
+    return 1
 
 
 def _constants(program: Program, name: str) -> Iterator[int]:
