@@ -94,10 +94,11 @@ def _kernel(causal: bool, length: int, blocks: splash_attention_kernel.BlockSize
     It is put together from its schedules as numpy arrays: splash's own constructor makes device arrays, which a
     program compiled for devices that are not there cannot.
     """
-    (forward, function), (dq, _) = (
-        _schedule(causal, length // size, False) for size in (blocks.block_q, blocks.block_q_dq)
-    )
-    dkv, _ = _schedule(causal, length // blocks.block_kv_dkv, True)
+    backward = blocks.block_q_dkv  # of the queries' gradient too
+    assert backward is not None
+    forward, function = _schedule(causal, length // blocks.block_q, False)
+    dq, _ = _schedule(causal, length // backward, False)
+    dkv, _ = _schedule(causal, length // backward, True)
     order = np.arange(length, dtype=np.int32) if causal else None
     return splash_attention_kernel.SplashAttentionKernel(
         *(info._replace(q_sequence=order) for info in (forward, dq, dkv)),
