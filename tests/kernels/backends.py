@@ -8,6 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lclm_jax.kernels.chunked_attention import chunked_attention
+from lclm_jax.kernels.gpu import attention as gpu
+from lclm_jax.kernels.gpu.flash import Tiling as GpuTiling
 from lclm_jax.kernels.reference_attention import reference_attention
 from lclm_jax.kernels.tpu import splash
 from lclm_jax.kernels.tpu.attention import Layout, tiled_attention
@@ -23,11 +25,18 @@ def pallas_tpu(q, k, v, segments, causal, offset=None, tiling=None):
     return tiled_attention(layout, q, k, v, segments, offset)
 
 
+def pallas_gpu(q, k, v, segments, causal, offset=None):
+    """Blocks of 8 to 32, other ones in each kernel: lengths are padded to 32, which does not divide S."""
+    layout = gpu.Layout(*(GpuTiling(*blocks, 4, 2) for blocks in ((32, 16), (16, 32), (32, 8))), causal, interpret=True)
+    return gpu.blocked_attention(layout, q, k, v, segments, offset)
+
+
 RUN = {
     "reference": reference_attention,
     "chunked": functools.partial(chunked_attention, block=32),
     "splash": functools.partial(splash.run, interpret=True),
     "pallas_tpu": pallas_tpu,
+    "pallas_gpu": pallas_gpu,
 }
 
 

@@ -104,7 +104,7 @@ class ModelConfig(Tree):
     )
     embedding_std: float = key(0.02, "Standard deviation of embedding rows that start at random.", gt=0)
     scan_layers: bool = key(True, "Compile one block and scan over the layers, instead of unrolling them.")
-    attention: Literal["auto", "reference", "chunked", "splash", "pallas_tpu"] = key(
+    attention: Literal["auto", "reference", "chunked", "splash", "pallas_tpu", "pallas_gpu"] = key(
         "auto", "Attention backend; auto chooses by platform and shape, a named one that cannot do the work raises."
     )
     pooling_backend: Literal["auto", "reference", "pallas_tpu", "pallas_gpu"] = key(

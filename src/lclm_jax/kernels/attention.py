@@ -27,10 +27,11 @@ BACKENDS = {
     "chunked": "lclm_jax.kernels.chunked_attention",
     "splash": "lclm_jax.kernels.tpu.splash",
     "pallas_tpu": "lclm_jax.kernels.tpu.attention",
+    "pallas_gpu": "lclm_jax.kernels.gpu.attention",
 }
 """Name -> module, imported when first asked: importing kernels of accelerators takes time that CPUs need not spend."""
 
-PREFERRED = {"tpu": ("splash", "pallas_tpu")}
+PREFERRED = {"tpu": ("splash", "pallas_tpu"), "gpu": ("pallas_gpu",)}
 """Platform -> what ``auto`` asks in turn. ``pallas_tpu`` comes before splash once it has been timed on hardware."""
 
 REFERENCE_MAX_KEYS = 512
