@@ -27,7 +27,7 @@ def pallas_tpu(q, k, v, segments, causal, offset=None, tiling=None):
 
 def pallas_gpu(q, k, v, segments, causal, offset=None):
     """Blocks of 8 to 32, other ones in each kernel: lengths are padded to 32, which does not divide S."""
-    layout = gpu.Layout(*(GpuTiling(*blocks, 4, 2) for blocks in ((32, 16), (16, 32), (32, 8))), causal, interpret=True)
+    layout = gpu.Layout(*(GpuTiling(*blocks, 4, 2) for blocks in ((16, 16), (16, 32), (32, 8))), causal, interpret=True)
     return gpu.blocked_attention(layout, q, k, v, segments, offset)
 
 

@@ -43,7 +43,7 @@ def test_a_segment_never_moves_another_by_a_bit(name, causal, rng):
         assert other == 0 or (before[0][segments == other] != after[0][segments == other]).any()
 
 
-@pytest.mark.parametrize("name", ["reference", "chunked", "pallas_tpu"])
+@pytest.mark.parametrize("name", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
 def test_offset_places_queries_among_the_keys(name):
     q, k, v, _ = arrays(3)
     segments = np.repeat([[1, 2, 3, 0], [4, 1, 2, 1]], [30, 23, 31, 16], axis=1).astype(np.int32)
@@ -57,23 +57,25 @@ def test_offset_places_queries_among_the_keys(name):
     np.testing.assert_allclose(ours, part(whole), atol=1e-5)
 
 
-def test_bfloat16_keeps_a_float32_softmax():
+@pytest.mark.parametrize("name", ["pallas_tpu", "pallas_gpu"])
+def test_bfloat16_keeps_a_float32_softmax(name):
     q, k, v, weights = arrays(1)
     segments = np.repeat([[1, 2, 3, 0], [4, 0, 2, 1]], [30, 23, 31, 16], axis=1).astype(np.int32)
     exact = compiled("reference", True)(q, k, v, weights, segments)
-    half = compiled("pallas_tpu", True)(*(x.astype(jnp.bfloat16) for x in (q, k, v, weights)), segments)
+    half = compiled(name, True)(*(x.astype(jnp.bfloat16) for x in (q, k, v, weights)), segments)
     for ours, expected in zip(half, exact, strict=True):
         assert ours.dtype == jnp.bfloat16
         np.testing.assert_allclose(ours.astype(np.float32), expected, atol=2e-2 * max(1.0, np.abs(expected).max()))
 
 
-def test_what_is_not_counted_is_not_read():
+@pytest.mark.parametrize("name", ["pallas_tpu", "pallas_gpu"])
+def test_what_is_not_counted_is_not_read(name):
     """NaN in keys that no query of a segment may see would show, were a pair of tiles computed that need not be."""
     q, k, v, weights = arrays(0)
     segments = np.repeat([[1, 2, 3]] * B, [32, 32, S - 64], axis=1).astype(np.int32)
-    clean = compiled("pallas_tpu", True)(q, k, v, weights, segments)[0]
+    clean = compiled(name, True)(q, k, v, weights, segments)[0]
     for begin, end in ((0, 32), (32, 64), (64, S), (0, 16)):
         outside = (np.arange(S) < begin) | (np.arange(S) >= end)
         k_bad, v_bad = (jnp.where(outside[None, :, None, None], jnp.nan, x) for x in (k, v))
-        out = compiled("pallas_tpu", True)(q, k_bad, v_bad, weights, segments)[0]
+        out = compiled(name, True)(q, k_bad, v_bad, weights, segments)[0]
         np.testing.assert_array_equal(out[:, begin:end], clean[:, begin:end])

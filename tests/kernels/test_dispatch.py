@@ -25,16 +25,20 @@ def test_auto_takes_the_first_that_can():
     assert choose(dataclasses.replace(DECODER, offset=True)) == "pallas_tpu"
     assert choose(dataclasses.replace(DECODER, to_itself=False)) == "pallas_tpu"
     assert choose(dataclasses.replace(DECODER, queries=1, offset=True)) == "chunked"
+    assert choose(dataclasses.replace(DECODER, platform="gpu", offset=True)) == "pallas_gpu"
+    assert choose(dataclasses.replace(DECODER, platform="gpu", head_dim=96)) == "chunked"
     assert choose(dataclasses.replace(DECODER, platform="cpu")) == "chunked"
     assert choose(dataclasses.replace(DECODER, platform="cpu", keys=512)) == "reference"
 
 
-@pytest.mark.parametrize("name", ["splash", "pallas_tpu"])
+@pytest.mark.parametrize("name", ["splash", "pallas_tpu", "pallas_gpu"])
 def test_kernels_refuse_what_they_cannot_honour(name):
-    assert refusal(name) is None
-    assert refusal(name, rows=16, queries=64, keys=64, head_dim=64, dtype="float32", causal=False) is None
-    for changes in (dict(platform="gpu"), dict(head_dim=96), dict(dtype="float16"), dict(queries=32, keys=32)):
-        assert refusal(name, **changes)
+    own, other = ("gpu", "tpu") if name == "pallas_gpu" else ("tpu", "gpu")
+    small = dict(rows=16, queries=64, keys=64, head_dim=64, dtype="float32", causal=False)
+    assert refusal(name, platform=own) is None
+    assert refusal(name, platform=own, **small) is None
+    for changes in (dict(head_dim=96), dict(dtype="float16"), dict(queries=32, keys=32), dict(platform=other)):
+        assert refusal(name, **{"platform": own} | changes)
 
 
 def test_each_says_what_it_alone_cannot():
@@ -45,8 +49,10 @@ def test_each_says_what_it_alone_cannot():
 
 def test_a_named_backend_raises_with_the_reason_and_the_request():
     q, segments = jnp.zeros((1, 64, 2, 64)), jnp.ones((1, 64), jnp.int32)
-    for name in ("splash", "pallas_tpu"):
-        with pytest.raises(ValueError, match=f"'{name}' runs on TPUs only: causal attention of 64 .*on cpu; set model"):
+    for name, where in (("splash", "TPUs"), ("pallas_tpu", "TPUs"), ("pallas_gpu", "GPUs")):
+        with pytest.raises(
+            ValueError, match=f"'{name}' runs on {where} only: causal attention of 64 .*on cpu; set model"
+        ):
             attention(q, q, q, segments=(segments, segments), causal=True, backend=name)
 
 

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.backends import anything, runs
 
+from lclm_jax.kernels.gpu.attention import bounds_of, layout_of
+from lclm_jax.kernels.gpu.flash import Pass, Tiling
 from lclm_jax.kernels.masks import allowed_BST
 from lclm_jax.kernels.tpu.attention import Layout, marks_of, steps_of, tiling_of
 from lclm_jax.kernels.visits import code_bit, schedule, summarise, tile_pairs, visited
@@ -65,3 +67,33 @@ def test_a_packed_row_takes_at_most_15_percent_of_the_causal_work(rng, moved, sh
     row = packed_row(rng, shuffled, moved)
     packed = visited(steps_of(layout, marks_of(layout, (row, row), None), by_queries))
     assert int(packed) <= 0.15 * int(whole)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(segments=runs(24) | anything(24), causal=st.booleans(), by_queries=st.booleans(), offset=st.integers(0, 9))
+def test_bounds_hold_all_that_counts_and_whole_runs_need_no_mask(segments, causal, by_queries, offset):
+    offset_B = np.full(2, offset, np.int32)
+    way = Pass(Tiling(8, 4, 1, 1), causal, by_queries, interpret=True)
+    mask = np.asarray(allowed_BST(segments, segments, causal, offset_B))
+    mask = mask if by_queries else mask.swapaxes(1, 2)
+    blocks = mask.reshape(2, 3, 8, 6, 4)
+    for b, i in np.ndindex(2, 3):
+        first, stop, whole, end = np.asarray(bounds_of(way, (segments, segments, offset_B)))[b, i]
+        assert 0 <= first <= whole <= end <= stop <= 6
+        assert not blocks[b, i, :, :first].any() and not blocks[b, i, :, stop:].any()
+        assert blocks[b, i, :, whole:end].all()
+
+
+@pytest.mark.parametrize("kernel", ["forward", "dq", "dkv"])
+@pytest.mark.parametrize("moved", [0, 255])
+def test_on_gpus_a_packed_row_takes_at_most_15_percent_too(rng, moved, kernel):
+    way = Pass(getattr(layout_of(128, "bfloat16", causal=True), kernel), True, kernel != "dkv", interpret=False)
+
+    def blocks(row):
+        first, stop, whole, end = np.moveaxis(np.asarray(bounds_of(way, (row, row, np.zeros(1, np.int32)))), -1, 0)
+        return (stop - first).sum(), (end - whole).sum()
+
+    count, unmasked = blocks(np.ones((1, 16384), np.int32))
+    assert count <= 1.02 * 16384**2 / 2 / (way.tiling.own * way.tiling.other)
+    assert unmasked >= 0.98 * count, "only the diagonal needs a mask"
+    assert blocks(packed_row(rng, True, moved))[0] <= 0.15 * count

@@ -1,4 +1,4 @@
-"""The three Pallas kernels of attention on GPUs (Triton): output, gradient of the queries, gradients of keys and values.
+"""The three Pallas kernels of attention on GPUs (Triton): output, gradient of queries, gradients of keys and values.
 
 A program owns one block of one side and goes through blocks of the other: first through those that it sees as a whole
 and that need no mask, then through the rest of its bounds with one. The algorithm is FlashAttention-2's (Dao 2023,
