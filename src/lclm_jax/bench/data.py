@@ -139,21 +139,25 @@ def _raw(config: Config, stage: str, tokenizers: Tokenizers, parquet: Path, how:
         usage, start = _Usage(), time.perf_counter()
         index = open_index(config, stage, [source], folder)
         maker = BatchMaker(index, config.stages[stage].batch_rows, 0, ((0,), 1), RecordCache())
-        rows = len(index.block_of(0)) // maker.batch_rows
-        batches = [maker(number) for number in range(rows)]
+        rows = len(index.block_of(0))
+        whole, rest = divmod(rows, maker.batch_rows)
+        batches = [maker(number) for number in range(whole)]
+        # What was tokenized for the last few rows counts too.
+        single = BatchMaker(index, 1, rows - rest, maker.host, maker.cache)
+        batches += [single(number) for number in range(rest)]
         wall = time.perf_counter() - start
     share, read = usage.since()
-    stats = [one for _, one in batches]
+    stats, weights = [one for _, one in batches], [len(batch.decoder_tokens) for batch, _ in batches]
     return Pace(
         "raw text, tokenized in the pipeline",
         sum(one.raw_tokens for one in stats) / wall,
         sum(one.raw_tokens for one in stats) / wall / share,
-        rows * maker.batch_rows / wall,
+        rows / wall,
         share,
         read,
-        float(np.mean([one.decoder_fill for one in stats])),
-        float(np.mean([one.encoder_fill for one in stats])),
-        starved_share(np.arange(1, rows + 1) * wall / rows, how[1]),
+        float(np.average([one.decoder_fill for one in stats], weights=weights)),
+        float(np.average([one.encoder_fill for one in stats], weights=weights)),
+        starved_share(np.arange(1, whole + 1) * wall / rows * maker.batch_rows, how[1]),
     )
 
 

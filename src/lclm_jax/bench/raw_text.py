@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from lclm_jax.text.cuts import CutFinder, TokenizedText
 from lclm_jax.text.tokenizer import Tokenizer
 
 ROW_GROUP = 64
+_OPEN_GROUPS = 64
 
 
 def write_parquet(split: PreparedSplit, path: Path) -> int:
@@ -32,6 +34,7 @@ class RawSplit:
         self._file = pq.ParquetFile(path)
         self._finder = CutFinder(tokenizer)
         self._found: dict[int, TokenizedText] = {}
+        self._group = lru_cache(_OPEN_GROUPS)(lambda group: self._file.read_row_group(group, ["text"])["text"])
         self.digest = str(path)
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class RawSplit:
             groups.setdefault(one // ROW_GROUP, []).append(one)
         texts: dict[int, str] = {}
         for group, members in groups.items():
-            column = self._file.read_row_group(group, ["text"])["text"]
+            column = self._group(group)
             texts |= {one: column[one % ROW_GROUP].as_py() for one in members}
         found = self._finder.tokenize([texts[one] for one in missing])
         self._found |= dict(zip(missing, found, strict=True))

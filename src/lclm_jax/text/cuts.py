@@ -3,7 +3,8 @@
 Then spans and raw segments are made by slicing prepared ids, never by tokenizing again.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ from lclm_jax.text.tokenizer import Tokenizer
 _SPACES = np.zeros(0x3001, bool)
 _SPACES[[*range(9, 14), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]] = True
 _SPACES[[0x2028, 0x2029, 0x202F, 0x205F, 0x3000]] = True
-_NEWLINES = (10, 13)
 _MEMO_LIMIT = 200_000
 
 
@@ -42,12 +42,14 @@ class CutFinder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._backend = tokenizer.backend(plain=True)
-        self._memo: dict[str, tuple[int, ...]] = {}
+        self._memo: dict[str, bytes] = {}
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenize ``texts`` on all cores; they should be in Unicode's form C, which tokenizers normalize to."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [self._find(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        candidates = [_Candidates(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        alone = self._alone(set().union(*(one.pieces for one in candidates)))
+        return [one.found(alone) for one in candidates]
 
     def is_stable(self, text: str, found: TokenizedText, first: int, last: int) -> bool:
         """Whether re-tokenizing ``text`` from cut ``first`` to cut ``last`` gives the slice of its ids."""
@@ -55,34 +57,52 @@ class CutFinder:
         ids = self._backend.encode(piece, add_special_tokens=False).ids
         return np.array_equal(ids, found.ids[found.cuts[first] : found.cuts[last]])
 
-    def _find(self, text: str, encoding: tokenizers.Encoding) -> TokenizedText:
-        ids = np.array(encoding.ids, np.int32)
-        if not len(ids):
-            return TokenizedText(ids, np.zeros(1, np.int32), np.zeros(1, np.int32))
-        starts, ends = np.array(encoding.offsets, np.int32).reshape(-1, 2).T
+    def _alone(self, wanted: set[str]) -> Mapping[str, bytes]:
+        """Ids (int32, as bytes) of each piece of text tokenized by itself; new ones in one call."""
+        if len(self._memo) + len(wanted) > _MEMO_LIMIT:
+            self._memo.clear()
+        new = [piece for piece in wanted if piece not in self._memo]
+        encodings = self._backend.encode_batch(new, add_special_tokens=False) if new else []
+        self._memo |= {piece: np.array(one.ids, np.int32).tobytes() for piece, one in zip(new, encodings, strict=True)}
+        return self._memo
+
+
+class _Candidates:
+    """Places of one text that may be cuts: some surely, others if a piece of text tokenizes alone as it does here."""
+
+    def __init__(self, text: str, encoding: tokenizers.Encoding):
+        self._ids, self._length = np.array(encoding.ids, np.int32), len(text)
+        flat = itertools.chain.from_iterable(encoding.offsets)  # an array of pairs takes twice as long
+        self._starts, ends = np.fromiter(flat, np.int32, 2 * len(self._ids)).reshape(-1, 2).T
         words = np.array(encoding.word_ids, np.float64)  # None becomes nan, which differs from everything
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        places = 1 + np.flatnonzero((words[1:] != words[:-1]) & (starts[1:] == ends[:-1]))
-        places = places[~_blank_rest(codes)[starts[places]]]
-        left = codes[starts[places] - 1]
-        solid = ~_is_space(left)
-        line_start = np.isin(left, _NEWLINES)
-        kept = solid.copy()
-        before = np.maximum.accumulate(np.where(solid, places, 0))  # the last safe place, itself included
-        for at in np.flatnonzero(line_start):
-            first, last = before[at], places[at]
-            kept[at] = self._alone(text[starts[first] : starts[last]]) == tuple(ids[first:last].tolist())
-        cuts = np.concatenate(([0], places[kept], [len(ids)])).astype(np.int32)
-        chars = np.concatenate(([0], starts[places[kept]], [len(text)])).astype(np.int32)
-        return TokenizedText(ids, cuts, chars)
+        places = 1 + np.flatnonzero((words[1:] != words[:-1]) & (self._starts[1:] == ends[:-1]))
+        self._places = places = places[~_blank_rest(codes)[self._starts[places]]]
+        left = codes[self._starts[places] - 1]
+        self._solid = ~_is_space(left)
+        self._lines = np.flatnonzero(_is_newline(left))
+        # The last safe place, itself included.
+        first = np.maximum.accumulate(np.where(self._solid, places, 0))[self._lines]
+        self._stretch = first, places[self._lines]
+        self.pieces = [text[start:stop] for start, stop in self._pairs(self._starts)]
+        """The stretch from the last safe place to each place after a newline."""
 
-    def _alone(self, piece: str) -> tuple[int, ...]:
-        known = self._memo.get(piece)
-        if known is None:
-            if len(self._memo) >= _MEMO_LIMIT:
-                self._memo.clear()
-            known = self._memo[piece] = tuple(self._backend.encode(piece, add_special_tokens=False).ids)
-        return known
+    def found(self, alone: Mapping[str, bytes]) -> TokenizedText:
+        """The cuts, with what each of ``pieces`` is by itself."""
+        if not len(self._ids):
+            return TokenizedText(self._ids, np.zeros(1, np.int32), np.zeros(1, np.int32))
+        ids, size = self._ids.tobytes(), self._ids.itemsize
+        here = [ids[size * first : size * last] for first, last in self._pairs(np.arange(len(self._ids)))]
+        kept = self._solid.copy()
+        kept[self._lines] = [alone[piece] == part for piece, part in zip(self.pieces, here, strict=True)]
+        places = self._places[kept]
+        cuts = np.concatenate(([0], places, [len(self._ids)])).astype(np.int32)
+        chars = np.concatenate(([0], self._starts[places], [self._length])).astype(np.int32)
+        return TokenizedText(self._ids, cuts, chars)
+
+    def _pairs(self, of_token: np.ndarray) -> Iterator[tuple[int, int]]:
+        first, last = self._stretch
+        return zip(of_token[first].tolist(), of_token[last].tolist(), strict=True)
 
 
 def common_cuts(first: TokenizedText, second: TokenizedText) -> tuple[TokenizedText, TokenizedText]:
@@ -105,9 +125,13 @@ def _is_space(codes: np.ndarray) -> np.ndarray:
     return _SPACES[np.minimum(codes, len(_SPACES) - 1)] & (codes < len(_SPACES))
 
 
+def _is_newline(codes: np.ndarray) -> np.ndarray:
+    return (codes == 10) | (codes == 13)
+
+
 def _blank_rest(codes: np.ndarray) -> np.ndarray:
     """Where only white space stands before the next newline (that newline included), bool [chars]."""
-    newline = np.isin(codes, _NEWLINES)
+    newline = _is_newline(codes)
     stops = np.where(newline | ~_is_space(codes), np.arange(len(codes)), len(codes))
     following = np.minimum.accumulate(stops[::-1])[::-1]  # next newline or visible character
     return np.append(newline, False)[following]
