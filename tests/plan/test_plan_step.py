@@ -8,7 +8,7 @@ import jax
 import pytest
 from click.testing import CliRunner
 
-from lclm_jax.cli.plan import plan
+from lclm_jax.cli.plan import plan, with_rows
 from lclm_jax.config import dump_config
 from lclm_jax.plan import compiled, plans
 from lclm_jax.plan.census import count
@@ -63,6 +63,11 @@ def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatc
     assert written["total"]["price"] == pytest.approx(2 * written["total"]["chip_hours"])
     monkeypatch.setattr(plans, "compile_step", None)  # the second time nothing is compiled
     assert CliRunner().invoke(plan, arguments).exit_code == 0
+
+
+def test_rows_per_chip_keep_the_tokens(config):
+    changed = with_rows(config, 4).stages["all"]
+    assert (changed.batch_rows, changed.steps, changed.microbatches) == (4, 40, 1)
 
 
 def test_gpus_are_refused(config):

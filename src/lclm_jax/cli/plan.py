@@ -13,7 +13,7 @@ from lclm_jax.cli.options import (
     set_option,
     write_result,
 )
-from lclm_jax.config import Config
+from lclm_jax.config import Config, StageConfig
 
 if TYPE_CHECKING:
     from lclm_jax.plan.topologies import Topology
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @config_argument
 @click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256...")
 @click.option("--stage", help="Plan this stage alone; all of them by default.")
-@click.option("--rows-per-chip", type=float, help="Packed rows of a step per chip, instead of batch_rows.")
+@click.option("--rows-per-chip", type=float, help="Packed rows of a step per chip; the tokens stay.")
 @click.option("--price", type=float, help="Money per chip-hour.")
 @click.option(
     "--search", is_flag=True, help="Try meshes, rows per chip and remat policies of one stage; rank what fits."
@@ -57,7 +57,7 @@ def plan(
         raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
     stages = [stage] if stage else list(tree.stages)
     if rows_per_chip is not None:
-        tree = _with_rows(tree, round(rows_per_chip * topology.num_chips))
+        tree = with_rows(tree, round(rows_per_chip * topology.num_chips))
     if options["search"]:
         _search(tree, stages[-1] if stage is None else stage, topology, options)
     else:
@@ -97,8 +97,11 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
     write_result(options["json_file"], document(plans, options["price"]))
 
 
-def _with_rows(tree: Config, rows: int) -> Config:
-    """``tree`` with ``rows`` packed rows a step in every stage, in one microbatch."""
-    change = {"batch_rows": rows, "microbatches": 1}
-    stages = {name: stage.model_copy(update=change) for name, stage in tree.stages.items()}
-    return tree.model_copy(update={"stages": stages})
+def with_rows(tree: Config, rows: int) -> Config:
+    """``tree`` with ``rows`` packed rows a step in every stage, in one microbatch; a stage's tokens stay."""
+
+    def changed(stage: StageConfig) -> StageConfig:
+        steps = max(1, round(stage.steps * stage.batch_rows / rows))
+        return stage.model_copy(update={"batch_rows": rows, "microbatches": 1, "steps": steps})
+
+    return tree.model_copy(update={"stages": {name: changed(stage) for name, stage in tree.stages.items()}})

@@ -1,6 +1,7 @@
 """Which mesh, rows per chip and remat policy train fastest: few are compiled, after all were ranked by formula."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from lclm_jax.config import Config, MeshConfig
@@ -11,28 +12,34 @@ from lclm_jax.plan.topologies import Topology
 
 REMATS = ("full", "decoder_attention", "attention", "dots", "none")
 ROWS = (1, 2, 4, 8)
-SLACK = 1.6
-"""Plans are left out whose estimate is above the chip's memory by this factor: the formula is a guess."""
+TIE = 0.02
+"""Guesses closer than this, relatively, are one: the plan that takes less memory comes first."""
 
 
 def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
     """Configurations worth compiling, the most promising first.
 
-    The rows of a step stay what they are: more rows per chip means fewer microbatches.
+    The rows of a step stay what they are: more rows per chip means fewer microbatches. What cannot fit by formula,
+    which guesses low, is left out. Meshes differ little beside rows and remat, so that every rows and remat is tried on
+    its best mesh before any on its second.
     """
-    found: list[tuple[float, float, int, Config]] = []
+    groups: dict[tuple[int, str], list[tuple[int, float, float, Config]]] = {}
     for mesh, rows, remat in itertools.product(meshes(config, topology), ROWS, REMATS):
         candidate = _changed(config, stage, mesh, rows, remat)
         if candidate is None:
             continue
         memory = estimate(candidate, stage, mesh_sizes(candidate, topology)).peak
-        if memory <= SLACK * topology.chip.hbm_bytes:
-            found.append((guess_seconds(candidate, stage, topology), memory, len(found), candidate))
-    if not found:
+        if memory <= topology.chip.hbm_bytes:
+            seconds = guess_seconds(candidate, stage, topology)
+            entry = (round(math.log(seconds) / TIE), memory, seconds, candidate)
+            groups.setdefault((rows, remat), []).append(entry)
+    if not groups:
         raise ValueError(
             f"by the formula nothing fits {topology.name}; take more chips, or chips with more memory, or a shorter row"
         )
-    return [candidate for *_, candidate in sorted(found, key=lambda entry: entry[:3])]
+    ordered = (enumerate(sorted(group, key=lambda entry: entry[:3])) for group in groups.values())
+    found = [(rank, *entry) for group in ordered for rank, entry in group]
+    return [candidate for *_, candidate in sorted(found, key=lambda entry: entry[:4])]
 
 
 def meshes(config: Config, topology: Topology) -> list[MeshConfig]:
@@ -60,8 +67,9 @@ def guess_seconds(config: Config, stage: str, topology: Topology) -> float:
     flops = step_flops(config.model, settings, config.pack(stage), backend_of(config, topology)).executed
     parameters = sum(parameter_counts(config.model).values()) / sizes["tensor"]
     n = sizes["fsdp"] * sizes["context"]
-    # bfloat16 weights twice (forward, backward), gradients once; per microbatch.
-    wire = parameters * 2 * 3 * (n - 1) / n * settings.microbatches
+    # bfloat16 weights twice (forward, backward), gradients once, and among copies all of their part; per microbatch.
+    copies = sizes["replica"]
+    wire = parameters * 2 * (3 * (n - 1) / n + 2 / n * (copies - 1) / copies) * settings.microbatches
     rows = settings.batch_rows / (sizes["replica"] * sizes["fsdp"])
     if sizes["tensor"] > 1:  # every layer gathers and scatters its activations, forward, backward and again
         layer = rows * config.pack(stage).row_length * config.model.decoder.hidden_size * 2
