@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from lclm_jax.cli.plan import plan, with_rows
 from lclm_jax.config import dump_config
+from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import compiled, plans
 from lclm_jax.plan.census import count
-from lclm_jax.plan.flops import step_flops
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.topologies import parse_topology
 

@@ -15,9 +15,10 @@ from lclm_jax.model.lclm import abstract_params
 from lclm_jax.train import loop
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.events import read_events
-from lclm_jax.train.metrics import MetricsLog, read_metrics
+from lclm_jax.train.metrics import MetricsLog
 from lclm_jax.train.progress import SilentReporter
 from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
+from lclm_jax.train.records import MEASURED, read_metrics
 
 SCRIPT = Path(__file__).with_name("one_stage.py")
 spec = importlib.util.spec_from_file_location("one_stage", SCRIPT)
@@ -37,8 +38,9 @@ def records(config):
 
 def exact(config):
     """What must not depend on interruptions."""
-    timed = ("seconds", "_per_s")
-    return [{name: value for name, value in record.items() if not name.endswith(timed)} for record in records(config)]
+    return [
+        {name: value for name, value in record.items() if not name.endswith(MEASURED)} for record in records(config)
+    ]
 
 
 def final_params(config):

@@ -15,6 +15,9 @@ def record(step, loss=2.0):
         "raw_tokens": 100,
         "wall_seconds": 0.5,
         "compile_seconds": 0.0,
+        "decoder_fill": 0.9,
+        "skipped": 0.0,
+        "nonfinite": float(loss is None),
     }
 
 
@@ -26,9 +29,9 @@ def test_lines_are_means_over_the_steps_between(caplog):
             reporter.step(record(step, loss))
     assert caplog.messages == [
         "stage0: 7 steps, from step 2",
-        "stage0 4/7 | loss 2.0000 nats | 200 raw tok/s | ETA 0:00:02 | lr adapter=1.0e-03",
-        "stage0 6/7 | loss not finite nats | 200 raw tok/s | ETA 0:00:00 | lr adapter=1.0e-03",
-        "stage0 7/7 | loss 5.0000 nats | 200 raw tok/s | ETA 0:00:00 | lr adapter=1.0e-03",
+        "stage0 4/7 | loss 2.0000 nats | 200 raw tok/s | fill 0.90 | ETA 0:00:02 | lr adapter=1.0e-03",
+        "stage0 6/7 | loss not finite nats | 200 raw tok/s | fill 0.90 | 2 skipped | ETA 0:00:00 | lr adapter=1.0e-03",
+        "stage0 7/7 | loss 5.0000 nats | 200 raw tok/s | fill 0.90 | ETA 0:00:00 | lr adapter=1.0e-03",
     ]
 
 

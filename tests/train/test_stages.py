@@ -13,8 +13,8 @@ from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.metrics import read_metrics
 from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
+from lclm_jax.train.records import read_metrics
 from lclm_jax.train.stages import finished, load_params, train
 from lclm_jax.train.state import random_params
 

@@ -18,7 +18,7 @@ from lclm_jax.config.nearest import suggestion
 from lclm_jax.data.loader import batch_stats, make_loader
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import make_mesh, use_mesh
-from lclm_jax.plan.chips import CHIPS
+from lclm_jax.parallel.chips import CHIPS
 from lclm_jax.train.optimizer import make_optimizer
 from lclm_jax.train.stages import load_tokenizers, resolve
 from lclm_jax.train.state import fresh_state, random_params

@@ -19,6 +19,8 @@ COMMANDS = {
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
     "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt with memory tags, token by token."),
     "encode": ("lclm_jax.cli.encode", "encode", "Write prompt embeddings for vLLM, latents spliced in."),
+    "status": ("lclm_jax.cli.watching", "status", "Say where a run is, how it does and when it ends, from its files."),
+    "report": ("lclm_jax.cli.watching", "report", "Write an HTML page about a run, or several side by side."),
     "data": ("lclm_jax.cli.data", "data", "Prepare corpora and look at packed rows."),
     "chaos": ("lclm_jax.cli.chaos", "chaos", "Injure a run on purpose and check that nothing is lost."),
     "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration and every key."),

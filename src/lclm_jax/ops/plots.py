@@ -106,6 +106,69 @@ def plot_cost(path: Path, names: Sequence[str], seconds: Sequence[float], peak_b
         _save(figure, path)
 
 
+def plot_panels(
+    path: Path, runs: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float | None]]]], label: str
+) -> None:
+    """One quantity, a panel for each stage and a line for each run.
+
+    Args:
+        path: PNG to write.
+        runs: run -> stage -> (steps, values); values that are None or not finite are left out.
+        label: name and unit of the quantity.
+    """
+    stages = list(dict.fromkeys(stage for curves in runs.values() for stage in curves))
+    with plt.rc_context(_STYLE | {"figure.figsize": (11, 3.1)}):
+        figure, panels = plt.subplots(1, len(stages), sharey=True, squeeze=False)
+        for axes, stage in zip(panels[0], stages, strict=True):
+            for number, (run, curves) in enumerate(runs.items()):
+                _line(axes, *curves.get(stage, ((), ())), _CYCLE[number % len(_CYCLE)], run)
+            axes.set_title(stage, fontsize=10)
+            axes.locator_params(axis="x", nbins=4)
+        panels[0][0].set_ylabel(label)
+        figure.supxlabel("step", fontsize=10)
+        if len(runs) > 1:
+            handles, names = panels[0][0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper left", ncols=len(runs), fontsize=9)
+        _save(figure, path)
+
+
+def _line(axes, steps: Sequence[float], values: Sequence[float | None], colour: str, name: str) -> None:
+    """A smooth line over a faint one; few points are shown as they are."""
+    x, y = np.asarray(steps, float), np.asarray(values, float)
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(x) < 40:
+        axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
+        return
+    thin = slice(None, None, max(1, len(x) // 2000))
+    axes.plot(x[thin], y[thin], color=colour, alpha=0.2, linewidth=0.7)
+    axes.plot(x[thin], _smooth(y.tolist())[thin], color=colour, linewidth=1.7, label=name)
+
+
+def plot_shares(path: Path, bars: Mapping[str, Mapping[str, float]]) -> None:
+    """Where time went: a bar of shares for each name.
+
+    Args:
+        path: PNG to write.
+        bars: name -> kind -> seconds.
+    """
+    kinds = list(next(iter(bars.values())))
+    y = np.arange(len(bars))[::-1]
+    with plt.rc_context(_STYLE | {"figure.figsize": (11, 0.9 + 0.34 * len(bars)), "axes.grid": False}):
+        figure, axes = plt.subplots()
+        left = np.zeros(len(bars))
+        for kind, colour in zip(kinds, (*_CYCLE, "#F0E442", "#999999"), strict=False):
+            whole = np.array([max(sum(bar.values()), 1e-9) for bar in bars.values()])
+            width = 100 * np.array([bar[kind] for bar in bars.values()]) / whole
+            if width.max() >= 0.05:
+                axes.barh(y, width, left=left, color=colour, height=0.62, label=kind.replace("_", " "))
+            left += width
+        axes.set_yticks(y, list(bars))
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of the time")
+        figure.legend(loc="outside upper left", ncols=8, fontsize=9)
+        _save(figure, path)
+
+
 def _smooth(values: Sequence[float]) -> np.ndarray:
     """Centred running mean over about a twentieth of the points."""
     array = np.asarray(values, float)

@@ -14,7 +14,7 @@ from lclm_jax.config import Config, RunPaths, config_hash, dump_config
 from lclm_jax.data.index_info import read_info
 from lclm_jax.ops import plots
 from lclm_jax.ops.ledger import write_json
-from lclm_jax.train.metrics import read_metrics
+from lclm_jax.train.records import read_metrics
 
 _PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "array-record", "tokenizers", "numpy")
 

@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
-from lclm_jax.plan.flops import kernel_sizes, remat_of
+from lclm_jax.model.flops import kernel_sizes, remat_of
 
 _FLOAT32 = 4
 

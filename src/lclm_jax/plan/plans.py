@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lclm_jax.config import Config
+from lclm_jax.model.flops import ATTENTION, step_flops
 from lclm_jax.plan import cache
 from lclm_jax.plan.census import count
 from lclm_jax.plan.compiled import CompiledStep, DoesNotFit, compile_step
-from lclm_jax.plan.flops import ATTENTION, step_flops
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.kernels import Causality
 from lclm_jax.plan.memory import estimate

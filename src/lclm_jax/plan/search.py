@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from lclm_jax.config import Config, MeshConfig
-from lclm_jax.plan.flops import step_flops
+from lclm_jax.model.flops import step_flops
 from lclm_jax.plan.memory import estimate, parameter_counts
 from lclm_jax.plan.plans import StagePlan, backend_of, mesh_sizes, plan_stage
 from lclm_jax.plan.topologies import Topology

@@ -10,7 +10,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from lclm_jax.plan.chips import CHIPS, Chip
+from lclm_jax.parallel.chips import CHIPS, Chip
 
 _NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<kind>v4|v5e|v5p|v6e|h100)(?::(?P<shape>\d+(?:x\d+)*)|-(?P<count>\d+))")
 

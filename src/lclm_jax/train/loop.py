@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from lclm_jax import __version__
 from lclm_jax.config import Config, RunPaths, config_hash
 from lclm_jax.data.loader import BatchStats, Loader, Position
 from lclm_jax.model.lclm import abstract_params
@@ -20,11 +22,12 @@ from lclm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheck
 from lclm_jax.train.events import Events
 from lclm_jax.train.feeder import Feeder
 from lclm_jax.train.local_copies import LocalCopies
-from lclm_jax.train.metrics import MetricsLog, make_record, read_metrics
+from lclm_jax.train.metrics import MetricsLog, make_record
 from lclm_jax.train.nonfinite import NonfiniteSteps
 from lclm_jax.train.optimizer import Optimizer, make_optimizer
 from lclm_jax.train.progress import Reporter
 from lclm_jax.train.provenance import check_provenance, checkpoints_folder, provenance
+from lclm_jax.train.records import read_metrics, working_seconds
 from lclm_jax.train.rewinds import Rewind, add_rewind, read_rewinds, with_skips
 from lclm_jax.train.saving import Saver
 from lclm_jax.train.slices import SavedParams
@@ -32,6 +35,7 @@ from lclm_jax.train.spikes import SpikeDetector
 from lclm_jax.train.state import TrainState, abstract_state, fresh_state, with_fresh_lora, without_missing_lora
 from lclm_jax.train.step import make_train_step, put_batch
 from lclm_jax.train.stopping import StopRequest, stop_requests
+from lclm_jax.train.utilisation import make_utilisation, memory_bytes
 from lclm_jax.train.watchdog import EXIT_RETRY, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -97,7 +101,7 @@ def run_stage(run: StageRun) -> None:
 
 
 def _run_once(run: StageRun) -> None:
-    train = run.config.train
+    train, opened = run.config.train, time.time()
     first_process = jax.process_index() == 0
     events = Events(run.folder, writes=first_process)
     local = Path(train.checkpoint.local_dir) / run.config.name / run.stage if train.checkpoint.local_dir else None
@@ -118,7 +122,7 @@ def _run_once(run: StageRun) -> None:
             stop_requests(train.stop) as stop,
         ):
             _check_rows(run, checkpoints, meta, feeder.loader)
-            _note_beginning(run, events, first)
+            _note_beginning(run, events, first, opened)
             writer = MetricsLog(run.folder / "metrics.jsonl", first, first_process)
             run.reporter.start(run.stage, first, run.config.stages[run.stage].steps)
             saver = Saver(checkpoints, train.checkpoint, events)
@@ -216,11 +220,22 @@ def _check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | 
         )
 
 
-def _note_beginning(run: StageRun, events: Events, first: int) -> None:
-    """Write that the stage begins or goes on, and which steps are made once more."""
-    again = [record for record in read_metrics(run.folder / "metrics.jsonl") if record["step"] >= first]
-    seconds = sum(record["wall_seconds"] for record in again)
-    events.write("begin", step=first, redone_steps=len(again), redone_seconds=seconds, processes=jax.process_count())
+def _note_beginning(run: StageRun, events: Events, first: int, opened: float) -> None:
+    """Write that the stage begins or goes on, and which steps are made once more: the lines of these are cut off.
+
+    ``opened``: when this process turned to the stage.
+    """
+    records = list(read_metrics(run.folder / "metrics.jsonl"))
+    again = [record for record in records if record["step"] >= first]
+    facts = {"redone_steps": len(again), "redone_seconds": sum(record["wall_seconds"] for record in again)}
+    alive = records[-1].get("unix_seconds") if records else None
+    facts |= {"alive_until": alive, "opened": opened, "processes": jax.process_count()}
+    environment = {"lclm_jax": __version__, "jax": jax.__version__, "devices": _devices(run.mesh)}
+    events.write("begin", step=first, **facts, environment=environment)
+
+
+def _devices(mesh: Mesh) -> str:
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
 
 
 def _prepare_rewind(run: StageRun, rewind: Rewind) -> None:
@@ -256,7 +271,8 @@ def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") ->
     def save(done: int, final: bool = False) -> None:
         watch.catch_up()
         watchdog.beat(f"saving step {done}", _PATIENCE)
-        saver.save(state, done, meta(done), final)
+        with watch.spending("checkpoint"):
+            saver.save(state, done, meta(done), final)
 
     with jax.transfer_guard("disallow"):
         for step in range(first, stage.steps):
@@ -279,7 +295,7 @@ def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") ->
             if saver.due(done, stage.steps):
                 save(done, final=done == stage.steps)
             elif copies.due(done, config.train.checkpoint.local_every_steps):
-                with jax.transfer_guard("allow"):
+                with jax.transfer_guard("allow"), watch.spending("checkpoint"):
                     copies.save(state, done, meta(done))
     events.write("end", step=stage.steps)
 
@@ -296,6 +312,8 @@ class _Watch:
         self._run, self._writer, self._events, self._checkpoints = run, writer, events, checkpoints
         self._pending: tuple[int, Any, BatchStats, float, float] | None = None
         self._last = time.perf_counter()
+        self._spent: dict[str, float] = {}
+        self._utilisation = make_utilisation(run.config, run.stage, run.mesh)
         self._spikes = SpikeDetector(run.config.train.spike)
         self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows)
 
@@ -313,13 +331,26 @@ class _Watch:
         values = jax.device_get(metrics)
         finite_rows = values.pop("finite_rows")
         now = time.perf_counter()
-        seconds = {"wall": now - self._last, "data_wait": data_wait, "compile": compiling}
-        self._last = now
+        seconds = {"wall": now - self._last, "data_wait": data_wait, "compile": compiling, **self._spent}
+        self._last, self._spent = now, {}
         parts, count = row_parts(self._run.mesh)
         record = make_record(step, values, stats, count // len(parts), seconds)
-        self._writer.write(record)
-        self._run.reporter.step(record)
+        record |= self._utilisation(working_seconds(record))
+        if (step + 1) % self._run.config.train.log_every == 0:
+            record["memory_bytes"] = memory_bytes()
+        with self.spending("logging"):
+            self._writer.write(record)
+            self._run.reporter.step(record)
         self._act(step, record, finite_rows)
+
+    @contextmanager
+    def spending(self, what: str) -> Iterator[None]:
+        """Count the time inside as spent on ``what``, in the record of the step that is fetched next."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - began
 
     def _act(self, step: int, record: dict[str, Any], finite_rows: np.ndarray) -> None:
         train = self._run.config.train

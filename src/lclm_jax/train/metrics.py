@@ -5,15 +5,15 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lclm_jax.data.loader import BatchStats
+from lclm_jax.train.records import Record, read_metrics, working_seconds
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 def make_record(
@@ -26,23 +26,22 @@ def make_record(
         metrics: what the train step returned, on the host.
         stats: contents of this host's rows, a ``hosts``-th of the batch's: counts and rates are scaled.
         hosts: batch over host, in rows.
-        seconds: ``wall`` (since the step before), ``data_wait`` and ``compile``, all in seconds.
+        seconds: ``wall`` (since the step before), ``data_wait`` and what else the wall time was spent on: ``compile``,
+            ``checkpoint``, ``evaluation``, ``logging``.
 
     Returns:
-        ``step``, the metrics, tokens and fill of the batch, ``wall_seconds``, ``data_wait_seconds``,
-        ``compile_seconds`` (first step of a process only) and the rates ``raw_tokens_per_s``,
-        ``decoder_tokens_per_s``, ``encoder_tokens_per_s``, compilation taken out. Not finite values become null.
+        ``step``, the metrics, tokens and fill of the batch, ``unix_seconds`` (now), ``wall_seconds``,
+        ``data_wait_seconds``, the other seconds that are not zero, and the rates ``raw_tokens_per_s``,
+        ``decoder_tokens_per_s``, ``encoder_tokens_per_s``, from ``working_seconds``. Not finite values become null.
     """
     record: Record = {"step": step}
     for name in sorted(metrics):
         value = float(metrics[name])
         record[name] = value if math.isfinite(value) else None
     record |= {"raw_tokens": stats.raw_tokens * hosts, "decoder_fill": stats.decoder_fill}
-    record |= {"encoder_fill": stats.encoder_fill, "wall_seconds": seconds["wall"]}
-    record["data_wait_seconds"] = seconds["data_wait"]
-    if seconds["compile"]:
-        record["compile_seconds"] = seconds["compile"]
-    working = max(seconds["wall"] - seconds["compile"], 1e-9)
+    record |= {"encoder_fill": stats.encoder_fill, "unix_seconds": time.time()}
+    record |= {f"{name}_seconds": spent for name, spent in seconds.items() if spent or name in ("wall", "data_wait")}
+    working = working_seconds(record)
     for kind in ("raw", "decoder", "encoder"):
         record[f"{kind}_tokens_per_s"] = getattr(stats, f"{kind}_tokens") * hosts / working
     return record
@@ -105,15 +104,3 @@ class MetricsLog:
                 return error
             self._waiting.pop(0)
         return None
-
-
-def read_metrics(path: Path) -> Iterator[Record]:
-    """The records of ``metrics.jsonl``; none if there is no file. A line cut short by a killed process ends them."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return

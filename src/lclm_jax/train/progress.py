@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from lclm_jax.train.metrics import Record
+from lclm_jax.train.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,15 @@ class _Pace:
     """Means over the steps since it was last read."""
 
     def __init__(self) -> None:
-        self._seconds = self._tokens = self._loss = 0.0
-        self._steps = self._losses = 0
+        self._seconds = self._tokens = self._loss = self._fill = self._mfu = 0.0
+        self._steps = self._losses = self._skipped = 0
 
     def add(self, record: Record) -> None:
         self._seconds += record["wall_seconds"] - record.get("compile_seconds", 0.0)
         self._tokens += record["raw_tokens"]
+        self._fill += record["decoder_fill"]
+        self._mfu += record.get("mfu", 0.0)
+        self._skipped += bool(record["skipped"] or record["nonfinite"])
         self._steps += 1
         if record["loss_nats"] is not None:
             self._loss += record["loss_nats"]
@@ -47,14 +50,16 @@ class _Pace:
         return self._steps
 
     def text(self, record: Record, steps: int) -> str:
-        """Mean loss, mean raw tokens/s, time left, rates of ``record``; forgets what was added."""
+        """Means of loss, raw tokens/s, MFU and fill; skipped steps, time left, rates; forgets what was added."""
         loss = f"{self._loss / self._losses:.4f}" if self._losses else "not finite"
         prefix = "learning_rate/"
         rates = {name.removeprefix(prefix): rate for name, rate in record.items() if name.startswith(prefix)}
         left = (steps - record["step"] - 1) * self._seconds / self._steps
-        tokens = self._tokens / max(self._seconds, 1e-9)
+        speed = f"{self._tokens / max(self._seconds, 1e-9):,.0f} raw tok/s"
+        speed += f" | MFU {self._mfu / self._steps:.1%}" if self._mfu else ""
+        fill = f"fill {self._fill / self._steps:.2f}" + (f" | {self._skipped} skipped" if self._skipped else "")
         self.__init__()  # type: ignore[misc]
-        return f"loss {loss} nats | {tokens:,.0f} raw tok/s | ETA {format_seconds(left)} | lr {_rates_text(rates)}"
+        return f"loss {loss} nats | {speed} | {fill} | ETA {format_seconds(left)} | lr {_rates_text(rates)}"
 
 
 def _rates_text(rates: dict[str, float]) -> str:

@@ -82,7 +82,7 @@ class Saver:
                 if final:
                     self._checkpoints.wait()
                 self._failures = 0
-                self._events.write("save", step=done, seconds=self._clock() - began)
+                self._events.write("save", step=done, seconds=self._clock() - began, final=final)
                 break
             except CheckpointError as error:
                 self._failed(error, final)

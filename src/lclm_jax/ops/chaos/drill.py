@@ -16,12 +16,11 @@ from lclm_jax.ops.chaos.disk import SmallDisk
 from lclm_jax.ops.chaos.faults import FAULTS
 from lclm_jax.ops.chaos.trainer import DrillFailure, Trainer
 from lclm_jax.train.events import read_events
-from lclm_jax.train.metrics import read_metrics
+from lclm_jax.train.records import MEASURED, read_metrics
 from lclm_jax.train.slices import SavedParams
 
 logger = logging.getLogger(__name__)
 
-_TIMED = ("seconds", "_per_s")
 _DISK_BYTES = 256 * 2**20
 
 
@@ -170,7 +169,7 @@ def compare(one: Trainer, other: Trainer) -> list[str]:
     if [record["step"] for record in records[0]] != [record["step"] for record in records[1]]:
         found.append("the logged steps differ")
     for mine, theirs in zip(*records, strict=False):
-        names = [name for name in mine if not name.endswith(_TIMED) and mine[name] != theirs.get(name)]
+        names = [name for name in mine if not name.endswith(MEASURED) and mine[name] != theirs.get(name)]
         if names:
             found.append(f"step {mine['step']}: {', '.join(names)} differ")
             break

@@ -11,7 +11,7 @@ from lclm_jax.config import RunPaths
 from lclm_jax.ops.chaos.disk import SmallDisk
 from lclm_jax.ops.chaos.trainer import DrillFailure, Trainer
 from lclm_jax.train.events import read_events
-from lclm_jax.train.metrics import read_metrics
+from lclm_jax.train.records import read_metrics
 from lclm_jax.train.watchdog import EXIT_RETRY
 
 Fault = Callable[[Trainer, random.Random, SmallDisk], None]

@@ -39,3 +39,22 @@ CHIPS = {
     )
 }
 """Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50; of the H100: what nvidia-smi shows."""
+
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h100",  # the same arithmetic with more memory
+}
+"""``jax.Device.device_kind`` -> chip."""
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bfloat16 FLOP/s of a device by its ``device_kind``; None if it is not known, as for a CPU: no peak, no MFU."""
+    chip = _KINDS.get(device_kind)
+    return CHIPS[chip].flops if chip else None

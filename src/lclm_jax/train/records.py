@@ -1,0 +1,31 @@
+"""``metrics.jsonl`` of a stage as others read it; light to import, for commands that look at a run from outside."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+NAME = "metrics.jsonl"
+
+MEASURED = ("seconds", "_per_s", "_bytes", "mfu")
+"""Ends of the names whose values two runs of the same steps do not share."""
+
+
+def read_metrics(path: Path) -> Iterator[Record]:
+    """The records of ``metrics.jsonl``; none if there is no file. A line cut short by a killed process ends them."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def working_seconds(record: Record) -> float:
+    """Wall time of a step less compilation, checkpoints and evaluation; above zero."""
+    other = sum(record.get(f"{name}_seconds", 0.0) for name in ("compile", "checkpoint", "evaluation"))
+    return max(record["wall_seconds"] - other, 1e-9)

@@ -1,0 +1,97 @@
+"""``lclm status`` on a run's files written by hand: live, silent, stopped, finished."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lclm_jax.cli.main import cli
+from lclm_jax.config import load_config
+from lclm_jax.ops.status import run_status
+
+STAGE = {"lr": {"adapter": 1e-3}, "steps": 10, "mixture": {"cpt": 1}, "batch_rows": 2}
+CONFIG = {
+    "name": "watched",
+    "tokenizer": {"vocab_size": 64},
+    "data": {
+        "sources": {"cpt": {"collection": "documents", "objective": "cpt"}},
+        "pack": {"row_length": 128, "encoder_rows": 1, "encoder_row_length": 128},
+    },
+    "stages": {"one": STAGE, "two": STAGE | {"batch_rows": 4}},
+}
+
+
+def step(number, loss=2.0, **more):
+    values = {"step": number, "loss_nats": loss, "raw_tokens": 100, "wall_seconds": 2.0, "data_wait_seconds": 0.5}
+    return values | {"decoder_fill": 0.9, "skipped": 0.0, "nonfinite": 0.0, "unix_seconds": 1000.0 + number} | more
+
+
+BEGIN = {"kind": "begin", "time": 1000.0, "step": 0, "redone_steps": 0, "redone_seconds": 0}
+
+
+@pytest.fixture
+def run(tmp_path, model):
+    tree = CONFIG | {"model": model.model_dump(mode="json", exclude={"memory_token_ids"}) | {"window": 128}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+
+    def write(records, events, saved=(), stage="one"):
+        folder = tmp_path / "stages" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records) + '{"step": 9')
+        (folder / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
+        for done in saved:
+            (folder / "checkpoints" / str(done)).mkdir(parents=True)
+        return load_config(tmp_path / "config.yaml").model_copy(update={"run_dir": str(tmp_path)})
+
+    return write
+
+
+def test_a_live_run(run):
+    events = [BEGIN, {"kind": "save_failed", "time": 1003.0, "message": "disk full"}, {"kind": "spike", "time": 1004.0}]
+    config = run([step(0, 3.0, compile_seconds=1.0), step(1, None, nonfinite=1.0), step(2, 1.0)], events, saved=[2])
+    result = run_status(config, now=1010.0)
+    one, two = result["stages"].values()
+    assert (result["stage"], result["state"], result["silent_seconds"]) == ("one", "running", 6.0)
+    assert (one["done_steps"], one["recent"]["loss_nats"], one["nonfinite_steps"]) == (3, 2.0, 1)
+    assert (one["failed_saves"], one["spikes"], one["last_failure"]) == (1, 1, "disk full")
+    pace = (1 + 2 + 2) / 3
+    assert one["eta_seconds"] == pytest.approx(7 * pace) and not one["eta_is_rough"]
+    assert two["eta_seconds"] == pytest.approx(10 * 2 * pace) and two["eta_is_rough"]  # twice the rows
+    assert result["eta_seconds"] == pytest.approx(27 * pace)
+
+
+def test_silent_stopped_and_finished(run):
+    config = run([step(0)], [BEGIN])
+    assert run_status(config, now=1000.0 + 3600)["state"] == "silent"
+    config = run([step(0)], [BEGIN, {"kind": "stop", "time": 1001.0}])
+    assert run_status(config, now=1000.0 + 3600)["state"] == "stopped"
+    again = BEGIN | {"time": 2000.0, "alive_until": 1001.0, "redone_steps": 3, "redone_seconds": 6.0}
+    run([step(9)], [BEGIN, again], saved=[10])
+    result = run_status(run([step(9)], [BEGIN, again], saved=[20], stage="two"), now=5000.0)
+    assert (result["state"], result["eta_seconds"]) == ("finished", 0.0)
+    assert result["stages"]["one"]["restarts"] == 1 and result["stages"]["one"]["redone_steps"] == 3
+
+
+def test_a_run_that_has_not_begun(run, tmp_path):
+    config = run([], [])
+    result = run_status(config, now=5000.0)
+    assert (result["state"], result["eta_seconds"], result["goodput"]) == ("not begun", None, None)
+
+
+def test_the_command_writes_json_and_needs_no_jax(run, tmp_path):
+    run([step(0), step(1)], [BEGIN])
+    code = (
+        f"import sys; sys.argv = ['lclm', 'status', {str(tmp_path)!r}]\n"
+        "from lclm_jax.cli.main import cli\n"
+        "cli.main(standalone_mode=False)\n"
+        "assert not {'jax', 'grain', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "2/10" in done.stdout, done.stderr
+    out = tmp_path / "status.json"
+    result = CliRunner().invoke(cli, ["status", str(tmp_path), "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(out.read_text())["stages"]["one"]["done_steps"] == 2
