@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Keys that change where a run lies and how it is watched or measured, not what it learns: they may differ later.
 FREE_KEYS = (
     "environment", "model.remat", "model.attention",
-    "run_dir", "mesh.", "eval.", "train.log_every", "train.checkpoint.", "train.stop.", "train.spike.",
+    "run_dir", "mesh.", "eval.", "train.log_every", "train.probe.", "train.trackers", "train.checkpoint.", "train.stop.", "train.spike.",
     "train.data_timeout_seconds", "train.watchdog_seconds", "train.processes.", "data.workers", "data.prefetch",
 )  # fmt: skip
 
@@ -237,10 +237,11 @@ def log_progress(seconds: float = 20.0) -> Callable[[int, int], None]:
 
 
 def _train_stage(config: Config, stage: str) -> dict[str, Any]:
+    from lclm_jax.eval.probe import Probe
     from lclm_jax.interop.initial import imported_params
     from lclm_jax.train.stages import train
 
-    train(config, only_stage=stage, read_imports=imported_params)
+    train(config, only_stage=stage, read_imports=imported_params, make_probe=Probe)
     return {}
 
 

@@ -56,10 +56,11 @@ def train(config: Path, stage: str | None, cluster: Path | None, overrides: tupl
 
     import jax
 
+    from lclm_jax.eval.probe import Probe
     from lclm_jax.interop.initial import imported_params
     from lclm_jax.parallel import joined
     from lclm_jax.pipeline import own_run
     from lclm_jax.train.stages import train as train_stages
 
     with joined(tree.train.processes), own_run(tree) if jax.process_index() == 0 else nullcontext():
-        train_stages(tree, stage, read_imports=imported_params)
+        train_stages(tree, stage, read_imports=imported_params, make_probe=Probe)

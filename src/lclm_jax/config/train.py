@@ -196,6 +196,15 @@ class SpikeConfig(Tree):
     max_rewinds: int = key(3, "Rewinds of a stage before the run stops.", gt=0)
 
 
+class ProbeConfig(Tree):
+    """Small held-out measurements during training; lengths and the collection are those of eval."""
+
+    every_steps: int | None = key(
+        None, "Steps between probes; there is one at a stage's end, too. null: no probes.", gt=0
+    )
+    examples: int = key(32, "Examples of each measurement.", gt=0)
+
+
 class MeshConfig(Tree):
     """Devices by axis; one axis may be -1: whatever is left."""
 
@@ -229,7 +238,11 @@ class TrainConfig(Tree):
     checkpoint: CheckpointConfig = key(CheckpointConfig(), "Checkpoint policy.")
     stop: StopConfig = key(StopConfig(), "When a run saves and stops by itself.")
     spike: SpikeConfig = key(SpikeConfig(), "Loss spikes.")
+    probe: ProbeConfig = key(ProbeConfig(), "Evaluation during training.")
     log_every: int = key(20, "Steps between log lines.", gt=0)
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = key(
+        (), "Trackers that metrics also go to; metrics.jsonl is always written."
+    )
     processes: ProcessesConfig = key(ProcessesConfig(), "Time limits of a run of several processes.")
     max_nonfinite_steps: int = key(10, "Consecutive skipped non-finite updates that stop the run.", gt=0)
     data_timeout_seconds: float | None = key(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
@@ -66,7 +67,7 @@ class Scorer:
             batch = assemble_batch(rows, self.model, pack, self._pad_id)
             with use_mesh(self.mesh):
                 batch = jax.device_put(batch, batch_sharding(self.mesh, markers))
-                nll_BS, hits_BS = jax.device_get(_score(self.params, batch, model=self.model))
+                nll_BS, hits_BS = _fetch(_score(self.params, batch, model=self.model))
             for row, target in enumerate(chosen):
                 # Position t predicts token t + 1.
                 where, size = slice(target.start - 1, target.stop - 1), target.stop - target.start
@@ -74,6 +75,13 @@ class Scorer:
                 scores.hits[begin + row, :size] = hits_BS[row, where]
                 scores.weights[begin + row, :size] = 1
         return scores
+
+
+def _fetch(arrays: Any) -> Any:
+    """Global arrays as NumPy arrays, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(arrays)
+    return multihost_utils.process_allgather(arrays, tiled=True)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -15,8 +15,7 @@ from lclm_jax.ops.status import run_status
 from lclm_jax.train import events, records
 from lclm_jax.train.provenance import differing_keys
 
-PROBES = "probes.jsonl"
-
+_PROBES = "probes.jsonl"  # train.probing writes it, and imports JAX
 _CURVES = (
     ("loss_nats", "training loss (nats per token)"),
     ("raw_tokens_per_s", "raw tokens per second"),
@@ -81,7 +80,7 @@ def read_run(config: Config, name: str) -> Run:
         config,
         run_status(config),
         curves,
-        {stage: list(records.read_metrics(folder / PROBES)) for stage, folder in folders.items()},
+        {stage: list(records.read_metrics(folder / _PROBES)) for stage, folder in folders.items()},
         read_json(paths.evaluation) if paths.evaluation.exists() else None,
         read_json(paths.generations) if paths.generations.exists() else [],
         _environment(paths, folders.values()),

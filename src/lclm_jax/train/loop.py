@@ -25,6 +25,7 @@ from lclm_jax.train.local_copies import LocalCopies
 from lclm_jax.train.metrics import MetricsLog, make_record
 from lclm_jax.train.nonfinite import NonfiniteSteps
 from lclm_jax.train.optimizer import Optimizer, make_optimizer
+from lclm_jax.train.probing import Probe, Prober
 from lclm_jax.train.progress import Reporter
 from lclm_jax.train.provenance import check_provenance, checkpoints_folder, provenance
 from lclm_jax.train.records import read_metrics, working_seconds
@@ -67,6 +68,7 @@ class StageRun:
         open_loader: where to begin -> the loader of the rest of the stage.
         initial_params: makes the sharded parameters that the stage begins with.
         reporter: is told of every step.
+        probe: measures parameters now and then; it only reads them.
     """
 
     config: Config
@@ -75,6 +77,7 @@ class StageRun:
     open_loader: Callable[[Position], Loader]
     initial_params: Callable[[], Any]
     reporter: Reporter
+    probe: Probe | None = None
 
     @property
     def folder(self) -> Path:
@@ -127,12 +130,14 @@ def _run_once(run: StageRun) -> None:
             run.reporter.start(run.stage, first, run.config.stages[run.stage].steps)
             saver = Saver(checkpoints, train.checkpoint, events)
             watch = _Watch(run, writer, events, checkpoints, feeder.loader)
-            tools = _Tools(feeder, checkpoints, saver, copies, watch, watchdog, stop, events)
+            prober = Prober(run.probe, train.probe.every_steps, run.folder, first, events, run.reporter)
+            tools = _Tools(feeder, checkpoints, saver, copies, watch, watchdog, stop, events, prober)
             config = with_skips(run.config, run.stage, read_rewinds(run.folder))
             try:
                 _loop(run, state, make_train_step(config, run.stage, optimizer, run.mesh), tools)
             finally:
                 run.reporter.finish()
+                prober.close()
                 writer.close()
                 copies.wait()
 
@@ -259,7 +264,7 @@ def _prepare_rewind(run: StageRun, rewind: Rewind) -> None:
 
 
 def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") -> None:
-    feeder, checkpoints, saver, copies, watch, watchdog, stop, events = tools
+    feeder, checkpoints, saver, copies, watch, watchdog, stop, events, prober = tools
     config, stage = run.config, run.config.stages[run.stage]
     first = int(state.step)
 
@@ -292,6 +297,11 @@ def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") ->
                 events.write("stop", step=done, reason=stop.reason or "another process was asked to")
                 logger.warning("%s: stopped at step %d and saved; the same command goes on", run.stage, done)
                 raise Interrupted(run.stage, done)
+            if prober.due(done, stage.steps):
+                watch.catch_up()
+                watchdog.beat(f"probing step {done}", _PATIENCE)
+                with watch.spending("evaluation"):
+                    prober.measure(state.params, done, final=done == stage.steps)
             if saver.due(done, stage.steps):
                 save(done, final=done == stage.steps)
             elif copies.due(done, config.train.checkpoint.local_every_steps):
@@ -388,3 +398,4 @@ class _Tools(NamedTuple):
     watchdog: Watchdog
     stop: StopRequest
     events: Events
+    prober: Prober

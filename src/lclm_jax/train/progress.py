@@ -24,6 +24,9 @@ class Reporter(Protocol):
     def step(self, record: Record) -> None:
         """A step is done."""
 
+    def probe(self, done: int, values: dict[str, float]) -> None:
+        """A probe measured the parameters after ``done`` updates of the stage."""
+
     def finish(self) -> None:
         """The stage is over or interrupted."""
 
@@ -62,6 +65,10 @@ class _Pace:
         return f"loss {loss} nats | {speed} | {fill} | ETA {format_seconds(left)} | lr {_rates_text(rates)}"
 
 
+def _probe_text(what: str, done: int, values: dict[str, float]) -> str:
+    return f"{what} {done}, held out | " + " | ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
 def _rates_text(rates: dict[str, float]) -> str:
     """``{"adapter": 1e-3, "decoder": 1e-5, "encoder": 1e-3}`` -> ``adapter,encoder=1.0e-03 decoder=1.0e-05``."""
     parts: dict[str, list[str]] = {}
@@ -89,6 +96,9 @@ class LineReporter:
         done = record["step"] + 1
         if done % self._every == 0 or done == self._steps:
             logger.info("%s %d/%d | %s", self._stage, done, self._steps, self._pace.text(record, self._steps))
+
+    def probe(self, done: int, values: dict[str, float]) -> None:  # noqa: D102
+        logger.info("%s", _probe_text(self._stage, done, values))
 
     def finish(self) -> None:  # noqa: D102
         pass
@@ -124,6 +134,9 @@ class BarReporter:
             self._shown = now
             self._bar.update(self._task, completed=record["step"] + 1, text=self._pace.text(record, self._steps))
 
+    def probe(self, done: int, values: dict[str, float]) -> None:  # noqa: D102
+        self._console.print(_probe_text("probe", done, values), markup=False, highlight=False)
+
     def finish(self) -> None:  # noqa: D102
         if self._bar is not None:
             self._bar.stop()
@@ -137,6 +150,9 @@ class SilentReporter:
         pass
 
     def step(self, record: Record) -> None:  # noqa: D102
+        pass
+
+    def probe(self, done: int, values: dict[str, float]) -> None:  # noqa: D102
         pass
 
     def finish(self) -> None:  # noqa: D102

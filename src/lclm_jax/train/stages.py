@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -18,6 +18,7 @@ from lclm_jax.parallel import agreed, check_fits, make_mesh, row_parts, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.loop import StageRun, run_stage
+from lclm_jax.train.probing import Probe
 from lclm_jax.train.progress import Reporter, make_reporter
 from lclm_jax.train.provenance import (
     check_provenance,
@@ -28,6 +29,7 @@ from lclm_jax.train.provenance import (
 )
 from lclm_jax.train.slices import SavedParams
 from lclm_jax.train.state import params_shardings, random_params, with_fresh_lora, without_missing_lora
+from lclm_jax.train.trackers import Reporters, open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,16 @@ logger = logging.getLogger(__name__)
 ReadImports = Callable[[Config, Mesh], Any]
 """(config, mesh) -> sharded parameters from the folders of ``config.init``."""
 
+MakeProbe = Callable[[Config, str, Tokenizers, Mesh], Probe]
+"""(config, stage, tokenizers, mesh) -> what measures the stage's parameters."""
+
 
 def train(
     config: Config,
     only_stage: str | None = None,
     reporter: Reporter | None = None,
     read_imports: ReadImports | None = None,
+    make_probe: MakeProbe | None = None,
 ) -> None:
     """Train every stage of ``config`` that is not finished, or ``only_stage`` alone.
 
@@ -52,6 +58,7 @@ def train(
         reporter: is told of every step; None: as fits the terminal.
         read_imports: reads ``config.init`` (``interop.initial.imported_params``; handed in, as interop builds on
             this module).
+        make_probe: makes what ``train.probe`` measures with (``eval.probe.Probe``; handed in likewise).
 
     Raises:
         ValueError: unknown stage, the stage before is not finished, data are missing, settings have changed
@@ -64,7 +71,26 @@ def train(
     config = resolve(config, tokenizers)
     mesh = make_mesh(config.mesh)
     check_fits(config, mesh, [only_stage] if only_stage else None)
-    reporter = reporter or make_reporter(config.train.log_every)
+    trackers = open_trackers(config)
+    reporter = Reporters([reporter or make_reporter(config.train.log_every), *trackers])
+    try:
+        _train_stages(config, only_stage, _Hands(mesh, tokenizers, reporter, read_imports, make_probe))
+    finally:
+        for tracker in trackers:
+            tracker.close()
+
+
+class _Hands(NamedTuple):
+    """What all stages are trained with."""
+
+    mesh: Mesh
+    tokenizers: Tokenizers
+    reporter: Reporter
+    read_imports: ReadImports | None
+    make_probe: MakeProbe | None
+
+
+def _train_stages(config: Config, only_stage: str | None, hands: _Hands) -> None:
     for stage in [only_stage] if only_stage else config.stages:
         if finished(config, stage):
             logger.info("%s: finished before", stage)
@@ -72,7 +98,7 @@ def train(
         parent = parent_of(config, stage)
         if parent is not None and not finished(config, parent):
             raise ValueError(f"stage {stage} starts from {parent}, which is not finished; train {parent} first")
-        run_stage(_stage_run(config, stage, mesh, tokenizers, reporter, read_imports))
+        run_stage(_stage_run(config, stage, hands))
 
 
 def finished(config: Config, stage: str) -> bool:
@@ -162,14 +188,8 @@ def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def _stage_run(
-    config: Config,
-    stage: str,
-    mesh: Mesh,
-    tokenizers: Tokenizers,
-    reporter: Reporter,
-    read_imports: ReadImports | None,
-) -> StageRun:
+def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
+    mesh, tokenizers, reporter, read_imports, make_probe = hands
     parent = parent_of(config, stage)
 
     def initial_params() -> Any:
@@ -197,7 +217,12 @@ def _stage_run(
         logger.info("%s: %s", stage, summarize(loader.info(config.stages[stage])))
         return loader
 
-    return StageRun(config, stage, mesh, open_loader, initial_params, reporter)
+    probe = None
+    if config.train.probe.every_steps is not None:
+        if make_probe is None:
+            raise ValueError("train.probe is set and nothing that measures was given; pass make_probe")
+        probe = make_probe(config, stage, tokenizers, mesh)
+    return StageRun(config, stage, mesh, open_loader, initial_params, reporter, probe)
 
 
 def _placed(config: Config, mesh: Mesh) -> Any:

@@ -1,0 +1,118 @@
+"""Small held-out measurements that training makes of itself now and then; teacher-forced, so that they are quick."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lclm_jax.config import Config, RunPaths
+from lclm_jax.data.draws import draw_key, uniform
+from lclm_jax.data.sources import ExampleRef, Source, Tokenizers, make_sources
+from lclm_jax.data.store import PreparedSplit
+from lclm_jax.eval.examples import Place, Target, continuation_variants, repetition_variants, spread_places
+from lclm_jax.eval.score import Scorer, Scores
+from lclm_jax.text.document import Segment
+from lclm_jax.text.example import expand, make_outline
+from lclm_jax.text.prompts import repetition_prompts
+
+_NEEDLE = "\nThe secret number is"
+
+
+class Probe:
+    """Measures parameters of a stage on ``train.probe.examples`` held-out examples of each kind, always the same.
+
+    Args:
+        config: the run; lengths are those of ``eval``.
+        stage: whose sources are measured.
+        tokenizers: the run's.
+        mesh: where the parameters lie.
+
+    Raises:
+        ValueError: the held-out split is not prepared, or has no file long enough.
+    """
+
+    def __init__(self, config: Config, stage: str, tokenizers: Tokenizers, mesh: Mesh):
+        settings, count = config.eval, config.train.probe.examples
+        memory = tokenizers.decoder.memory_ids
+        self._model = config.model.model_copy(update={"memory_token_ids": tuple(memory)})
+        self._mesh, self._rows = mesh, min(settings.batch_rows, count)
+        self._pad_id = tokenizers.encoder.pad_id if self._model.pooling == "eos" else None
+        documents = PreparedSplit(RunPaths(config).prepared, settings.collection, "held_out", config.data.cache)
+        following, ratio = settings.continuation_tokens + 1, self._model.ratio
+        places = spread_places(documents, count, settings.context_tokens, following, Counter())
+        variants = [continuation_variants(place, settings.continuation_tokens, memory, ratio) for place in places]
+        self._context = {name: [one[name] for one in variants] for name in variants[0]}
+        spans = spread_places(documents, count, settings.repetition_tokens, 0, Counter())
+        prompts = repetition_prompts(tokenizers.decoder)
+        self._repetition = [repetition_variants(place, prompts, memory, ratio)["latents"] for place in spans]
+        self._needle = [_needle(place, tokenizers, ratio) for place in places]
+        sources = make_sources(config, stage, tokenizers, "held_out")
+        self._sources = {source.name: _examples(source, count) for source in sources}
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        """Measure ``params`` (on the mesh; they are only read).
+
+        Returns:
+            ``loss_nats/SOURCE`` of each source of the stage that has held-out records; ``context_nats/none``,
+            ``/latents`` and ``/raw`` of the text after a context; ``verbatim/token_accuracy`` of repetition from
+            latents; ``needle/token_accuracy`` of a number told in the middle of a compressed context.
+        """
+        scorer = Scorer(params, self._model, self._mesh, self._rows, self._pad_id)
+        values = {}
+        for name, targets in self._sources.items():
+            if targets:
+                scores = scorer.score(targets)
+                values[f"loss_nats/{name}"] = _mean(scores.nll, _trained(targets, scores))
+        for name, targets in self._context.items():
+            scores = scorer.score(targets)
+            values[f"context_nats/{name}"] = _mean(scores.nll, scores.weights)
+        for name, targets in (("verbatim", self._repetition), ("needle", self._needle)):
+            scores = scorer.score(targets)
+            values[f"{name}/token_accuracy"] = _mean(scores.hits, scores.weights)
+        return values
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+    return float((values * weights).sum() / max(weights.sum(), 1e-9))
+
+
+def _trained(targets: list[Target], scores: Scores) -> np.ndarray:
+    """The loss weights of whole examples, as ``scores`` lays them out."""
+    weights = np.zeros_like(scores.weights)
+    for row, target in enumerate(targets):
+        weights[row, : target.stop - target.start] = target.example.loss[target.start : target.stop]
+    return weights
+
+
+def _examples(source: Source, count: int) -> list[Target]:
+    """The first example of up to ``count`` records, evenly over the split; none of a split without records."""
+    records = np.arange(0, len(source), max(1, len(source) // count))[:count]
+    if not len(records):
+        return []
+    plan = source.plan(0, records)
+    _, firsts = np.unique(plan.record, return_index=True)
+    columns = source.split.read_many(plan.record[firsts].tolist())
+    targets = []
+    for at, one in zip(firsts.tolist(), columns, strict=True):
+        ref = ExampleRef(0, int(plan.record[at]), int(plan.variant[at]), plan.bounds.list(at))
+        example = source.example(ref, one)
+        targets.append(Target(example, 1, len(example.tokens)))
+    return targets
+
+
+def _needle(place: Place, tokenizers: Tokenizers, ratio: int) -> Target:
+    """A context with a sentence about a number in it, compressed, and the same sentence to be completed."""
+    draws = uniform(draw_key("needle"), place.record, place.first + np.arange(2))
+    answer = f" {int(1000 + 9000 * draws[0])}"
+    context = place.document.encoder_slice(Segment(True, place.first, place.middle))
+    told = tokenizers.encoder.encode(f"{_NEEDLE}{answer}.\n", plain=True)
+    middle = int(draws[1] * len(context))
+    span = np.concatenate([context[:middle], told, context[middle:]]).astype(np.int32)
+    memory = tokenizers.decoder.memory_ids
+    question, reply = (tokenizers.decoder.encode(text, plain=True) for text in (_NEEDLE, answer))
+    tags = np.array([memory.start, memory.end], np.int32)
+    weights = [np.zeros(2), np.zeros(len(question)), np.ones(len(reply))]
+    example = expand(make_outline([tags, question, reply], weights, [1], [span]), ratio, memory.placeholder)
+    size = len(example.tokens)
+    return Target(example, size - len(reply), size)
