@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that change where a run lies and how it is watched or measured, not what it learns: they may differ later.
 FREE_KEYS = (
-    "environment", "model.remat", "model.attention",
-    "run_dir", "mesh.", "eval.", "train.log_every", "train.probe.", "train.trackers", "train.checkpoint.", "train.stop.", "train.spike.",
+    "environment", "model.remat", "model.attention", "run_dir", "mesh.", "eval.",
+    "train.log_every", "train.probe.", "train.trackers", "train.checkpoint.", "train.stop.", "train.spike.",
     "train.data_timeout_seconds", "train.watchdog_seconds", "train.processes.", "data.workers", "data.prefetch",
 )  # fmt: skip
 

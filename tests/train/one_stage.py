@@ -50,7 +50,7 @@ class HandMadeLoader:
         return {"rows_consumed": rows, "index_digest": self.digest, "cursor": [0, 0, [0]]}
 
 
-def run_only(config, reporter=None, **loader):
+def run_only(config, reporter=None, probe=None, **loader):
     """Train the stage ``only`` on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     run_stage(
@@ -61,6 +61,7 @@ def run_only(config, reporter=None, **loader):
             lambda start: HandMadeLoader(config, start.rows, **loader),
             lambda: random_params(config.model, config.seed, mesh),
             reporter or SilentReporter(),
+            probe,
         )
     )
 

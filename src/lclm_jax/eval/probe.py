@@ -1,6 +1,7 @@
 """Small held-out measurements that training makes of itself now and then; teacher-forced, so that they are quick."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,17 +61,29 @@ class Probe:
         """
         scorer = Scorer(params, self._model, self._mesh, self._rows, self._pad_id)
         values = {}
-        for name, targets in self._sources.items():
-            if targets:
-                scores = scorer.score(targets)
-                values[f"loss_nats/{name}"] = _mean(scores.nll, _trained(targets, scores))
-        for name, targets in self._context.items():
-            scores = scorer.score(targets)
-            values[f"context_nats/{name}"] = _mean(scores.nll, scores.weights)
-        for name, targets in (("verbatim", self._repetition), ("needle", self._needle)):
-            scores = scorer.score(targets)
-            values[f"{name}/token_accuracy"] = _mean(scores.hits, scores.weights)
+        for name, (targets, scores) in _score_together(scorer, self._sources).items():
+            values[f"loss_nats/{name}"] = _mean(scores.nll, _trained(targets, scores))
+        found = _score_together(scorer, {**self._context, "verbatim": self._repetition, "needle": self._needle})
+        for name, (_, scores) in found.items():
+            if name in self._context:
+                values[f"context_nats/{name}"] = _mean(scores.nll, scores.weights)
+            else:
+                values[f"{name}/token_accuracy"] = _mean(scores.hits, scores.weights)
         return values
+
+
+def _score_together(scorer: Scorer, kinds: Mapping[str, list[Target]]) -> dict[str, tuple[list[Target], Scores]]:
+    """Score the targets of all kinds as one list, so that one shape is compiled, not one for each."""
+    flat = [target for targets in kinds.values() for target in targets]
+    if not flat:
+        return {}
+    scores, found, begin = scorer.score(flat), {}, 0
+    for name, targets in kinds.items():
+        end = begin + len(targets)
+        if targets:
+            found[name] = (targets, Scores(*(array[begin:end] for array in scores)))
+        begin = end
+    return found
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:

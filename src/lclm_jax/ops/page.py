@@ -3,6 +3,7 @@
 import base64
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,12 +137,13 @@ def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
             stage: values["goodput_seconds"] for stage, values in runs[0].status["stages"].items() if values["recent"]
         }
     gains = [
-        (f"{run.name}: loss of a continuation by position", _png(lambda path, run=run: _gain(path, run.evaluation)))
+        (f"{run.name}: loss of a continuation by position", _png(partial(_gain, evaluation=run.evaluation)))
         for run in runs
         if run.evaluation
     ]
-    found = {"curves": curves, "probes": probes, "evaluation": gains}
-    found["goodput"] = [("where the time went", _png(lambda path: plots.plot_shares(path, bars)))]
+    shares = [("where the time went", _png(lambda path: plots.plot_shares(path, bars)))]
+    found: dict[str, Sequence[tuple[str, str | None]]] = {"curves": curves, "probes": probes}
+    found |= {"evaluation": gains, "goodput": shares}
     return {section: [(label, url) for label, url in entries if url] for section, entries in found.items()}
 
 
