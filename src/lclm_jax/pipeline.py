@@ -88,24 +88,24 @@ def pipeline_steps(config: Config) -> Iterator[Step]:
 
 
 @contextmanager
-def own_run(config: Config) -> Iterator[None]:
-    """Work alone in the run's folder, which is claimed first (``claim_run``).
+def own_run(config: Config, force: bool = False) -> Iterator[None]:
+    """Work alone in the run's folder, which is claimed first (``claim_run``); ``force``: whatever was changed.
 
     Raises ``ValueError`` if another process works in it, or it belongs to another configuration.
     """
     with locked(RunPaths(config).root):
-        claim_run(config)
+        claim_run(config, force)
         yield
 
 
-def claim_run(config: Config) -> None:
-    """Store the resolved configuration in the run's folder, or check that the stored one agrees.
+def claim_run(config: Config, force: bool = False) -> None:
+    """Store the resolved configuration in the run's folder, or (without ``force``) check that the stored one agrees.
 
     Raises:
         ValueError: the folder belongs to a run whose other keys than ``FREE_KEYS`` differ.
     """
     path = RunPaths(config).resolved_config
-    if path.exists():
+    if path.exists() and not force:
         # Parsed again, so that a key this version has added stands at its default on both sides.
         stored = _flatten(parse_config(_read_stored(path), str(path)).model_dump(mode="json"))
         mine = _flatten(config.model_dump(mode="json"))

@@ -5,51 +5,15 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from lclm_jax.cli.main import cli
-from lclm_jax.config import load_config
 from lclm_jax.ops.status import run_status
-
-STAGE = {"lr": {"adapter": 1e-3}, "steps": 10, "mixture": {"cpt": 1}, "batch_rows": 2}
-CONFIG = {
-    "name": "watched",
-    "tokenizer": {"vocab_size": 64},
-    "data": {
-        "sources": {"cpt": {"collection": "documents", "objective": "cpt"}},
-        "pack": {"row_length": 128, "encoder_rows": 1, "encoder_row_length": 128},
-    },
-    "stages": {"one": STAGE, "two": STAGE | {"batch_rows": 4}},
-}
-
-
-def step(number, loss=2.0, **more):
-    values = {"step": number, "loss_nats": loss, "raw_tokens": 100, "wall_seconds": 2.0, "data_wait_seconds": 0.5}
-    return values | {"decoder_fill": 0.9, "skipped": 0.0, "nonfinite": 0.0, "unix_seconds": 1000.0 + number} | more
-
 
 BEGIN = {"kind": "begin", "time": 1000.0, "step": 0, "redone_steps": 0, "redone_seconds": 0}
 
 
-@pytest.fixture
-def run(tmp_path, model):
-    tree = CONFIG | {"model": model.model_dump(mode="json", exclude={"memory_token_ids"}) | {"window": 128}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-
-    def write(records, events, saved=(), stage="one"):
-        folder = tmp_path / "stages" / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records) + '{"step": 9')
-        (folder / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
-        for done in saved:
-            (folder / "checkpoints" / str(done)).mkdir(parents=True)
-        return load_config(tmp_path / "config.yaml").model_copy(update={"run_dir": str(tmp_path)})
-
-    return write
-
-
-def test_a_live_run(run):
+def test_a_live_run(run, step):
     events = [BEGIN, {"kind": "save_failed", "time": 1003.0, "message": "disk full"}, {"kind": "spike", "time": 1004.0}]
     config = run([step(0, 3.0, compile_seconds=1.0), step(1, None, nonfinite=1.0), step(2, 1.0)], events, saved=[2])
     result = run_status(config, now=1010.0)
@@ -63,7 +27,7 @@ def test_a_live_run(run):
     assert result["eta_seconds"] == pytest.approx(27 * pace)
 
 
-def test_silent_stopped_and_finished(run):
+def test_silent_stopped_and_finished(run, step):
     config = run([step(0)], [BEGIN])
     assert run_status(config, now=1000.0 + 3600)["state"] == "silent"
     config = run([step(0)], [BEGIN, {"kind": "stop", "time": 1001.0}])
@@ -75,13 +39,13 @@ def test_silent_stopped_and_finished(run):
     assert result["stages"]["one"]["restarts"] == 1 and result["stages"]["one"]["redone_steps"] == 3
 
 
-def test_a_run_that_has_not_begun(run, tmp_path):
+def test_a_run_that_has_not_begun(run):
     config = run([], [])
     result = run_status(config, now=5000.0)
     assert (result["state"], result["eta_seconds"], result["goodput"]) == ("not begun", None, None)
 
 
-def test_the_command_writes_json_and_needs_no_jax(run, tmp_path):
+def test_the_command_writes_json_and_needs_no_jax(run, step, tmp_path):
     run([step(0), step(1)], [BEGIN])
     code = (
         f"import sys; sys.argv = ['lclm', 'status', {str(tmp_path)!r}]\n"

@@ -50,7 +50,7 @@ class HandMadeLoader:
         return {"rows_consumed": rows, "index_digest": self.digest, "cursor": [0, 0, [0]]}
 
 
-def run_only(config, reporter=None, probe=None, **loader):
+def run_only(config, reporter=None, probe=None, force=False, **loader):
     """Train the stage ``only`` on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     run_stage(
@@ -62,6 +62,7 @@ def run_only(config, reporter=None, probe=None, **loader):
             lambda: random_params(config.model, config.seed, mesh),
             reporter or SilentReporter(),
             probe,
+            force,
         )
     )
 

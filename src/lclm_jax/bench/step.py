@@ -27,7 +27,7 @@ from lclm_jax.train.step import make_train_step, put_batch
 logger = logging.getLogger(__name__)
 
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "NVIDIA H100": "h100"}
-"""Beginning of a device kind -> name in ``plan.chips``; longer beginnings first where one begins another."""
+"""Beginning of a device kind -> name in ``parallel.chips``; longer beginnings first where one begins another."""
 
 
 def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torch: bool) -> dict[str, Any]:

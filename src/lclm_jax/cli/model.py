@@ -14,8 +14,9 @@ from lclm_jax.cli.options import json_option, load_run, run_argument, write_resu
 @click.option("--split", type=click.Choice(["held_out", "validation"]), default="held_out", show_default=True)
 @click.option("--stage", help="Stage to measure; the last that has a checkpoint by default.")
 @click.option("--step", type=int, help="Step of the stage; its newest checkpoint by default.")
+@click.option("--ema", is_flag=True, help="The averages of the parameters (train.optimizer.ema_decay).")
 @json_option
-def evaluate(run: Path, split: str, stage: str | None, step: int | None, json_file: Path | None) -> None:
+def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bool, json_file: Path | None) -> None:
     """Measure context gain and verbatim repetition of RUN (a run's folder or its YAML)."""
     from lclm_jax.eval.run import evaluate as measure
     from lclm_jax.parallel import make_mesh
@@ -24,7 +25,7 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, json_fi
     config = load_run(run)
     stage, step = latest_checkpoint(config, stage, step)
     mesh = make_mesh(config.mesh)
-    result = measure(config, load_params(config, stage, step, mesh), load_tokenizers(config), split, mesh)
+    result = measure(config, load_params(config, stage, step, mesh, ema), load_tokenizers(config), split, mesh)
     write_result(json_file, {"stage": stage, "step": step, **result})
     click.echo(f"{stage} step {step}, {split}, {result['held_out_tokens']:,} tokens")
     for name, estimate in result["loss_nats"].items():
@@ -39,6 +40,7 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, json_fi
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--stage", help="Stage to export; the last that has a checkpoint by default.")
 @click.option("--step", type=int, help="Step of the stage; its newest checkpoint by default.")
+@click.option("--ema", is_flag=True, help="The averages of the parameters (train.optimizer.ema_decay).")
 @click.option(
     "--lora",
     type=click.Choice(["merge", "peft"]),
@@ -46,17 +48,17 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, json_fi
     show_default=True,
     help="Add LoRA updates to their kernels, or write them to OUT/lora for peft.",
 )
-def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None, lora: str) -> None:
+def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None, ema: bool, lora: str) -> None:
     """Write the model of RUN (a run's folder or its YAML, or an imported LCLM) to OUT in the Hugging Face layout."""
     from lclm_jax.interop.runs import export_folder, export_run
 
     if (run / "model_config.json").is_file():
-        if stage or step is not None:
-            raise click.UsageError(f"{run} is an imported model: it has no stages or steps")
+        if stage or step is not None or ema:
+            raise click.UsageError(f"{run} is an imported model: it has no stages, steps or averages")
         export_folder(run, out, dtype, lora)
         click.echo(f"{out}: {run}, {dtype}")
         return
-    done = export_run(load_run(run), out, dtype, stage, step, lora)
+    done = export_run(load_run(run), out, dtype, stage, step, lora, ema)
     click.echo(f"{out}: {done[0]} step {done[1]}, {dtype}")
 
 

@@ -42,14 +42,20 @@ def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], jso
 @click.command()
 @config_argument
 @click.option("--stage", help="Train this stage alone; the one before it must be finished.")
+@click.option("--from", "source", metavar="RUN[@STAGE[@STEP]]", help="Start from this run's parameters (init.run).")
+@click.option("--force", is_flag=True, help="Go on from a checkpoint although settings or data have changed since.")
 @cluster_option
 @set_option
-def train(config: Path, stage: str | None, cluster: Path | None, overrides: tuple[str, ...]) -> None:
+def train(
+    config: Path, stage: str | None, source: str | None, force: bool, cluster: Path | None, overrides: tuple[str, ...]
+) -> None:
     """Train all stages of CONFIG, each from the last one's weights; interrupted stages go on from their checkpoint.
 
     The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves and exits with status 75. Several
     processes that run this command form one run: see docs/processes.md. If one is lost the others exit with status 75.
+    Messages and exit codes: see docs/operations.md.
     """
+    overrides = (*overrides, f"init.run={source}") if source else overrides
     tree = load_for_devices(config, overrides, cluster)
 
     from contextlib import nullcontext
@@ -62,5 +68,5 @@ def train(config: Path, stage: str | None, cluster: Path | None, overrides: tupl
     from lclm_jax.pipeline import own_run
     from lclm_jax.train.stages import train as train_stages
 
-    with joined(tree.train.processes), own_run(tree) if jax.process_index() == 0 else nullcontext():
-        train_stages(tree, stage, read_imports=imported_params, make_probe=Probe)
+    with joined(tree.train.processes), own_run(tree, force) if jax.process_index() == 0 else nullcontext():
+        train_stages(tree, stage, read_imports=imported_params, make_probe=Probe, force=force)

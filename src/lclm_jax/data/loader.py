@@ -40,17 +40,19 @@ class Position(NamedTuple):
     """The index that ``cursor`` belongs to; of another one it is not used."""
     cursors: tuple[Cursor, ...] = ()
     """The same for each ratio of a stage with several, in the place of ``cursor``."""
+    step: int | None = None
+    """Updates already made; None: as many as ``rows`` take."""
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Position":
         """What ``Loader.state`` said, from a checkpoint."""
         if "cursors" in state:
             cursors = tuple(Cursor(block, row, tuple(draws)) for block, row, draws in state["cursors"])
-            return cls(state["rows_consumed"], None, state["index_digest"], cursors)
+            return cls(state["rows_consumed"], None, state["index_digest"], cursors, state.get("step"))
         if "cursor" not in state:  # a checkpoint of an earlier version
-            return cls(state["rows_consumed"])
+            return cls(state["rows_consumed"], step=state.get("step"))
         block, row, draws = state["cursor"]
-        return cls(state["rows_consumed"], Cursor(block, row, tuple(draws)), state["index_digest"])
+        return cls(state["rows_consumed"], Cursor(block, row, tuple(draws)), state["index_digest"], (), state.get("step"))
 
 
 class BatchStats(NamedTuple):
@@ -279,6 +281,7 @@ def make_loader(
     index = open_index(config, stage, sources, folder)
     if start.cursor is not None and start.index_digest == index.digest:
         index.know(start.cursor)
-    batches = max(0, config.stages[stage].steps * rows - start.rows) // rows
+    # A forced change of batch_rows parts the count of updates from that of rows.
+    batches = max(0, config.stages[stage].steps - (start.rows // rows if start.step is None else start.step))
     maker = BatchMaker(index, rows, start.rows, host, RecordCache())
     return Loader(maker, batches, config.data.workers, config.data.prefetch)

@@ -21,6 +21,7 @@ def export_run(
     stage: str | None = None,
     step: int | None = None,
     lora: str = "merge",
+    ema: bool = False,
 ) -> tuple[str, int]:
     """Write a checkpoint of the run in the Hugging Face layout, with a model card.
 
@@ -33,6 +34,7 @@ def export_run(
         stage: None: the last stage that has a checkpoint.
         step: None: the newest checkpoint of the stage.
         lora: ``merge`` adds low-rank updates to their kernels; ``peft`` writes them to ``lora/`` beside the kernels.
+        ema: write the averages of the parameters that the stage trained.
 
     Returns:
         (stage, step) of the checkpoint that was exported.
@@ -45,14 +47,16 @@ def export_run(
     newest = latest_checkpoint(config)
     stage, step = latest_checkpoint(config, stage, step)
     # The pipeline's measurements are of the run's last checkpoint: they say nothing about another one.
-    measured = paths.evaluation.is_file() and (stage, step) == newest
+    measured = paths.evaluation.is_file() and (stage, step) == newest and not ema
     results = json.loads(paths.evaluation.read_text(encoding="utf-8")) if measured else None
-    leaves = open_params(config, stage, step)
+    leaves = open_params(config, stage, step, ema)
     tokenizers = dict(decoder_tokenizer=paths.decoder_tokenizer, encoder_tokenizer=paths.encoder_tokenizer)
     with new_export(out_dir) as part:
         _write(leaves, config.model, part, dtype, lora, tokenizers)
         model = with_lora_of(config.model, leaves.shapes)
-        write_card(part, model, dtype, lora, f"{config.name}, {stage}, step {step}", results)
+        write_card(
+            part, model, dtype, lora, f"{config.name}, {stage}, step {step}{', averaged' if ema else ''}", results
+        )
     return stage, step
 
 

@@ -87,14 +87,17 @@ def _run_once(run: StageRun) -> None:
             Feeder(run.open_loader, start, rows, train.data_timeout_seconds) as feeder,
             stop_requests(train.stop) as stop,
         ):
-            _check_rows(run, checkpoints, meta, feeder.loader)
+            forced = _check_rows(run, checkpoints, meta, feeder.loader)
             _note_beginning(run, events, first, opened)
+            if forced:
+                logger.warning("%s: going on although settings changed (%s)", run.stage, "; ".join(forced))
+                events.write("forced", step=first, differences=forced)
             writer = MetricsLog(run.folder / "metrics.jsonl", first, first_process)
             run.reporter.start(run.stage, first, run.config.stages[run.stage].steps)
             saver = Saver(checkpoints, train.checkpoint, events)
             watch = Watch(run, writer, events, checkpoints, feeder.loader)
             prober = Prober(run.probe, train.probe.every_steps, run.folder, first, events, run.reporter)
-            tools = _Tools(feeder, checkpoints, saver, copies, watch, watchdog, stop, events, prober)
+            tools = _Tools(feeder, checkpoints, saver, copies, watch, watchdog, stop, events, prober, start, forced)
             config = with_skips(run.config, run.stage, read_rewinds(run.folder))
             try:
                 _loop(run, state, make_train_step(config, run.stage, optimizer, run.mesh), tools)
@@ -115,7 +118,7 @@ def _begin(
     latest = checkpoints.latest()
     newer = copies.newest()
     if newer is not None and newer > (latest or 0) and (found := copies.restore(newer, abstract)) is not None:
-        check_provenance(run.config, run.stage, found[1]["provenance"])
+        check_provenance(run.config, run.stage, found[1]["provenance"], run.force)
         logger.info("%s: going on from the local copy of step %d", run.stage, newer)
         return found
     while latest is not None:
@@ -142,7 +145,7 @@ def _restore(
     """State and meta of the checkpoint of ``step``, whose files and values are checked."""
     _check_together(checkpoints, step)
     meta = checkpoints.meta(step)
-    check_provenance(run.config, run.stage, meta["provenance"])
+    check_provenance(run.config, run.stage, meta["provenance"], run.force)
     model = run.config.model
 
     def stored() -> Collection[str]:
@@ -179,13 +182,20 @@ def _set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:
     return aside
 
 
-def _check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: Loader) -> None:
-    if meta and meta["index_digest"] != loader.digest:
+def _check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: Loader) -> list[str]:
+    """Refuse other rows than the checkpoint's; what differs in settings and rows where the run is forced to go on."""
+    if not meta:
+        return []
+    forced = check_provenance(run.config, run.stage, meta["provenance"], run.force)
+    if meta["index_digest"] == loader.digest:
+        return forced
+    rows = f"index {meta['index_digest'][:12]}, now {loader.digest[:12]}"
+    if not run.force:
         raise CheckpointError(
-            f"{checkpoints.folder} was trained on other rows (index {meta['index_digest'][:12]}, now"
-            f" {loader.digest[:12]}); bring the prepared data back, or delete {checkpoints.folder.parent} to"
-            " train the stage again"
+            f"{checkpoints.folder} was trained on other rows ({rows}); bring the prepared data back, or delete"
+            f" {checkpoints.folder.parent} to train the stage again"
         )
+    return [*forced, f"rows: {rows}"]
 
 
 def _note_beginning(run: StageRun, events: Events, first: int, opened: float) -> None:
@@ -227,13 +237,14 @@ def _prepare_rewind(run: StageRun, rewind: Rewind) -> None:
 
 
 def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") -> None:
-    feeder, checkpoints, saver, copies, watch, watchdog, stop, events, prober = tools
+    feeder, checkpoints, saver, copies, watch, watchdog, stop, events, prober = tools[:9]
     config, stage = run.config, run.config.stages[run.stage]
-    first = int(state.step)
+    first, first_row = int(state.step), tools.start.rows
 
     def meta(done: int) -> dict[str, Any]:
-        data = feeder.loader.state(done * stage.batch_rows)
+        data = feeder.loader.state(first_row + (done - first) * stage.batch_rows)
         values = {"stage": run.stage, "step": done, **data, "provenance": provenance(config, run.stage)}
+        values["forced"] = tools.forced
         return values | {"config_hash": config_hash(config), "config": config.model_dump(mode="json")}
 
     def save(done: int, final: bool = False) -> None:
@@ -290,3 +301,6 @@ class _Tools(NamedTuple):
     stop: StopRequest
     events: Events
     prober: Prober
+    start: Position
+    forced: list[str]
+    """Settings that this process was forced to go on with, and that the checkpoint before it was not made with."""

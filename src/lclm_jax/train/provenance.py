@@ -82,11 +82,14 @@ def provenance(config: Config, stage: str) -> dict[str, Any]:
     return {"inputs": stage_inputs(config, stage), "ancestors": ancestors}
 
 
-def check_provenance(config: Config, stage: str, stored: dict[str, Any]) -> None:
+def check_provenance(config: Config, stage: str, stored: dict[str, Any], force: bool = False) -> list[str]:
     """Compare ``stored`` (of a checkpoint) with what ``config`` says now.
 
+    Returns:
+        What differs, ``KEY: OLD -> NEW`` each; empty unless ``force`` let it pass.
+
     Raises:
-        ChangedConfigError: they differ; names the keys and both values.
+        ChangedConfigError: they differ, and ``force`` is False; names the keys and both values.
     """
     now = provenance(config, stage)
     folder = RunPaths(config).stage(stage)
@@ -95,20 +98,22 @@ def check_provenance(config: Config, stage: str, stored: dict[str, Any]) -> None
         for key, old, new in differing_keys(stored["inputs"], now["inputs"])
         if old is not None or _holds(stored["inputs"], key) or not _at_default(key, new)
     ]
-    if differences:
+    if differences and not force:
         shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in differences[:4])
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise ChangedConfigError(
             f"stage {stage} was trained with other settings ({shown}{more}); set them back, delete {folder} to train"
-            " it again, or give the run another name"
+            " it again, give the run another name, or go on with the new ones all the same: lclm train --force"
         )
     ancestors, names = stored["ancestors"], now["ancestors"]
     changed = [name for name in {**ancestors, **names} if ancestors.get(name) != names.get(name)]
-    if changed:
+    if changed and not force:
         raise ChangedConfigError(
             f"stage {stage} started from {', '.join(changed)}, whose settings have changed since; set them back, delete"
             f" {folder} to train it again, or give the run another name"
         )
+    shown_all = [f"{key}: {old!r} -> {new!r}" for key, old, new in differences]
+    return shown_all + [f"settings of {name}, which {stage} started from" for name in changed]
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> Any:

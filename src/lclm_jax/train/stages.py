@@ -3,12 +3,13 @@
 import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from lclm_jax.config import Config, RunPaths
+from lclm_jax.config import Config, RunPaths, load_config
 from lclm_jax.config.nearest import suggestion
 from lclm_jax.data.index_info import summarize
 from lclm_jax.data.loader import Position, make_loader
@@ -47,6 +48,7 @@ def train(
     reporter: Reporter | None = None,
     read_imports: ReadImports | None = None,
     make_probe: MakeProbe | None = None,
+    force: bool = False,
 ) -> None:
     """Train every stage of ``config`` that is not finished, or ``only_stage`` alone.
 
@@ -59,6 +61,7 @@ def train(
         read_imports: reads ``config.init`` (``interop.initial.imported_params``; handed in, as interop builds on
             this module).
         make_probe: makes what ``train.probe`` measures with (``eval.probe.Probe``; handed in likewise).
+        force: go on from checkpoints that were made with other settings or data.
 
     Raises:
         ValueError: unknown stage, the stage before is not finished, data are missing, settings have changed
@@ -74,7 +77,7 @@ def train(
     trackers = open_trackers(config)
     reporter = Reporters([reporter or make_reporter(config.train.log_every), *trackers])
     try:
-        _train_stages(config, only_stage, _Hands(mesh, tokenizers, reporter, read_imports, make_probe))
+        _train_stages(config, only_stage, _Hands(mesh, tokenizers, reporter, read_imports, make_probe, force))
     finally:
         for tracker in trackers:
             tracker.close()
@@ -88,21 +91,22 @@ class _Hands(NamedTuple):
     reporter: Reporter
     read_imports: ReadImports | None
     make_probe: MakeProbe | None
+    force: bool
 
 
 def _train_stages(config: Config, only_stage: str | None, hands: _Hands) -> None:
     for stage in [only_stage] if only_stage else config.stages:
-        if finished(config, stage):
+        if finished(config, stage, hands.force):
             logger.info("%s: finished before", stage)
             continue
         parent = parent_of(config, stage)
-        if parent is not None and not finished(config, parent):
+        if parent is not None and not finished(config, parent, hands.force):
             raise ValueError(f"stage {stage} starts from {parent}, which is not finished; train {parent} first")
         run_stage(_stage_run(config, stage, hands))
 
 
-def finished(config: Config, stage: str) -> bool:
-    """Whether ``stage`` has its final checkpoint.
+def finished(config: Config, stage: str, force: bool = False) -> bool:
+    """Whether ``stage`` has its final checkpoint; ``force``: be it of other settings.
 
     Raises:
         ChangedConfigError: it has, and was trained with other settings than ``config`` says.
@@ -112,11 +116,13 @@ def finished(config: Config, stage: str) -> bool:
         if latest is None:
             return False
         meta = checkpoints.meta(latest)
-    check_provenance(resolve(config), stage, meta["provenance"])
+    check_provenance(resolve(config), stage, meta["provenance"], force)
     return latest == config.stages[stage].steps
 
 
-def load_params(config: Config, stage: str | None = None, step: int | None = None, mesh: Mesh | None = None) -> Any:
+def load_params(
+    config: Config, stage: str | None = None, step: int | None = None, mesh: Mesh | None = None, ema: bool = False
+) -> Any:
     """Parameters of a checkpoint, float32, for evaluation and export.
 
     LoRA that the model got after that checkpoint was written is fresh: it changes nothing.
@@ -126,9 +132,11 @@ def load_params(config: Config, stage: str | None = None, step: int | None = Non
         stage: a stage; None: the last one that has a checkpoint.
         step: a step of the stage that has a checkpoint; None: the newest.
         mesh: where the arrays lie, sharded; None: NumPy arrays on the host.
+        ema: read the averages of the parameters that the stage trained (``train.optimizer.ema_decay``).
 
     Raises:
-        ValueError: there is no such checkpoint, it is damaged (``CheckpointError``), or of another model.
+        ValueError: there is no such checkpoint, it is damaged or has no averages (``CheckpointError``), or it is of
+            another model.
     """
     stage, step = latest_checkpoint(config, stage, step)
     abstract = abstract_params(config.model)
@@ -138,17 +146,19 @@ def load_params(config: Config, stage: str | None = None, step: int | None = Non
     with Checkpoints(folder) as checkpoints:
         _check_model(config, stage, checkpoints.meta(step))
         abstract = without_missing_lora(abstract, config.model, lambda: SavedParams(folder / str(step)).shapes)
-        params = checkpoints.restore_params(step, abstract)
+        params = (
+            SavedParams(folder / str(step), ema).placed(abstract) if ema else checkpoints.restore_params(step, abstract)
+        )
     return with_fresh_lora(params, config.model, config.seed, mesh)
 
 
-def open_params(config: Config, stage: str | None = None, step: int | None = None) -> SavedParams:
+def open_params(config: Config, stage: str | None = None, step: int | None = None, ema: bool = False) -> SavedParams:
     """Parameters of a checkpoint to be read piece by piece; arguments and errors as ``load_params``."""
     stage, step = latest_checkpoint(config, stage, step)
     folder = checkpoints_folder(config, stage)
     with Checkpoints(folder) as checkpoints:
         _check_model(config, stage, checkpoints.meta(step))
-    return SavedParams(folder / str(step))
+    return SavedParams(folder / str(step), ema)
 
 
 def latest_checkpoint(config: Config, stage: str | None = None, step: int | None = None) -> tuple[str, int]:
@@ -189,10 +199,12 @@ def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
 
 
 def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
-    mesh, tokenizers, reporter, read_imports, make_probe = hands
+    mesh, tokenizers, reporter, read_imports, make_probe, force = hands
     parent = parent_of(config, stage)
 
     def initial_params() -> Any:
+        if starts_from_imports(config, stage) and config.init.run:
+            return _params_of_run(config, tokenizers, mesh)
         if starts_from_imports(config, stage):
             if read_imports is None:
                 raise ValueError("config.init names imported weights and no reader was given; pass read_imports")
@@ -222,7 +234,23 @@ def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
         if make_probe is None:
             raise ValueError("train.probe is set and nothing that measures was given; pass make_probe")
         probe = make_probe(config, stage, tokenizers, mesh)
-    return StageRun(config, stage, mesh, open_loader, initial_params, reporter, probe)
+    return StageRun(config, stage, mesh, open_loader, initial_params, reporter, probe, force)
+
+
+def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Any:
+    """Parameters of the checkpoint that ``config.init.run`` names, for the model and the tokenizers of ``config``."""
+    folder, _, place = (config.init.run or "").partition("@")
+    stage, _, step = place.partition("@")
+    if step and not step.isdigit():
+        raise ValueError(f"init.run={config.init.run!r}: {step!r} is no step; write FOLDER@STAGE@STEP")
+    other = load_config(Path(folder) / "config.yaml").model_copy(update={"run_dir": folder})
+    theirs = load_tokenizers(other)
+    for role in Tokenizers._fields:
+        if getattr(theirs, role).digest != getattr(tokenizers, role).digest:
+            raise ValueError(f"init.run={config.init.run!r} has another {role} tokenizer; set tokenizer.{role} to its")
+    found = latest_checkpoint(other, stage or None, int(step) if step else None)
+    logger.info("starting from %s, %s step %d", folder, *found)
+    return load_params(other.model_copy(update={"model": config.model}), *found, mesh)
 
 
 def _placed(config: Config, mesh: Mesh) -> Any:

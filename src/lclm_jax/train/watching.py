@@ -45,6 +45,7 @@ class StageRun:
         initial_params: makes the sharded parameters that the stage begins with.
         reporter: is told of every step.
         probe: measures parameters now and then; it only reads them.
+        force: go on from a checkpoint that was made with other settings or data.
     """
 
     config: Config
@@ -54,6 +55,7 @@ class StageRun:
     initial_params: Callable[[], Any]
     reporter: Reporter
     probe: Probe | None = None
+    force: bool = False
 
     @property
     def folder(self) -> Path:
