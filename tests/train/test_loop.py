@@ -98,8 +98,10 @@ def test_other_settings_or_rows_are_refused_by_name(config):
     one_stage.run_only(longer, force=True, digest="e" * 64)
     (forced,) = [event for event in read_events(Path(config.run_dir) / "stages/only") if event["kind"] == "forced"]
     assert forced["step"] == 3 and forced["differences"] == [
-        "stages.only.lr.adapter: 0.01 -> 0.005", "stages.only.steps: 3 -> 4", "rows: index dddddddddddd, now eeeeeeeeeeee",
-    ]  # fmt: skip
+        "stages.only.lr.adapter: 0.01 -> 0.005",
+        "stages.only.steps: 3 -> 4",
+        "rows: index dddddddddddd, now eeeeeeeeeeee",
+    ]
     with Checkpoints(checkpoints_folder(config, "only")) as checkpoints:
         assert checkpoints.meta(4)["forced"] == forced["differences"]
     one_stage.run_only(longer, digest="e" * 64)  # from here on the new settings are the checkpoint's own

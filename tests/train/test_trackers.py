@@ -47,8 +47,7 @@ def test_runs_are_opened_by_name_and_told_every_number(make_run, monkeypatch, na
 
     def init(**settings):
         opened.append(settings)
-        log = SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: told.append("end"))
-        return log
+        return SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: told.append("end"))
 
     monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=init))
     follow(make_run(name))
