@@ -52,7 +52,9 @@ class Position(NamedTuple):
         if "cursor" not in state:  # a checkpoint of an earlier version
             return cls(state["rows_consumed"], step=state.get("step"))
         block, row, draws = state["cursor"]
-        return cls(state["rows_consumed"], Cursor(block, row, tuple(draws)), state["index_digest"], (), state.get("step"))
+        return cls(
+            state["rows_consumed"], Cursor(block, row, tuple(draws)), state["index_digest"], (), state.get("step")
+        )
 
 
 class BatchStats(NamedTuple):
