@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 FREE_KEYS = (
     "environment", "model.remat", "model.attention", "run_dir", "mesh.", "eval.",
     "train.log_every", "train.probe.", "train.trackers", "train.checkpoint.", "train.stop.", "train.spike.",
-    "train.data_timeout_seconds", "train.watchdog_seconds", "train.processes.", "data.workers", "data.prefetch",
+    "train.data_timeout_seconds", "train.watchdog_seconds", "train.profile_steps",
+    "train.processes.", "data.workers", "data.prefetch",
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """``lclm pipeline`` and ``lclm train``."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,10 +46,18 @@ def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], jso
 @click.option("--stage", help="Train this stage alone; the one before it must be finished.")
 @click.option("--from", "source", metavar="RUN[@STAGE[@STEP]]", help="Start from this run's parameters (init.run).")
 @click.option("--force", is_flag=True, help="Go on from a checkpoint although settings or data have changed since.")
+@click.option("--profile", metavar="FIRST-LAST", help="Trace these steps of each stage for XProf or Perfetto.")
+@click.option("--dump-hlo", type=click.Path(path_type=Path), help="Write the compiled train step's HLO to this folder.")
 @cluster_option
 @set_option
 def train(
-    config: Path, stage: str | None, source: str | None, force: bool, cluster: Path | None, overrides: tuple[str, ...]
+    config: Path,
+    stage: str | None,
+    source: str | None,
+    force: bool,
+    cluster: Path | None,
+    overrides: tuple[str, ...],
+    **look: Any,
 ) -> None:
     """Train all stages of CONFIG, each from the last one's weights; interrupted stages go on from their checkpoint.
 
@@ -56,6 +66,11 @@ def train(
     Messages and exit codes: see docs/operations.md.
     """
     overrides = (*overrides, f"init.run={source}") if source else overrides
+    if look["profile"]:
+        overrides = (*overrides, f'train.profile_steps="{look["profile"]}"')
+    if look["dump_hlo"]:  # before JAX starts: XLA reads its flags once
+        dump = f"--xla_dump_to={look['dump_hlo']} --xla_dump_hlo_module_re=.*train_step.*"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}".strip()
     tree = load_for_devices(config, overrides, cluster)
 
     from contextlib import nullcontext

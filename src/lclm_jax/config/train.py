@@ -244,6 +244,7 @@ class TrainConfig(Tree):
         (), "Trackers that metrics also go to; metrics.jsonl is always written."
     )
     processes: ProcessesConfig = key(ProcessesConfig(), "Time limits of a run of several processes.")
+    profile_steps: str | None = key(None, 'Steps of each stage to trace, such as "10-12"; written to profile/.')
     max_nonfinite_steps: int = key(10, "Consecutive skipped non-finite updates that stop the run.", gt=0)
     data_timeout_seconds: float | None = key(
         600.0, "Longest wait for a batch before the loader is opened again; null: for ever.", gt=0

@@ -23,6 +23,7 @@ from lclm_jax.train.local_copies import LocalCopies
 from lclm_jax.train.metrics import MetricsLog
 from lclm_jax.train.optimizer import Optimizer, make_optimizer
 from lclm_jax.train.probing import Prober
+from lclm_jax.train.profiling import Profile, memory_advice
 from lclm_jax.train.provenance import check_provenance, checkpoints_folder, provenance
 from lclm_jax.train.records import read_metrics
 from lclm_jax.train.rewinds import Rewind, add_rewind, read_rewinds, with_skips
@@ -240,6 +241,7 @@ def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") ->
     feeder, checkpoints, saver, copies, watch, watchdog, stop, events, prober = tools[:9]
     config, stage = run.config, run.config.stages[run.stage]
     first, first_row = int(state.step), tools.start.rows
+    profile = Profile(config.train.profile_steps, run.folder / "profile")
 
     def meta(done: int) -> dict[str, Any]:
         data = feeder.loader.state(first_row + (done - first) * stage.batch_rows)
@@ -261,8 +263,11 @@ def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") ->
             data_wait = time.perf_counter() - waiting
             batch = put_batch(host_batch, run.mesh)
             watchdog.beat(f"at step {step}", _PATIENCE if step <= first + 1 else 1.0)
+            profile.begin(step)
             dispatched = time.perf_counter()
-            state, metrics = train_step(state, batch)
+            with memory_advice(config, run.stage):
+                state, metrics = train_step(state, batch)
+            profile.end(step, metrics)
             compiling = time.perf_counter() - dispatched if step == first else 0.0
             watch.step(step, metrics, stats, data_wait, compiling)
             done = step + 1
@@ -281,6 +286,7 @@ def _loop(run: StageRun, state: TrainState, train_step: Any, tools: "_Tools") ->
             elif copies.due(done, config.train.checkpoint.local_every_steps):
                 with jax.transfer_guard("allow"), watch.spending("checkpoint"):
                     copies.save(state, done, meta(done))
+    profile.close()
     events.write("end", step=stage.steps)
 
 

@@ -1,0 +1,87 @@
+"""What a step costs and what to do when it does not fit: traces of chosen steps, remedies for a full device memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lclm_jax.config import Config
+from lclm_jax.config.train import parse_skip_range
+
+
+class Profile:
+    """Writes a trace of the steps ``first-last`` below ``folder``, for XProf, TensorBoard and Perfetto.
+
+    Args:
+        steps: inclusive range such as ``"10-12"``; None: no trace.
+        folder: gets ``plugins/profile/TIME/`` with ``perfetto_trace.json.gz`` in it.
+    """
+
+    def __init__(self, steps: str | None, folder: Path):
+        self._first, self._last = parse_skip_range(steps) if steps is not None else (-1, -1)
+        self._folder, self._running = folder, False
+
+    def begin(self, step: int) -> None:
+        """Start the trace if ``step`` is its first (or the first of this process that lies in it)."""
+        if not self._running and self._first <= step <= self._last:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._running = True
+
+    def end(self, step: int, results: Any) -> None:
+        """Stop the trace after its last step, when the ``results`` of that step are there."""
+        if self._running and step >= self._last:
+            jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace if one is running: the stage ended, or failed, inside its range."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
+
+class OutOfMemory(ValueError):
+    """A step does not fit the devices' memory; the message names the cheapest remedies."""
+
+
+@contextmanager
+def memory_advice(config: Config, stage: str) -> Iterator[None]:
+    """Turn the device's "out of memory" into ``OutOfMemory`` with what to change; other errors pass."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+            raise
+        ways = "\n".join(f"  {number}. {way}" for number, way in enumerate(remedies(config, stage), 1))
+        first = text.splitlines()[0][:300]
+        raise OutOfMemory(
+            f"stage {stage} does not fit the devices' memory ({first}). Cheapest first:\n{ways}\n"
+            "`lclm plan CONFIG --topology ...` says beforehand what fits, and --search finds the fastest that does"
+        ) from error
+
+
+def remedies(config: Config, stage: str, count: int = 3) -> list[str]:
+    """The ``count`` cheapest changes that lower the peak of a step, by what they cost in time.
+
+    More microbatches cost nothing but smaller products; sharding costs collectives; remat costs a third of the FLOPs.
+    """
+    own, mesh, model = config.stages[stage], config.mesh, config.model
+    found = []
+    rows = own.batch_rows // own.microbatches
+    if rows % 2 == 0 and rows > 1:
+        key = f"stages.{stage}.microbatches={2 * own.microbatches}"
+        found.append(f"--set {key}: {rows // 2} rows at once instead of {rows}, the same result")
+    if mesh.replica > 1:
+        found.append(f"--set mesh.replica=1 --set mesh.fsdp=-1: parameters over {mesh.replica} times as many devices")
+    if model.remat != "full":
+        found.append(f"--set model.remat=full: activations are computed again instead of kept (now {model.remat})")
+    if config.train.optimizer.moment_dtype == "float32":
+        found.append("--set train.optimizer.moment_dtype=bfloat16: first moments take half (another run, not a resume)")
+    if config.train.optimizer.kind != "adafactor":
+        found.append("--set train.optimizer.kind=adafactor: no second moments of full size (another run)")
+    found.append("more devices along mesh.fsdp, or along mesh.context for long rows")
+    return found[:count]
