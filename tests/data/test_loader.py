@@ -2,6 +2,9 @@ import itertools
 import json
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
@@ -122,6 +125,37 @@ def test_resume_continues_where_the_rows_ended(run, reference):
     assert_equal(first + rest, reference)
     assert state["rows_consumed"] == 16 and state["index_digest"] == loader.index.digest
     assert len(json.dumps(state)) < 1000
+
+
+KILLED = """
+import json, sys
+from lclm_jax.config import parse_config
+from lclm_jax.data.loader import make_loader
+from lclm_jax.data.sources import Tokenizers
+from lclm_jax.text.tokenizer import Tokenizer
+config = parse_config(json.loads(sys.argv[1]))
+tokenizer = Tokenizer.from_folder(config.tokenizer.decoder)
+loader = make_loader(config, "mixed", Tokenizers(tokenizer, tokenizer), index_folder=sys.argv[2])
+for batch, _ in loader:
+    print(json.dumps([batch.decoder_tokens.tolist(), loader.state()]), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_killed_process_is_resumed_with_the_same_rows(run, reference, tmp_path):
+    values, tokenizers = run
+    command = [sys.executable, "-c", KILLED, json.dumps(values), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        seen = [json.loads(child.stdout.readline())]
+        child.stdin.write("go on\n")
+        child.stdin.flush()
+        seen.append(json.loads(child.stdout.readline()))
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    assert [tokens for tokens, _ in seen] == [batch.decoder_tokens.tolist() for batch in reference[:2]]
+    assert seen[-1][1]["rows_consumed"] == 16
+    rest = batches(edited(values), tokenizers, start=Position.from_state(seen[-1][1]), index_folder=tmp_path)
+    assert_equal(rest, reference[2:])
 
 
 def test_rows_hold_whole_examples_and_stats_count_them(run, reference):

@@ -56,7 +56,7 @@ def _rows(index: RowIndex, rows: int) -> tuple[np.ndarray, ...]:
 
 
 def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool = False) -> None:
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     shown = {name: one for name, one in values.items() if one.size}
     if not shown:
@@ -64,12 +64,21 @@ def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool =
         return
     low, high = min(one.min() for one in shown.values()), max(one.max() for one in shown.values())
     bins = np.geomspace(max(low, 1), max(high, 2), 41) if log else np.linspace(min(low, 0), max(high, 1), 41)
+    widths = np.linspace(1.0, 4.0, len(shown)).tolist()
     for name, one in shown.items():
-        mean = f"{name} mean {one.mean():,.3g}".strip()
-        axis.hist(one, bins, histtype="stepfilled", alpha=0.5, label=mean, weights=np.full(one.size, 1 / one.size))
+        mean = f"{name} mean {one.mean():,.{0 if one.mean() >= 100 else 2}f}".strip()
+        weights = np.full(one.size, 1 / one.size)
+        # Outlines of falling width: of sources that are alike, all stay visible.
+        drawn = (
+            {"histtype": "stepfilled", "alpha": 0.5} if len(shown) == 1 else {"histtype": "step", "lw": widths.pop()}
+        )
+        axis.hist(one, bins, label=mean, weights=weights, **drawn)
     if log:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", labelsize=8, rotation=45 if high > 1000 * max(low, 1) else 0)
     axis.set_xlabel(label)
     axis.set_ylabel("share")
     axis.legend(frameon=False, fontsize=8)
