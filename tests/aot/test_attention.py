@@ -13,8 +13,13 @@ ENCODER, DECODER, LONG = (16, 1024, 16, 8, 128), (1, 16384, 32, 8, 128), (1, 131
 KERNELS = {"pallas_tpu": "attention_forward|attention_dkv|attention_dq", "splash": "splash_mha_(?:fwd|dkv|dq)"}
 
 
-def compiled(mesh, arguments, shape, backend="auto", causal=True, dtype=jnp.bfloat16, offset=False):
-    """Output and gradients, compiled for the devices of ``mesh``."""
+def compiled(mesh, arguments, shape, backend="auto", **how):
+    """``step_of``, compiled for the devices of ``mesh``."""
+    return step_of(mesh, arguments, shape, backend, **how).compile()
+
+
+def step_of(mesh, arguments, shape, backend="auto", *, causal=True, dtype=jnp.bfloat16, offset=False):
+    """Output and gradients, lowered."""
     B, S, H, K, d = shape
 
     def step(q, k, v, segments, weights, offset_B):
@@ -27,7 +32,7 @@ def compiled(mesh, arguments, shape, backend="auto", causal=True, dtype=jnp.bflo
 
     shapes = [((B, S, H, d), dtype), ((B, S, K, d), dtype), ((B, S, K, d), dtype), ((B, S), jnp.int32)]
     inputs = arguments(mesh, *shapes, ((B, S, H, d), dtype), ((B,), jnp.int32))
-    return jax.jit(step).lower(*inputs).compile()
+    return jax.jit(step).lower(*inputs)
 
 
 @pytest.mark.parametrize("shape", [ENCODER, DECODER, LONG], ids=["encoder", "decoder", "long"])

@@ -1,14 +1,10 @@
 """Pooling with its norms, compiled for real accelerators at the presets' widths, forward and backward."""
 
-import functools
-import os
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
 
@@ -23,25 +19,6 @@ SETTINGS = [
     ("concat", 16, 1024, "bfloat16"),
     ("eos", 16, 1024, "bfloat16"),
 ]
-
-
-@functools.cache
-def h100_devices():
-    """One H100, described by ``h100.textproto``; needs the CUDA plugin and no GPU."""
-    from jax._src import xla_bridge  # JAX looks for the plugin only where there is a GPU
-
-    pytest.importorskip("jax_plugins.xla_cuda13", reason="needs jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc")
-    # There is no GPU to try variants on. The plugin reads the flags when it is loaded.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-    xla_bridge.discover_pjrt_plugins()
-    target = Path(__file__).with_name("h100.textproto").read_text()
-    return list(topologies.get_topology_desc("h100", "cuda", target_config=target, topology="1x1x1").devices)
-
-
-@pytest.fixture
-def topology(topology):
-    """The TPUs of the room, and an H100."""
-    return lambda name: h100_devices() if name == "h100" else topology(name)
 
 
 def compiled(mesh, arguments, setting):

@@ -50,7 +50,7 @@ def layout_of(width: int, dtype: str, causal: bool) -> Layout:
     if dtype == "float32":  # no tensor cores: products of whole float32 go through registers
         return Layout(Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 2), causal)
     stages = 3 if width == 64 else 2
-    return Layout(Tiling(128, 64, 8, stages), Tiling(128, 64, 8, 2), Tiling(128, 64, 8, 2), causal)
+    return Layout(Tiling(128, 64, 8, stages), Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 2), causal)
 
 
 def run(
