@@ -67,12 +67,12 @@ def test_leaves_stand_beside_their_kernels(case):
 
 
 def test_factors_lie_as_their_kernels_do(case):
-    axes = flat_axes(logical_axes(case[0]))
+    axes, width = flat_axes(logical_axes(case[0])), ("fsdp", "context")
     layers = {
-        "attn/q": ((None, "fsdp", None), (None, None, "tensor", None)),
-        "attn/o": ((None, "tensor", None, None), (None, None, "fsdp")),
-        "mlp/gate": ((None, "fsdp", None), (None, None, "tensor")),
-        "mlp/down": ((None, "tensor", None), (None, None, "fsdp")),
+        "attn/q": ((None, width, None), (None, None, "tensor", None)),
+        "attn/o": ((None, "tensor", None, None), (None, None, width)),
+        "mlp/gate": ((None, width, None), (None, None, "tensor")),
+        "mlp/down": ((None, "tensor", None), (None, None, width)),
     }
     for target, specs in layers.items():
         found = tuple(tuple(spec_for(axes[f"decoder/layers/{target}/{leaf}"])) for leaf in ("lora_a", "lora_b"))
