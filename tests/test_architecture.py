@@ -27,7 +27,8 @@ ALLOWED["ops"] = set(ALLOWED)
 ALLOWED["pipeline"] = set(ALLOWED) | {"ops"}
 ALLOWED["plan"] = {"config", "batch", "kernels", "model", "parallel", "train"}
 ALLOWED["bench"] = {*ALLOWED["interop"], "interop", "kernels", "plan"}
-ALLOWED["cli"] = EVERYTHING
+ALLOWED["ablate"] = EVERYTHING - {"plan", "bench"}
+ALLOWED["cli"] = EVERYTHING | {"ablate"}
 ALLOWED["__main__"] = {"cli"}
 FORBIDDEN_MODULES = {"pickle", "torch", "transformers", "dill", "cloudpickle", "joblib"}
 # file -> what it alone may import. The PyTorch project's vLLM script reads a .pt file, which only torch writes; the

@@ -1,0 +1,1 @@
+"""Ablation studies: variants of one configuration, trained on the same batches, compared with intervals."""
