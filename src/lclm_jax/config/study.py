@@ -30,7 +30,7 @@ class StudyConfig(Tree):
     settings: Overrides = key({}, "Dotted keys changed in every variant.")
     design: Literal["one_factor", "grid", "list"] = key(
         "one_factor",
-        "one_factor: each value of each factor beside the baseline; grid: all combinations; list: variants.",
+        "one_factor: each value of each factor beside the baseline; grid: all combinations; list: variants alone.",
     )
     factors: dict[str, list[Any] | dict[str, Overrides]] = key(
         {},
