@@ -15,7 +15,7 @@ from lclm_jax.config import ModelConfig, PackConfig
 class Batch(NamedTuple):
     """Packed rows, as NumPy arrays on the host or JAX arrays on devices (``Any`` stands for either).
 
-    ``marker_index`` is None unless the pooling is ``eos``.
+    ``marker_index`` is None unless the pooling has markers (``eos``).
     """
 
     decoder_tokens: Any
@@ -65,6 +65,6 @@ def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, t
         "latent_segments": (latents, np.int32),
         "latent_positions": (latents, np.int32),
     }
-    if model.pooling == "eos":
+    if model.has_markers:
         shapes["marker_index"] = (latents, np.int32)
     return shapes

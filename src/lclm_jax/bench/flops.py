@@ -8,6 +8,7 @@ import numpy as np
 
 from lclm_jax.config import BackboneConfig, ModelConfig, StageConfig
 from lclm_jax.model.lclm import abstract_params
+from lclm_jax.model.pooling import pooling_of
 
 
 class Part(NamedTuple):
@@ -40,6 +41,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, deco
     parts = [
         Part(2.0 * positions["encoder"] * sizes["encoder"], trains["encoder"], trains["encoder"]),
         Part(2.0 * latents * sizes["adapter"], trains["adapter"], trains["encoder"]),
+        Part(2.0 * latents * _pooling(model), trains["adapter"], trains["encoder"]),
         Part(2.0 * positions["decoder"] * sizes["decoder"], trains["decoder"], True),
         Part(2.0 * positions["decoder"] * head, trains["decoder"], True),
         # Both operands of attention's products are activations: a backward pass costs two forward passes or none.
@@ -50,14 +52,20 @@ def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, deco
 
 
 def kernel_sizes(model: ModelConfig) -> dict[str, int]:
-    """Elements of the matrices that every position of a part is multiplied with."""
+    """Elements of the matrices that every position of a part (of the adapter: every latent) is multiplied with."""
     params: Mapping[str, Any] = abstract_params(model.plain)
     sizes = {}
     for part in ("encoder", "adapter", "decoder"):
-        leaves = jax.tree_util.tree_leaves_with_path(params[part])
+        leaves = jax.tree_util.tree_leaves_with_path({**params[part], "pool": {}})
         kernels = [(path, leaf) for path, leaf in leaves if path[-1].key == "kernel" and path[0].key != "head"]
         sizes[part] = sum(leaf.size for _, leaf in kernels)
     return sizes
+
+
+def _pooling(model: ModelConfig) -> float:
+    """Multiply-adds of a latent in a pooling with parameters."""
+    pooling = pooling_of(model)
+    return 0.0 if pooling is None else pooling.products().kernels
 
 
 def _attention(shape: BackboneConfig, segments: np.ndarray, causal: bool) -> float:

@@ -1,10 +1,13 @@
 """Shape of the encoder, the adapter, the decoder, and of the compression between them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
+from lclm_jax.config.adapters import ADAPTERS, AdapterRow
 from lclm_jax.config.base import Tree, key, required
+from lclm_jax.config.nearest import one_of
+from lclm_jax.config.poolings import POOLINGS, PoolingRow
 from lclm_jax.config.presets import BACKBONES, preset_values
 
 Dtype = Literal["float32", "bfloat16"]
@@ -50,10 +53,17 @@ class BackboneConfig(Tree):
 class AdapterConfig(Tree):
     """Projection of encoder latents into the decoder's embedding space."""
 
-    type: Literal["mlp", "attn_mlp", "mlp_attn"] = key(
-        "mlp", "mlp: RMSNorm, Linear, GELU, Linear; attn_mlp / mlp_attn: with attention layers before / after it."
+    type: Annotated[str, AfterValidator(one_of(ADAPTERS))] = key(
+        "mlp",
+        "mlp: RMSNorm, Linear, GELU, Linear; attn_mlp / mlp_attn: with attention layers before / after it; or another"
+        f" of {', '.join(ADAPTERS)}.",
     )
-    num_layers: int = key(1, "Attention layers over the latents of one span (not used by mlp).", gt=0)
+    num_layers: int = key(1, "Attention layers over the latents of one span (of attn_mlp and mlp_attn).", gt=0)
+
+    @property
+    def row(self) -> AdapterRow:
+        """What is declared of the type."""
+        return ADAPTERS[self.type]
 
 
 class LoraConfig(Tree):
@@ -91,7 +101,9 @@ class ModelConfig(Tree):
     ratio: int = key(16, "N: encoder tokens per latent.", gt=0)
     window: int = key(1024, "W: tokens that attend to each other in the encoder; a multiple of ratio.", gt=0)
     overlap: int = key(0, "O: context tokens beside a window, read but not pooled.", ge=0)
-    pooling: Literal["mean", "concat", "eos"] = key("mean", "How a group of N hidden states becomes one latent.")
+    pooling: Annotated[str, AfterValidator(one_of(POOLINGS))] = key(
+        "mean", f"How a group of N hidden states becomes one latent: {', '.join(POOLINGS)}."
+    )
     mask: Literal["causal", "bidirectional"] = key("causal", "Attention inside one window.")
     memory_token_ids: tuple[int, int, int] | None = key(
         None, "Decoder ids of memory_start, memory_end and memory; read from the tokenizer when absent."
@@ -126,7 +138,7 @@ class ModelConfig(Tree):
                 f"window={self.window} is not a multiple of ratio={self.ratio}; set model.window to {choices}"
             )
         right = self.overlap if self.mask == "bidirectional" else 0
-        markers = self.window // self.ratio if self.pooling == "eos" else 0
+        markers = self.window // self.ratio if self.has_markers else 0
         longest = self.overlap + self.window + right + markers
         if longest > self.encoder.max_positions:
             raise ValueError(
@@ -136,9 +148,25 @@ class ModelConfig(Tree):
         return self
 
     @property
+    def pooling_row(self) -> PoolingRow:
+        """What is declared of the pooling."""
+        return POOLINGS[self.pooling]
+
+    @property
     def latent_size(self) -> int:
         """Width of a latent before the adapter: E, or N*E for concat pooling."""
-        return self.encoder.hidden_size * (self.ratio if self.pooling == "concat" else 1)
+        width = self.pooling_row.width
+        return self.encoder.hidden_size * (self.ratio if width == "ratio" else width)
+
+    @property
+    def has_markers(self) -> bool:
+        """Whether a window ends with one marker per latent."""
+        return self.pooling_row.markers is not None
+
+    @property
+    def has_pad_markers(self) -> bool:
+        """Whether these are the encoder's pad token, which the tokenizer tells."""
+        return self.pooling_row.markers == "pad"
 
     @property
     def plain(self) -> "ModelConfig":

@@ -1,7 +1,7 @@
 """Suggest the nearest valid name for a misspelt one."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -9,3 +9,14 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+def one_of(registry: Iterable[str]) -> Callable[[str], str]:
+    """A validator that lets the names of ``registry`` pass."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            raise ValueError(f"{name!r} is unknown; use one of {', '.join(registry)}")
+        return name
+
+    return check

@@ -57,7 +57,8 @@ class StageConfig(Tree):
     weight_decay: Decay = key(Decay(), "Decoupled weight decay by part.")
     ratios: tuple[int, ...] = key(
         (),
-        "Ratios N of which each step draws one (mean pooling); none: model.ratio. Twice in the list: twice as often.",
+        "Ratios N of which each step draws one (mean or attention pooling); none: model.ratio. Twice in the list:"
+        " twice as often.",
     )
     skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
     pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")

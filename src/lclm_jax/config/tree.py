@@ -9,6 +9,7 @@ from lclm_jax.config.environment import Environment
 from lclm_jax.config.init import InitConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.poolings import POOLINGS
 from lclm_jax.config.train import EvalConfig, MeshConfig, StageConfig, TrainConfig
 
 
@@ -45,10 +46,11 @@ class Config(Tree):
             self._check_lora(name, stage)
             for ratio in stage.ratios or (self.model.ratio,):
                 self._check_pack(name, self.pack(name), ratio)
-            if stage.ratios and self.model.pooling != "mean":
+            if stage.ratios and not self.model.pooling_row.any_ratio:
+                choices = " or ".join(pooling for pooling, row in POOLINGS.items() if row.any_ratio)
                 raise ValueError(
-                    f"stages.{name}.ratios={list(stage.ratios)} needs model.pooling=mean, not {self.model.pooling}:"
-                    " other poolings have weights of one ratio"
+                    f"stages.{name}.ratios={list(stage.ratios)} needs model.pooling={choices}, not"
+                    f" {self.model.pooling}: other poolings have weights of one ratio"
                 )
         return self.model_copy(update={"stages": {name: self._resolve(name) for name in self.stages}})
 
@@ -69,7 +71,7 @@ class Config(Tree):
 
     def _check_pack(self, stage: str, pack: PackConfig, ratio: int) -> None:
         model = self.model
-        markers = model.window // ratio if model.pooling == "eos" else 0
+        markers = model.window // ratio if model.has_markers else 0
         right = model.overlap if model.mask == "bidirectional" else 0
         # The pooled part starts at a multiple of the ratio, so its left context may begin after a gap.
         left = -(-model.overlap // ratio) * ratio

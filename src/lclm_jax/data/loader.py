@@ -166,7 +166,7 @@ class BatchMaker:
     def __call__(self, number: int) -> tuple[Batch, BatchStats]:
         """Make batch ``number`` (from 0 at ``first_row``)."""
         setup = self.sources[0].setup
-        pad = setup.tokenizers.encoder.pad_id if setup.model.pooling == "eos" else None
+        pad = setup.tokenizers.encoder.pad_id if setup.model.has_pad_markers else None
         batch = assemble_batch(self.examples(self.rows(number)), setup.model, setup.pack, pad)
         return batch, batch_stats(batch)
 

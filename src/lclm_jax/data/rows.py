@@ -142,9 +142,9 @@ def _fill_encoder(
     slots = _ranges(pooled // model.ratio, table.latents)
     row["latent_segments"][slots] = np.repeat(table.span + 1, table.latents)
     row["latent_positions"][slots] = _ranges(table.start // model.ratio, table.latents)
-    if model.pooling == "eos":
+    if model.has_markers:
         if encoder_pad_id is None:
-            raise RowError("pooling=eos marks latents with the encoder's pad token; pass encoder_pad_id")
+            raise RowError(f"pooling={model.pooling} marks latents with the encoder's pad token; pass encoder_pad_id")
         marks = _ranges(offsets + read, table.markers)
         flat["tokens"][marks] = encoder_pad_id
         row["marker_index"][slots] = marks

@@ -149,7 +149,7 @@ class CptSource(_DocumentSource):
         model, pack = self.setup.model, self.setup.pack
         context = model.overlap * (2 if model.mask == "bidirectional" else 1)
         room = pack.encoder_rows * pack.encoder_row_length
-        limits = Limits(self._positions, model.ratio, model.window, context, model.pooling == "eos", room)
+        limits = Limits(self._positions, model.ratio, model.window, context, model.has_markers, room)
         pieces = walk_pieces(cuts, self.config.spans, limits, self._key(epoch))
         plan = self._measure(cuts, pieces)
         while (halves := self._halve_what_exceeds_the_encoder(pieces, plan)) is not None:

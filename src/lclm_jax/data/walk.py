@@ -46,7 +46,7 @@ class Limits(NamedTuple):
     context: int
     """Encoder positions read twice where two windows of a span meet (overlap)."""
     markers: bool
-    """Whether each latent has a marker (eos pooling)."""
+    """Whether each latent has a marker (eos pooling, for one)."""
     encoder_positions: int
     """M * R."""
 

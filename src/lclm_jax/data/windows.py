@@ -21,7 +21,7 @@ from lclm_jax.config import ModelConfig, PackConfig
 
 
 class Window(NamedTuple):
-    """One window: the encoder reads ``span[left:right]`` and ``markers`` pad tokens; ``span[start:stop]`` is pooled."""
+    """One window: the encoder reads ``span[left:right]`` and ``markers`` markers; ``span[start:stop]`` is pooled."""
 
     left: int
     start: int
@@ -88,11 +88,11 @@ def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig, allow_em
     """Windows of spans of ``lengths`` encoder tokens, as columns.
 
     Raises ``ValueError`` on an empty span unless ``allow_empty``: then it is a window without tokens and with one
-    latent that pools nothing (mean and concat pooling only; so the public implementation serves an empty region).
+    latent that pools nothing (poolings without markers only; so the public implementation serves an empty region).
     """
     sizes = np.asarray(lengths, np.int64)
     empty = sizes == 0
-    if empty.any() and (not allow_empty or model.pooling == "eos"):
+    if empty.any() and (not allow_empty or model.has_markers):
         raise ValueError(
             f"memory span {int(np.argmax(empty))} is empty; a span needs at least one token: remove its tags"
         )
@@ -106,7 +106,7 @@ def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig, allow_em
     left = np.maximum(start - overlap, 0)
     right = np.minimum(stop + overlap, end) if model.mask == "bidirectional" else stop
     groups = -(-(stop - start) // ratio)
-    markers = groups if model.pooling == "eos" else np.zeros_like(groups)
+    markers = groups if model.has_markers else np.zeros_like(groups)
     storage = right - left + markers
     storage = np.where(storage == 0, ratio, storage)
     return WindowTable(span, left, start, stop, right, markers, np.maximum(groups, 1), start - left, storage)

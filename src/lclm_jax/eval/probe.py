@@ -38,7 +38,7 @@ class Probe:
         memory = tokenizers.decoder.memory_ids
         self._model = config.model.model_copy(update={"memory_token_ids": tuple(memory)})
         self._mesh, self._rows = mesh, min(settings.batch_rows, count)
-        self._pad_id = tokenizers.encoder.pad_id if self._model.pooling == "eos" else None
+        self._pad_id = tokenizers.encoder.pad_id if self._model.has_pad_markers else None
         documents = PreparedSplit(RunPaths(config).prepared, settings.collection, "held_out", config.data.cache)
         following, ratio = settings.continuation_tokens + 1, self._model.ratio
         places = spread_places(documents, count, settings.context_tokens, following, Counter())

@@ -50,7 +50,7 @@ def evaluate(
     following = settings.continuation_tokens + 1
     contexts = spread_places(documents, settings.examples, settings.context_tokens, following, skipped["continuation"])
     spans = spread_places(documents, settings.examples, settings.repetition_tokens, 0, skipped["repetition"])
-    pad_id = tokenizers.encoder.pad_id if model.pooling == "eos" else None
+    pad_id = tokenizers.encoder.pad_id if model.has_pad_markers else None
     generator = Generator(params, model, tokenizers.decoder, tokenizers.encoder, mesh)
     scorer = Scorer(generator.params, model, mesh, settings.batch_rows, pad_id)
     logger.info("%s: %d continuations, %d repetitions", split, len(contexts), len(spans))

@@ -59,7 +59,7 @@ class Scorer:
         pack = pack_for([[target.example] for target in targets], self.model, self._round_up)
         width = max(target.stop - target.start for target in targets)
         scores = Scores(*(np.zeros((len(targets), width)) for _ in Scores._fields))
-        markers = self.model.pooling == "eos"
+        markers = self.model.has_markers
         for begin in range(0, len(targets), self.rows):
             chosen = targets[begin : begin + self.rows]
             rows: list[list[Example]] = [[target.example] for target in chosen]

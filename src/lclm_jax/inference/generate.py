@@ -75,7 +75,7 @@ class Generator:
         self.decoder_tokenizer = decoder_tokenizer
         self.encoder_tokenizer = encoder_tokenizer
         # The marker of eos pooling; no other pooling reads it.
-        pad_id = encoder_tokenizer.pad_id if model.pooling == "eos" else 0
+        pad_id = encoder_tokenizer.pad_id if model.has_pad_markers else 0
         self.encoder = SpanEncoder(self.params, model, self.mesh, pad_id, batch_windows)
 
     @classmethod

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.windows import WindowTable, plan_spans
-from lclm_jax.model.adapter import Adapter
+from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.lclm import embed, encode_pooled
 from lclm_jax.parallel import use_mesh
 from lclm_jax.text.example import Example, latent_count, placeholder_ranges
@@ -117,7 +117,7 @@ class SpanEncoder:
         arrays: dict[str, np.ndarray] = dict(
             encoder_tokens=tokens, encoder_segments=segments, encoder_positions=positions
         )
-        if self._model.pooling == "eos":
+        if self._model.has_markers:
             arrays["marker_index"] = markers
         return blank_batch(**arrays, pool_weights=weights), slots
 
@@ -179,7 +179,7 @@ def spliced(params: Any, model: ModelConfig, batch: Batch, pooled_BLE: Any) -> j
     """x_BSD: the decoder's embeddings with the adapter's image of ``pooled_BLE`` in place of placeholders."""
     with jax.named_scope("adapter"):
         spans = (batch.latent_segments, batch.latent_positions)
-        latents_BLD = cast(jax.Array, Adapter(model).apply({"params": params["adapter"]}, pooled_BLE, *spans))
+        latents_BLD = cast(jax.Array, adapter_of(model).apply({"params": params["adapter"]}, pooled_BLE, *spans))
     return embed(params, model, batch, latents_BLD)
 
 

@@ -66,7 +66,7 @@ def write_card(
 
 def _settings(model: ModelConfig, lora: str) -> list[tuple[str, Any]]:
     adapter: str = model.adapter.type
-    if adapter != "mlp":
+    if model.adapter.row.blocks:
         adapter += f", {model.adapter.num_layers} attention layers"
     return [
         ("tokens per latent", model.ratio),

@@ -114,7 +114,7 @@ def model_json(model: ModelConfig) -> dict[str, Any]:
         "boundary_overlap": model.overlap,
         "adapter_type": model.adapter.type,
     }
-    if model.adapter.type != "mlp":
+    if model.adapter.row.blocks:
         values["num_adapter_layers"] = model.adapter.num_layers
     return values
 

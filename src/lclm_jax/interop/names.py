@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.config.adapters import ADAPTERS
+from lclm_jax.config.poolings import POOLINGS
 from lclm_jax.model.adapter import attention_shape
 
 TABLE_PATH = "decoder/embed/table"
@@ -98,7 +100,11 @@ def backbone_tensors(backbone: BackboneConfig, folder: str, prefix: str) -> list
 
 
 def adapter_tensors(model: ModelConfig) -> list[Tensor]:
-    """Tensors of ``adapter.safetensors``: norm, two linear layers, and attention layers if the type has them."""
+    """Tensors of ``adapter.safetensors``: norm, two linear layers, and attention layers if the type has them.
+
+    Raises ``ValueError`` for a model that has no place in the published format.
+    """
+    _check_published(model)
     pooled, width = model.latent_size, model.decoder.hidden_size
     table = [
         _whole("adapter", "norm.weight", "norm/scale", (pooled,)),
@@ -112,6 +118,20 @@ def adapter_tensors(model: ModelConfig) -> list[Tensor]:
         for layer in range(model.adapter.num_layers):
             table += _block(backbone, "adapter", f"attention_layers.{layer}.decoder_layer.", layer)
     return table
+
+
+def _check_published(model: ModelConfig) -> None:
+    """The format is what the PyTorch implementation and vLLM read: what they do not have cannot be written for them."""
+    published = {
+        "pooling": (model.pooling, [name for name, row in POOLINGS.items() if row.published]),
+        "adapter.type": (model.adapter.type, [name for name, row in ADAPTERS.items() if row.published]),
+    }
+    for name, (value, known) in published.items():
+        if value not in known:
+            raise ValueError(
+                f"model.{name}={value} is not part of the published format (only {', '.join(known)} are), so this model"
+                " cannot be exported; evaluate it from its checkpoints"
+            )
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,15 @@
-"""The adapter: latents of the encoder's width to the decoder's embedding space."""
+"""The adapter: pooled states to latents in the decoder's embedding space.
+
+An adapter is a ``Module`` with the attribute ``model``, and
+
+- ``__call__(pooled_BLE, segments_BL, positions_BL, normed=False) -> latents_BLD``: see ``MlpAdapter``;
+  ``normed`` is only given to one whose line of ``config/adapters.py`` says ``norm_first``;
+- ``products() -> Products``: its FLOPs.
+
+Its parameters are ``adapter/...``; ``adapter/pool`` is the pooling's.
+"""
+
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -6,30 +17,32 @@ import jax
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.model.block import StackOptions, layers, see
 from lclm_jax.model.declare import Module, Norm, Projection
+from lclm_jax.model.plugins import Products, load
 
 NORM_EPS = 1e-6
 """Fixed by the released adapters, whatever the backbones use."""
 
 
+def adapter_of(model: ModelConfig) -> Module:
+    """The adapter of ``model``."""
+    return cast(Module, load(model.adapter.row.code, model))
+
+
 def attention_shape(model: ModelConfig) -> BackboneConfig | None:
-    """Shape of the adapter's attention layers; None for ``mlp``.
+    """Shape of the adapter's attention layers; None if it has none.
 
     They are blocks like the encoder's before the MLP (``attn_mlp``) and like the decoder's after it (``mlp_attn``).
     With ``concat`` pooling the layers before the MLP run on the pooled width N * E; the PyTorch code crashes there.
     """
-    if model.adapter.type == "mlp":
+    blocks = model.adapter.row.blocks
+    if blocks is None:
         return None
-    before = model.adapter.type == "attn_mlp"
+    before = blocks == "encoder"
     backbone, width = (model.encoder, model.latent_size) if before else (model.decoder, model.decoder.hidden_size)
     return backbone.model_copy(update={"num_layers": model.adapter.num_layers, "hidden_size": width})
 
 
-def norm_comes_first(model: ModelConfig) -> bool:
-    """Whether the adapter begins with its norm, so that pooling can take the norm over."""
-    return model.adapter.type != "attn_mlp"
-
-
-class Adapter(Module):
+class MlpAdapter(Module):
     """RMSNorm, Linear, erf GELU, Linear; with attention over the latents of one span before or after."""
 
     model: ModelConfig
@@ -40,10 +53,10 @@ class Adapter(Module):
     ) -> jax.Array:
         """latents_BLD in the dtype of ``pooled_BLE``; ``segments_BL`` are spans, ``positions_BL`` the order in them.
 
-        ``normed``: ``pooled_BLE`` went through the input norm already (see ``norm_comes_first``).
+        ``normed``: ``pooled_BLE`` went through the input norm already (see ``pooling.takes_norm``).
         """
-        model, x_BLE = self.model, pooled_BLE
-        if model.adapter.type == "attn_mlp":
+        model, blocks, x_BLE = self.model, self.model.adapter.row.blocks, pooled_BLE
+        if blocks == "encoder":
             x_BLE = self._attend(x_BLE, segments_BL, positions_BL)
         width = model.decoder.hidden_size
         if not normed:
@@ -54,9 +67,14 @@ class Adapter(Module):
         hidden_BLD = nn.gelu(first(x_BLE), approximate=False)
         second = Projection("BSE,ED->BSD", (width, width), ("param_latent", "param_out"), bias=True, name="fc2")
         latents_BLD = second(hidden_BLD)
-        if model.adapter.type == "mlp_attn":
+        if blocks == "decoder":
             latents_BLD = self._attend(latents_BLD, segments_BL, positions_BL)
         return self.constrained(latents_BLD, "batch", "latents", "embed")
+
+    def products(self) -> Products:
+        """Of the MLP; attention layers, if it has any, run over few positions and are left out."""
+        latent, width = self.model.latent_size, self.model.decoder.hidden_size
+        return Products(latent * width + width * width, latent * width)
 
     def _attend(self, x_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
         shape = attention_shape(self.model)

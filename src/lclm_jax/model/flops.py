@@ -8,6 +8,9 @@ encoder; rows of several segments need less attention, which neither the model's
 from typing import NamedTuple
 
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig, PackConfig, StageConfig
+from lclm_jax.model.adapter import adapter_of
+from lclm_jax.model.plugins import Products
+from lclm_jax.model.pooling import pooling_of
 
 
 class AttentionCost(NamedTuple):
@@ -48,12 +51,17 @@ class Passes(NamedTuple):
         """What the program does."""
         return self.model + self.again
 
+    def times(self, count: float) -> "Passes":
+        """Of ``count`` such parts."""
+        return Passes(*(count * flops for flops in self))
+
 
 class StepFlops(NamedTuple):
     """FLOPs of an optimizer step over all devices, by part."""
 
     encoder: Passes
     adapter: Passes
+    """With the products of a pooling that has any."""
     decoder: Passes
     head: Passes
 
@@ -90,7 +98,8 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
         model.decoder, rows, pack.row_length, pack.row_length, trains["decoder"], True,
         _Run(remat_of(model, "decoder"), cost, True, model.lora.decoder),
     )  # fmt: skip
-    adapter = _adapter(model, encoder_rows * pack.encoder_row_length // model.ratio, trains["adapter"], encoder_learns)
+    latents = encoder_rows * pack.encoder_row_length // model.ratio
+    adapter = latent_flops(model, trains["adapter"], encoder_learns).times(latents)
     positions = rows * pack.row_length
     forward = 2.0 * positions * model.decoder.hidden_size * model.decoder.vocab_size
     # The logits are taken again in the backward pass, whatever the remat policy.
@@ -178,10 +187,21 @@ def _allowed(size: int, causal: bool) -> float:
     return size * (size + 1) / 2 if causal else float(size**2)
 
 
-def _adapter(model: ModelConfig, latents: int, trains: bool, encoder_learns: bool) -> Passes:
-    """FLOPs of the adapter; its attention layers, if it has any, run over few positions and are left out."""
-    width = model.decoder.hidden_size
-    forward = 2.0 * latents * (model.latent_size * width + width * width)
-    # Without a learning encoder the gradient stops at the first product's inputs.
-    inputs = forward if encoder_learns else 2.0 * latents * width * width * trains
-    return Passes(forward, inputs, forward * trains, 0.0)
+def latent_flops(model: ModelConfig, trains: bool, encoder_learns: bool) -> Passes:
+    """FLOPs of one latent on its way through pooling and adapter.
+
+    ``trains``: whether their parameters do; ``encoder_learns``: whether the backward pass goes on into the encoder.
+    """
+    pooling, adapter = pooling_of(model), adapter_of(model)
+    through_pooling = encoder_learns or (trains and pooling is not None)
+    passes = [_passes(adapter.products(), trains, through_pooling)]
+    if pooling is not None:
+        passes.append(_passes(pooling.products(), trains, encoder_learns))
+    return Passes(*map(sum, zip(*passes, strict=True)))
+
+
+def _passes(products: Products, trains: bool, learns: bool) -> Passes:
+    kernels, first, states = (2.0 * count for count in products)
+    # Where nothing before it learns, the gradient stops at the inputs of the first products.
+    inputs = kernels + 2 * states if learns else (kernels - first + 2 * states) * trains
+    return Passes(kernels + states, inputs, kernels * trains, 0.0)

@@ -16,13 +16,13 @@ from flax.core import meta
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
-from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
-from lclm_jax.model.adapter import NORM_EPS, Adapter, norm_comes_first
+from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.block import see, see_cached
 from lclm_jax.model.cache import KVCache
 from lclm_jax.model.declare import DROPOUT, Declared
 from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
+from lclm_jax.model.pooling import dummy_groups, pool_rows, pooling_of, takes_norm
 from lclm_jax.model.splice import splice
 from lclm_jax.parallel.mapped import axis_names, mapped
 from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
@@ -63,17 +63,7 @@ def _encode_pooled(
         windows = (alone.encoder_tokens, alone.encoder_segments, alone.encoder_positions)
         x_BMRE = _apply(Encoder(model), params["encoder"], *windows, False, key=key)
     with jax.named_scope("pool"):
-        latent_eps = None if latent_scale_E is None else NORM_EPS
-        how = Pooling(model.pooling, model.ratio, model.encoder.norm_eps, latent_eps, model.pooling_backend)
-        run = mapped(
-            lambda x_BRE, weights_BR, *scales_and_markers: normed_pool(
-                how, x_BRE, weights_BR, Scales(*scales_and_markers[:2]), scales_and_markers[2]
-            ),
-            [(spread, "encoder_seq", "embed"), (spread, "encoder_seq"), ("norm",), ("norm",), (spread, "latents")],
-            (spread, "latents", "embed"),
-        )
-        scale_E = params["encoder"]["final_norm"]["scale"]
-        pooled_BLE = run(x_BMRE[:, 0], alone.pool_weights[:, 0], scale_E, latent_scale_E, alone.marker_index)
+        pooled_BLE = pool_rows(params, model, x_BMRE[:, 0], alone, spread, latent_scale_E)
         # Home to the owners of the packed rows: only pooled states travel, a ratio-th of what was computed.
         pooled_BLE = pooled_BLE.reshape(batch.encoder_tokens.shape[0], -1, pooled_BLE.shape[-1])
         return constrain(pooled_BLE, "batch", "latents", "embed")
@@ -81,12 +71,13 @@ def _encode_pooled(
 
 def encode(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """latents_BLD: windows to hidden states, pooled, through the adapter. Slots that are gaps hold no meaning."""
-    normed = norm_comes_first(model)
+    normed = takes_norm(model)
     latent_scale_E = params["adapter"]["norm"]["scale"] if normed else None
     pooled_BLE = _encode_pooled(params, model, batch, key, latent_scale_E)
     with jax.named_scope("adapter"):
         spans = (batch.latent_segments, batch.latent_positions)
-        return _apply(Adapter(model), params["adapter"], pooled_BLE, *spans, normed)
+        options = (True,) if normed else ()
+        return _apply(adapter_of(model), params["adapter"], pooled_BLE, *spans, *options)
 
 
 def embed(params: Params, model: ModelConfig, batch: Batch, latents_BLD: jax.Array | None = None) -> jax.Array:
@@ -221,9 +212,13 @@ def _declare_at_once(model: ModelConfig, key: jax.Array) -> Params:
         model = model.model_copy(update={"memory_token_ids": (0, 1, 2)})
     pooled_BLE = jnp.zeros((1, 1, model.latent_size))
     zeros_BS = jnp.zeros((1, 1), jnp.int32)
+    adapter, pooling = adapter_of(model).init(adapter_key, pooled_BLE, zeros_BS, zeros_BS)["params"], pooling_of(model)
+    if pooling is not None:
+        pool_key = jax.random.fold_in(adapter_key, 1)
+        adapter |= {"pool": pooling.init(pool_key, *dummy_groups(model))["params"]}
     return {
         "encoder": Encoder(model).init(encoder_key, *dummy_windows(model))["params"],
-        "adapter": Adapter(model).init(adapter_key, pooled_BLE, zeros_BS, zeros_BS)["params"],
+        "adapter": adapter,
         "decoder": Decoder(model).init(decoder_key, zeros_BS, method="everything")["params"],
     }
 

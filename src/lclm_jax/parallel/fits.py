@@ -49,7 +49,7 @@ def _model_sizes(model: ModelConfig) -> list[tuple[str, int, str, str]]:
         ("the width of a latent", model.latent_size, "param_latent", width),
         ("model.encoder.hidden_size", model.encoder.hidden_size, "encoder_embed", width),
     ]
-    return sizes + (_stack("encoder", model) if model.adapter.type == "attn_mlp" else [])
+    return sizes + (_stack("encoder", model) if model.adapter.row.blocks == "encoder" else [])
 
 
 def _stack(tower: str, model: ModelConfig) -> list[tuple[str, int, str, str]]:

@@ -4,11 +4,15 @@ Float32 parameters, gradients and AdamW moments, cut over the devices that share
 A first guess that leaves implausible plans out before anything is compiled; the compiled number decides.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
+
 from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
 from lclm_jax.model.flops import kernel_sizes, remat_of
+from lclm_jax.model.lclm import abstract_params
 
 _FLOAT32 = 4
 
@@ -32,17 +36,22 @@ class MemoryEstimate(NamedTuple):
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
     """Number of parameters by part, LoRA left out."""
-    latent, width = model.latent_size, model.decoder.hidden_size
-    adapter = latent + latent * width + width + width * width + width
+    width = model.decoder.hidden_size
     decoder = backbone_parameters(model.decoder)
     if not model.decoder.tie_embeddings:
         decoder += model.decoder.vocab_size * width
     return {
         "encoder": backbone_parameters(model.encoder),
-        "adapter": adapter,
+        "adapter": _adapter_parameters(model.plain),
         "decoder": decoder,
         "memory_rows": 3 * width,
     }
+
+
+@functools.cache
+def _adapter_parameters(model: ModelConfig) -> int:
+    """Of the adapter, and of a pooling that has any: as they declare them."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)["adapter"]))
 
 
 def backbone_parameters(shape: BackboneConfig) -> int:
@@ -55,7 +64,7 @@ def backbone_parameters(shape: BackboneConfig) -> int:
 def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEstimate:
     """Bytes on one device of ``mesh`` (axis -> size) for a step of ``stage_name``.
 
-    Attention adapters and LoRA are left out: they are small beside the rest.
+    LoRA, and the activations of attention adapters, are left out: they are small beside the rest.
     """
     model, stage, pack = config.model, config.stages[stage_name], config.pack(stage_name)
     counts = parameter_counts(model)

@@ -1,0 +1,28 @@
+"""The poolings by name. A new one is a file in ``model/poolings/`` and a line here (``docs/extending.md``)."""
+
+from typing import Literal, NamedTuple
+
+
+class PoolingRow(NamedTuple):
+    """What everything but its own file needs to know of a pooling; one of ``kernel`` and ``code`` is given."""
+
+    kernel: Literal["mean", "concat", "eos"] | None = None
+    """What the fused kernel does (``kernels/normed_pooling.py``)."""
+    code: str | None = None
+    """``module:class`` of a pooling with parameters (``model/pooling.py`` says how it is called); loaded on use."""
+    width: int | Literal["ratio"] = 1
+    """Width of a latent before the adapter, in widths of the encoder; ``ratio``: N."""
+    markers: Literal["pad", "learned"] | None = None
+    """A marker per latent behind each window: the encoder's pad token, or a learned input embedding per index."""
+    any_ratio: bool = False
+    """Whether the same weights serve every N, so that a stage can mix ratios."""
+    published: bool = False
+    """Whether the PyTorch implementation has it, so that a model can be exported."""
+
+
+POOLINGS: dict[str, PoolingRow] = {
+    "mean": PoolingRow(kernel="mean", any_ratio=True, published=True),
+    "concat": PoolingRow(kernel="concat", width="ratio", published=True),
+    "eos": PoolingRow(kernel="eos", markers="pad", published=True),
+    "attention": PoolingRow(code="lclm_jax.model.poolings.attention:AttentionPooling", any_ratio=True),
+}

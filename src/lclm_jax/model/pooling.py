@@ -1,0 +1,96 @@
+"""From the encoder's last layer to one vector per latent slot, by the fused kernel or by a pooling with parameters.
+
+A pooling with parameters is a ``Module`` in ``model/poolings/`` with the attribute ``model``, and
+
+- ``__call__(hidden_BLNE, weights_BLN) -> pooled_BLE``: from the states of every group of N after the final norm, in
+  the compute dtype, and their weights (1 real, 0 not: the short tail of a span), float32. Every group has a real
+  position: of a gap it is the first, and the gap's latent is replaced by zeros;
+- ``products() -> Products``: its FLOPs.
+
+Its parameters are ``adapter/pool/...``: a stage trains them with the adapter.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import ModelConfig
+from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
+from lclm_jax.model.adapter import NORM_EPS
+from lclm_jax.model.declare import Module
+from lclm_jax.model.maths import rms_norm
+from lclm_jax.model.plugins import load
+from lclm_jax.parallel.mapped import mapped
+from lclm_jax.parallel.sharding import constrain
+
+
+def pooling_of(model: ModelConfig) -> Module | None:
+    """The pooling with parameters of ``model``; None: it has none."""
+    code = model.pooling_row.code
+    return None if code is None else load(code, model)
+
+
+def dummy_groups(model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """Smallest inputs that a pooling can be initialised with."""
+    return jnp.zeros((1, 1, model.ratio, model.encoder.hidden_size)), jnp.ones((1, 1, model.ratio))
+
+
+def takes_norm(model: ModelConfig) -> bool:
+    """Whether the pooling kernel takes over the norm that the adapter begins with."""
+    return model.pooling_row.kernel is not None and model.adapter.row.norm_first
+
+
+def pool_rows(
+    params: Any, model: ModelConfig, x_BRE: jax.Array, batch: Batch, rows: str, latent_scale_E: jax.Array | None
+) -> jax.Array:
+    """pooled_BLE of encoder rows, each on its own; zeros in gaps.
+
+    Args:
+        params: of the whole model.
+        model: its configuration.
+        x_BRE: residual stream after the encoder's last layer.
+        batch: ``pool_weights`` and ``marker_index`` of these rows, M = 1.
+        rows: logical axis of the rows.
+        latent_scale_E: scale of the adapter's input norm, to be applied as well (see ``takes_norm``); None: it is not.
+    """
+    scale_E = params["encoder"]["final_norm"]["scale"]
+    weights_BR = batch.pool_weights[:, 0]
+    kernel, pooling = model.pooling_row.kernel, pooling_of(model)
+    if kernel is not None:
+        latent_eps = None if latent_scale_E is None else NORM_EPS
+        how = Pooling(kernel, model.ratio, model.encoder.norm_eps, latent_eps, model.pooling_backend)
+        run = mapped(
+            lambda x_BRE, weights_BR, *scales_and_markers: normed_pool(
+                how, x_BRE, weights_BR, Scales(*scales_and_markers[:2]), scales_and_markers[2]
+            ),
+            [(rows, "encoder_seq", "embed"), (rows, "encoder_seq"), ("norm",), ("norm",), (rows, "latents")],
+            (rows, "latents", "embed"),
+        )
+        return run(x_BRE, weights_BR, scale_E, latent_scale_E, batch.marker_index)
+    assert pooling is not None and latent_scale_E is None
+    hidden_BRE = rms_norm(x_BRE, scale_E, model.encoder.norm_eps)
+    hidden_BLNE, weights_BLN, full_BL = _groups(model, hidden_BRE, weights_BR)
+    hidden_BLNE = constrain(hidden_BLNE, rows, "latents", None, "embed")
+    pooled_BLE = pooling.apply({"params": params["adapter"]["pool"]}, hidden_BLNE, weights_BLN)
+    assert isinstance(pooled_BLE, jax.Array)
+    if pooled_BLE.shape != (*full_BL.shape, model.latent_size):
+        raise ValueError(
+            f"pooling {model.pooling} gave {pooled_BLE.shape}, not {(*full_BL.shape, model.latent_size)}; correct its"
+            " __call__, or the width on its line of config/poolings.py"
+        )
+    return constrain(jnp.where(full_BL[..., None], pooled_BLE, 0), rows, "latents", "embed")
+
+
+def _groups(model: ModelConfig, hidden_BRE: jax.Array, weights_BR: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(hidden_BLNE, weights_BLN in which every group has a real position, full_BL: whether it truly has)."""
+    rows, positions, width = hidden_BRE.shape
+    if positions % model.ratio:
+        raise ValueError(f"encoder rows of {positions} positions are not a multiple of ratio={model.ratio}; change one")
+    slots = positions // model.ratio
+    weights_BLN = weights_BR.reshape(rows, slots, model.ratio)
+    full_BL = weights_BLN.max(-1) > 0
+    first_N = jnp.arange(model.ratio) == 0
+    weights_BLN = jnp.where(full_BL[..., None] | ~first_N[None, None], weights_BLN, 1.0)
+    return hidden_BRE.reshape(rows, slots, model.ratio, width), weights_BLN, full_BL

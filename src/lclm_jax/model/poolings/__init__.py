@@ -1,0 +1,1 @@
+"""Poolings with parameters, one a file; ``config/poolings.py`` names them."""
