@@ -22,7 +22,7 @@ Verdict = Literal["better", "worse", "tie"]
 Values = Mapping[int, float]
 """Seed -> value of one measure."""
 
-_MAX_SEEDS = 100_000
+_MAX_SEEDS = 10_000
 
 
 class Interval(NamedTuple):
@@ -175,7 +175,7 @@ def seeds_needed(effect: float, sd: float, confidence: float, power: float) -> i
     """The fewest seeds with which a difference of ``effect`` is ``detectable``.
 
     Raises:
-        ValueError: ``effect`` is not positive, or would take more than 100,000 seeds.
+        ValueError: ``effect`` is not positive, or would take more than 10,000 seeds.
     """
     if effect <= 0:
         raise ValueError(f"effect={effect} can not be sized for; name the smallest difference that matters, above 0")

@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 
 # Okabe and Ito's palette: distinguishable with colour-blind eyes and in grey.
 COLOURS = {"none": "#D55E00", "latents": "#0072B2", "raw": "#009E73", "ink": "#333333"}
-_CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-_STYLE: dict[Any, Any] = {
+CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+STYLE: dict[Any, Any] = {
     "figure.figsize": (7.2, 3.8),
     "figure.dpi": 130,
     "figure.constrained_layout.use": True,
@@ -35,14 +35,14 @@ def plot_stages(path: Path, stages: Mapping[str, tuple[Sequence[float], Sequence
         stages: stage -> (steps in the stage, values).
         label: name and unit of the quantity.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
         offset = 0.0
         for number, (name, (steps, values)) in enumerate(stages.items()):
-            colour = _CYCLE[number % len(_CYCLE)]
+            colour = CYCLE[number % len(CYCLE)]
             x = np.asarray(steps, float) + offset
             axes.plot(x, values, color=colour, alpha=0.3, linewidth=0.8)
-            axes.plot(x, _smooth(values), color=colour, linewidth=1.8, label=name)
+            axes.plot(x, smooth(values), color=colour, linewidth=1.8, label=name)
             if len(x):
                 offset = float(x[-1])
                 axes.axvline(offset, color="#BBBBBB", linewidth=0.8, linestyle=":")
@@ -50,7 +50,7 @@ def plot_stages(path: Path, stages: Mapping[str, tuple[Sequence[float], Sequence
         axes.set_ylabel(label)
         axes.set_xlim(left=0)
         axes.legend(ncols=min(len(stages), 6), loc="upper right", fontsize=9, columnspacing=1.2, handlelength=1.4)
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_context_gain(path: Path, losses: Mapping[str, Sequence[float]], errors: Mapping[str, Sequence[float]]) -> None:
@@ -62,7 +62,7 @@ def plot_context_gain(path: Path, losses: Mapping[str, Sequence[float]], errors:
         errors: variant -> standard errors by position.
     """
     names = {"none": "no context", "latents": "latents", "raw": "raw context"}
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
         for variant, name in names.items():
             mean, error = np.asarray(losses[variant], float), np.asarray(errors[variant], float)
@@ -72,12 +72,12 @@ def plot_context_gain(path: Path, losses: Mapping[str, Sequence[float]], errors:
         axes.set_xlabel("position in the continuation (tokens)")
         axes.set_ylabel("loss (nats per token)")
         axes.legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_depth(path: Path, accuracy: Sequence[float], errors: Sequence[float]) -> None:
     """Token accuracy of verbatim repetition by depth in the span, with standard errors."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
         x = np.arange(1, len(accuracy) + 1)
         mean, error = np.asarray(accuracy, float), np.asarray(errors, float)
@@ -88,12 +88,12 @@ def plot_depth(path: Path, accuracy: Sequence[float], errors: Sequence[float]) -
         axes.set_ylim(max(0.0, float(np.min(mean - error)) - 0.05), 1.005)
         axes.set_xlabel("depth in the span (tokens)")
         axes.set_ylabel("share of tokens repeated right")
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_cost(path: Path, names: Sequence[str], seconds: Sequence[float], peak_bytes: Sequence[float]) -> None:
     """Wall time and peak memory of each step of the pipeline, as two aligned bar charts."""
-    with plt.rc_context({**_STYLE, "figure.figsize": (7.2, 0.32 * len(names) + 1.1), "axes.grid": False}):
+    with plt.rc_context({**STYLE, "figure.figsize": (7.2, 0.32 * len(names) + 1.1), "axes.grid": False}):
         figure, (left, right) = plt.subplots(1, 2, sharey=True)
         y = np.arange(len(names))[::-1]
         memory = np.asarray(peak_bytes, float) / 1e6
@@ -103,7 +103,7 @@ def plot_cost(path: Path, names: Sequence[str], seconds: Sequence[float], peak_b
             axes.set_xlabel(unit)
             axes.margins(x=0.15)
         left.set_yticks(y, names)
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_panels(
@@ -117,11 +117,11 @@ def plot_panels(
         label: name and unit of the quantity.
     """
     stages = list(dict.fromkeys(stage for curves in runs.values() for stage in curves))
-    with plt.rc_context(_STYLE | {"figure.figsize": (11, 3.1)}):
+    with plt.rc_context(STYLE | {"figure.figsize": (11, 3.1)}):
         figure, panels = plt.subplots(1, len(stages), sharey=True, squeeze=False)
         for axes, stage in zip(panels[0], stages, strict=True):
             for number, (run, curves) in enumerate(runs.items()):
-                _line(axes, *curves.get(stage, ((), ())), _CYCLE[number % len(_CYCLE)], run)
+                _line(axes, *curves.get(stage, ((), ())), CYCLE[number % len(CYCLE)], run)
             axes.set_title(stage, fontsize=10)
             axes.locator_params(axis="x", nbins=4)
         panels[0][0].set_ylabel(label)
@@ -129,7 +129,7 @@ def plot_panels(
         if len(runs) > 1:
             handles, names = panels[0][0].get_legend_handles_labels()
             figure.legend(handles, names, loc="outside upper left", ncols=len(runs), fontsize=9)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _line(axes, steps: Sequence[float], values: Sequence[float | None], colour: str, name: str) -> None:
@@ -141,7 +141,7 @@ def _line(axes, steps: Sequence[float], values: Sequence[float | None], colour: 
         return
     thin = slice(None, None, max(1, len(x) // 2000))
     axes.plot(x[thin], y[thin], color=colour, alpha=0.2, linewidth=0.7)
-    axes.plot(x[thin], _smooth(y.tolist())[thin], color=colour, linewidth=1.7, label=name)
+    axes.plot(x[thin], smooth(y.tolist())[thin], color=colour, linewidth=1.7, label=name)
 
 
 def plot_shares(path: Path, bars: Mapping[str, Mapping[str, float]]) -> None:
@@ -153,10 +153,10 @@ def plot_shares(path: Path, bars: Mapping[str, Mapping[str, float]]) -> None:
     """
     kinds = list(next(iter(bars.values())))
     y = np.arange(len(bars))[::-1]
-    with plt.rc_context(_STYLE | {"figure.figsize": (11, 0.9 + 0.34 * len(bars)), "axes.grid": False}):
+    with plt.rc_context(STYLE | {"figure.figsize": (11, 0.9 + 0.34 * len(bars)), "axes.grid": False}):
         figure, axes = plt.subplots()
         left = np.zeros(len(bars))
-        for kind, colour in zip(kinds, (*_CYCLE, "#F0E442", "#999999"), strict=False):
+        for kind, colour in zip(kinds, (*CYCLE, "#F0E442", "#999999"), strict=False):
             whole = np.array([max(sum(bar.values()), 1e-9) for bar in bars.values()])
             width = 100 * np.array([bar[kind] for bar in bars.values()]) / whole
             if width.max() >= 0.05:
@@ -166,10 +166,10 @@ def plot_shares(path: Path, bars: Mapping[str, Mapping[str, float]]) -> None:
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of the time")
         figure.legend(loc="outside upper left", ncols=8, fontsize=9)
-        _save(figure, path)
+        save(figure, path)
 
 
-def _smooth(values: Sequence[float]) -> np.ndarray:
+def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Centred running mean over about a twentieth of the points."""
     array = np.asarray(values, float)
     window = np.ones(max(1, len(array) // 20))
@@ -179,7 +179,8 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     return np.convolve(array, window, mode="same") / np.convolve(np.ones(len(array)), window, mode="same")
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Write ``figure`` to ``path``, whose folder is made, and let go of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)

@@ -1,0 +1,76 @@
+"""Published values of the factors that a study varies: do ours point the same way?
+
+Sizes, data and budgets differ, so the numbers are never compared; only the direction of a change is.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from lclm_jax.ablate.statistics import Direction, Values, diverged, paired
+from lclm_jax.config.study import PublishedConfig
+
+Agreement = Literal["agrees", "disagrees", "cannot be told", "diverged", "not run", "not in this study"]
+
+
+class PublishedRow(NamedTuple):
+    """One published value beside the direction that the study found."""
+
+    variant: str
+    value: float
+    published: Literal["better", "worse", "equal", "reference"]
+    """Against the reference; publications give no interval, so this is the sign of a difference."""
+    ours: str
+    """Our paired verdict against the same reference, or why there is none."""
+    agreement: Agreement | None
+    """None: the reference itself."""
+
+
+def compare_published(
+    published: PublishedConfig,
+    names: Sequence[str],
+    values: Mapping[str, Values],
+    better: Direction,
+    confidence: float,
+) -> list[PublishedRow]:
+    """Compare directions; the reference is the study's baseline, or the first published variant if it has none of it.
+
+    Args:
+        published: values by variant.
+        names: all variants of the study, baseline first.
+        values: variant -> seed -> value of the primary measure, of the variants that ran.
+        better: which direction of the primary measure is better.
+        confidence: of our intervals.
+    """
+    reference = names[0] if names[0] in published.values else next(iter(published.values))
+    rows = []
+    for name, value in published.values.items():
+        if name == reference:
+            rows.append(PublishedRow(name, value, "reference", "", None))
+            continue
+        difference = value - published.values[reference]
+        sign = "equal" if difference == 0 else _direction(difference, published.better)
+        missing = _missing(name, names, values) or _missing(reference, names, values)
+        if missing:
+            rows.append(PublishedRow(name, value, sign, "", missing))
+            continue
+        ours = paired(values[name], values[reference], better, confidence).verdict
+        rows.append(PublishedRow(name, value, sign, ours, _agreement(sign, ours)))
+    return rows
+
+
+def _direction(difference: float, better: Direction) -> Literal["better", "worse"]:
+    return "better" if (difference < 0) == (better == "lower") else "worse"
+
+
+def _missing(name: str, names: Collection[str], values: Mapping[str, Values]) -> Agreement | None:
+    if name not in names:
+        return "not in this study"
+    if name not in values:
+        return "not run"
+    return "diverged" if diverged(values[name]) else None
+
+
+def _agreement(published: str, ours: str) -> Agreement:
+    if "tie" in ours or published == "equal":
+        return "cannot be told"
+    return "agrees" if ours == published else "disagrees"

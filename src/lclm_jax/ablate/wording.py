@@ -1,0 +1,62 @@
+"""Numbers and lists as text."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lclm_jax.ablate.statistics import Comparison, Interval
+
+_DECIMALS = 5
+
+
+def decimals(half_widths: Sequence[float]) -> int:
+    """Decimals that show two figures of the typical half-width."""
+    known = sorted(one for one in half_widths if one > 0 and math.isfinite(one))
+    if not known:
+        return 3
+    return min(_DECIMALS, max(1, 1 - math.floor(math.log10(known[len(known) // 2]))))
+
+
+def plus_minus(interval: Interval, places: int) -> str:
+    """``1.234 ± 0.012``."""
+    return f"{interval.mean:.{places}f} ± {interval.half_width:.{places}f}"
+
+
+def signed(comparison: Comparison, places: int) -> str:
+    """``−0.021 ± 0.012``: with a sign, and a minus as wide as a plus."""
+    return f"{comparison.difference:+.{places}f} ± {comparison.half_width:.{places}f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """``0.03``, ``< 0.001``."""
+    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+
+
+def names(values: Sequence[str]) -> str:
+    """`` `a`, `b` and `c` ``."""
+    quoted = [f"`{value}`" for value in values]
+    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " and " + quoted[-1]
+
+
+def baseline(name: str) -> str:
+    """``the baseline``, with its name if it has one of its own."""
+    return "the baseline" if name == "baseline" else f"the baseline `{name}`"
+
+
+def count(number: float) -> str:
+    """``1.23 M``: three figures with a decimal prefix."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``17 min``, ``2.3 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def key_values(values: Mapping[str, object]) -> str:
+    """``a=1, b=2``."""
+    return ", ".join(f"`{key}={value}`" for key, value in values.items())
