@@ -33,6 +33,11 @@ def made_up_result(variant: Variant, shift: float, cost: float = 1.0, diverges: 
         measures={
             "held_out_loss": loss.tolist(),
             "train_loss": (loss - 0.2).tolist(),
+            "latent_loss": (loss + 0.01 * noise[1]).tolist(),
+            "raw_loss": (2.4 + seeds).tolist(),
+            "no_context_loss": (2.9 + 0.02 * noise[0]).tolist(),
+            "repetition_loss": (loss - 2.0).tolist(),
+            "needle_loss": (loss + noise[1]).tolist(),
             "recovered_share": (0.8 - shift + 0.05 * noise[1]).tolist(),
             "verbatim_accuracy": depth.mean(1).tolist(),
             "needle_accuracy": (0.3 + 0.1 * noise[0]).tolist(),

@@ -98,7 +98,10 @@ def test_refuses_what_it_can_not_report(grid):
     with pytest.raises(ValueError, match="no variant of mask-overlap has run"):
         summarise(study, variants, {})
     with pytest.raises(ValueError, match="primary=repetition_loss"):
-        summarise(study.model_copy(update={"primary": "repetition_loss"}), variants, results)
+        less = {
+            name: replace(one, measures={"train_loss": one.measures["train_loss"]}) for name, one in results.items()
+        }
+        summarise(study.model_copy(update={"primary": "repetition_loss"}), variants, less)
     other = replace(results["both"], seeds=(5, 6, 7, 8))
     with pytest.raises(ValueError, match="run both on the same seeds"):
         summarise(study, variants, {**results, "both": other})

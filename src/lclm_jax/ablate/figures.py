@@ -74,7 +74,7 @@ def _curves(summary: Summary, path: Path) -> _Drawn:
 def _depth(summary: Summary, path: Path) -> _Drawn:
     curves = {}
     for name, one in summary.results.items():
-        if one.verbatim_by_depth and one.verbatim_by_depth[0]:
+        if name not in summary.diverged and one.verbatim_by_depth and one.verbatim_by_depth[0]:
             ys = np.asarray(one.verbatim_by_depth, float)
             curves[name] = plots.Curves(np.arange(1, ys.shape[1] + 1), ys)
     if not curves:
@@ -84,6 +84,7 @@ def _depth(summary: Summary, path: Path) -> _Drawn:
     return path, (
         f"Verbatim repetition by depth, and its difference from {wording.baseline(summary.baseline)} with the same"
         " seed. Lines are means over seeds, bands go from the lowest to the highest seed."
+        + (" Variants that diverged are left out." if summary.diverged else "")
     )
 
 

@@ -80,10 +80,10 @@ def _after_the_answer(summary: Summary) -> Iterator[str]:
     if lost:
         yield (
             f"Corrected for {len(one.comparisons)} comparisons (Holm), {wording.names(lost)}"
-            f" {'is' if len(lost) == 1 else 'are'} a tie as well."
+            f" {'ties' if len(lost) == 1 else 'tie'} as well."
         )
     if one.best:
-        ties = f"; {wording.names(one.ties)} can not be told from it" if one.ties else "; no other ties with it"
+        ties = f"; {wording.names(one.ties)} cannot be told from it" if one.ties else "; no other ties with it"
         yield f"The best mean is that of `{one.best}`{ties}."
     for name, seeds in summary.diverged.items():
         total = len(summary.results[name].seeds)
@@ -105,9 +105,7 @@ def _how_to_read(summary: Summary) -> str:
 
 
 def _measures(summary: Summary) -> Iterator[Block]:
-    yield tables.means(summary)
-    if summary.primary.comparisons:
-        yield tables.differences(summary)
+    yield from tables.measures(summary)
     yield Text(
         "Bold: the best mean; ≈: ties with it, by paired differences. Verdicts are not corrected for the number of"
         " comparisons.",

@@ -10,6 +10,7 @@ from lclm_jax.ablate.statistics import diverged
 from lclm_jax.ablate.summary import MeasureSummary, Summary
 from lclm_jax.config.study import PublishedConfig
 
+_COLUMNS = 4
 _NOTHING = Cell("–", "soft")
 _TONES = {"agrees": "better", "disagrees": "worse"}
 
@@ -37,31 +38,50 @@ def ranking(summary: Summary) -> Table:
     return Table(header, rows)
 
 
-def means(summary: Summary) -> Table:
-    """All measures: means, the best in bold and those that tie with it marked."""
-    places = {one.name: _places(one) for one in summary.measures}
-    rows = [
-        [_name(summary, name), *(_mean(summary, one, name, places[one.name]) for one in summary.measures)]
+def measures(summary: Summary) -> list[Table]:
+    """All measures, those of one direction together: means with the best in bold, and differences from the baseline."""
+    found = []
+    for better in ("lower", "higher", None):
+        group = [one for one in summary.measures if one.measure.better == better]
+        for start in range(0, len(group), _COLUMNS):
+            found += _pair_of_tables(summary, group[start : start + _COLUMNS])
+    return found
+
+
+def _pair_of_tables(summary: Summary, members: Sequence[MeasureSummary]) -> list[Table]:
+    units = {one.measure.unit for one in members}
+    better = members[0].measure.better
+    notes = [next(iter(units)) if len(units) == 1 else "", f"{better} is better" if better else ""]
+    note = ", ".join(filter(None, notes))
+    note = f" ({note})" if note else ""
+    header = ["variant", *(_titled(one, unit=len(units) > 1, better=False) for one in members)]
+    found = [Table(header, _mean_rows(summary, members), f"Means over seeds{note}")]
+    if any(one.comparisons for one in members):
+        caption = f"Paired differences from {wording.baseline(summary.baseline)}{note}"
+        found.append(Table(header, _difference_rows(summary, members), caption))
+    return found
+
+
+def _mean_rows(summary: Summary, measures: Sequence[MeasureSummary]) -> list[list[Cell]]:
+    places = [_places(one) for one in measures]
+    return [
+        [_name(summary, name), *(_mean(summary, one, name, n) for one, n in zip(measures, places, strict=True))]
         for name in summary.order
     ]
-    return Table(["variant", *(_titled(one) for one in summary.measures)], rows, "Means over seeds")
 
 
-def differences(summary: Summary) -> Table:
-    """All measures: paired differences from the baseline with verdicts."""
-    places = {one.name: _places(one) for one in summary.measures}
+def _difference_rows(summary: Summary, measures: Sequence[MeasureSummary]) -> list[list[Cell]]:
     rows = []
     for name in summary.order:
-        if name == summary.baseline:
-            continue
-        cells = []
-        for one in summary.measures:
-            compared = one.comparisons.get(name)
-            text = f"{wording.signed(compared, places[one.name])} {compared.verdict}" if compared else ""
-            cells.append(Cell(text, compared.verdict) if compared else _NOTHING)
-        rows.append([_name(summary, name), *cells])
-    header = ["variant", *(_titled(one) for one in summary.measures)]
-    return Table(header, rows, f"Paired differences from {wording.baseline(summary.baseline)}")
+        cells = [_NOTHING] * len(measures)
+        for place, one in enumerate(measures):
+            if name in one.comparisons:
+                compared = one.comparisons[name]
+                text = f"{wording.signed(compared, _places(one))} {compared.verdict}"
+                cells[place] = Cell(text, compared.verdict)
+        if any(cell != _NOTHING for cell in cells):
+            rows.append([_name(summary, name), *cells])
+    return rows
 
 
 def costs(summary: Summary) -> Table:
@@ -136,8 +156,10 @@ def _places(one: MeasureSummary) -> int:
     return wording.decimals([interval.half_width for interval in one.intervals.values()])
 
 
-def _titled(one: MeasureSummary) -> str:
-    notes = [note for note in (one.measure.unit, one.measure.better and f"{one.measure.better} is better") if note]
+def _titled(one: MeasureSummary, unit: bool = True, better: bool = True) -> str:
+    """Title of a measure, with its unit and its direction where they are asked for."""
+    direction = f"{one.measure.better} is better" if one.measure.better and better else ""
+    notes = [note for note in (one.measure.unit if unit else "", direction) if note]
     return f"{one.measure.title} ({', '.join(notes)})" if notes else one.measure.title
 
 
