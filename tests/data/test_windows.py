@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
-from lclm_jax.data.windows import num_latents, place_types, place_windows, plan_spans, plan_windows, window_types
+from lclm_jax.data.windows import (
+    marker_tokens,
+    num_latents,
+    place_types,
+    place_windows,
+    plan_spans,
+    plan_windows,
+    window_types,
+)
 
 CASES = sorted(Path(__file__).parents[3].joinpath("shared/reference/cases").glob("*/case.json"))
 TINY = BackboneConfig(vocab_size=64, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8)
@@ -99,3 +107,11 @@ def test_many_equal_windows_are_placed_without_a_loop_over_them():
     table = plan_spans([16 * 1024], config)
     assert len(window_types(table)) == 1
     assert sorted(place_windows(table, 16, pack)) == list(range(0, 16 * 1024, 16))
+
+
+def test_learned_markers_are_numbered_in_their_window():
+    counts = np.array([2, 0, 3])
+    assert marker_tokens(counts, model(pooling="slots"), None).tolist() == [64, 65, 64, 65, 66]
+    assert marker_tokens(counts, model(pooling="eos"), 5).tolist() == [5] * 5
+    with pytest.raises(ValueError, match="pooling=eos marks latents with the encoder's pad token"):
+        marker_tokens(counts, model(pooling="eos"), None)

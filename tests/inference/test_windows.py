@@ -20,10 +20,11 @@ PROMPT = (
 )
 MODELS = {
     "mean": {},
-    "bidirectional": {"mask": "bidirectional", "overlap": 3},
+    "bidirectional, pooled before the last layer": {"mask": "bidirectional", "overlap": 3, "pool_before_last": 1},
     "eos": {"pooling": "eos", "overlap": 6},
     "concat": {"pooling": "concat"},
-    "attention": {"adapter": {"type": "mlp_attn", "num_layers": 1}},
+    "slots": {"pooling": "slots", "overlap": 6},
+    "attention": {"pooling": "attention", "adapter": {"type": "mlp_attn", "num_layers": 1}},
 }
 
 

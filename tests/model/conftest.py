@@ -31,7 +31,7 @@ def build_batch(model: ModelConfig, rows, *, S=None, M=None, R=None) -> Batch:
     R = R or -(-longest // N) * N
     batch = [_row(row, N, S, M, R) for row in rows]
     arrays = {name: np.stack([row[name] for row in batch]) for name in batch[0]}
-    if model.pooling != "eos":
+    if not model.has_markers:
         arrays["marker_index"] = None
     return Batch(**arrays)
 
@@ -94,10 +94,16 @@ def random_example(model: ModelConfig, rng, spans, text=4):
     for length in spans:
         ids = rng.integers(0, 60, length)
         cuts = [ids[k : k + model.window] for k in range(0, length, model.window)]
-        markers = [[len(cut) + k for k in range(-(-len(cut) // N))] if model.pooling == "eos" else [] for cut in cuts]
+        markers = [[len(cut) + k for k in range(-(-len(cut) // N))] if model.has_markers else [] for cut in cuts]
+        tokens_of = [0] * model.window if model.has_pad_markers else range(model.encoder.vocab_size, 2**30)
         windows.append(
             [
-                {"ids": [*cut, *[0] * len(marks)], "start": 0, "length": len(cut), "markers": marks}
+                {
+                    "ids": [*cut, *tokens_of[: len(marks)]],
+                    "start": 0,
+                    "length": len(cut),
+                    "markers": marks,
+                }
                 for cut, marks in zip(cuts, markers, strict=True)
             ]
         )

@@ -67,6 +67,7 @@ CHANGES = {
     "window": (6, "numbers"),
     "overlap": (1, "numbers"),
     "pooling": ("eos", "numbers"),
+    "pool_before_last": (1, "numbers"),
     "mask": ("bidirectional", "numbers"),
     "memory_token_ids": ((20, 22, 23), "numbers"),
     "compute_dtype": ("bfloat16", "numbers"),

@@ -1,21 +1,32 @@
 """What every pooling with parameters must do, whoever adds one, and the arithmetic of those that are here."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from lclm_jax.batch import Batch, batch_shapes
+from lclm_jax.config import PackConfig, StageConfig
+from lclm_jax.config.adapters import ADAPTERS
 from lclm_jax.config.poolings import POOLINGS
 from lclm_jax.interop.names import tensor_table
 from lclm_jax.model import abstract_params, init_params, logical_axes
+from lclm_jax.model.adapter import adapter_of
+from lclm_jax.model.flops import step_flops
+from lclm_jax.model.late_layers import latent_windows
 from lclm_jax.model.lclm import encode_pooled
 from lclm_jax.model.pooling import dummy_groups, pool_rows, pooling_of
 from lclm_jax.plan.census import count
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.memory import parameter_counts
 
-LEARNED = [name for name, row in POOLINGS.items() if row.code is not None]
+LEARNED = [name for name, row in POOLINGS.items() if row.code is not None and row.markers is None]
+OURS = [{"pooling": name} for name, row in POOLINGS.items() if not row.published]
+OURS += [{"adapter": {"type": name}} for name, row in ADAPTERS.items() if not row.published]
+OURS += [{"pool_before_last": 1}]
 WEIGHTS = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0], np.float32)
 """Of one encoder row at N = 4: a whole group, a short tail, a gap."""
 
@@ -81,14 +92,20 @@ def test_parameters_stand_with_the_adapters(learned, make_model):
 
 
 def test_the_rest_starts_with_the_values_that_it_has_without(learned, make_model):
-    params, plain = (init_params(m, jax.random.key(0)) for m in (learned, make_model()))
-    assert bool((params["encoder"]["embed"]["table"] == plain["encoder"]["embed"]["table"]).all())
-    assert bool((params["adapter"]["fc2"]["kernel"] == plain["adapter"]["fc2"]["kernel"]).all())
+    def some(model):  # few leaves, so that little is compiled
+        params = init_params(model, jax.random.key(0))
+        return params["encoder"]["final_norm"]["scale"], params["adapter"]["fc2"]["kernel"]
+
+    found, plain = jax.jit(lambda: (some(learned), some(make_model())))()
+    assert jax.tree.all(jax.tree.map(lambda ours, theirs: bool((ours == theirs).all()), found, plain))
 
 
-def test_models_of_the_machinery_alone_are_not_exported(learned):
-    with pytest.raises(ValueError, match=f"model.pooling={learned.pooling} is not part of the published format"):
-        tensor_table(learned)
+@pytest.mark.parametrize("changes", OURS, ids=str)
+def test_what_the_published_format_lacks_is_not_exported(changes, make_model):
+    name, value = next(iter(changes.items()))
+    name, value = ("adapter.type", value["type"]) if name == "adapter" else (name, value)
+    with pytest.raises(ValueError, match=f"model.{name}={value} is not part of the published format"):
+        tensor_table(make_model(**changes))
 
 
 def test_an_unknown_pooling_is_refused_with_the_choices(make_model):
@@ -114,11 +131,92 @@ def test_attention_pooling_is_what_numpy_computes(make_model):
         np.testing.assert_allclose(found[0, group], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_encoding_vmaps_over_stacked_parameters(make_model, batches, rng, mesh):
-    model = make_model(pooling="attention")
-    batch = batches.build(model, [[batches.example(model, rng, [9])]])
-    two = [random_params(model), jax.tree.map(lambda leaf: -leaf, random_params(model))]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *two)
-    together = jax.jit(jax.vmap(lambda params: encode_pooled(params, model, batch)))(stacked)
-    alone = jax.jit(lambda params: encode_pooled(params, model, batch))(two[1])
-    np.testing.assert_allclose(together[1], alone, rtol=1e-4, atol=1e-5)
+def test_pooling_vmaps_over_stacked_parameters(learned, batches, mesh):
+    x_BRE = jax.random.normal(jax.random.key(1), (1, 12, learned.encoder.hidden_size))
+    batch = batches.build(learned, [[]])._replace(pool_weights=WEIGHTS[None, None])
+    one, other = random_params(learned), jax.tree.map(lambda leaf: leaf + 1, random_params(learned))
+
+    @jax.jit
+    def run(one, other):
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other)
+        alone = pool_rows(other, learned, x_BRE, batch, "batch", None)
+        return jax.vmap(lambda params: pool_rows(params, learned, x_BRE, batch, "batch", None))(stacked)[1], alone
+
+    np.testing.assert_allclose(*run(one, other), rtol=1e-4, atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def pooled_by(params, model, batch):
+    return encode_pooled(params, model, batch)
+
+
+def test_slots_are_markers_with_embeddings_of_their_own(make_model, batches, rng, mesh):
+    model = make_model(pooling="slots")
+    batch = batches.build(model, [[batches.example(model, rng, [13, 3])]])
+    params, padded = random_params(model), np.where(batch.encoder_tokens < 64, batch.encoder_tokens, 0)
+    pad_E = params["encoder"]["embed"]["table"][0]
+    assert params["adapter"]["pool"]["markers"].shape == (2, 24) and (padded != batch.encoder_tokens).sum() == 5
+
+    def pooled(batch, *markers):
+        changed = params | {"adapter": params["adapter"] | {"pool": {"markers": jnp.stack(markers)}}}
+        return np.asarray(pooled_by(changed, model, batch))
+
+    same = pooled(batch, pad_E, pad_E)
+    np.testing.assert_allclose(same, pooled(batch._replace(encoder_tokens=padded), pad_E, pad_E), atol=1e-6)
+    moved = np.abs(pooled(batch, pad_E, pad_E + 1) - same).max(-1)[0] > 1e-3
+    # The second latents of two windows; the span of 3 has one latent.
+    assert np.flatnonzero(moved).tolist() == [1, moved.size // batch.encoder_tokens.shape[1] + 1]
+
+
+def test_late_layers_over_latents_of_one_token_are_layers_over_tokens(make_model, mesh, rng):
+    """Three windows in two encoder rows, one with left context: layers, positions and windows are the same."""
+    early, late = (make_model(ratio=1, pool_before_last=count) for count in (0, 1))
+    segments = np.array([[[1, 1, 1, 1, 1, 0], [1, 1, 2, 2, 2, 0]]], np.int32)
+    weights = (segments > 0).astype(np.float32)
+    positions = np.array([[[0, 1, 2, 3, 4, 0], [0, 1, 0, 1, 2, 0]]], np.int32)
+    tokens = rng.integers(0, 60, segments.shape).astype(np.int32)
+    fields = dict(encoder_tokens=tokens, encoder_segments=segments, encoder_positions=positions, pool_weights=weights)
+    batch = Batch(*[None] * len(Batch._fields))._replace(**fields)
+    params = random_params(early)
+    np.testing.assert_allclose(pooled_by(params, late, batch), pooled_by(params, early, batch), atol=1e-5)
+
+
+def test_a_slot_belongs_to_the_window_that_it_pools():
+    weights_BR, segments_BR = np.array([[1, 1, 1, 0, 0, 1.0, 0, 0]]), np.array([[1, 1, 1, 1, 0, 2, 2, 2]])
+    assert latent_windows(jnp.asarray(weights_BR), jnp.asarray(segments_BR), 2).tolist() == [[1, 1, 2, 0]]
+
+
+def test_late_layers_execute_the_flops_of_the_formula(make_model, mesh, rng):
+    model = make_model(pool_before_last=1, mask="bidirectional", window=16, attention="reference")
+    stage = StageConfig(lr={"decoder": 1.0}, steps=1, mixture={"a": 1}, batch_rows=1)
+    pack = PackConfig(row_length=16, encoder_rows=2, encoder_row_length=16)
+    shapes = batch_shapes(model, pack, 1)
+    batch = Batch(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()})
+    lowered = jax.jit(lambda params, batch: encode_pooled(params, model, batch)).lower(abstract_params(model), batch)
+    flops = step_flops(model, stage, pack, "reference").encoder
+    assert flops.inputs == flops.weights == 0
+    assert count(parse(lowered.compile().as_text()), 1).dot_flops == pytest.approx(flops.executed, rel=0.02)
+
+
+def test_poolings_before_the_last_layers_are_checked(make_model):
+    with pytest.raises(ValidationError, match="pool_before_last=2 needs pooling=mean, not mean, and more than 2"):
+        make_model(pool_before_last=2)
+    with pytest.raises(ValidationError, match="needs pooling=mean, not concat"):
+        make_model(pool_before_last=1, pooling="concat")
+
+
+@pytest.mark.parametrize("kind", [name for name, row in ADAPTERS.items() if row.blocks is None])
+def test_products_of_adapters_are_those_that_the_compiler_counts(kind, make_model, mesh):
+    model = make_model(adapter={"type": kind})
+    zeros = np.zeros((1, 3), np.int32)
+    run = jax.jit(lambda params, *arrays: adapter_of(model).apply({"params": params}, *arrays))
+    lowered = run.lower(abstract_params(model)["adapter"], np.zeros((1, 3, 24), np.float32), zeros, zeros)
+    assert count(parse(lowered.compile().as_text()), 1).dot_flops == 3 * 2 * adapter_of(model).products().kernels
+
+
+def test_the_linear_adapter_is_nothing_at_first_where_widths_agree(make_model, make_backbone, mesh):
+    model = make_model(encoder=make_backbone(), adapter={"type": "linear"})
+    params = jax.jit(lambda: init_params(model, jax.random.key(0))["adapter"])()
+    pooled_BLE, zeros_BL = jax.random.normal(jax.random.key(1), (1, 3, 16)), np.zeros((1, 3), np.int32)
+    latents_BLD = adapter_of(model).apply({"params": params}, pooled_BLE, zeros_BL, zeros_BL)
+    np.testing.assert_allclose(latents_BLD, pooled_BLE, atol=1e-6)

@@ -142,10 +142,18 @@ def test_six_meshes_compute_what_one_device_does(make_model, make_backbone, batc
     compare(model, eight_rows(model, batches, rng), [dict(fsdp=1) | sizes for sizes in COVERING])
 
 
+KINDS = {
+    "mean": {"adapter": {"type": "attn_mlp", "num_layers": 1}},
+    "eos": {"pooling": "eos"},
+    "attention": {"pooling": "attention"},
+    "slots": {"pooling": "slots"},
+    "late layers": {"pool_before_last": 1, "adapter": {"type": "linear"}},
+}
+
+
 @pytest.mark.mesh
-@pytest.mark.parametrize("pooling", ["mean", "eos"])
-def test_all_meshes_compute_what_one_device_does(pooling, make_model, make_backbone, batches, rng):
-    adapter = {"type": "attn_mlp", "num_layers": 1} if pooling == "mean" else {"type": "mlp"}
-    model = divisible(make_model, make_backbone, pooling=pooling, adapter=adapter, remat="full")
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_meshes_compute_what_one_device_does(kind, make_model, make_backbone, batches, rng):
+    model = divisible(make_model, make_backbone, remat="full", **KINDS[kind])
     batch = eight_rows(model, batches, rng)
-    compare(model, batch, ALL if pooling == "mean" else [dict(fsdp=1) | sizes for sizes in COVERING])
+    compare(model, batch, ALL if kind == "mean" else [dict(fsdp=1) | sizes for sizes in COVERING])

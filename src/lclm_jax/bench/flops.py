@@ -36,7 +36,9 @@ def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, deco
     sizes = kernel_sizes(model)
     trains = {part: stage.peak_lr(part) is not None for part in ("encoder", "adapter", "decoder")}
     causal = model.mask == "causal"
-    positions = {"encoder": np.count_nonzero(encoder), "adapter": latents, "decoder": np.count_nonzero(decoder)}
+    late = model.pool_before_last / model.encoder.num_layers  # these layers see latents; their attention is left out
+    read = np.count_nonzero(encoder) * (1 - late) + latents * late
+    positions = {"encoder": read, "adapter": latents, "decoder": np.count_nonzero(decoder)}
     head = model.decoder.vocab_size * model.decoder.hidden_size
     parts = [
         Part(2.0 * positions["encoder"] * sizes["encoder"], trains["encoder"], trains["encoder"]),
@@ -45,7 +47,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, deco
         Part(2.0 * positions["decoder"] * sizes["decoder"], trains["decoder"], True),
         Part(2.0 * positions["decoder"] * head, trains["decoder"], True),
         # Both operands of attention's products are activations: a backward pass costs two forward passes or none.
-        Part(_attention(model.encoder, encoder, causal), trains["encoder"], trains["encoder"]),
+        Part(_attention(model.encoder, encoder, causal) * (1 - late), trains["encoder"], trains["encoder"]),
         Part(_attention(model.decoder, decoder, True), True, True),
     ]
     return sum(part.step for part in parts)

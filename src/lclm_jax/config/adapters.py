@@ -20,4 +20,5 @@ ADAPTERS: dict[str, AdapterRow] = {
     "mlp": AdapterRow("lclm_jax.model.adapter:MlpAdapter", norm_first=True, published=True),
     "attn_mlp": AdapterRow("lclm_jax.model.adapter:MlpAdapter", blocks="encoder", published=True),
     "mlp_attn": AdapterRow("lclm_jax.model.adapter:MlpAdapter", blocks="decoder", norm_first=True, published=True),
+    "linear": AdapterRow("lclm_jax.model.adapters.linear:LinearAdapter"),
 }

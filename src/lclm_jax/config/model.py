@@ -104,6 +104,9 @@ class ModelConfig(Tree):
     pooling: Annotated[str, AfterValidator(one_of(POOLINGS))] = key(
         "mean", f"How a group of N hidden states becomes one latent: {', '.join(POOLINGS)}."
     )
+    pool_before_last: int = key(
+        0, "Layers of the encoder that run after mean pooling, over the latents of each window (ARC-Encoder).", ge=0
+    )
     mask: Literal["causal", "bidirectional"] = key("causal", "Attention inside one window.")
     memory_token_ids: tuple[int, int, int] | None = key(
         None, "Decoder ids of memory_start, memory_end and memory; read from the tokenizer when absent."
@@ -136,6 +139,11 @@ class ModelConfig(Tree):
             choices = " or ".join(str(v) for v in (low, low + self.ratio) if v)
             raise ValueError(
                 f"window={self.window} is not a multiple of ratio={self.ratio}; set model.window to {choices}"
+            )
+        if self.pool_before_last and (self.pooling != "mean" or self.pool_before_last >= self.encoder.num_layers):
+            raise ValueError(
+                f"pool_before_last={self.pool_before_last} needs pooling=mean, not {self.pooling}, and more than"
+                f" {self.pool_before_last} encoder layers, not {self.encoder.num_layers}; change model.pool_before_last"
             )
         right = self.overlap if self.mask == "bidirectional" else 0
         markers = self.window // self.ratio if self.has_markers else 0

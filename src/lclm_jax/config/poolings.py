@@ -4,7 +4,10 @@ from typing import Literal, NamedTuple
 
 
 class PoolingRow(NamedTuple):
-    """What everything but its own file needs to know of a pooling; one of ``kernel`` and ``code`` is given."""
+    """What everything but its own file needs to know of a pooling.
+
+    A pooling without parameters has a ``kernel``, one with parameters ``code``; one with learned markers has both.
+    """
 
     kernel: Literal["mean", "concat", "eos"] | None = None
     """What the fused kernel does (``kernels/normed_pooling.py``)."""
@@ -25,4 +28,5 @@ POOLINGS: dict[str, PoolingRow] = {
     "concat": PoolingRow(kernel="concat", width="ratio", published=True),
     "eos": PoolingRow(kernel="eos", markers="pad", published=True),
     "attention": PoolingRow(code="lclm_jax.model.poolings.attention:AttentionPooling", any_ratio=True),
+    "slots": PoolingRow("eos", "lclm_jax.model.poolings.slots:Slots", markers="learned"),
 }

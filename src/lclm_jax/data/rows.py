@@ -10,7 +10,7 @@ import numpy as np
 
 from lclm_jax.batch import Batch, batch_shapes
 from lclm_jax.config import ModelConfig, PackConfig
-from lclm_jax.data.windows import WindowTable, place_windows, plan_spans
+from lclm_jax.data.windows import WindowTable, marker_tokens, place_windows, plan_spans
 from lclm_jax.text.example import Example
 
 Row = dict[str, np.ndarray]
@@ -143,10 +143,8 @@ def _fill_encoder(
     row["latent_segments"][slots] = np.repeat(table.span + 1, table.latents)
     row["latent_positions"][slots] = _ranges(table.start // model.ratio, table.latents)
     if model.has_markers:
-        if encoder_pad_id is None:
-            raise RowError(f"pooling={model.pooling} marks latents with the encoder's pad token; pass encoder_pad_id")
         marks = _ranges(offsets + read, table.markers)
-        flat["tokens"][marks] = encoder_pad_id
+        flat["tokens"][marks] = marker_tokens(table.markers, model, encoder_pad_id)
         row["marker_index"][slots] = marks
     return slots
 

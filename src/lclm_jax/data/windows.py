@@ -112,6 +112,19 @@ def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig, allow_em
     return WindowTable(span, left, start, stop, right, markers, np.maximum(groups, 1), start - left, storage)
 
 
+def marker_tokens(counts: np.ndarray, model: ModelConfig, pad_id: int | None) -> np.ndarray:
+    """Encoder tokens of the markers of windows with ``counts`` markers each, window by window.
+
+    They are ``pad_id``, or the numbers behind the vocabulary, which stand for the learned embeddings of a window's
+    first, second, ... marker: with a vocabulary of 100 and counts 2, 3 they are ``100 101 100 101 102``.
+    """
+    if model.has_pad_markers:
+        if pad_id is None:
+            raise ValueError(f"pooling={model.pooling} marks latents with the encoder's pad token; pass its id")
+        return np.full(int(counts.sum()), pad_id)
+    return model.encoder.vocab_size + np.concatenate([np.arange(count) for count in counts.tolist()])
+
+
 def window_types(table: WindowTable) -> list[tuple[int, int, int]]:
     """Windows that take equal places, largest first: (storage, context, count)."""
     types = np.unique(_type_keys(table), return_counts=True)

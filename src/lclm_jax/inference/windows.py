@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.windows import WindowTable, plan_spans
+from lclm_jax.data.windows import WindowTable, marker_tokens, plan_spans
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.lclm import embed, encode_pooled
 from lclm_jax.parallel import use_mesh
@@ -95,7 +95,7 @@ class SpanEncoder:
 
     def _layout(self, table: WindowTable, chunk: np.ndarray, spans: Sequence[np.ndarray]) -> tuple[Batch, list[int]]:
         """The windows ``chunk`` as rows of one encoder row each, and the latent slot at which each begins."""
-        ratio = self._model.ratio
+        model, ratio = self._model, self._model.ratio
         shape = (self._rows(len(chunk)), 1, self._width(table, chunk))
         tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
         weights = np.zeros(shape, np.float32)
@@ -107,7 +107,8 @@ class SpanEncoder:
             end = offset + right - left
             length = right - left + int(table.markers[window])
             tokens[row, 0, offset:end] = spans[table.span[window]][left:right]
-            tokens[row, 0, end : offset + length] = self._pad_id
+            if table.markers[window]:
+                tokens[row, 0, end : offset + length] = marker_tokens(table.markers[[window]], model, self._pad_id)
             segments[row, 0, offset : offset + length] = 1
             positions[row, 0, offset : offset + length] = np.arange(length)
             pooled_at = offset + start - left
@@ -117,7 +118,7 @@ class SpanEncoder:
         arrays: dict[str, np.ndarray] = dict(
             encoder_tokens=tokens, encoder_segments=segments, encoder_positions=positions
         )
-        if self._model.has_markers:
+        if model.has_markers:
             arrays["marker_index"] = markers
         return blank_batch(**arrays, pool_weights=weights), slots
 

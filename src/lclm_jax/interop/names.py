@@ -122,6 +122,11 @@ def adapter_tensors(model: ModelConfig) -> list[Tensor]:
 
 def _check_published(model: ModelConfig) -> None:
     """The format is what the PyTorch implementation and vLLM read: what they do not have cannot be written for them."""
+    if model.pool_before_last:
+        raise ValueError(
+            f"model.pool_before_last={model.pool_before_last} is not part of the published format (0 is), so this model"
+            " cannot be exported; evaluate it from its checkpoints"
+        )
     published = {
         "pooling": (model.pooling, [name for name, row in POOLINGS.items() if row.published]),
         "adapter.type": (model.adapter.type, [name for name, row in ADAPTERS.items() if row.published]),

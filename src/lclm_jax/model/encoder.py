@@ -25,11 +25,17 @@ class Encoder(Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BMR: jax.Array, segments_BMR: jax.Array, positions_BMR: jax.Array, normed: bool = True
+        self,
+        tokens_BMR: jax.Array,
+        segments_BMR: jax.Array,
+        positions_BMR: jax.Array,
+        normed: bool = True,
+        markers_KE: jax.Array | None = None,
     ) -> jax.Array:
         """hidden_BMRE in the compute dtype; attention stays inside a segment (a window), causal or not by config.
 
-        ``normed=False``: the residual stream, without the final norm.
+        ``normed=False``: the residual stream, without the final norm. ``markers_KE``: input embeddings of the tokens
+        behind the vocabulary (learned markers).
         """
         config, rows = self.model.encoder, tokens_BMR.shape[0] * tokens_BMR.shape[1]
         tokens_BS, segments_BS, positions_BS = (
@@ -41,19 +47,31 @@ class Encoder(Module):
         if self.is_initializing():
             x_BSD = table_VD[tokens_BS]
         else:
-            x_BSD = lookup(table_VD, tokens_BS, axes, (spread, "encoder_seq"), self.model.compute_dtype)
-        options = StackOptions.of(self.model, self.model.mask == "causal", spread, "encoder_seq")._replace(
-            heads="encoder_heads",
-            kv_heads="encoder_heads",
-            mlp="encoder_mlp",
-            width="encoder_embed",
-            lora=self.model.lora.encoder,
-            remat="full" if self.model.remat == "decoder_attention" else self.model.remat,
-        )
+            where = (axes, (spread, "encoder_seq"), self.model.compute_dtype)
+            if markers_KE is None:
+                x_BSD = lookup(table_VD, tokens_BS, *where)
+            else:
+                x_BSD = lookup(table_VD, jnp.minimum(tokens_BS, config.vocab_size - 1), *where)
+                order_BS = tokens_BS - config.vocab_size
+                markers_BSD = lookup(markers_KE, jnp.maximum(order_BS, 0), *where)
+                x_BSD = jnp.where((order_BS >= 0)[..., None], markers_BSD, x_BSD)
+        options = encoder_options(self.model, spread, "encoder_seq")
         x_BSD, _ = layers(config, options)(x_BSD, None, see(config, segments_BS, positions_BS))
         if normed:
             x_BSD = Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
         return x_BSD.reshape(*tokens_BMR.shape, config.hidden_size)
+
+
+def encoder_options(model: ModelConfig, rows: str, positions: str) -> StackOptions:
+    """How the encoder's layers run over these logical axes."""
+    return StackOptions.of(model, model.mask == "causal", rows, positions)._replace(
+        heads="encoder_heads",
+        kv_heads="encoder_heads",
+        mlp="encoder_mlp",
+        width="encoder_embed",
+        lora=model.lora.encoder,
+        remat="full" if model.remat == "decoder_attention" else model.remat,
+    )
 
 
 def dummy_windows(model: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:

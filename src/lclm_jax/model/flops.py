@@ -86,14 +86,17 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
         backend: attention of the target platform, a key of ``ATTENTION``.
     """
     trains = {part: stage.peak_lr(part) is not None for part in ("adapter", "encoder", "decoder")}
-    lora = {tower: stage.peak_lr(f"{tower}_lora") is not None for tower in ("encoder", "decoder")}
     cost, rows = ATTENTION[backend], stage.batch_rows
-    encoder_learns = trains["encoder"] or lora["encoder"]
+    encoder_learns = through_encoder(model, stage)
     encoder_rows = rows * pack.encoder_rows
-    encoder = _stack(
-        model.encoder, encoder_rows, pack.encoder_row_length, model.window, trains["encoder"], encoder_learns,
-        _Run(remat_of(model, "encoder"), cost, model.mask == "causal", model.lora.encoder),
-    )  # fmt: skip
+    run = _Run(remat_of(model, "encoder"), cost, model.mask == "causal", model.lora.encoder)
+    stacks = []
+    # The last layers run over latents if the model pools before them.
+    for count, ratio in ((model.encoder.num_layers - model.pool_before_last, 1), (model.pool_before_last, model.ratio)):
+        shape = model.encoder.model_copy(update={"num_layers": count})
+        length, window = pack.encoder_row_length // ratio, model.window // ratio
+        stacks.append(_stack(shape, encoder_rows, length, window, trains["encoder"], encoder_learns, run))
+    encoder = Passes(*map(sum, zip(*stacks, strict=True)))
     decoder = _stack(
         model.decoder, rows, pack.row_length, pack.row_length, trains["decoder"], True,
         _Run(remat_of(model, "decoder"), cost, True, model.lora.decoder),
@@ -105,6 +108,12 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     # The logits are taken again in the backward pass, whatever the remat policy.
     head = Passes(forward, forward, forward * trains["decoder"], forward)
     return StepFlops(encoder, adapter, decoder, head)
+
+
+def through_encoder(model: ModelConfig, stage: StageConfig) -> bool:
+    """Whether the backward pass goes through the encoder: it trains, its LoRA does, or its learned markers do."""
+    parts = ["encoder", "encoder_lora"] + (["adapter"] if model.pooling_row.markers == "learned" else [])
+    return any(stage.peak_lr(part) is not None for part in parts)
 
 
 def remat_of(model: ModelConfig, tower: str) -> str:

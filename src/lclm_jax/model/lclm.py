@@ -22,7 +22,8 @@ from lclm_jax.model.cache import KVCache
 from lclm_jax.model.declare import DROPOUT, Declared
 from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
-from lclm_jax.model.pooling import dummy_groups, pool_rows, pooling_of, takes_norm
+from lclm_jax.model.late_layers import first_layers, read_latents
+from lclm_jax.model.pooling import dummy_groups, learned_markers, pool_rows, pooling_of, takes_norm
 from lclm_jax.model.splice import splice
 from lclm_jax.parallel.mapped import axis_names, mapped
 from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
@@ -61,9 +62,13 @@ def _encode_pooled(
     spread = widest(ENCODER_ROWS, alone.encoder_tokens.shape[0])
     with jax.named_scope("encoder/window"):
         windows = (alone.encoder_tokens, alone.encoder_segments, alone.encoder_positions)
-        x_BMRE = _apply(Encoder(model), params["encoder"], *windows, False, key=key)
+        reader, encoder = first_layers(model, params["encoder"])
+        x_BMRE = _apply(Encoder(reader), encoder, *windows, False, learned_markers(params, model), key=key)
     with jax.named_scope("pool"):
-        pooled_BLE = pool_rows(params, model, x_BMRE[:, 0], alone, spread, latent_scale_E)
+        if model.pool_before_last:
+            pooled_BLE = read_latents(model, params["encoder"], x_BMRE[:, 0], alone, spread, key)
+        else:
+            pooled_BLE = pool_rows(params, model, x_BMRE[:, 0], alone, spread, latent_scale_E)
         # Home to the owners of the packed rows: only pooled states travel, a ratio-th of what was computed.
         pooled_BLE = pooled_BLE.reshape(batch.encoder_tokens.shape[0], -1, pooled_BLE.shape[-1])
         return constrain(pooled_BLE, "batch", "latents", "embed")

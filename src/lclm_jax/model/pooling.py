@@ -7,10 +7,11 @@ A pooling with parameters is a ``Module`` in ``model/poolings/`` with the attrib
   position: of a gap it is the first, and the gap's latent is replaced by zeros;
 - ``products() -> Products``: its FLOPs.
 
-Its parameters are ``adapter/pool/...``: a stage trains them with the adapter.
+A pooling with learned markers is called as ``__call__() -> markers_KE``, their input embeddings; the kernel then takes
+the markers' states. Parameters are ``adapter/pool/...``: a stage trains them with the adapter.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,24 @@ def pooling_of(model: ModelConfig) -> Module | None:
     return None if code is None else load(code, model)
 
 
-def dummy_groups(model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+def learned_markers(params: Any, model: ModelConfig) -> jax.Array | None:
+    """[K, E]: input embeddings of the markers of a window; None: they have none of their own."""
+    pooling = pooling_of(model)
+    if pooling is None or model.pooling_row.markers != "learned":
+        return None
+    return cast(jax.Array, pooling.apply({"params": params["adapter"]["pool"]}))
+
+
+def dummy_groups(model: ModelConfig) -> tuple[jax.Array, ...]:
     """Smallest inputs that a pooling can be initialised with."""
+    if model.pooling_row.markers == "learned":
+        return ()
     return jnp.zeros((1, 1, model.ratio, model.encoder.hidden_size)), jnp.ones((1, 1, model.ratio))
 
 
 def takes_norm(model: ModelConfig) -> bool:
     """Whether the pooling kernel takes over the norm that the adapter begins with."""
-    return model.pooling_row.kernel is not None and model.adapter.row.norm_first
+    return model.pooling_row.kernel is not None and model.adapter.row.norm_first and not model.pool_before_last
 
 
 def pool_rows(
@@ -73,8 +84,7 @@ def pool_rows(
     hidden_BRE = rms_norm(x_BRE, scale_E, model.encoder.norm_eps)
     hidden_BLNE, weights_BLN, full_BL = _groups(model, hidden_BRE, weights_BR)
     hidden_BLNE = constrain(hidden_BLNE, rows, "latents", None, "embed")
-    pooled_BLE = pooling.apply({"params": params["adapter"]["pool"]}, hidden_BLNE, weights_BLN)
-    assert isinstance(pooled_BLE, jax.Array)
+    pooled_BLE = cast(jax.Array, pooling.apply({"params": params["adapter"]["pool"]}, hidden_BLNE, weights_BLN))
     if pooled_BLE.shape != (*full_BL.shape, model.latent_size):
         raise ValueError(
             f"pooling {model.pooling} gave {pooled_BLE.shape}, not {(*full_BL.shape, model.latent_size)}; correct its"

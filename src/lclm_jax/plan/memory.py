@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
-from lclm_jax.model.flops import kernel_sizes, remat_of
+from lclm_jax.model.flops import kernel_sizes, remat_of, through_encoder
 from lclm_jax.model.lclm import abstract_params
 
 _FLOAT32 = 4
@@ -90,9 +90,9 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
 
 def _saved(model: ModelConfig, stage: StageConfig, positions: float, encoded: float, size: int) -> float:
     """What the scans over layers keep: their carry, and what the remat policy names."""
-    through_encoder = stage.peak_lr("encoder") is not None or stage.peak_lr("encoder_lora") is not None
     total = _kept(model.decoder, remat_of(model, "decoder"), size) * positions
-    return total + (_kept(model.encoder, remat_of(model, "encoder"), size) * encoded if through_encoder else 0.0)
+    kept = _kept(model.encoder, remat_of(model, "encoder"), size) * encoded
+    return total + kept * through_encoder(model, stage)
 
 
 def _kept(shape: BackboneConfig, remat: str, size: int) -> float:

@@ -1,0 +1,1 @@
+"""Further adapters, one a file; ``config/adapters.py`` names them."""
