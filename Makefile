@@ -7,7 +7,7 @@
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
-# make test-aot         kernels compiled for TPUs and an H100 that need not be there (in .venv-aot, Python 3.12 if there is one)
+# make test-aot         kernels and a train step compiled for TPUs and H100s that need not be there (in .venv-aot, Python 3.12 if there is one)
 #
 # PYTHON       interpreter to use (3.11 or 3.12); naming one gives it a virtual environment of its own
 # TORCH_INDEX  optional package index that has CPU builds of torch, for the tests

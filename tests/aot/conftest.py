@@ -3,16 +3,20 @@
 import functools
 import os
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from lclm_jax.parallel import AXES, use_mesh
-from lclm_jax.plan.topologies import parse_topology, prepare_environment, tpu_devices
+from lclm_jax.plan.topologies import (
+    GPU_PACKAGES,
+    can_compile,
+    compile_only_devices,
+    parse_topology,
+    prepare_environment,
+)
 
 prepare_environment()  # JAX is imported but has touched no device yet
 
@@ -20,22 +24,20 @@ SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 @functools.cache
-def h100_devices():
-    """One H100, described by ``h100.textproto``; needs the CUDA plugin and no GPU."""
-    from jax._src import xla_bridge  # JAX looks for the plugin only where there is a GPU
-
-    pytest.importorskip("jax_plugins.xla_cuda13", reason="needs jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc")
+def devices_of(name):
+    """Devices of a slice by name; for ``h100`` those of one GPU, if the compiler of GPUs is installed."""
+    topology = parse_topology("h100:1" if name == "h100" else SLICES.get(name, name))
+    if not can_compile(topology):
+        pytest.skip(f"needs {', '.join(GPU_PACKAGES)}")
     # There is no GPU to try variants on. The plugin reads the flags when it is loaded.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-    xla_bridge.discover_pjrt_plugins()
-    target = Path(__file__).with_name("h100.textproto").read_text()
-    return list(topologies.get_topology_desc("h100", "cuda", target_config=target, topology="1x1x1").devices)
+    return compile_only_devices(topology)
 
 
 @pytest.fixture
 def topology():
     """``topology(name)``: compile-only devices of a slice such as ``v5p:2x2x1``, of a kind of chip, or of ``h100``."""
-    return lambda name: h100_devices() if name == "h100" else tpu_devices(parse_topology(SLICES.get(name, name)))
+    return devices_of
 
 
 @pytest.fixture

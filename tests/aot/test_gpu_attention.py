@@ -15,7 +15,7 @@ from tests.aot.test_attention import DECODER, ENCODER, LONG, step_of
 
 KERNELS = ("attention_forward", "attention_dq", "attention_dkv")
 SHARED_BYTES = 232448
-"""Of one block of threads on an H100, ``shared_memory_per_block_optin`` in h100.textproto."""
+"""Of one block of threads on an H100, ``shared_memory_per_block_optin`` in plan/h100.textproto."""
 
 SHAPES = {
     "encoder": dict(shape=ENCODER),

@@ -94,6 +94,23 @@ def test_an_unknown_kernel_is_named():
     assert count(parse(KERNEL.replace("splash_mha_fwd_segmented", "my_kernel")), 1).unknown_kernels == ("my_kernel",)
 
 
+TRITON = """HloModule jit_t
+
+ENTRY %main (b: s32[1,4,4], q: bf16[1,512,8,128], k: bf16[1,512,2,128]) -> (bf16[1,512,8,128], f32[1,8,512]) {
+  %b = s32[1,4,4]{2,1,0} parameter(0)
+  %q = bf16[1,512,8,128]{3,2,1,0} parameter(1)
+  %k = bf16[1,512,2,128]{3,2,1,0} parameter(2)
+  ROOT %pallas_call.7 = (bf16[1,512,8,128]{3,2,1,0}, f32[1,8,512]{2,1,0}) custom-call(%b, %q, %k, %k), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/jvp(decoder)/attn/pallas_call"}, backend_config={debug = false, grid_x = 4 : i32, ir = "ML", name = "attention_forward"}
+}
+"""
+
+
+def test_a_kernel_on_a_gpu_has_positions_before_heads():
+    census = count(parse(TRITON), 1, Causality(("decoder",), 128))
+    assert census.kernel_flops == 2 * 2 * 8 * 128 * (128 * 128 * 4 * 5 / 2)
+    assert census.unknown_kernels == ()
+
+
 FUSIONS = """HloModule jit_h
 
 %slice (param_0: f32[36,64,64], param_1: s32[]) -> f32[64,64] {

@@ -14,6 +14,7 @@ from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import compiled, plans
 from lclm_jax.plan.census import count
 from lclm_jax.plan.hlo import parse
+from lclm_jax.plan.report import stages_table
 from lclm_jax.plan.topologies import parse_topology
 
 spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
@@ -24,7 +25,8 @@ spec.loader.exec_module(conftest)
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Compile for the eight CPU devices of the tests, called a node of GPUs."""
-    monkeypatch.setattr(compiled, "devices_of", lambda topology: jax.devices()[: topology.num_chips])
+    monkeypatch.setattr(plans, "can_compile", lambda topology: True)
+    monkeypatch.setattr(compiled, "compile_only_devices", lambda topology: jax.devices()[: topology.num_chips])
     return parse_topology("h100:8")
 
 
@@ -33,7 +35,7 @@ def on_cpu(monkeypatch):
 )
 def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
     config = conftest.small_config(model__remat=remat)
-    step = compiled.compile_step(config, stage, on_cpu)
+    step = compiled.compile_step(compiled.lower_step(config, stage, on_cpu))
     census = count(parse(step.text), 8)
     formula = step_flops(config.model, config.stages[stage], config.pack(stage), "reference").executed / 8
     assert census.flops == pytest.approx(formula, rel=0.05)
@@ -70,6 +72,17 @@ def test_rows_per_chip_keep_the_tokens(config):
     assert (changed.batch_rows, changed.steps, changed.microbatches) == (4, 40, 1)
 
 
-def test_gpus_are_refused(config):
-    with pytest.raises(ValueError, match="not supported yet"):
-        compiled.compile_step(config, "all", parse_topology("h100:8"))
+def test_without_a_compiler_for_gpus_the_plan_is_by_formula(config, monkeypatch):
+    monkeypatch.setattr(plans, "can_compile", lambda topology: False)
+    plan = plans.plan_stage(config, "all", parse_topology("h100:2x4"))
+    assert plan.by_formula
+    assert plan.fits
+    assert plan.program.executed_flops == plan.formula_flops
+    assert set(plan.program.wire_bytes) == {"fsdp"}
+    assert "BY FORMULA" in stages_table([plan], None).title
+
+
+def test_a_compiled_plan_is_not_by_formula(on_cpu, monkeypatch):
+    monkeypatch.setattr(plans.cache, "load", lambda key: compiled.CompiledStep("", 0.0, 0.0, 0.0, 1.0, "too large"))
+    plan = plans.plan_stage(conftest.small_config(), "all", on_cpu)
+    assert (plan.fits, plan.by_formula, plan.why_not) == (False, False, "too large")

@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from lclm_jax.plan.plans import as_json, from_json
+from lclm_jax.plan.plans import as_json
 from lclm_jax.plan.report import document, lines, search_table, stages_table, totals
 
 
@@ -41,11 +41,11 @@ def test_the_table_of_a_search_keeps_the_order(plan_of):
     assert text.index("1,000") < text.index("90.00")
 
 
-def test_json_goes_both_ways(plan_of):
+def test_json_has_what_follows_from_a_plan(plan_of):
     for plan in (plan_of(), plan_of(fits=False)):
         written = json.loads(json.dumps(as_json(plan)))
-        assert from_json(written) == plan
-        assert written["fits"] == plan.fits
+        assert (written["fits"], written["mfu"], written["days"]) == (plan.fits, plan.mfu, plan.days)
+        assert written["choice"]["mesh"] == plan.choice.mesh
 
 
 def test_the_document_names_versions_and_total(plan_of):

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from lclm_jax.plan import search
+from lclm_jax.plan.formula import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate
-from lclm_jax.plan.plans import mesh_sizes
-from lclm_jax.plan.search import TIE, candidates, guess_seconds, meshes, ranked
+from lclm_jax.plan.search import TIE, candidates, compiled_best, meshes, ranked
 from lclm_jax.plan.topologies import parse_topology
 
 spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
@@ -41,7 +42,7 @@ def test_every_rows_and_remat_is_tried_before_any_a_second_time(config):
 
 def test_the_first_candidate_is_the_fastest_by_formula_but_for_ties(config):
     found = candidates(config, "all", NODE)
-    seconds = [guess_seconds(candidate, "all", NODE) for candidate in found]
+    seconds = [by_formula(candidate, "all", NODE).step_s for candidate in found]
     assert seconds[0] <= min(seconds) * (1 + 2 * TIE)
 
 
@@ -69,9 +70,26 @@ def test_what_is_saved_takes_memory_and_spares_time(less, more):
     first, second = (conftest.small_config(model__remat=remat) for remat in (less, more))
     assert estimate(first, "all", sizes).peak < estimate(second, "all", sizes).peak
     if less != "attention":  # saving the products still runs attention again
-        assert guess_seconds(first, "all", NODE) > guess_seconds(second, "all", NODE)
+        assert by_formula(first, "all", NODE).step_s > by_formula(second, "all", NODE).step_s
 
 
 def test_plans_that_do_not_fit_come_last(plan_of):
     small, slow, large = plan_of(peak=1e9, step=1.0), plan_of(peak=1e9, step=2.0), plan_of(peak=1e15, step=0.1)
     assert ranked([large, slow, small]) == [small, slow, large]
+
+
+def test_only_what_could_be_faster_is_compiled(config, plan_of, monkeypatch):
+    found = candidates(config, "all", NODE)
+    quick = by_formula(found[0], "all", NODE).step_s
+    told, steps = [], iter([quick * 1.001] * len(found))
+    monkeypatch.setattr(search, "plan_stage", lambda *_: plan_of(step=next(steps)))
+    plans = list(search.search(found, "all", NODE, told.append))
+    assert len(plans) == len(told) < len(found)
+    assert "by formula" in told[0]
+
+
+def test_what_has_no_room_does_not_count_as_compiled(plan_of):
+    tried = iter([plan_of(fits=False), plan_of(step=3.0), plan_of(step=1.0), plan_of(step=0.1)])
+    taken = compiled_best(tried, 2)
+    assert [plan.program and plan.program.step_s for plan in taken] == [1.0, 3.0, None]
+    assert next(tried).program.step_s == 0.1

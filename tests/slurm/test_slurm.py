@@ -80,7 +80,8 @@ def wait_for(cluster, job, what, condition, seconds=300):
 
 
 def _log(state):
-    return f"{state['JobState']}\n{Path(state['StdOut']).read_text()[-4000:]}"
+    said = " ".join(f"{name}={state.get(name)}" for name in ("JobState", "Reason", "ExitCode", "Restarts"))
+    return f"{said}\n{Path(state['StdOut']).read_text()[-4000:]}"
 
 
 def completed(cluster, job):

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_argument
-@click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256...")
+@click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256, h100:8, h100:8x8...")
 @click.option("--stage", help="Plan this stage alone; all of them by default.")
 @click.option("--rows-per-chip", type=float, help="Packed rows of a step per chip; the tokens stay.")
 @click.option("--price", type=float, help="Money per chip-hour.")
 @click.option(
     "--search", is_flag=True, help="Try meshes, rows per chip and remat policies of one stage; rank what fits."
 )
-@click.option("--compiles", default=8, show_default=True, help="Most plans that --search compiles.")
+@click.option(
+    "--compiles", default=4, show_default=True, help="Most plans that --search compiles, the best by formula."
+)
 @click.option("--fresh", is_flag=True, help="Compile again what the cache holds.")
 @set_option
 @cluster_option
@@ -41,18 +43,19 @@ def plan(
     overrides: tuple[str, ...],
     **options,
 ) -> None:
-    """Compile the real train step of CONFIG for a TPU slice, on this machine, and count what it does.
+    """Compile the real train step of CONFIG for TPU slices or H100s, on this machine, and count what it does.
 
     Prints whether it fits, bytes and FLOPs per chip, bytes on the wire by mesh axis, the step time at peak rates and
     what bounds it, and from that tokens/s, MFU, days, chip-hours and money: lower bounds, as no program runs at peak.
-    Needs libtpu (pip install "lclm-jax[tpu]") and no accelerator; GPU clusters are not compiled for yet. A compile
-    takes minutes; results are kept under ~/.cache/lclm-jax/plans.
+    Needs no accelerator. TPUs need libtpu (pip install "lclm-jax[tpu]"); GPUs need jax-cuda13-plugin,
+    jax-cuda13-pjrt and nvidia-cuda-nvcc, without which their plan is by formula and says so. A compile takes minutes;
+    results are kept under ~/.cache/lclm-jax/plans.
     """
     from lclm_jax.plan.topologies import parse_topology, prepare_environment
 
+    tree = load_for_devices(config, overrides, options["cluster"])
     topology = parse_topology(name)
     prepare_environment()
-    tree = load_for_devices(config, overrides, options["cluster"])
     if stage is not None and stage not in tree.stages:
         raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
     stages = [stage] if stage else list(tree.stages)
@@ -72,7 +75,7 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
 
     plans = []
     for name in stages:
-        click.echo(f"compiling {name} for {topology.name}", err=True)
+        click.echo(f"planning {name} for {topology.name}", err=True)
         plans.append(plan_stage(tree, name, topology, reuse=not options["fresh"]))
     price = options["price"]
     console = Console(soft_wrap=True)
@@ -88,11 +91,16 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
     from rich.console import Console
 
     from lclm_jax.plan.report import document, search_table
-    from lclm_jax.plan.search import candidates, search
+    from lclm_jax.plan.search import candidates, compiled_best, search
 
-    found = candidates(tree, stage, topology)[: options["compiles"]]
-    click.echo(f"{len(found)} plans to compile; Ctrl-C keeps what is done, and the same command goes on", err=True)
-    plans = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse=not options["fresh"])
+    found, most = candidates(tree, stage, topology), options["compiles"]
+    click.echo(
+        f"{len(found)} meshes, rows and remat policies fit by formula and are ranked by it; the best are compiled,"
+        f" at most {most}. Ctrl-C keeps what is done, and the same command goes on",
+        err=True,
+    )
+    tried = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse=not options["fresh"])
+    plans = compiled_best(tried, most)
     Console(soft_wrap=True).print(search_table(plans))
     write_result(options["json_file"], document(plans, options["price"]))
 

@@ -26,6 +26,7 @@ ATTENTION = {
     "reference": AttentionCost(4, None),
     "chunked": AttentionCost(5, 512),
     "splash": AttentionCost(7, 1024),
+    "pallas_gpu": AttentionCost(7, 128),
 }
 """Backend -> what it executes; the forward pass takes two products everywhere."""
 

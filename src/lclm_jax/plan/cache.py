@@ -1,19 +1,17 @@
-"""Compiled results kept on disk, under a name that changes with everything that could change them."""
+"""What the compiler gave, kept on disk under a name that changes with everything that could change it."""
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from lclm_jax.config import Config
-from lclm_jax.plan.topologies import Topology
+from lclm_jax.plan.compiled import CompiledStep, LoweredStep
 
-_ROOMS = ("batch.py", "kernels", "model", "parallel", "plan", "train")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc")
 
 
 def cache_folder() -> Path:
@@ -21,44 +19,43 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lclm-jax" / "plans"
 
 
-def key_of(config: Config, stage: str, topology: Topology) -> str:
-    """Name of a result: a hash of all that the program depends on.
+def key_of(lowered: LoweredStep) -> str:
+    """Name of a result: a hash of all that the compiler is given.
 
-    That is the model, the mesh, the stage's rows, layout and what it trains (learning rates and steps are numbers in
-    the same program), the versions of JAX and its compilers, their flags, and this package's own source.
+    That is the lowered program, the devices in the mesh's order, the versions of the compilers and their flags; not
+    how a plan counts, as the compiled program itself is kept.
     """
-    settings = config.stages[stage]
-    parts = ("adapter", "encoder", "decoder", "memory_rows", "encoder_lora", "decoder_lora")
-    depends: dict[str, Any] = {
-        "model": config.model.model_dump(mode="json"),
-        "mesh": config.mesh.model_dump(mode="json"),
-        "pack": config.pack(stage).model_dump(mode="json"),
-        "trains": [part for part in parts if settings.peak_lr(part) is not None],
-        "rows": [settings.batch_rows, settings.microbatches],
-        "loss": [config.train.loss_normalisation, config.train.z_loss],
-        "topology": topology.name,
-        "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")},
+    depends = {
+        "program": lowered.text(),
+        "topology": lowered.wiring.topology.name,
+        "devices": [device.id for device in lowered.wiring.devices],
+        "versions": {name: _version(name) for name in _VERSIONS},
         "flags": {name: os.environ.get(name, "") for name in _FLAGS},
-        "source": _source_digest(),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def load(key: str) -> dict[str, Any] | None:
+def load(key: str) -> CompiledStep | None:
     """The result stored under ``key``; None if there is none or it cannot be read."""
     try:
-        return json.loads((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with gzip.open(_path(key), "rt", encoding="utf-8") as file:
+            return CompiledStep(**json.load(file))
+    except (OSError, EOFError, ValueError, TypeError):
         return None
 
 
-def store(key: str, result: Any) -> None:
-    """Keep a dataclass under ``key``; appears at once or not at all."""
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{key}.{os.getpid()}.part"
-    part.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
-    part.replace(folder / f"{key}.json")
+def store(key: str, result: CompiledStep) -> None:
+    """Keep ``result`` under ``key``; it appears at once or not at all."""
+    path = _path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with gzip.open(part, "wt", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(result), file)
+    part.replace(path)
+
+
+def _path(key: str) -> Path:
+    return cache_folder() / f"{key}.json.gz"
 
 
 def _version(name: str) -> str | None:
@@ -66,14 +63,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-@cache
-def _source_digest() -> str:
-    """Digest of the files that make the program and count it."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for room in _ROOMS:
-        path = root / room
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lclm_jax.plan.hlo import Array, Computation, Instruction, Program, Visit, users
-from lclm_jax.plan.kernels import Causality, kernel_flops, kernel_name
+from lclm_jax.plan.kernels import Causality, is_kernel, kernel_flops, kernel_name
 
 # fmt: off
 _FREE = frozenset({
@@ -77,7 +77,7 @@ def count(program: Program, devices: int, causality: Causality = Causality()) ->
         instruction, times = visit.instruction, visit.times
         if instruction.opcode in ("dot", "convolution"):
             dots += times * _product_flops(visit.computation, instruction)
-        elif instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.attributes:
+        elif is_kernel(instruction):
             operands = [visit.computation.instructions[name].arrays[0] for name in instruction.operands]
             flops = kernel_flops(instruction, operands, causality)
             kernels += times * (flops or 0.0)

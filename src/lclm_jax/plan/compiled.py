@@ -1,6 +1,9 @@
 """The real train step, compiled for a topology that is not there."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +13,7 @@ from lclm_jax.config import Config
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_sharding, make_mesh, use_mesh
 from lclm_jax.plan.roofline import Wiring
-from lclm_jax.plan.topologies import Topology
+from lclm_jax.plan.topologies import Topology, compile_only_devices
 from lclm_jax.train.optimizer import make_optimizer
 from lclm_jax.train.state import abstract_state
 from lclm_jax.train.step import make_train_step
@@ -19,65 +22,91 @@ MEMORY_TOKENS = (0, 1, 2)
 """Stand in for ids that only the tokenizer knows; no cost depends on them."""
 
 
-class CompiledStep(NamedTuple):
+_OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
+"""XLA times variants of a product on the GPU itself; there is none."""
+
+
+class LoweredStep(NamedTuple):
+    """A train step on its way to the compiler."""
+
+    program: jax.stages.Lowered
+    wiring: Wiring
+
+    def text(self) -> str:
+        """The program with its named scopes and without a trace of the files it was written in."""
+        return self.program.as_text(debug_info=True)
+
+
+@dataclass(frozen=True)
+class CompiledStep:
     """A compiled program and what the compiler says of its memory; bytes are per device."""
 
     text: str
-    """Optimised HLO."""
+    """Optimised HLO; empty if there is none."""
     argument_bytes: float
     temporary_bytes: float
     peak_bytes: float
     compile_s: float
-    """Seconds of lowering and compiling together."""
-    wiring: Wiring
+    why_not: str = ""
+    """What the compiler said if it found no way to place the program in the chip's memory."""
 
 
-class DoesNotFit(ValueError):
-    """The compiler found no way to place the program in the chip's memory."""
-
-
-def compile_step(config: Config, stage: str, topology: Topology) -> CompiledStep:
-    """Compile the train step of ``stage`` on ``config.mesh`` over the devices of ``topology``.
+def lower_step(config: Config, stage: str, topology: Topology) -> LoweredStep:
+    """The train step of ``stage`` on ``config.mesh`` over the devices of ``topology``, for the compiler.
 
     Only shapes go in, so nothing is allocated, whatever the size of the model.
 
     Raises:
-        DoesNotFit: the compiler ran out of the chip's memory.
         ValueError: the mesh, the rows or the heads do not divide, or the topology is unknown to the compiler.
     """
-    if config.model.memory_token_ids is None:
-        model = config.model.model_copy(update={"memory_token_ids": MEMORY_TOKENS})
-        config = config.model_copy(update={"model": model})
-    mesh = make_mesh(config.mesh, devices_of(topology))
+    config = _with_plain_numbers(config, stage)
+    mesh = make_mesh(config.mesh, compile_only_devices(topology))
     optimizer = make_optimizer(config.train.optimizer, config.stages[stage], abstract_params(config.model))
-    started = time.perf_counter()
-    with use_mesh(mesh):
+    with use_mesh(mesh), _without_traces():
         state = abstract_state(config.model, optimizer, mesh)
         lowered = make_train_step(config, stage, optimizer, mesh).lower(state, _abstract_batch(config, stage, mesh))
-        try:
-            program = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
-                raise
-            raise DoesNotFit(str(error).splitlines()[0]) from None
-    memory = program.memory_analysis()
+    return LoweredStep(lowered, Wiring(topology, dict(mesh.shape), list(mesh.devices.flat)))
+
+
+def compile_step(lowered: LoweredStep) -> CompiledStep:
+    """Compile; a program too large for the chip's memory gives a ``CompiledStep`` that says so."""
+    started = time.perf_counter()
+    try:
+        program = lowered.program.compile(compiler_options=_OPTIONS if lowered.wiring.on_gpus else None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
+            raise
+        return CompiledStep("", 0.0, 0.0, 0.0, time.perf_counter() - started, str(error).splitlines()[0])
+    memory, text = program.memory_analysis(), program.as_text()
+    assert memory is not None
+    assert text is not None
     return CompiledStep(
-        program.as_text(),
+        text,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes,
         time.perf_counter() - started,
-        Wiring(topology, dict(mesh.shape), list(mesh.devices.flat)),
     )
 
 
-def devices_of(topology: Topology) -> list[Any]:
-    """Compile-only devices; raises ``ValueError`` for GPUs, for which there is no compiler here yet."""
-    from lclm_jax.plan import topologies
+def _with_plain_numbers(config: Config, stage: str) -> Config:
+    """``config`` with one length of the schedule for all: numbers in the program that none of its costs depends on."""
+    settings = config.stages[stage].model_copy(update={"steps": 1000, "warmup_steps": None})
+    changes: dict[str, Any] = {"stages": {**config.stages, stage: settings}}
+    if config.model.memory_token_ids is None:
+        changes["model"] = config.model.model_copy(update={"memory_token_ids": MEMORY_TOKENS})
+    return config.model_copy(update=changes)
 
-    if topology.chip.dimensions == 0:
-        raise ValueError(f"{topology.name}: compiling for GPUs without one is not supported yet; name a TPU slice")
-    return topologies.tpu_devices(topology)
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """Leave lines of files out of programs: a kernel carries those it came from, and would differ when they move."""
+    before = jax.config.values["jax_traceback_in_locations_limit"]
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def _abstract_batch(config: Config, stage: str, mesh: Any) -> Batch:

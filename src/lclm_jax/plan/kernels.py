@@ -28,10 +28,19 @@ KERNELS = (
 )
 
 
+TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
+"""What custom kernels are called in a program: Pallas kernels by Mosaic on TPUs, by Triton on GPUs."""
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    """Whether an instruction runs a custom kernel."""
+    return instruction.opcode == "custom-call" and any(f'"{name}"' in instruction.attributes for name in TARGETS)
+
+
 def kernel_name(instruction: Instruction) -> str:
     """What its author calls a kernel."""
-    found = re.search(r'kernel_name\\*"? ?[=:] ?\\*"([\w.]+)', instruction.attributes)
-    return found[1] if found else instruction.name.rstrip("0123456789.")
+    found = re.search(r'kernel_name\\*"? ?[=:] ?\\*"([\w.]+)|\bname = "([\w.]+)"', instruction.attributes)
+    return found[1] or found[2] if found else instruction.name.rstrip("0123456789.")
 
 
 class Causality(NamedTuple):
@@ -61,13 +70,15 @@ def kernel_flops(instruction: Instruction, operands: list[Array], causality: Cau
         if re.search(kernel.pattern, name):
             if kernel.products == 0:
                 return 0.0
-            return 2.0 * kernel.products * _width_times_pairs(operands, causality.block_of(instruction))
+            wide = [array for array in operands if array.dtype in ("bf16", "f32") and len(array.dims) >= 3]
+            if TARGETS[1] in instruction.attributes:  # [rows, positions, heads, width] as the model has them
+                wide = [array._replace(dims=tuple(array.dims[i] for i in (0, 2, 1, 3))) for array in wide[:2]]
+            return 2.0 * kernel.products * _width_times_pairs(wide, causality.block_of(instruction))
     return None
 
 
-def _width_times_pairs(operands: list[Array], causal_block: int | None) -> float:
-    """Rows * heads * head width * pairs of one attention, from q [..., S, d] and k [..., T, d] among the operands."""
-    wide = [array for array in operands if array.dtype in ("bf16", "f32") and len(array.dims) >= 3]
+def _width_times_pairs(wide: list[Array], causal_block: int | None) -> float:
+    """Rows * heads * head width * pairs of one attention, from q [..., S, d] and k [..., T, d], which come first."""
     q, k = wide[0], wide[1]
     queries, keys, width = q.dims[-2], k.dims[-2], q.dims[-1]
     heads = q.size / (queries * width)

@@ -8,12 +8,13 @@ from lclm_jax.config import Config
 from lclm_jax.model.flops import ATTENTION, step_flops
 from lclm_jax.plan import cache
 from lclm_jax.plan.census import count
-from lclm_jax.plan.compiled import CompiledStep, DoesNotFit, compile_step
+from lclm_jax.plan.compiled import CompiledStep, compile_step, lower_step
+from lclm_jax.plan.formula import Formula, backend_of, by_formula, mesh_sizes
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.kernels import Causality
-from lclm_jax.plan.memory import estimate
-from lclm_jax.plan.roofline import roofline, wire_by_axes
-from lclm_jax.plan.topologies import Topology
+from lclm_jax.plan.memory import MemoryEstimate, estimate
+from lclm_jax.plan.roofline import Wiring, roofline, wire_by_axes
+from lclm_jax.plan.topologies import Topology, can_compile
 
 _DAY = 86400.0
 
@@ -33,14 +34,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Program:
-    """The compiled step on one device. Bytes are per device, FLOPs and bytes per step."""
+    """The step on one device, as compiled or by formula. Bytes are per device, FLOPs and bytes per step."""
 
     argument_bytes: float
     temporary_bytes: float
     peak_bytes: float
     executed_flops: float
     """Matrix products and kernels that the program runs."""
-    hbm_bytes: float
+    hbm_bytes: float | None
+    """Memory traffic; None: there is no formula for it."""
     wire_bytes: dict[str, float]
     """Mesh axes -> bytes received from collectives along them."""
     unknown_kernels: tuple[str, ...]
@@ -50,7 +52,8 @@ class Program:
     network_s: float
     step_s: float
     bound: str
-    compile_s: float
+    compile_s: float | None
+    """None: it was not compiled, everything is by formula."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class StagePlan:
         return self.program is not None and self.program.peak_bytes <= self.chip_bytes
 
     @property
+    def by_formula(self) -> bool:
+        """Whether nothing was compiled."""
+        return self.program is not None and self.program.compile_s is None
+
+    @property
     def mfu(self) -> float | None:
         """Model FLOPs utilisation at the roofline's time."""
         return None if self.program is None else self.model_flops / (self.program.step_s * self.peak_flops)
@@ -101,18 +109,11 @@ class StagePlan:
         return None if self.days is None else self.days * 24 * self.choice.chips
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What compiling gave; what is cached."""
-
-    program: Program | None
-    why_not: str = ""
-
-
 def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = True) -> StagePlan:
-    """Compile the train step of ``stage`` for ``topology`` and count it; raises ``ValueError`` as ``compile_step``.
+    """Compile the train step of ``stage`` for ``topology`` and count it; raises ``ValueError`` as ``lower_step``.
 
-    ``reuse``: take the result of an earlier call with the same program from the cache.
+    ``reuse``: take the result of an earlier call with the same program from the cache. Where the compiler of GPUs is
+    not installed, the plan is by formula (``Program.compile_s`` is None).
     """
     settings, pack = config.stages[stage], config.pack(stage)
     backend = backend_of(config, topology)
@@ -137,72 +138,44 @@ def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = Tru
         peak_flops=topology.num_chips * topology.chip.flops,
         program=None,
     )
-    key = cache.key_of(config, stage, topology)
-    outcome = _read_outcome(cache.load(key) if reuse else None)
-    if outcome is None:
-        outcome = _compile(config, stage, topology, backend)
-        cache.store(key, outcome)
-    return dataclasses.replace(plan, program=outcome.program, why_not=outcome.why_not)
+    if not can_compile(topology):
+        guess = _program_by_formula(by_formula(config, stage, topology), estimate(config, stage, mesh))
+        return dataclasses.replace(plan, program=guess)
+    lowered = lower_step(config, stage, topology)
+    key = cache.key_of(lowered)
+    compiled = cache.load(key) if reuse else None
+    if compiled is None:
+        compiled = compile_step(lowered)
+        cache.store(key, compiled)
+    program = None if compiled.why_not else _program(config, compiled, lowered.wiring, backend)
+    return dataclasses.replace(plan, program=program, why_not=compiled.why_not)
 
 
-def mesh_sizes(config: Config, topology: Topology) -> dict[str, int]:
-    """Mesh axis -> size on ``topology``, with -1 filled in."""
-    sizes = {axis: getattr(config.mesh, axis) for axis in ("replica", "fsdp", "context", "tensor")}
-    given = 1
-    for size in sizes.values():
-        given *= size if size > 0 else 1
-    return {axis: size if size > 0 else max(1, topology.num_chips // given) for axis, size in sizes.items()}
-
-
-def backend_of(config: Config, topology: Topology) -> str:
-    """The attention that the formula of FLOPs assumes on ``topology``."""
-    if config.model.attention in ATTENTION:
-        return config.model.attention
-    return "splash" if topology.chip.dimensions else "chunked"
+def shown(mesh: dict[str, int]) -> str:
+    """The axes of ``mesh`` that are larger than one, for people."""
+    return " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
 def as_json(plan: StagePlan) -> dict[str, Any]:
     """Everything about a plan, with what follows from it, for ``json.dump``."""
-    derived = {name: getattr(plan, name) for name in ("fits", "mfu", "tokens_per_s", "days", "chip_hours")}
+    derived = {
+        name: getattr(plan, name) for name in ("fits", "by_formula", "mfu", "tokens_per_s", "days", "chip_hours")
+    }
     return dataclasses.asdict(plan) | derived
 
 
-def from_json(values: dict[str, Any]) -> StagePlan:
-    """The plan that ``as_json`` wrote."""
-    fields = {field.name: values[field.name] for field in dataclasses.fields(StagePlan)}
-    return StagePlan(**(fields | {"choice": Choice(**fields["choice"]), "program": _read_program(fields["program"])}))
-
-
-def _read_program(values: dict[str, Any] | None) -> Program | None:
-    if values is None:
-        return None
-    return Program(**(values | {"unknown_kernels": tuple(values["unknown_kernels"])}))
-
-
-def _read_outcome(values: dict[str, Any] | None) -> Outcome | None:
-    return None if values is None else Outcome(_read_program(values["program"]), values["why_not"])
-
-
-def _compile(config: Config, stage: str, topology: Topology, backend: str) -> Outcome:
-    try:
-        compiled = compile_step(config, stage, topology)
-    except DoesNotFit as error:
-        return Outcome(None, str(error))
-    return Outcome(_program(config, compiled, backend))
-
-
-def _program(config: Config, compiled: CompiledStep, backend: str) -> Program:
+def _program(config: Config, compiled: CompiledStep, wiring: Wiring, backend: str) -> Program:
     scopes = ("decoder", "encoder") if config.model.mask == "causal" else ("decoder",)
     causality = Causality(scopes, ATTENTION[backend].block or 1)
-    census = count(parse(compiled.text), len(compiled.wiring.devices), causality)
-    times = roofline(census, compiled.wiring)
+    census = count(parse(compiled.text), len(wiring.devices), causality)
+    times = roofline(census, wiring)
     return Program(
         argument_bytes=compiled.argument_bytes,
         temporary_bytes=compiled.temporary_bytes,
         peak_bytes=compiled.peak_bytes,
         executed_flops=census.flops,
         hbm_bytes=census.hbm_bytes,
-        wire_bytes=wire_by_axes(census, compiled.wiring),
+        wire_bytes=wire_by_axes(census, wiring),
         unknown_kernels=census.unknown_kernels,
         compute_s=times.compute_s,
         hbm_s=times.hbm_s,
@@ -210,4 +183,23 @@ def _program(config: Config, compiled: CompiledStep, backend: str) -> Program:
         step_s=times.step_s,
         bound=times.bound,
         compile_s=compiled.compile_s,
+    )
+
+
+def _program_by_formula(found: Formula, memory: MemoryEstimate) -> Program:
+    bound = "compute" if found.compute_s >= found.network_s else "network"
+    return Program(
+        argument_bytes=memory.arguments,
+        temporary_bytes=memory.peak - memory.arguments,
+        peak_bytes=memory.peak,
+        executed_flops=found.flops,
+        hbm_bytes=None,
+        wire_bytes=found.wire,
+        unknown_kernels=(),
+        compute_s=found.compute_s,
+        hbm_s=0.0,
+        network_s=found.network_s,
+        step_s=found.step_s,
+        bound=bound,
+        compile_s=None,
     )

@@ -6,14 +6,17 @@ from typing import Any
 
 from rich.table import Table
 
-from lclm_jax.plan.plans import StagePlan, as_json
+from lclm_jax.plan.plans import StagePlan, as_json, shown
+from lclm_jax.plan.topologies import GPU_PACKAGES
 
 
 def stages_table(plans: Sequence[StagePlan], price: float | None) -> Table:
     """One column per stage, one line per figure."""
     choice = plans[0].choice
-    mesh = " ".join(f"{axis}={size}" for axis, size in choice.mesh.items() if size > 1) or "one device"
-    table = Table(title=f"{choice.topology}: {choice.chips} chips, {mesh}, remat {choice.remat}", title_justify="left")
+    title = f"{choice.topology}: {choice.chips} chips, {shown(choice.mesh)}, remat {choice.remat}"
+    if any(plan.by_formula for plan in plans):
+        title += f"\nBY FORMULA, NOT COMPILED: install {', '.join(GPU_PACKAGES)} to compile"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     columns = [dict(lines(plan, price)) for plan in plans]
     for plan in plans:
@@ -30,8 +33,7 @@ def search_table(plans: Sequence[StagePlan]) -> Table:
     for name in ("mesh", "rows a chip", "remat", "peak GB", "wire GB", "step s", "bound", "tokens/s", "MFU %"):
         table.add_column(name, justify="left" if name in ("mesh", "remat", "bound") else "right")
     for plan in plans:
-        mesh = " ".join(f"{axis}={size}" for axis, size in plan.choice.mesh.items() if size > 1) or "one device"
-        start = (mesh, f"{plan.choice.rows_per_chip:g}", plan.choice.remat)
+        start = (shown(plan.choice.mesh), f"{plan.choice.rows_per_chip:g}", plan.choice.remat)
         program = plan.program
         if program is None or not plan.fits:
             table.add_row(*start, "too much" if program is None else _gb(program.peak_bytes))
@@ -60,12 +62,12 @@ def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
         ("TFLOP a chip: model", f"{plan.model_flops / plan.choice.chips / 1e12:.1f}"),
         ("TFLOP a chip: executed", f"{program.executed_flops / 1e12:.1f}"),
         ("TFLOP a chip: executed, by formula", f"{plan.formula_flops / 1e12:.1f}"),
-        ("GB a chip: memory traffic", _gb(program.hbm_bytes)),
     ]
+    if program.hbm_bytes is not None:
+        found += [("GB a chip: memory traffic", _gb(program.hbm_bytes)), ("s: HBM", f"{program.hbm_s:.3f}")]
     found += [(f"GB a chip: wire, {axes}", _gb(bytes_)) for axes, bytes_ in program.wire_bytes.items()]
     found += [
         ("s: compute", f"{program.compute_s:.3f}"),
-        ("s: HBM", f"{program.hbm_s:.3f}"),
         ("s: network", f"{program.network_s:.3f}"),
         ("s: step at least", f"{program.step_s:.3f}, bound by {program.bound}"),
         ("tokens/s at most", f"{plan.tokens_per_s:,.0f}"),
@@ -78,7 +80,7 @@ def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
         found.append(("price at least", f"{price * (plan.chip_hours or 0):,.0f}"))
     if program.unknown_kernels:
         found.append(("kernels not counted", ", ".join(program.unknown_kernels)))
-    return [*found, ("s: compiling", f"{program.compile_s:.0f}")]
+    return [*found, *([] if program.compile_s is None else [("s: compiling", f"{program.compile_s:.0f}")])]
 
 
 def totals(plans: Sequence[StagePlan], price: float | None) -> dict[str, float | None]:

@@ -35,6 +35,11 @@ class Wiring(NamedTuple):
     devices: Sequence[Any]
     """In the mesh's flattened order."""
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the devices are GPUs on a switch, not chips of a torus."""
+        return self.topology.chip.dimensions == 0
+
     def axes_of(self, group: Sequence[int]) -> str:
         """The mesh axes along which a group of devices extends, joined by ``+``; ``none`` for a group of one."""
         places = [self._place(member) for member in group]
@@ -63,7 +68,7 @@ class Wiring(NamedTuple):
         Two for each dimension of the torus that the group fills and that wraps around; one for any other dimension it
         extends along, where the chips at the ends have only one neighbour.
         """
-        if self.topology.chip.dimensions == 0 or len(devices) < 2:
+        if self.on_gpus or len(devices) < 2:
             return 1
         links = 0
         for dimension, (side, wraps) in enumerate(zip(self.topology.shape, self.topology.wrap, strict=True)):

@@ -2,12 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lclm_jax.config import Config, MeshConfig
-from lclm_jax.model.flops import step_flops
-from lclm_jax.plan.memory import estimate, parameter_counts
-from lclm_jax.plan.plans import StagePlan, backend_of, mesh_sizes, plan_stage
+from lclm_jax.plan.formula import by_formula, mesh_sizes
+from lclm_jax.plan.memory import estimate
+from lclm_jax.plan.plans import StagePlan, plan_stage, shown
 from lclm_jax.plan.topologies import Topology
 
 REMATS = ("full", "decoder_attention", "attention", "dots", "none")
@@ -30,7 +30,7 @@ def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
             continue
         memory = estimate(candidate, stage, mesh_sizes(candidate, topology)).peak
         if memory <= topology.chip.hbm_bytes:
-            seconds = guess_seconds(candidate, stage, topology)
+            seconds = by_formula(candidate, stage, topology).step_s
             entry = (round(math.log(seconds) / TIE), memory, seconds, candidate)
             groups.setdefault((rows, remat), []).append(entry)
     if not groups:
@@ -61,33 +61,37 @@ def meshes(config: Config, topology: Topology) -> list[MeshConfig]:
     return found
 
 
-def guess_seconds(config: Config, stage: str, topology: Topology) -> float:
-    """Step time by formula: executed FLOPs, and the wire of gathering weights and reducing gradients."""
-    settings, sizes, chip = config.stages[stage], mesh_sizes(config, topology), topology.chip
-    flops = step_flops(config.model, settings, config.pack(stage), backend_of(config, topology)).executed
-    parameters = sum(parameter_counts(config.model).values()) / sizes["tensor"]
-    n = sizes["fsdp"] * sizes["context"]
-    # bfloat16 weights twice (forward, backward), gradients once, and among copies all of their part; per microbatch.
-    copies = sizes["replica"]
-    wire = parameters * 2 * (3 * (n - 1) / n + 2 / n * (copies - 1) / copies) * settings.microbatches
-    rows = settings.batch_rows / (sizes["replica"] * sizes["fsdp"])
-    if sizes["tensor"] > 1:  # every layer gathers and scatters its activations, forward, backward and again
-        layer = rows * config.pack(stage).row_length * config.model.decoder.hidden_size * 2
-        wire += 12 * config.model.decoder.num_layers * layer * (sizes["tensor"] - 1) / sizes["tensor"]
-    links = 2 * chip.dimensions if all(topology.wrap) else max(chip.dimensions, 1)
-    return flops / (topology.num_chips * chip.flops) + wire / (links * chip.link_bytes_per_s)
-
-
 def search(
     found: Sequence[Config], stage: str, topology: Topology, say: Callable[[str], None], reuse: bool = True
-) -> list[StagePlan]:
-    """Compile ``found`` and rank: what fits by tokens/s, then what does not. ``say`` is told of the progress."""
-    plans: list[StagePlan] = []
-    for number, config in enumerate(found, 1):
-        choice = f"{_shown(mesh_sizes(config, topology))}, {config.stages[stage].microbatches} microbatches"
-        say(f"{number}/{len(found)}: {choice}, remat {config.model.remat}")
-        plans.append(plan_stage(config, stage, topology, reuse))
-    return ranked(plans)
+) -> Iterator[StagePlan]:
+    """Plans of ``found`` in its order, each when it is compiled; ``say`` is told what comes next.
+
+    Those that even by formula take longer than the best plan so far are passed over: arithmetic and wire by formula are
+    a lower bound, as memory traffic is left out.
+    """
+    best = math.inf
+    for config in found:
+        seconds, sizes = by_formula(config, stage, topology).step_s, mesh_sizes(config, topology)
+        if seconds >= best:
+            continue
+        parts = config.stages[stage].microbatches
+        peak = estimate(config, stage, sizes).peak / 1e9
+        choice = f"{shown(sizes)}, {parts} microbatch{'es' if parts > 1 else ''}, remat {config.model.remat}"
+        say(f"compiling {choice} (by formula {peak:.1f} GB, {seconds:.2f} s)")
+        plan = plan_stage(config, stage, topology, reuse)
+        if plan.fits and plan.program is not None:
+            best = min(best, plan.program.step_s)
+        yield plan
+
+
+def compiled_best(plans: Iterable[StagePlan], most: int) -> list[StagePlan]:
+    """The first of ``plans`` with ``most`` compiled programs, ranked; what has no room fails in seconds and is free."""
+    taken: list[StagePlan] = []
+    for plan in plans:
+        taken.append(plan)
+        if sum(plan.program is not None for plan in taken) == most:
+            break
+    return ranked(taken)
 
 
 def ranked(plans: Iterable[StagePlan]) -> list[StagePlan]:
@@ -109,7 +113,3 @@ def _changed(config: Config, stage: str, mesh: MeshConfig, rows: int, remat: str
             "stages": {**config.stages, stage: changed},
         }
     )
-
-
-def _shown(sizes: dict[str, int]) -> str:
-    return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"

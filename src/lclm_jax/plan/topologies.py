@@ -8,9 +8,14 @@ eight.
 import math
 import os
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lclm_jax.parallel.chips import CHIPS, Chip
+
+GPU_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc")
+"""What compiles for GPUs, without one."""
 
 _NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<kind>v4|v5e|v5p|v6e|h100)(?::(?P<shape>\d+(?:x\d+)*)|-(?P<count>\d+))")
 
@@ -77,10 +82,10 @@ def parse_topology(name: str) -> Topology:
 
 
 def prepare_environment() -> None:
-    """Settings of libtpu for a machine without TPUs; before JAX touches a device. A user's own settings win.
+    """Settings of the compilers for a machine without accelerators; before JAX touches a device. A user's own win.
 
     JAX itself runs on the CPU; libtpu shall not look for a metadata server, nor take the lock that keeps two
-    programs from one TPU.
+    programs from one TPU; the plugin for GPUs shall not look for libraries that only running needs.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -88,37 +93,67 @@ def prepare_environment() -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    import jax
+
+    if jax.config.values["jax_platforms"] is None:  # JAX had been imported, and read its variables, before
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
-def tpu_devices(topology: Topology) -> list[Any]:
-    """The compile-only devices of a TPU topology; call ``prepare_environment`` first.
-
-    A bare name would describe a slice without wrap-around links, for which the compiler lowers the gathers of
-    weights to all-reduces of twice the bytes.
+def compile_only_devices(topology: Topology) -> list[Any]:
+    """Devices that programs can be compiled for and not run on; call ``prepare_environment`` first.
 
     Raises:
-        ValueError: libtpu is not installed, or knows no such slice.
+        ValueError: the compiler is not installed, or knows no such slice.
     """
     import jax
+
+    gpus = topology.chip.dimensions == 0
+    try:
+        return list(_gpu_devices(topology) if gpus else _tpu_devices(topology))
+    except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
+        needs = " and ".join(GPU_PACKAGES) if gpus else "libtpu (the extra [tpu] of lclm-jax)"
+        said = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot describe {topology.name}: {said}; install {needs} and name a slice that exists"
+        ) from error
+
+
+def can_compile(topology: Topology) -> bool:
+    """Whether a compiler for a topology is installed; that for GPUs is optional, libtpu is taken for granted."""
+    return topology.chip.dimensions > 0 or all(find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
+
+
+def _tpu_devices(topology: Topology) -> list[Any]:
+    """Devices of a slice with its links as they are.
+
+    A bare name would describe a slice without wrap-around links, for which the compiler lowers the gathers of weights
+    to all-reduces of twice the bytes.
+    """
     from jax.experimental import topologies
 
     shape = topology.shape + (1,) * (3 - len(topology.shape))
     wrap = topology.wrap + (False,) * (3 - len(topology.wrap))
-    try:
-        description = topologies.get_topology_desc(
-            f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}",
-            platform="tpu",
-            wrap=wrap,
-            chips_per_host_bounds=(min(2, shape[0]), min(2, shape[1]), 1),
-            chip_config_name="megacore" if topology.chip.dimensions == 3 else "default",
-            num_slices=topology.slices,
-        )
-    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        raise ValueError(
-            f"cannot describe {topology.name}: {str(error).splitlines()[0]}; install libtpu (the extra [tpu] of"
-            " lclm-jax) and name a slice that exists"
-        ) from error
-    return list(description.devices)
+    return topologies.get_topology_desc(
+        f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}",
+        platform="tpu",
+        wrap=wrap,
+        chips_per_host_bounds=(min(2, shape[0]), min(2, shape[1]), 1),
+        chip_config_name="megacore" if topology.chip.dimensions == 3 else "default",
+        num_slices=topology.slices,
+    ).devices
+
+
+def _gpu_devices(topology: Topology) -> Any:
+    """GPUs described by the plugin's own target configuration; one process for each node."""
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(
+        topology.chip.name,
+        platform="cuda",
+        target_config=Path(__file__).with_name("h100.textproto").read_text(encoding="utf-8"),
+        topology=f"1x{topology.slices}x{topology.chips_per_slice}",
+    ).devices
 
 
 def _named_shape(chip: Chip, count: int) -> tuple[int, ...]:
