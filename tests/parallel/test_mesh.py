@@ -47,6 +47,22 @@ def test_slices_differ_along_replica_then_fsdp():
         _arranged((1, 1, 4, 4), devices)
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 1, 1), (2, 32, 1, 1), (1, 8, 8, 1), (2, 8, 2, 2)], ids=str)
+@pytest.mark.parametrize("slices", [1, 2])
+def test_any_mesh_lies_on_a_torus(shape, slices):
+    devices = [
+        SimpleNamespace(
+            id=i, coords=(i % 4, i // 4 % 4, i // 16 % 4), core_on_chip=0, slice_index=i // 64, process_index=i // 4,
+            platform="tpu", device_kind="TPU v5",
+        )
+        for i in range(64 * slices)
+    ]  # fmt: skip
+    mesh = _arranged((shape[0] * slices, *shape[1:]), devices)
+    assert sorted(device.id for device in mesh.flat) == list(range(64 * slices))
+    by_slice = mesh.reshape(slices, -1)
+    assert all(device.slice_index == number for number, part in enumerate(by_slice) for device in part)
+
+
 def test_row_parts_of_a_process():
     mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     assert row_parts(mesh) == ((0, 1, 2, 3), 4)

@@ -1,7 +1,7 @@
 """The device mesh: four named axes, always all four, so that one sharding table fits every run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -62,7 +62,7 @@ def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
     if slices == 1:
         if len(devices) < len(jax.devices()):  # a choice of devices has no shape of its own
             return np.asarray(devices).reshape(shape)
-        return mesh_utils.create_device_mesh(shape, devices)
+        return _on_torus(mesh_utils.create_device_mesh, shape, devices)
     replica, fsdp, context, tensor = shape
     across_replica = math.gcd(replica, slices)
     across_fsdp = slices // across_replica
@@ -72,9 +72,17 @@ def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
             f" cross; make mesh.replica a multiple of {slices}"
         )
     within = (replica // across_replica, fsdp // across_fsdp, context, tensor)
-    return mesh_utils.create_hybrid_device_mesh(within, (across_replica, across_fsdp, 1, 1), devices)
+    return _on_torus(mesh_utils.create_hybrid_device_mesh, within, (across_replica, across_fsdp, 1, 1), devices)
 
 
 def use_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
     """Context in which ``constrain`` acts (``with mesh:`` alone would silently ignore constraints)."""
     return jax.set_mesh(mesh)
+
+
+def _on_torus(arrange: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray:
+    """``arrange(*arguments)`` of ``mesh_utils``; axes that no sides of the torus make up take parts of its sides."""
+    try:
+        return arrange(*arguments)
+    except NotImplementedError:
+        return arrange(*arguments, allow_split_physical_axes=True)
