@@ -103,7 +103,7 @@ def test_refuses_what_it_can_not_report(grid):
         }
         summarise(study.model_copy(update={"primary": "repetition_loss"}), variants, less)
     other = replace(results["both"], seeds=(5, 6, 7, 8))
-    with pytest.raises(ValueError, match="run both on the same seeds"):
+    with pytest.raises(ValueError, match=r"both ran with seeds \[5, 6, 7, 8\], baseline with"):
         summarise(study, variants, {**results, "both": other})
 
 
@@ -161,6 +161,14 @@ def test_every_variant_has_a_panel(wide):
     assert list(panels) == ["pooling", "mask", "window", "adapter.hidden_multiplier", "further variants"]
     assert all(names[0] == "baseline" and len(names) <= 6 for names in panels.values())
     assert {name for names in panels.values() for name in names} == {one.name for one in wide[1]}
+
+
+def test_panels_of_a_grid_are_few(grid):
+    panels = figures.panels(summarise(*grid), [one.name for one in grid[1]])
+    assert panels == {
+        "one factor changed": ["baseline", "mask=bidirectional", "overlap=8"],
+        "2 factors changed": ["baseline", "both"],
+    }
 
 
 def test_sizing_says_what_a_tie_means(grid):

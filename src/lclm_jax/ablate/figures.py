@@ -7,6 +7,7 @@ import numpy as np
 
 from lclm_jax.ablate import plots, wording
 from lclm_jax.ablate.document import Figure
+from lclm_jax.ablate.expand import Variant
 from lclm_jax.ablate.summary import Summary
 
 _LINES = 5
@@ -38,21 +39,31 @@ _Drawn = tuple[Path | None, str]
 
 
 def panels(summary: Summary, names: Sequence[str]) -> dict[str, list[str]]:
-    """Which of the variants ``names`` share a panel: those of one factor, a few at a time, with the baseline."""
+    """Which of the variants ``names`` share a panel, a few at a time, with the baseline.
+
+    Those of one factor come together; in a grid, those that differ from the baseline in equally many factors.
+    """
     head = [summary.baseline] if summary.baseline in names else []
     groups: dict[str, list[str]] = {}
-    base = summary.variants[0].levels
     for one in summary.variants:
         if one.name in names and one.name != summary.baseline:
-            changed = [factor for factor, level in one.levels.items() if level != base.get(factor)]
-            title = "further variants" if one.name in summary.study.variants else " × ".join(changed)
-            groups.setdefault(title, []).append(one.name)
+            groups.setdefault(_group(summary, one), []).append(one.name)
     found = {}
     for title, members in groups.items():
         parts = [members[i : i + _LINES] for i in range(0, len(members), _LINES)]
         for number, part in enumerate(parts):
             found[title if len(parts) == 1 else f"{title} ({number + 1} of {len(parts)})"] = head + part
     return found or {"baseline": head}
+
+
+def _group(summary: Summary, variant: Variant) -> str:
+    if variant.name in summary.study.variants:
+        return _further(summary) or "variants"
+    base = summary.variants[0].levels
+    changed = [factor for factor, level in variant.levels.items() if level != base.get(factor)]
+    if summary.study.design != "grid":
+        return " × ".join(changed)
+    return "one factor changed" if len(changed) == 1 else f"{len(changed)} factors changed"
 
 
 def _curves(summary: Summary, path: Path) -> _Drawn:
@@ -66,8 +77,9 @@ def _curves(summary: Summary, path: Path) -> _Drawn:
     labels = ("optimizer step", "training loss (nats per token)", "difference")
     plots.plot_curves(path, panels(summary, list(curves)), curves, labels, zoom=True)
     return path, (
-        f"Training loss, smoothed, and its difference from {wording.baseline(summary.baseline)} on the same batches."
-        " Lines are means over seeds, bands go from the lowest to the highest seed; a line ends where a seed diverged."
+        f"Training loss, smoothed, and its difference from {wording.baseline(summary.baseline)} with the same"
+        " seed. Lines are means over seeds, bands go from the lowest to the highest seed; a line ends where a seed"
+        " diverged."
     )
 
 
@@ -96,7 +108,7 @@ def _forest(summary: Summary, path: Path) -> _Drawn:
         for verdict in (effect.comparison.verdict,)
     ]
     bars += [
-        plots.Bar("further variants", name, compared.difference, compared.half_width, compared.verdict)
+        plots.Bar(_further(summary), name, compared.difference, compared.half_width, compared.verdict)
         for name, compared in one.comparisons.items()
         if name in summary.study.variants
     ]
@@ -111,6 +123,11 @@ def _forest(summary: Summary, path: Path) -> _Drawn:
         f" grey a tie. Shaded: smaller than {summary.study.smallest_effect:g}, the smallest effect that the study"
         " was sized for."
     )
+
+
+def _further(summary: Summary) -> str:
+    """Heading of the rows that no factor spans; none if there are no others."""
+    return "" if summary.study.design == "list" else "further variants"
 
 
 def _pareto(summary: Summary, path: Path) -> _Drawn:

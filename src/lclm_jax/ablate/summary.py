@@ -113,6 +113,7 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
     results = {one.name: _sound(results[one.name], study.primary) for one in variants if one.name in results}
     if not results:
         raise ValueError(f"no variant of {study.name} has run; `lclm ablate` runs them")
+    _check_seeds(results)
     names = [study.primary, *(name for name in MEASURES if name != study.primary)]
     measures = [one for name in names if (one := _measure(name, study, variants[0].name, results)).values]
     if not measures or measures[0].name != study.primary:
@@ -139,6 +140,16 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
             for one in study.published
         ],
     )
+
+
+def _check_seeds(results: Mapping[str, VariantResult]) -> None:
+    first, *others = results.values()
+    for one in others:
+        if set(one.seeds) != set(first.seeds):
+            raise ValueError(
+                f"{one.variant} ran with seeds {sorted(one.seeds)}, {first.variant} with {sorted(first.seeds)}, so"
+                " nothing pairs them; run both with the study's seeds"
+            )
 
 
 def _measure(name: str, study: StudyConfig, baseline: str, results: Mapping[str, VariantResult]) -> MeasureSummary:
