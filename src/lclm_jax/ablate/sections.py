@@ -97,10 +97,10 @@ def _how_to_read(summary: Summary) -> str:
     seeds = len(next(iter(summary.results.values())).seeds)
     return (
         f"± is half the {summary.study.confidence:.0%} interval of a mean over {seeds} seeds (Student's t, {seeds - 1}"
-        " degrees of freedom). A seed has the same batches in every variant, unless the variant changes the data: verdicts"
-        " come from the differences within seeds, not from the intervals of the means. A tie: the interval of the"
-        " difference includes 0. Holm's column allows for the number of comparisons. Bold: the best mean; ≈: ties with"
-        " it. Intervals say what other seeds would give, not other data or sizes."
+        " degrees of freedom). A seed has the same batches in every variant, unless the variant changes the data:"
+        " verdicts come from the differences within seeds, not from the intervals of the means. A tie: the interval of"
+        " the difference includes 0. Holm's column allows for the number of comparisons. Bold: the best mean; ≈:"
+        " ties with it. Intervals say what other seeds would give, not other data or sizes."
     )
 
 
