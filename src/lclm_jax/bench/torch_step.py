@@ -26,10 +26,11 @@ class TorchStep:
     def __init__(self, config: Config, stage: str, params: Any, first: Batch):
         import torch
 
-        if config.model.adapter.type != "mlp" or config.model.pooling != "mean" or config.model != config.model.plain:
+        model = config.model
+        if (model.adapter.type, model.pooling, model.pool_before_last) != ("mlp", "mean", 0) or model != model.plain:
             raise ValueError(
-                "the comparison with PyTorch has mean pooling, the mlp adapter and no LoRA; set model.adapter.type and"
-                " model.pooling so, or leave it out with --no-torch"
+                "the comparison with PyTorch has mean pooling after the last layer, the mlp adapter and no LoRA; set"
+                " model.adapter.type, model.pooling and model.pool_before_last so, or leave it out with --no-torch"
             )
         self.torch, self.config, self.stage = torch, config, config.stages[stage]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

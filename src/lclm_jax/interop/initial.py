@@ -70,7 +70,7 @@ def _open_folders(config: Config) -> list[FolderBlocks]:
             _check_tokenizer(Path(folder), role, tokenizer)
     if root is not None:
         stored = read_model(root)
-        for name in ("pooling", "adapter") + (("ratio",) if model.pooling == "concat" else ()):
+        for name in ("pooling", "adapter") + (("ratio",) if model.pooling_row.width == "ratio" else ()):
             if getattr(stored, name) != getattr(model, name):
                 raise CheckpointError(
                     f"{root} was made with {name}={getattr(stored, name)!r}, the run says {getattr(model, name)!r};"
