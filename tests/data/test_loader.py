@@ -1,4 +1,3 @@
-import itertools
 import json
 import pickle
 import shutil
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data.budget import propose
 from lclm_jax.data.histograms import plot_histograms
 from lclm_jax.data.index import IndexFailure, index_inputs, open_index
 from lclm_jax.data.index_info import first_info, index_info, read_info, summarize
@@ -389,12 +387,9 @@ def test_the_record_cache_keeps_to_its_budget(run):
     assert len(cache._records) == 1
 
 
-def test_histograms_and_a_budget_are_made(run, tmp_path):
+def test_histograms_are_made(run, tmp_path):
     values, tokenizers = run
     config = small_blocks(values)
     index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / "index")
     plot_histograms(index, 30, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    fills = list(itertools.islice(propose(config, "mixed", lambda c: make_sources(c, "mixed", tokenizers)), 3))
-    assert fills[0].pack.row_length == 256
-    assert all(0 < fill.decoder <= 1 and 0 < fill.encoder <= 1 for fill in fills)

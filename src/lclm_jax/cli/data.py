@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
-from lclm_jax.config import RunPaths, load_config
+from lclm_jax.config import Config, RunPaths, load_config
 
 
 @click.group()
@@ -121,37 +121,29 @@ def show(config: Path, stage: str | None, overrides: tuple[str, ...], **options:
     from lclm_jax.cli.data_show import show_rows
 
     tree = load_config(config, overrides)
-    stage = stage or next(iter(tree.stages))
-    if stage not in tree.stages:
-        raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
-    show_rows(tree, stage, **options)
+    show_rows(tree, stage_of(tree, stage), **options)
 
 
 @data.command()
 @config_argument
 @click.option("--stage", help="Stage to measure; the first by default.")
+@click.option("--simulate", type=click.FloatRange(1e6), metavar="TOKENS", help="Of a simulated long-tailed corpus.")
 @set_option
-def budget(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
+def budget(config: Path, stage: str | None, simulate: float | None, overrides: tuple[str, ...]) -> None:
     """Measure how rows of CONFIG are filled, and propose a row length and a number of encoder rows.
 
     Layouts are tried until 98 % of the decoder positions and 90 % of the encoder positions are in use.
     """
-    from lclm_jax.data.budget import Fill, propose
-    from lclm_jax.data.sources import make_sources
-    from lclm_jax.train.stages import load_tokenizers
+    from lclm_jax.cli.data_budget import show_budget
 
     tree = load_config(config, overrides)
-    stage = stage or next(iter(tree.stages))
-    tokenizers = load_tokenizers(tree)
-    click.echo("row_length  encoder_rows  decoder fill  encoder fill  left out")
-    tried: list[Fill] = []
-    for fill in propose(tree, stage, lambda changed: make_sources(changed, stage, tokenizers)):
-        tried.append(fill)
-        click.echo(
-            f"{fill.pack.row_length:10} {fill.pack.encoder_rows:13} {fill.decoder:13.3f} {fill.encoder:13.3f}"
-            f" {fill.left_out:9.1%}"
-        )
-    best = max(tried, key=lambda fill: fill.worth)
-    layout = ", ".join(f"{n}: {getattr(best.pack, n)}" for n in ("row_length", "encoder_rows", "encoder_row_length"))
-    reached = "" if best.enough else " (the best of those tried; it fills less than asked for)"
-    click.echo(f"data.pack: {{{layout}}}{reached}")
+    show_budget(tree, stage_of(tree, stage), simulate)
+
+
+def stage_of(tree: Config, stage: str | None) -> str:
+    """``stage``, by default the first; raises ``click.BadParameter`` if there is no such stage."""
+    if stage is None:
+        return next(iter(tree.stages))
+    if stage not in tree.stages:
+        raise click.BadParameter(f"{stage!r} is no stage of {tree.name}; it has {', '.join(tree.stages)}")
+    return stage

@@ -66,7 +66,7 @@ class BlockMaker:
                 plan = source.plan(epoch, records)
                 dropped[source.name].update(plan.dropped)
                 plans.append((number, plan))
-        columns, spans = _joined(plans)
+        columns, spans = joined_plans(plans)
         windows = ExampleWindows(spans, self.sources[0].setup.model)
         usable, kept = self._usable(columns, windows, dropped), []
         rows = self._packer.pack(usable, columns["tokens"], windows)
@@ -86,7 +86,7 @@ class BlockMaker:
         return usable
 
 
-def _joined(plans: Sequence[tuple[int, Plan]]) -> tuple[dict[str, np.ndarray], Ragged]:
+def joined_plans(plans: Sequence[tuple[int, Plan]]) -> tuple[dict[str, np.ndarray], Ragged]:
     """Columns of the examples of all plans, and the lengths of their spans."""
     if not plans:
         return {name: np.zeros(0, np.int64) for name in EXAMPLE_COLUMNS}, join([])

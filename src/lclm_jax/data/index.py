@@ -33,7 +33,7 @@ from lclm_jax.data.sources import ExampleRef, Source
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _OPEN_BLOCKS = 4
 _IN_FOLDER = 1000
 _EMPTY_BLOCKS = 100

@@ -13,8 +13,10 @@ from lclm_jax.data.windows import place_types, plan_spans
 
 _CLASSES = 16
 """Examples are told apart by encoder positions per decoder position in so many classes of equal size."""
-_TRIES = 3
-"""Examples of one class that are tried, from the longest that fits the decoder on."""
+_TRIES = 24
+"""Lengths of one class that are tried, from the longest that fits the decoder on."""
+_FRESH = 15 / 16
+"""What rooms can be filled is computed again when so much of the examples is left."""
 
 WindowTypes = Sequence[tuple[int, int, int]]
 """(storage, context, count) of equal windows; see ``windows.window_types``."""
@@ -36,6 +38,9 @@ class ExampleWindows:
         """Windows of each example, int64."""
         self.storage = Ragged(offsets, storage * count).sums()
         """Encoder positions they take together, without alignment, int64."""
+        whole = np.where(context == 0, -(-storage // model.ratio) * model.ratio, storage)
+        self.aligned = Ragged(offsets, whole * count).sums()
+        """As ``storage``, those without context with alignment, int64: nearer to what they take of a row."""
         self.largest = np.append(storage, 0)[offsets[:-1]] * (self.windows > 0)
         """Encoder positions of the largest, int64."""
         self._offsets, self._columns = offsets.tolist(), (storage.tolist(), context.tolist(), count.tolist())
@@ -53,12 +58,14 @@ class _Row:
     examples: list[int] = field(default_factory=list)
     types: dict[tuple[int, int], int] = field(default_factory=dict)
     storage: int = 0
+    aligned: int = 0
     windows: int = 0
     largest: int = 0
 
-    def put(self, example: int, tokens: int, types: WindowTypes) -> None:
+    def put(self, example: int, tokens: int, aligned: int, types: WindowTypes) -> None:
         self.examples.append(example)
         self.room -= tokens
+        self.aligned += aligned
         for storage, context, count in types:
             key = (-storage, context)
             self.types[key] = self.types.get(key, 0) + count
@@ -70,10 +77,11 @@ class _Row:
 class RowPacker:
     """Packs a block of examples into rows; a pure function of their lengths.
 
-    A row begins with the largest example left. Then comes, again and again, the longest example that fits and whose
-    need of encoder positions per decoder position is nearest to what the row has left, so that both budgets run out
-    together (the dot-product rule of vector bin packing, Panigrahy et al. 2011). Whether encoder windows fit is asked
-    of the very function that places them when the row is assembled.
+    A row begins with the largest example left. Then comes, again and again, the example whose need of encoder positions
+    per decoder position is nearest to what the row has left, so that both budgets run out together (the dot-product
+    rule of vector bin packing, Panigrahy et al. 2011). Of examples with such a need it is the longest that leaves a
+    room which other examples can still fill to the last position. Whether encoder windows fit is asked of the very
+    function that places them when the row is assembled.
     """
 
     def __init__(self, ratio: int, pack: PackConfig):
@@ -101,30 +109,39 @@ class RowPacker:
 
     def pack(self, examples: np.ndarray, tokens: np.ndarray, windows: ExampleWindows) -> list[list[int]]:
         """Rows of ``examples`` (indices into ``tokens`` and ``windows``), all of which ``sort_out`` let pass."""
-        stock = _Stock(examples, tokens, windows.storage, self._pack.row_length / self._encoder_room)
+        stock = _Stock(examples, tokens, windows.aligned, self._pack.row_length, self._encoder_room)
         rows = []
-        while (first := stock.largest()) is not None:
+        while (found := stock.largest()) is not None:
             row = _Row(self._pack.row_length)
-            row.put(first, int(tokens[first]), windows.of(first))
-            while (found := self._next(row, stock, windows)) is not None:
-                row.put(found, int(tokens[found]), windows.of(found))
+            while found is not None:
+                row.put(found, int(tokens[found]), int(windows.aligned[found]), windows.of(found))
+                found = self._next(row, stock, windows)
             rows.append(row.examples)
         return rows
 
     def _next(self, row: _Row, stock: "_Stock", windows: ExampleWindows) -> int | None:
         """Take the example that suits ``row`` best out of ``stock``; None if none fits."""
-        if row.room < stock.shortest:
-            return None
-        near = stock.classes_near((self._encoder_room - row.storage) / row.room)
-        best = stock.best_of_last_two(row.room)
-        for tokens in (row.room,) if best is None else (best, row.room):
-            for number in near:
-                for place in stock.places(number, tokens):
-                    example = stock.at(number, place)
+        least_waste, found = row.room, None
+        waste_of_best = row.room - stock.fillable(row.room)
+        encoder_room = max(0, self._encoder_room - row.aligned)
+        for number in stock.classes_near(encoder_room / row.room) if row.room else ():
+            limit = row.room
+            for _ in range(_TRIES):
+                if least_waste <= waste_of_best or (place := stock.place(number, limit)) < 0:
+                    break
+                example, length = stock.at(number, place)
+                limit = length - 1
+                waste = row.room - length - stock.fillable(row.room - length)
+                if waste >= least_waste:
+                    continue
+                aligned = int(windows.aligned[example])
+                if aligned <= encoder_room:
                     if self._takes(row, windows.of(example)):
-                        stock.take(number, place)
-                        return example
-        return None
+                        least_waste, found = waste, (number, place)
+                        continue
+                    encoder_room = aligned * 3 // 4  # what is left is in pieces: ask for clearly less
+                limit = min(limit, length * encoder_room // aligned)
+        return None if found is None else stock.take(*found)
 
     def _takes(self, row: _Row, types: WindowTypes) -> bool:
         if not types:
@@ -134,8 +151,6 @@ class RowPacker:
             storage += size * count
             windows += count
             largest = max(largest, size)
-        if storage > self._encoder_room:
-            return False
         if self._surely_fit(storage, windows, largest):
             return True
         merged = dict(row.types)
@@ -158,19 +173,20 @@ class RowPacker:
 class _Stock:
     """Examples not yet packed, by class of encoder need, each class by decoder length."""
 
-    def __init__(self, examples: np.ndarray, tokens: np.ndarray, storage: np.ndarray, scale: float):
-        need = storage[examples] / tokens[examples]
+    def __init__(self, examples: np.ndarray, tokens: np.ndarray, aligned: np.ndarray, room: int, encoder_room: int):
+        need = aligned[examples] / tokens[examples]
         edges = np.unique(np.quantile(need, np.arange(1, _CLASSES) / _CLASSES)) if need.size else need
         number = np.searchsorted(edges, need, side="right")
         keys = (tokens[examples].astype(np.int64) << 32) + examples
         self._classes = [np.sort(keys[number == i]).tolist() for i in range(edges.size + 1)]
         self._needs = [float(need[number == i].mean()) if one else np.inf for i, one in enumerate(self._classes)]
-        size = np.maximum(tokens[examples], storage[examples] * scale)
+        size = np.maximum(tokens[examples], aligned[examples] * (room / encoder_room))
         self._order = examples[np.lexsort((examples, -size))].tolist()
         self._class_of = dict(zip(examples.tolist(), number.tolist(), strict=True))
         self._tokens, self._next, self._taken = tokens, 0, set()  # type: ignore[var-annotated]
-        self._counts = np.bincount(tokens[examples]) if examples.size else np.zeros(1, np.int64)
-        self._shortest, self._longest = 0, self._counts.size - 1
+        self._counts = np.bincount(tokens[examples], minlength=room + 1)
+        self._left, self._filled = examples.size, fillable_rooms(self._counts)
+        self._computed_at = self._left
 
     def largest(self) -> int | None:
         """Take the largest example; None if there is none left."""
@@ -180,44 +196,54 @@ class _Stock:
             return None
         example = self._order[self._next]
         number = self._class_of[example]
-        self.take(number, bisect.bisect_left(self._classes[number], (int(self._tokens[example]) << 32) + example))
-        return example
+        return self.take(
+            number, bisect.bisect_left(self._classes[number], (int(self._tokens[example]) << 32) + example)
+        )
+
+    def fillable(self, room: int) -> int:
+        """How much of ``room`` decoder positions examples can fill; see ``fillable_rooms``."""
+        if self._left < self._computed_at * _FRESH:
+            self._computed_at, self._filled = self._left, fillable_rooms(self._counts)
+        return self._filled[room]
 
     def classes_near(self, wanted: float) -> list[int]:
         """Numbers of the classes that have examples, that with the need nearest to ``wanted`` first."""
         filled = (i for i, one in enumerate(self._classes) if one)
         return sorted(filled, key=lambda i: abs(self._needs[i] - wanted))
 
-    def places(self, number: int, room: int) -> range:
-        """Places of the longest examples of a class that take at most ``room`` decoder positions."""
-        last = bisect.bisect_left(self._classes[number], (room + 1) << 32)
-        return range(last - 1, max(-1, last - 1 - _TRIES), -1)
+    def place(self, number: int, room: int) -> int:
+        """Place of the longest example of a class that takes at most ``room`` decoder positions; -1: there is none."""
+        return bisect.bisect_left(self._classes[number], (room + 1) << 32) - 1
 
-    def at(self, number: int, place: int) -> int:
-        """The example at a place."""
-        return self._classes[number][place] & 0xFFFFFFFF
+    def at(self, number: int, place: int) -> tuple[int, int]:
+        """The example at a place, and its decoder length."""
+        key = self._classes[number][place]
+        return key & 0xFFFFFFFF, key >> 32
 
-    def take(self, number: int, place: int) -> None:
-        """Remove the example at a place."""
+    def take(self, number: int, place: int) -> int:
+        """Remove and return the example at a place."""
         key = self._classes[number].pop(place)
         self._taken.add(key & 0xFFFFFFFF)
         self._counts[key >> 32] -= 1
+        self._left -= 1
+        return key & 0xFFFFFFFF
 
-    @property
-    def shortest(self) -> int:
-        """Decoder length of the shortest example left; beyond any row if there is none."""
-        while self._shortest < self._counts.size and not self._counts[self._shortest]:
-            self._shortest += 1
-        return self._shortest
 
-    def best_of_last_two(self, room: int) -> int | None:
-        """The longer of the two decoder lengths that fill ``room`` best; None if more than two may be needed."""
-        while self._longest and not self._counts[self._longest]:
-            self._longest -= 1
-        if room > 2 * self._longest:
-            return None
-        lengths = np.flatnonzero(self._counts[: room + 1])
-        rest = np.searchsorted(lengths, room - lengths, side="right") - 1
-        sums = lengths + np.where(rest >= 0, lengths[rest], 0)
-        # The last of equal ones: the longest; one example is better than two.
-        return int(lengths[sums.size - 1 - np.argmax(sums[::-1])])
+def fillable_rooms(counts: np.ndarray) -> list[int]:
+    """How much of each room from 0 to ``counts.size`` - 1 sums of lengths fill at most.
+
+    ``counts[i]`` says how many examples of length i there are; a length may be used about so many times. A look-ahead:
+    that a sum exists does not say that its examples suit the encoder too.
+    """
+    room = counts.size - 1
+    whole = (1 << room + 1) - 1
+    sums = 1  # bit i: some lengths sum to i
+    for length in np.flatnonzero(counts).tolist():
+        if sums >> length == whole >> length:  # all sums from here on
+            break
+        copies, step = int(counts[length]), length
+        while copies > 0 and step <= room:
+            sums |= sums << step & whole
+            copies, step = copies // 2, step * 2
+    bits = np.unpackbits(np.frombuffer(sums.to_bytes(room // 8 + 1, "little"), np.uint8), bitorder="little")
+    return np.maximum.accumulate(np.where(bits[: room + 1], np.arange(room + 1), 0)).tolist()

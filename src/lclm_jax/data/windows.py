@@ -137,11 +137,14 @@ def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackCon
     Deterministic; the packer asks it whether a set of examples fits, and row assembly gets the same answer.
     """
     length, cursors = pack.encoder_row_length, [0] * pack.encoder_rows
+    last = length - (types[-1][0] if types else 0)
+    open_rows: Sequence[int] = range(pack.encoder_rows)
     placed: list[list[Run]] = []
     for storage, context, count in types:
         runs: list[Run] = []
         stride = -(-storage // ratio) * ratio
-        for row, cursor in enumerate(cursors):
+        for row in open_rows:
+            cursor = cursors[row]
             offset = cursor + -(cursor + context) % ratio
             room = length - offset - storage
             if room < 0:
@@ -155,6 +158,7 @@ def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackCon
         if count:
             return None
         placed.append(runs)
+        open_rows = [row for row in open_rows if cursors[row] <= last]
     return placed
 
 
