@@ -171,6 +171,23 @@ def test_panels_of_a_grid_are_few(grid):
     }
 
 
+def test_small_findings_are_called_small(grid):
+    study, variants, results = grid
+    assert "Found, but smaller" not in markdown("", sections.write(summarise(study, variants, results), {}, {}))
+    wide = study.model_copy(update={"smallest_effect": 0.15})
+    text = markdown("", sections.write(summarise(wide, variants, results), {}, {}))
+    assert "Found, but smaller than 0.15, the smallest effect that matters here: `mask=bidirectional`." in text
+
+
+def test_no_best_among_equals(grid):
+    study, variants, results = grid
+    flat = {
+        name: replace(one, measures={**one.measures, "needle_accuracy": [0.0] * 4}) for name, one in results.items()
+    }
+    found = {one.name: one for one in summarise(study, variants, flat).measures}
+    assert (found["needle_accuracy"].best, found["held_out_loss"].best) == (None, "overlap=8")
+
+
 def test_sizing_says_what_a_tie_means(grid):
     study, variants, results = grid
     sizing = summarise(study, variants, results).sizing

@@ -130,6 +130,10 @@ def _further(summary: Summary) -> str:
     return "" if summary.study.design == "list" else "further variants"
 
 
+def _varies(costs: Sequence[float]) -> bool:
+    return bool(costs) and max(costs) > 1.02 * min(costs)
+
+
 def _pareto(summary: Summary, path: Path) -> _Drawn:
     one = summary.primary
     costs = {name: summary.results[name].cost for name in one.intervals}
@@ -138,7 +142,7 @@ def _pareto(summary: Summary, path: Path) -> _Drawn:
         "peak memory (GB)": lambda cost: cost.peak_memory_bytes / 1e9,
         "decoder positions per raw token": lambda cost: cost.positions_per_raw_token,
     }
-    kinds = {label: of for label, of in kinds.items() if len({of(cost) for cost in costs.values()}) > 1}
+    kinds = {label: of for label, of in kinds.items() if _varies([of(cost) for cost in costs.values()])}
     if not kinds or one.measure.better is None:
         return None, ""
     points = {
@@ -150,5 +154,5 @@ def _pareto(summary: Summary, path: Path) -> _Drawn:
     return path, (
         f"{one.measure.title[0].upper()}{one.measure.title[1:]} against cost, with intervals over seeds (not paired:"
         " use the differences to compare). Grey line: variants whose mean no cheaper one reaches."
-        " Costs that are equal in all variants are not shown."
+        " Costs that vary by less than 2% are not shown."
     )

@@ -80,7 +80,8 @@ def plot_curves(
             right.set_ylabel(labels[2], fontsize=9)
             handles, texts = left.get_legend_handles_labels()
             right.legend(handles, texts, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.03))
-        _limit(grid[:, 0].tolist(), [curves[name].ys.mean(0) for names in panels.values() for name in names], skip)
+        drawn = [curves[name].ys for names in panels.values() for name in names]
+        _limit(grid[:, 0].tolist(), [ys.mean(0) for ys in drawn] if zoom else [y for ys in drawn for y in ys], skip)
         for axes in grid[-1]:
             axes.set_xlabel(labels[0], fontsize=9)
         save(figure, path)

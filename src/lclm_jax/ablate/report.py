@@ -34,7 +34,7 @@ def write_report(
     summary = summarise(study, variants, results)
     out.mkdir(parents=True, exist_ok=True)
     texts = {
-        "study.yaml": _yaml(study.model_dump(mode="json", exclude_defaults=True)),
+        "study.yaml": _yaml(study.model_dump(mode="json", exclude_defaults=True, exclude={"run_dir"})),
         "variants.yaml": _yaml({one.name: dict(one.overrides) for one in variants}),
     }
     drawn = figures.draw(summary, out)

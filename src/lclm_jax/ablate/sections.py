@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lclm_jax.ablate import tables, wording
 from lclm_jax.ablate.document import Block, Figure, Folded, Section, Text
+from lclm_jax.ablate.statistics import Comparison
 from lclm_jax.ablate.summary import Sizing, Summary
 
 
@@ -39,8 +40,8 @@ def write(summary: Summary, drawn: Mapping[str, Figure], texts: Mapping[str, str
 _NUMBERS = 6
 """Comparisons whose numbers the answer still takes."""
 _COST = (
-    "FLOPs by formula, forward pass. Tokens per second count the training steps alone. Peak memory is that of the whole"
-    " process, data and evaluation included."
+    "FLOPs by formula, forward pass. Tokens per second count the training steps alone. Peak memory is that of the"
+    " accelerator, or on a CPU that of the whole process with its data and its evaluation."
 )
 
 
@@ -54,7 +55,7 @@ def answer(summary: Summary) -> str:
         return f"{base[0].upper()}{base[1:]} diverged, so nothing can be compared with it."
     if not one.comparisons:
         return f"Nothing can be compared with {base} yet."
-    places = wording.decimals([compared.half_width for compared in one.comparisons.values()])
+    places = wording.decimals_of(one.comparisons)
     few = len(one.comparisons) <= _NUMBERS
     parts = []
     for verdict, words in (("better", "better than {}"), ("worse", "worse than {}"), ("tie", "a tie with {}")):
@@ -82,6 +83,10 @@ def _after_the_answer(summary: Summary) -> Iterator[str]:
             f"Corrected for {len(one.comparisons)} comparisons (Holm), {wording.names(lost)}"
             f" {'ties' if len(lost) == 1 else 'tie'} as well."
         )
+    smallest = summary.study.smallest_effect
+    small = [name for name, compared in one.comparisons.items() if _found_but_below(compared, smallest)]
+    if small:
+        yield f"Found, but smaller than {smallest:g}, the smallest effect that matters here: {wording.names(small)}."
     if one.best:
         ties = f"; {wording.names(one.ties)} cannot be told from it" if one.ties else "; no other ties with it"
         yield f"The best mean is that of `{one.best}`{ties}."
@@ -91,6 +96,10 @@ def _after_the_answer(summary: Summary) -> Iterator[str]:
         yield f"`{name}` diverged in {len(seeds)} of {total} seeds ({listed}); it has no mean and no verdict."
     if summary.missing:
         yield f"Not run yet: {wording.names(summary.missing)}."
+
+
+def _found_but_below(compared: Comparison, smallest: float) -> bool:
+    return compared.verdict != "tie" and abs(compared.difference) < smallest
 
 
 def _how_to_read(summary: Summary) -> str:

@@ -30,6 +30,7 @@ class MeasureSummary:
     comparisons: Mapping[str, Comparison]
     """With the baseline."""
     best: str | None
+    """None: all means are equal, or none is known."""
     ties: Sequence[str]
     """Variants that tie with the best."""
 
@@ -83,7 +84,7 @@ class Summary:
         """For JSON; values that are not finite are null, and all those of a seed that diverged."""
         return _plain(
             {
-                "study": self.study.model_dump(mode="json"),
+                "study": self.study.model_dump(mode="json", exclude={"run_dir"}),
                 "baseline": self.baseline,
                 "not_run": self.missing,
                 "diverged": self.diverged,
@@ -168,6 +169,8 @@ def _measure(name: str, study: StudyConfig, baseline: str, results: Mapping[str,
         return MeasureSummary(name, measure, values, intervals, {}, None, [])
     compared = statistics.compare_all(values, baseline, measure.better, study.confidence) if baseline in values else {}
     best, ties = statistics.best_and_ties(values, measure.better, study.confidence)
+    if len({interval.mean for interval in intervals.values()}) < 2:
+        best, ties = None, []
     return MeasureSummary(name, measure, values, intervals, compared, best, ties)
 
 

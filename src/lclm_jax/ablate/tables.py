@@ -28,7 +28,7 @@ def ranking(summary: Summary) -> Table:
             rest = [Cell("baseline", "soft"), *[_NOTHING] * 4]
         elif compared:
             rest = [
-                Cell(wording.signed(compared, places), compared.verdict),
+                Cell(wording.signed(compared, wording.decimals_of(one.comparisons)), compared.verdict),
                 Cell(compared.verdict, compared.verdict),
                 Cell(wording.p_value(compared.p_value)),
                 Cell(wording.p_value(compared.holm_p_value)),
@@ -77,7 +77,7 @@ def _difference_rows(summary: Summary, measures: Sequence[MeasureSummary]) -> li
         for place, one in enumerate(measures):
             if name in one.comparisons:
                 compared = one.comparisons[name]
-                text = f"{wording.signed(compared, _places(one))} {compared.verdict}"
+                text = f"{wording.signed(compared, wording.decimals_of(one.comparisons))} {compared.verdict}"
                 cells[place] = Cell(text, compared.verdict)
         if any(cell != _NOTHING for cell in cells):
             rows.append([_name(summary, name), *cells])

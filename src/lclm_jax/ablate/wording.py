@@ -16,6 +16,11 @@ def decimals(half_widths: Sequence[float]) -> int:
     return min(_DECIMALS, max(1, 1 - math.floor(math.log10(known[len(known) // 2]))))
 
 
+def decimals_of(comparisons: Mapping[str, Comparison]) -> int:
+    """``decimals`` for differences."""
+    return decimals([one.half_width for one in comparisons.values()])
+
+
 def plus_minus(interval: Interval, places: int) -> str:
     """``1.234 ± 0.012``."""
     return f"{interval.mean:.{places}f} ± {interval.half_width:.{places}f}"
