@@ -138,7 +138,7 @@ def test_agreement_with_published_directions():
     names = [*values, "later"]
     published = dict.fromkeys(("less", "more", "same", "broken", "later", "unknown"), 50.0)
     config = PublishedConfig(source="s", measure="accuracy", better="higher", values={"base": 40.0, **published})
-    rows = {row.variant: row for row in compare_published(config, names, values, "lower", 0.95)}
+    rows = {row.variant: row for row in compare_published(config, names, values, {}, "lower", 0.95)}
     assert {name: row.agreement for name, row in rows.items()} == {
         "base": None, "less": "agrees", "more": "disagrees", "same": "cannot be told", "broken": "diverged",
         "later": "not run", "unknown": "not in this study",
@@ -146,8 +146,20 @@ def test_agreement_with_published_directions():
     assert (rows["less"].published, rows["more"].ours) == ("better", "worse")
     # Without the baseline among the published values, the first of them is the reference for both.
     config = PublishedConfig(source="s", measure="loss", values={"more": 2.0, "less": 1.0})
-    reference, less = compare_published(config, names, values, "lower", 0.95)
+    reference, less = compare_published(config, names, values, {}, "lower", 0.95)
     assert (reference.published, less.published, less.ours) == ("reference", "better", "better")
+
+
+def test_agreement_that_does_not_outlast_the_correction(wide):
+    summary = summarise(*wide)
+    (rows,) = summary.published
+    compared = summary.primary.comparisons
+    lost = {row.variant for row in rows if row.lost}
+    assert lost == {one.variant for one in rows if one.ours and compared[one.variant].holm_verdict != one.ours}
+    assert "window=16" in lost
+    assert "| `window=16` | 1.183 | worse | worse | agrees, not after Holm |" in markdown(
+        "", sections.write(summary, {}, {})
+    )
 
 
 def test_pareto_front():

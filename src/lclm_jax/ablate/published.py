@@ -6,7 +6,7 @@ Sizes, data and budgets differ, so the numbers are never compared; only the dire
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from lclm_jax.ablate.statistics import Direction, Values, diverged, paired
+from lclm_jax.ablate.statistics import Comparison, Direction, Values, diverged, paired
 from lclm_jax.config.study import PublishedConfig
 
 Agreement = Literal["agrees", "disagrees", "cannot be told", "diverged", "not run", "not in this study"]
@@ -22,13 +22,16 @@ class PublishedRow(NamedTuple):
     ours: str
     """Our paired verdict against the same reference, or why there is none."""
     agreement: Agreement | None
-    """None: the reference itself."""
+    """By our verdict as it is; None: the reference itself."""
+    lost: bool = False
+    """Our verdict does not outlast the correction for all comparisons with the baseline (Holm)."""
 
 
 def compare_published(
     published: PublishedConfig,
     names: Sequence[str],
     values: Mapping[str, Values],
+    comparisons: Mapping[str, Comparison],
     better: Direction,
     confidence: float,
 ) -> list[PublishedRow]:
@@ -38,6 +41,7 @@ def compare_published(
         published: values by variant.
         names: all variants of the study, baseline first.
         values: variant -> seed -> value of the primary measure, of the variants that ran.
+        comparisons: those with the baseline, corrected.
         better: which direction of the primary measure is better.
         confidence: of our intervals.
     """
@@ -54,7 +58,9 @@ def compare_published(
             rows.append(PublishedRow(name, value, sign, "", missing))
             continue
         ours = paired(values[name], values[reference], better, confidence).verdict
-        rows.append(PublishedRow(name, value, sign, ours, _agreement(sign, ours)))
+        corrected = comparisons.get(name) if reference == names[0] else None
+        lost = corrected is not None and corrected.holm_verdict != ours
+        rows.append(PublishedRow(name, value, sign, ours, _agreement(sign, ours), lost))
     return rows
 
 

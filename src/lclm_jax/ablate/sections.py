@@ -41,7 +41,8 @@ _NUMBERS = 6
 """Comparisons whose numbers the answer still takes."""
 _COST = (
     "FLOPs by formula, forward pass. Tokens per second count the training steps alone. Peak memory is that of the"
-    " accelerator, or on a CPU that of the whole process with its data and its evaluation."
+    " accelerator. On a CPU it is that of the whole process with its data, its evaluation and the compiler (a program"
+    " that was found in the compilation cache takes less): its differences are not the variants' own."
 )
 
 
@@ -182,7 +183,9 @@ def _published(summary: Summary) -> Iterator[Block]:
         return
     kinds = ("agrees", "disagrees", "cannot be told", "diverged", "not run", "not in this study")
     counts = [(kind, sum(row.agreement == kind for row in rows)) for kind in kinds]
-    yield Text("Directions: " + ", ".join(f"{count} {kind}" for kind, count in counts if count) + ".")
+    lost = sum(row.lost for row in rows)
+    weak = f" {lost} of these verdicts do not outlast Holm's correction." if lost else ""
+    yield Text("Directions: " + ", ".join(f"{count} {kind}" for kind, count in counts if count) + "." + weak)
     for config, table in zip(summary.study.published, summary.published, strict=True):
         yield tables.published(config, table)
     yield Text(

@@ -137,7 +137,9 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
         interactions(designed, sound, direction, study.confidence),
         _sizing(study, primary, variants[0].name),
         [
-            compare_published(one, [v.name for v in variants], primary.values, direction, study.confidence)
+            compare_published(
+                one, [v.name for v in variants], primary.values, primary.comparisons, direction, study.confidence
+            )
             for one in study.published
         ],
     )

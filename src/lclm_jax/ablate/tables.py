@@ -143,13 +143,20 @@ def published(config: PublishedConfig, rows: Sequence[PublishedRow]) -> Table:
             Cell(f"{row.value:g}"),
             Cell(row.published, "soft" if row.published == "reference" else ""),
             Cell(row.ours) if row.ours else _NOTHING,
-            Cell(row.agreement, _TONES.get(row.agreement, "tie")) if row.agreement else _NOTHING,
+            _agreement(row) if row.agreement else _NOTHING,
         ]
         for row in rows
     ]
     better = f"{config.better} is better"
     header = ["variant", f"published ({better})", "published direction", "direction here", "agreement"]
     return Table(header, body, f"{config.source}: {config.measure}. Directions are against `{reference}`.")
+
+
+def _agreement(row: PublishedRow) -> Cell:
+    weak = row.lost and row.agreement in _TONES
+    return Cell(
+        f"{row.agreement}, not after Holm" if weak else str(row.agreement), _TONES.get(str(row.agreement), "tie")
+    )
 
 
 def _places(one: MeasureSummary) -> int:
