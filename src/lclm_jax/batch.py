@@ -15,7 +15,7 @@ from lclm_jax.config import ModelConfig, PackConfig
 class Batch(NamedTuple):
     """Packed rows, as NumPy arrays on the host or JAX arrays on devices (``Any`` stands for either).
 
-    ``marker_index`` is None unless the pooling has markers (``eos``).
+    ``marker_index`` is None unless the pooling has markers (``eos``), ``objectives`` unless the batch is trained on.
     """
 
     decoder_tokens: Any
@@ -44,6 +44,9 @@ class Batch(NamedTuple):
     """[B, L] int32: order of the latent in its span, across windows."""
     marker_index: Any = None
     """[B, L] int32: flattened position of each slot's marker in [0, M * R); 0 in gaps."""
+    objectives: Any = None
+    """[B, S] int8: objective of the position's example, its place in ``config.OBJECTIVES``; -1 is padding. Losses are
+    told apart by it and nothing else."""
 
 
 def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -9,9 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from lclm_jax.config import parse_config
+from lclm_jax.config import OBJECTIVES, parse_config
 from lclm_jax.data.histograms import plot_histograms
 from lclm_jax.data.index import IndexFailure, index_inputs, open_index
 from lclm_jax.data.index_info import first_info, index_info, read_info, summarize
@@ -84,7 +85,7 @@ def assert_equal(left, right):
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         for name, x, y in zip(a._fields, a, b, strict=True):
-            assert np.array_equal(x, y) if x is not None else y is None, name
+            assert np.array_equal(x, y) and type(x) is np.ndarray if x is not None else y is None, name
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,8 @@ def reference(run):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_threads_and_workers_do_not_change_the_batches(run, reference, workers):
+def test_threads_and_workers_do_not_change_the_batches(run, reference, workers, monkeypatch):
+    monkeypatch.setattr("lclm_jax.data.loader._SHARED_BYTES", 0 if workers == 2 else 2**20)
     values, tokenizers = run
     assert_equal(batches(edited(values, data={"workers": workers, "prefetch": 2}), tokenizers), reference)
 
@@ -140,15 +142,18 @@ for batch, _ in loader:
 """
 
 
-def test_a_killed_process_is_resumed_with_the_same_rows(run, reference, tmp_path):
+def test_a_killed_process_takes_its_workers_along_and_is_resumed_with_the_same_rows(run, reference, tmp_path):
     values, tokenizers = run
-    command = [sys.executable, "-c", KILLED, json.dumps(values), str(tmp_path)]
+    with_worker = values | {"data": values["data"] | {"workers": 1}}
+    command = [sys.executable, "-c", KILLED, json.dumps(with_worker), str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         seen = [json.loads(child.stdout.readline())]
         child.stdin.write("go on\n")
         child.stdin.flush()
         seen.append(json.loads(child.stdout.readline()))
+        workers = [one for one in psutil.Process(child.pid).children() if "spawn_main" in "".join(one.cmdline())]
         child.kill()
+    assert len(workers) == 1 and not psutil.wait_procs(workers, timeout=60)[1]
     assert child.returncode == -signal.SIGKILL
     assert [tokens for tokens, _ in seen] == [batch.decoder_tokens.tolist() for batch in reference[:2]]
     assert seen[-1][1]["rows_consumed"] == 16
@@ -162,6 +167,12 @@ def test_rows_hold_whole_examples_and_stats_count_them(run, reference):
         batch, stats = next(loader)
         refs = [loader.index.row(row) for row in range(8)]
         info = index_info(loader.index, 48)
+        objectives = [source.config.objective for source in loader.maker.sources]
+    for row, segments, found in zip(refs, batch.decoder_segments, batch.objectives, strict=True):
+        first = np.unique(segments, return_index=True)[1][int(segments.min() == 0) :]
+        assert [OBJECTIVES[number] for number in found[first]] == [objectives[ref.source] for ref in row]
+        assert (found[segments == 0] == -1).all()
+    assert len({*batch.objectives.ravel().tolist()}) > 2
     assert stats == batch_stats(batch)
     assert stats.examples == sum(map(len, refs))
     assert 0.93 < info["decoder_fill"] <= 1

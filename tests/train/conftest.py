@@ -22,7 +22,10 @@ def make_config(model):
                 "tokenizer": {"vocab_size": 64},
                 "model": model.model_dump(),
                 "data": {
-                    "sources": {"cpt": {"collection": "documents", "objective": "cpt"}},
+                    "sources": {
+                        "cpt": {"collection": "documents", "objective": "cpt"},
+                        "qa": {"collection": "chat", "objective": "qa"},
+                    },
                     "pack": {"row_length": ROW, "encoder_rows": 1, "encoder_row_length": ENCODER_ROW},
                 },
                 "stages": stages or {"only": one},

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax.train.loss import loss_sums, sum_nll
+from lclm_jax.train.loss import LossSums, loss_sums, sum_nll
 
 
 @pytest.mark.parametrize(("normalisation", "total", "weight"), [("per_token", 9.0, 3.0), ("per_row", 7.0, 2.0)])
@@ -35,3 +35,20 @@ def test_z_loss_is_weighed_as_the_loss_and_not_reported(monkeypatch, normalisati
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(1, 2\), weights \(2,\)"):
         sum_nll(jnp.zeros((1, 2)), jnp.zeros(2), "per_token")
+
+
+def test_losses_are_told_apart_by_objective(monkeypatch):
+    nll = jnp.array([[2.0, 4.0, jnp.nan], [6.0, 9.0, 5.0]])
+    monkeypatch.setattr("lclm_jax.train.loss.forward", lambda *inputs: None)
+    monkeypatch.setattr("lclm_jax.train.loss.token_nll_and_lse", lambda *inputs: (nll, nll))
+    batch = SimpleNamespace(
+        targets=None,
+        loss_weights=jnp.array([[1.0, 0.5, 0.0], [1.0, 0.0, 1.0]]),
+        objectives=jnp.array([[0, 2, 2], [2, 2, -1]], jnp.int8),
+    )
+    sums, _ = loss_sums({}, None, batch, "per_row", objectives=["cpt", "chat", "qa"])
+    assert {name: pair.tolist() for name, pair in sums.by_objective.items()} == {
+        "cpt": [2.0, 1.0], "chat": [0.5 * 4 + 6, 1.5], "qa": [0.0, 0.0]
+    }  # fmt: skip
+    added = LossSums.zero(["cpt", "chat", "qa"]).add(sums).add(sums)
+    assert added.by_objective["chat"].tolist() == [16.0, 3.0]

@@ -30,9 +30,20 @@ def test_lines_are_means_over_the_steps_between(caplog):
     assert caplog.messages == [
         "stage0: 7 steps, from step 2",
         "stage0 4/7 | loss 2.0000 nats | 200 raw tok/s | fill 0.90 | ETA 0:00:02 | lr adapter=1.0e-03",
-        "stage0 6/7 | loss not finite nats | 200 raw tok/s | fill 0.90 | 2 skipped | ETA 0:00:00 | lr adapter=1.0e-03",
+        "stage0 6/7 | loss not finite | 200 raw tok/s | fill 0.90 | 2 skipped | ETA 0:00:00 | lr adapter=1.0e-03",
         "stage0 7/7 | loss 5.0000 nats | 200 raw tok/s | fill 0.90 | ETA 0:00:00 | lr adapter=1.0e-03",
     ]
+
+
+def test_lines_tell_objectives_apart_by_tokens(caplog):
+    reporter = LineReporter(every=2)
+    with caplog.at_level(logging.INFO, logger="lclm_jax"):
+        reporter.start("stage0", 0, 2)
+        first = {"loss_nats/cpt": 1.0, "loss_tokens/cpt": 30, "loss_nats/chat": None, "loss_tokens/chat": 0}
+        second = {"loss_nats/cpt": 2.0, "loss_tokens/cpt": 10, "loss_nats/chat": 4.0, "loss_tokens/chat": 5}
+        reporter.step(record(0, 1.0) | first)
+        reporter.step(record(1, 3.0) | second)
+    assert "loss 2.0000 nats (cpt 1.2500, chat 4.0000) |" in caplog.messages[-1]
 
 
 def test_a_bar_shows_loss_and_rates():

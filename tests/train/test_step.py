@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax.config import MeshConfig
+from lclm_jax.config import OBJECTIVES, MeshConfig
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.train.loss import sum_nll
@@ -30,7 +30,7 @@ def start(config, mesh):
 def toy_loss(monkeypatch):
     """A loss that compiles in no time, over one leaf of every part."""
 
-    def loss(params, model, batch, normalisation, key, z_loss):
+    def loss(params, model, batch, normalisation, key, z_loss, objectives):
         table, memory = params["decoder"]["embed"]["table"], params["decoder"]["memory_rows"]
         others = params["encoder"]["final_norm"]["scale"].sum() * params["adapter"]["fc1"]["kernel"].sum()
         nll = (table[batch.decoder_tokens].sum(-1) * others + memory.sum()) ** 2
@@ -141,14 +141,23 @@ def test_skipped_and_non_finite_steps_advance_only_the_count(make_config, make_b
 
 
 def test_a_mesh_of_eight_devices_gives_the_same_step(make_config, make_batch, mesh):
-    config = make_config(microbatches=2)
+    config = make_config(microbatches=2, mixture={"cpt": 1, "qa": 1})
+    kinds = [OBJECTIVES.index(name) for name in ("cpt", "qa")] * 4
     batches = [make_batch(config, 8, seed) for seed in range(2)]
+    batches = [
+        one._replace(objectives=np.repeat(np.int8(kinds)[:, None], one.targets.shape[1], axis=1)) for one in batches
+    ]
     eight = make_mesh(MeshConfig(replica=2, fsdp=2, context=2))
     _, _, history, step = run(config, eight, batches)
     _, _, expected_history, _ = run(config, mesh, batches)
     for metrics, reference in zip(history, expected_history, strict=True):
         for name in reference:
             np.testing.assert_allclose(metrics[name], reference[name], rtol=1e-4, err_msg=name)
+        parts = [(metrics[f"loss_nats/{name}"], metrics[f"loss_tokens/{name}"]) for name in ("cpt", "qa")]
+        assert sum(tokens for _, tokens in parts) == metrics["loss_tokens"]
+        whole = sum(nats * tokens for nats, tokens in parts) / metrics["loss_tokens"]
+        np.testing.assert_allclose(whole, metrics["loss_nats"], rtol=1e-5)
+        assert parts[0][0] != parts[1][0]
     assert step._cache_size() == 1
 
 
@@ -161,7 +170,7 @@ def test_rows_that_do_not_divide_over_the_mesh_are_an_error(make_config):
 def test_each_ratio_of_a_stage_compiles_once_and_reaches_the_model(make_config, make_batch, mesh, monkeypatch):
     seen = []
 
-    def loss(params, model, batch, normalisation, key, z_loss):
+    def loss(params, model, batch, normalisation, key, z_loss, objectives):
         seen.append(model.ratio)
         nll = (params["adapter"]["fc1"]["kernel"].sum() * batch.decoder_tokens) ** 2
         return sum_nll(nll, batch.loss_weights, normalisation), jnp.isfinite(nll).all(axis=1)

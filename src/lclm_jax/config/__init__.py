@@ -3,6 +3,7 @@
 from lclm_jax.config.convert import convert_experiment
 from lclm_jax.config.corpus import CollectionConfig, ColumnsConfig, CorpusConfig
 from lclm_jax.config.data import (
+    OBJECTIVES,
     DataConfig,
     PackConfig,
     SourceConfig,
@@ -35,6 +36,7 @@ from lclm_jax.config.train import (
 from lclm_jax.config.tree import Config
 
 __all__ = [
+    "OBJECTIVES",
     "PARTS",
     "AdapterConfig",
     "BackboneConfig",

@@ -1,6 +1,6 @@
 """Tokenizers, sources with their objectives, and the shape of a packed row."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
@@ -52,11 +52,15 @@ class SpanConfig(Tree):
         return self
 
 
+Objective = Literal["cpt", "reconstruction", "chat", "qa"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+
 class SourceConfig(Tree):
     """A prepared collection and the objective it is trained with."""
 
     collection: str = required("Prepared collection the examples come from (for example documents, chat).")
-    objective: Literal["cpt", "reconstruction", "chat", "qa"] = required(
+    objective: Objective = required(
         "cpt: alternating raw and compressed segments; reconstruction: repeat the span; chat: loss on replies; qa: the"
         " same, with the passages of the context in another order each epoch."
     )

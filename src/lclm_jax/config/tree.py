@@ -4,7 +4,7 @@ from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.config.corpus import CorpusConfig
-from lclm_jax.config.data import DataConfig, PackConfig, TokenizerConfig
+from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, TokenizerConfig
 from lclm_jax.config.environment import Environment
 from lclm_jax.config.init import InitConfig
 from lclm_jax.config.model import ModelConfig
@@ -90,3 +90,8 @@ class Config(Tree):
     def pack(self, stage: str) -> PackConfig:
         """Row layout of ``stage``."""
         return self.stages[stage].pack or self.data.pack
+
+    def objectives(self, stage: str) -> list[str]:
+        """Objectives of the sources of ``stage``, each once, in the order of ``OBJECTIVES``."""
+        used = {self.data.sources[name].objective for name in self.stages[stage].sources}
+        return [name for name in OBJECTIVES if name in used]

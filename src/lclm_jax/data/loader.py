@@ -5,6 +5,7 @@ processes and the number of hosts change when it is made, never what it holds, a
 number. (Rows are not batched by Grain: ``batch`` before a multi-process ``prefetch`` once lost data, Grain issue 1129.)
 """
 
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +18,18 @@ import numpy as np
 from absl import flags
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import Config, RunPaths, StageConfig
+from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
 from lclm_jax.data.index import RowIndex, open_index
 from lclm_jax.data.index_info import first_info
 from lclm_jax.data.mixture import Cursor
 from lclm_jax.data.rows import assemble_batch
-from lclm_jax.data.sources import Source, Tokenizers, make_sources
+from lclm_jax.data.sources import ExampleRef, Source, Tokenizers, make_sources
+from lclm_jax.data.workers import end_with_parent, owned
 from lclm_jax.text.example import Example
 
 _CACHE_BYTES = 256 * 2**20
+_SHARED_BYTES = 2**20
+"""Smaller arrays of worker processes come through a pipe, which is as fast and leaves nothing in shared memory."""
 _UNUSED_COLUMNS = ("id", "text", "cut_bytes", "messages")
 
 
@@ -156,9 +160,8 @@ class BatchMaker:
         first = self.first_row + number * self.batch_rows
         return [row for part in self.host[0] for row in range(first + part * size, first + (part + 1) * size)]
 
-    def examples(self, rows: Sequence[int]) -> list[list[Example]]:
-        """The examples of each of the global ``rows``."""
-        refs = [self.index.row(row) for row in rows]
+    def examples(self, refs: Sequence[Sequence[ExampleRef]]) -> list[list[Example]]:
+        """The examples of rows that hold ``refs``."""
         flat = [ref for row in refs for ref in row]
         records = iter(self.cache.get([(self.sources[ref.source], ref.record) for ref in flat]))
         return [[self.sources[ref.source].example(ref, next(records)) for ref in row] for row in refs]
@@ -167,8 +170,18 @@ class BatchMaker:
         """Make batch ``number`` (from 0 at ``first_row``)."""
         setup = self.sources[0].setup
         pad = setup.tokenizers.encoder.pad_id if setup.model.has_pad_markers else None
-        batch = assemble_batch(self.examples(self.rows(number)), setup.model, setup.pack, pad)
+        refs = [self.index.row(row) for row in self.rows(number)]
+        batch = assemble_batch(self.examples(refs), setup.model, setup.pack, pad)
+        batch = batch._replace(objectives=self._objectives(refs, batch.decoder_segments))
         return batch, batch_stats(batch)
+
+    def _objectives(self, refs: Sequence[Sequence[ExampleRef]], segments_BS: np.ndarray) -> np.ndarray:
+        """``Batch.objectives`` of rows whose segments 1.. are ``refs``."""
+        numbers = [OBJECTIVES.index(source.config.objective) for source in self.sources]
+        by_segment = ([-1, *(numbers[ref.source] for ref in row)] for row in refs)
+        return np.stack(
+            [np.array(row, np.int8)[segments] for row, segments in zip(by_segment, segments_BS, strict=True)]
+        )
 
 
 class Loader(Iterator[tuple[Batch, BatchStats]]):
@@ -178,20 +191,27 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         self.maker, self._batches, self._done = maker, batches, 0
         data: Any = grain.MapDataset.range(batches).map(maker)
         # One thread keeps ahead of the device; more would contend for the interpreter lock.
-        options = grain.ReadOptions(num_threads=int(prefetch > 0), prefetch_buffer_size=prefetch)
-        data = data.to_iter_dataset(options)
+        ahead = grain.ReadOptions(num_threads=int(prefetch > 0), prefetch_buffer_size=prefetch)
+        data = data.to_iter_dataset(ahead)
         if workers:
             # Grain's workers ask absl for their flags, which a program without absl.app never parses.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
+            options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+            data = grain.experimental.WithOptionsIterDataset(data, options)
             buffered = max(1, prefetch // workers)
-            data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffered))
-        self._iterator = iter(data)
+            data = data.mp_prefetch(
+                grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffered), end_with_parent
+            )
+        self._iterator, self._apart = iter(data), workers > 0
 
     def __next__(self) -> tuple[Batch, BatchStats]:
-        batch, stats = next(self._iterator)
+        # Grain's own StopIteration would keep its last batch alive.
+        if (entry := next(self._iterator, None)) is None:
+            raise StopIteration
         self._done += 1
-        return Batch(*batch), BatchStats(*stats)
+        batch = owned(Batch(*entry[0])) if self._apart else Batch(*entry[0])
+        return batch, BatchStats(*entry[1])
 
     def __len__(self) -> int:
         """Batches left."""
@@ -243,6 +263,9 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
     def close(self) -> None:
         """End the pipeline's threads and processes."""
         self._iterator.close()
+        self._iterator = iter(())
+        if self._apart:  # Grain's last batch, which is shared memory, hangs in the traceback of its StopIteration
+            gc.collect()
 
 
 def make_loader(

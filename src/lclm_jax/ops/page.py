@@ -126,7 +126,8 @@ def _cards(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
     """Section -> (caption, data URL of a PNG)."""
-    curves = [(label, _panels({run.name: _series(run.curves, name) for run in runs}, label)) for name, label in _CURVES]
+    shown = [*_CURVES[:1], *_objective_curves(runs), *_CURVES[1:]]
+    curves = [(label, _panels({run.name: _series(run.curves, name) for run in runs}, label)) for name, label in shown]
     keys = sorted(
         {key for run in runs for probes in run.probes.values() for one in probes for key in one if "/" in key}
     )
@@ -145,6 +146,13 @@ def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, Sequence[tuple[str, str | None]]] = {"curves": curves, "probes": probes}
     found |= {"evaluation": gains, "goodput": shares}
     return {section: [(label, url) for label, url in entries if url] for section, entries in found.items()}
+
+
+def _objective_curves(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(name in the records, label) of each objective's loss; none where all runs have one objective and the same."""
+    steps = (steps[-1] for run in runs for steps in run.curves.values())
+    names = dict.fromkeys(key for step in steps for key in step if key.startswith("loss_nats/"))
+    return [(name, f"loss of {name.split('/')[1]} (nats per token)") for name in names] if len(names) > 1 else []
 
 
 def _series(stages: Mapping[str, list[dict[str, Any]]], name: str) -> dict[str, tuple[list[float], list[float | None]]]:

@@ -94,16 +94,18 @@ def widest(names: Sequence[str], size: int, mesh: Any = None) -> str:
     return max(fitting, key=pieces.__getitem__) if fitting else names[-1]
 
 
-def batch_sharding(mesh: Mesh, markers: bool = False) -> Batch:
+def batch_sharding(mesh: Mesh, markers: bool = False, objectives: bool = False) -> Batch:
     """Shardings of a batch: rows as ``batch``, positions of the decoder's arrays as ``seq``.
 
     Encoder arrays lie with their packed row, whole: they are small, and devices pick their encoder rows from them.
-    ``markers``: the batch has ``marker_index`` (eos).
+    ``markers``: the batch has ``marker_index`` (eos); ``objectives``: it has those.
     """
     rows, positions = (NamedSharding(mesh, spec_for(axes)) for axes in (("batch",), ("batch", "seq")))
-    decoder = ("decoder_tokens", "decoder_segments", "decoder_positions", "targets", "loss_weights", "latent_index")
+    decoder = ["decoder_tokens", "decoder_segments", "decoder_positions", "targets", "loss_weights", "latent_index"]
+    decoder.append("objectives")
+    absent = {"marker_index": markers, "objectives": objectives}
     shardings = Batch(**{name: positions if name in decoder else rows for name in Batch._fields})
-    return shardings if markers else shardings._replace(marker_index=None)
+    return shardings._replace(**{name: None for name, there in absent.items() if not there})
 
 
 def params_sharding(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:

@@ -1,12 +1,13 @@
 """The loss as sums, so that accumulation over microbatches and devices divides once."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
+from lclm_jax.config import OBJECTIVES, ModelConfig
 from lclm_jax.model.lclm import Params, forward, token_nll_and_lse
 
 Normalisation = Literal["per_token", "per_row"]
@@ -23,11 +24,14 @@ class LossSums(NamedTuple):
     """Sum of weights, under either normalisation."""
     z_loss: jax.Array
     """Sum of the weighted z-losses, as ``total``; trained on, not reported."""
+    by_objective: dict[str, jax.Array]
+    """Objective -> float32 [2]: sums of weighted nats and of weights, under either normalisation; reported only."""
 
     @classmethod
-    def zero(cls) -> "LossSums":
+    def zero(cls, objectives: Sequence[str] = ()) -> "LossSums":
         """Where a sum begins."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+        none = jnp.zeros((), jnp.float32)
+        return cls(none, none, none, none, {name: jnp.zeros(2, jnp.float32) for name in objectives})
 
     def add(self, other: "LossSums") -> "LossSums":
         """Sum of both."""
@@ -54,10 +58,12 @@ def loss_sums(
     normalisation: Normalisation,
     key: jax.Array | None = None,
     z_loss: float = 0.0,
+    objectives: Sequence[str] = (),
 ) -> tuple[LossSums, jax.Array]:
     """Next-token cross-entropy of a batch, and which rows' is finite (bool [B]); runs under a mesh.
 
-    ``key``: of LoRA's dropout; None: nothing is dropped.
+    ``key``: of LoRA's dropout; None: nothing is dropped. ``objectives``: those whose losses are told apart, which takes
+    ``batch.objectives``.
 
     ``z_loss`` weighs the square of the log-sum-exp of a position's logits (PaLM, arXiv 2204.02311, section 5).
     The PyTorch implementation averages per device batch (one packed row in its configs), then over ranks: that is
@@ -66,6 +72,8 @@ def loss_sums(
     hidden_BSD = forward(params, model, batch, key)
     nll_BS, lse_BS = token_nll_and_lse(params, model, hidden_BSD, batch.targets)
     sums = sum_nll(nll_BS, batch.loss_weights, normalisation)
+    if objectives:
+        sums = sums._replace(by_objective=sum_by_objective(nll_BS, batch, objectives))
     finite_B = jnp.isfinite(jnp.where(batch.loss_weights > 0, nll_BS * batch.loss_weights, 0.0)).all(axis=1)
     if not z_loss:
         return sums, finite_B
@@ -85,6 +93,17 @@ def sum_nll(nll_BS: jax.Array, weights_BS: jax.Array, normalisation: Normalisati
     row_total, row_weight = weighted_BS.sum(axis=1), weights_BS.sum(axis=1)
     tokens, none = row_weight.sum(), jnp.zeros((), jnp.float32)
     if normalisation == "per_token":
-        return LossSums(row_total.sum(), tokens, tokens, none)
+        return LossSums(row_total.sum(), tokens, tokens, none, {})
     rows = (row_weight > 0).sum().astype(jnp.float32)
-    return LossSums((row_total / divisor(row_weight)).sum(), rows, tokens, none)
+    return LossSums((row_total / divisor(row_weight)).sum(), rows, tokens, none, {})
+
+
+def sum_by_objective(nll_BS: jax.Array, batch: Batch, objectives: Sequence[str]) -> dict[str, jax.Array]:
+    """Objective -> float32 [2]: the sums of weighted nats and of weights over its positions; both without gradient."""
+    nll_BS, weights_BS = jax.lax.stop_gradient(nll_BS), batch.loss_weights
+    sums = {}
+    for name in objectives:
+        weights_own_BS = jnp.where(batch.objectives == OBJECTIVES.index(name), weights_BS, 0.0)
+        nats = jnp.where(weights_own_BS > 0, nll_BS * weights_own_BS, 0.0).sum()
+        sums[name] = jnp.stack([nats, weights_own_BS.sum()])
+    return sums

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from lclm_jax.train.records import Record
+from lclm_jax.train.records import Record, losses_by_objective
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class _Pace:
     def __init__(self) -> None:
         self._seconds = self._tokens = self._loss = self._fill = self._mfu = 0.0
         self._steps = self._losses = self._skipped = 0
+        self._objectives: dict[str, tuple[float, float]] = {}
 
     def add(self, record: Record) -> None:
         self._seconds += record["wall_seconds"] - record.get("compile_seconds", 0.0)
@@ -48,13 +49,19 @@ class _Pace:
         if record["loss_nats"] is not None:
             self._loss += record["loss_nats"]
             self._losses += 1
+        for name, loss, tokens in losses_by_objective(record):
+            nats, count = self._objectives.get(name, (0.0, 0.0))
+            self._objectives[name] = (nats + loss * tokens, count + tokens)
 
     def __len__(self) -> int:
         return self._steps
 
     def text(self, record: Record, steps: int) -> str:
-        """Means of loss, raw tokens/s, MFU and fill; skipped steps, time left, rates; forgets what was added."""
-        loss = f"{self._loss / self._losses:.4f}" if self._losses else "not finite"
+        """Means of losses, raw tokens/s, MFU and fill; skipped steps, time left, rates; forgets what was added."""
+        loss = f"{self._loss / self._losses:.4f} nats" if self._losses else "not finite"
+        if len(self._objectives) > 1:
+            parts = (f"{name} {nats / count:.4f}" for name, (nats, count) in self._objectives.items())
+            loss += f" ({', '.join(parts)})"
         prefix = "learning_rate/"
         rates = {name.removeprefix(prefix): rate for name, rate in record.items() if name.startswith(prefix)}
         left = (steps - record["step"] - 1) * self._seconds / self._steps
@@ -62,7 +69,7 @@ class _Pace:
         speed += f" | MFU {self._mfu / self._steps:.1%}" if self._mfu else ""
         fill = f"fill {self._fill / self._steps:.2f}" + (f" | {self._skipped} skipped" if self._skipped else "")
         self.__init__()  # type: ignore[misc]
-        return f"loss {loss} nats | {speed} | {fill} | ETA {format_seconds(left)} | lr {_rates_text(rates)}"
+        return f"loss {loss} | {speed} | {fill} | ETA {format_seconds(left)} | lr {_rates_text(rates)}"
 
 
 def _probe_text(what: str, done: int, values: dict[str, float]) -> str:

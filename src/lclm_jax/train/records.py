@@ -25,6 +25,15 @@ def read_metrics(path: Path) -> Iterator[Record]:
                 return
 
 
+def losses_by_objective(record: Record) -> Iterator[tuple[str, float, float]]:
+    """(objective, mean loss in nats, tokens) of a step; those without a token, or not finite, are left out."""
+    prefix = "loss_nats/"
+    for key, loss in record.items():
+        if key.startswith(prefix) and loss is not None:
+            name = key.removeprefix(prefix)
+            yield name, loss, record[f"loss_tokens/{name}"]
+
+
 def working_seconds(record: Record) -> float:
     """Wall time of a step less compilation, checkpoints and evaluation; above zero."""
     other = sum(record.get(f"{name}_seconds", 0.0) for name in ("compile", "checkpoint", "evaluation"))

@@ -24,8 +24,9 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
     """The jitted ``train_step(state, batch) -> (state, metrics)`` of a stage; the state is donated.
 
     Call it under ``use_mesh(mesh)``, with batches placed by ``put_batch``. ``metrics`` are float32 scalars:
-    ``loss_nats``, ``loss_tokens``, ``nonfinite`` and ``skipped`` (1.0 or 0.0), and those of ``Optimizer.update``; and
-    ``finite_rows``, bool [rows]: whether a row's own loss was finite.
+    ``loss_nats``, ``loss_tokens``, ``nonfinite`` and ``skipped`` (1.0 or 0.0), and those of ``Optimizer.update``;
+    ``loss_nats/OBJECTIVE`` (a mean over tokens, NaN where the step has none) and ``loss_tokens/OBJECTIVE`` of batches
+    that tell objectives apart; and ``finite_rows``, bool [rows]: whether a row's own loss was finite.
 
     Raises:
         ValueError: the rows of a microbatch do not divide over the mesh.
@@ -49,25 +50,27 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
 
 def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -> StepFunction:
     """The step of ``make_train_step`` before jit: a pure function of (state, batch)."""
-    stage, train = config.stages[stage_name], config.train
+    stage, train, stage_objectives = config.stages[stage_name], config.train, config.objectives(stage_name)
     skip_ranges = [parse_skip_range(text) for text in stage.skip_steps]
     poison_ranges = [parse_skip_range(text) for text in train.poison_steps]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         trainable, frozen = split(state.params, optimizer.labels)
         key, model = step_key(state), config.model.model_copy(update={"ratio": ratio_of(batch)})
+        objectives = stage_objectives if batch.objectives is not None else []
 
         def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[Any, LossSums, jax.Array]:
             def total(leaves: Any) -> tuple[jax.Array, tuple[LossSums, jax.Array]]:
-                own_key = jax.random.fold_in(key, number)
-                params = merge(frozen, leaves)
-                sums, finite_B = loss_sums(params, model, microbatch, train.loss_normalisation, own_key, train.z_loss)
+                own_key, z_loss = jax.random.fold_in(key, number), train.z_loss
+                inputs = (merge(frozen, leaves), model, microbatch)
+                sums, finite_B = loss_sums(*inputs, train.loss_normalisation, own_key, z_loss, objectives)
                 return sums.objective(), (sums, finite_B)
 
             grads, (sums, finite_B) = jax.grad(total, has_aux=True)(trainable)
             return grads, sums, finite_B
 
-        grads, sums, finite_B = _accumulate(gradients, trainable, batch, stage.microbatches)
+        zero = (jax.tree.map(jnp.zeros_like, trainable), LossSums.zero(objectives))
+        grads, sums, finite_B = _accumulate(gradients, zero, batch, stage.microbatches)
         grads = jax.tree.map(lambda leaf: leaf / divisor(sums.weight), grads)
         if poison_ranges:
             poison = jnp.where(_in_ranges(state.step, poison_ranges), jnp.nan, 1.0)
@@ -81,6 +84,7 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
             "loss_tokens": sums.tokens,
             "nonfinite": ~(jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])),
             "skipped": skipped,
+            **_by_objective(sums),
         }
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()} | {"finite_rows": finite_B}
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
@@ -95,7 +99,7 @@ def ratio_of(batch: Batch) -> int:
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Place the rows of this process (NumPy) on its devices as part of the global batch."""
-    shardings = batch_sharding(mesh, markers=batch.marker_index is not None)
+    shardings = batch_sharding(mesh, batch.marker_index is not None, batch.objectives is not None)
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
     parts, count = row_parts(mesh)
@@ -116,11 +120,14 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 def _accumulate(
     gradients: Callable[[Batch, jax.Array | int], tuple[Any, LossSums, jax.Array]],
-    trainable: Any,
+    zero: tuple[Any, LossSums],
     batch: Batch,
     microbatches: int,
 ) -> tuple[Any, LossSums, jax.Array]:
-    """Sums of gradients and losses over ``microbatches`` numbered, equal cuts of the batch's rows; finite rows."""
+    """Sums of gradients and losses over ``microbatches`` numbered, equal cuts of the batch's rows; finite rows.
+
+    ``zero``: where both sums begin.
+    """
     if microbatches == 1:
         return gradients(batch, 0)
 
@@ -133,9 +140,17 @@ def _accumulate(
         grads, sums, finite_B = gradients(*one)
         return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), finite_B
 
-    start = (jax.tree.map(jnp.zeros_like, trainable), LossSums.zero())
-    (grads, sums), finite = jax.lax.scan(add, start, (jax.tree.map(cut, batch), jnp.arange(microbatches)))
+    (grads, sums), finite = jax.lax.scan(add, zero, (jax.tree.map(cut, batch), jnp.arange(microbatches)))
     return grads, sums, finite.T.reshape(-1)
+
+
+def _by_objective(sums: LossSums) -> dict[str, jax.Array]:
+    """Mean loss and tokens of each objective; NaN where it has no token."""
+    metrics: dict[str, jax.Array] = {}
+    for name, (nats, tokens) in sums.by_objective.items():
+        metrics |= {f"loss_nats/{name}": jnp.where(tokens > 0, nats / divisor(tokens), jnp.nan)}
+        metrics |= {f"loss_tokens/{name}": tokens}
+    return metrics
 
 
 def _in_ranges(step: jax.Array, ranges: list[tuple[int, int]]) -> jax.Array:
