@@ -10,11 +10,11 @@ from lclm_jax.train.feeder import DataStalled, Feeder
 class Rows:
     """Batches are their first row; ``fail(row)`` may raise or wait."""
 
-    opened: ClassVar[list[int]] = []
+    opened: ClassVar[list[tuple[int, int]]] = []
 
-    def __init__(self, row, fail):
-        self.row, self.fail, self.closed = row, fail, False
-        Rows.opened.append(row)
+    def __init__(self, start, fail):
+        self.row, self.fail, self.closed = start.rows, fail, False
+        Rows.opened.append((start.rows, start.step))
 
     def __next__(self):
         self.fail(self.row)
@@ -27,7 +27,7 @@ class Rows:
 
 def feeder(fail, timeout=5.0, first=0):
     Rows.opened = []
-    return Feeder(lambda start: Rows(start.rows, fail), Position(first), 4, timeout)
+    return Feeder(lambda start: Rows(start, fail), Position(first, step=10), 4, timeout)
 
 
 def test_a_dead_loader_is_opened_where_it_stood(caplog):
@@ -41,7 +41,7 @@ def test_a_dead_loader_is_opened_where_it_stood(caplog):
     with feeder(fail) as batches:
         assert [next(batches)[0] for _ in range(5)] == [0, 4, 8, 12, 16]
         assert batches.restarts == 1
-    assert Rows.opened == [0, 8]
+    assert Rows.opened == [(0, 10), (8, 12)]
     assert "process 0 at row 8 (step 2): the loader died (RuntimeError: worker died); opening" in caplog.text
 
 
@@ -51,7 +51,7 @@ def test_a_stalled_loader_is_opened_again_and_given_up_after_three_times():
         assert next(batches)[0] == 0
         with pytest.raises(DataStalled, match=r"row 4 \(step 1\): no batch for 0.1 s .* 3 times in a row"):
             next(batches)
-    assert Rows.opened == [0, 4, 4]
+    assert Rows.opened == [(0, 10), (4, 11), (4, 11)]
     stall.set()
 
 
@@ -61,4 +61,4 @@ def test_damaged_data_are_not_tried_again():
 
     with feeder(fail, first=12) as batches, pytest.raises(ValueError, match="shard 3 is damaged"):
         next(batches)
-    assert Rows.opened == [12]
+    assert Rows.opened == [(12, 10)]

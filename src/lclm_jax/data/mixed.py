@@ -113,6 +113,11 @@ def make_mixed_loader(
         index = open_index(own, stage, sources, folder / f"ratio-{ratio}")
         makers.append(BatchMaker(index, settings.batch_rows, 0, host, cache))
     first = start.rows // settings.batch_rows
+    if start.step not in (None, first):
+        raise ValueError(
+            f"stage {stage} has made {start.step} updates with {start.rows} rows, which is not batch_rows="
+            f"{settings.batch_rows} each; a stage with ratios cannot go on with another batch_rows: set it back"
+        )
     maker = MixedBatchMaker(tuple(makers), schedule, first, settings.batch_rows)
     batches = max(0, settings.steps - first)
     loader = MixedLoader(maker, batches, config.data.workers, config.data.prefetch, folder)

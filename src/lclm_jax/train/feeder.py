@@ -42,7 +42,10 @@ class Feeder:
         self._start()
 
     def _start(self) -> None:
-        self.loader = self._open(self._begin._replace(rows=self._row))
+        begin, taken = self._begin, (self._row - self._begin.rows) // self._batch_rows
+        self.loader = self._open(
+            begin._replace(rows=self._row, step=None if begin.step is None else begin.step + taken)
+        )
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._over = threading.Event()
         arguments = (self.loader, self._queue, self._over)

@@ -17,11 +17,15 @@ _KEPT = 100
 
 
 class NonfiniteSteps:
-    """Writes ``nonfinite/step-N.json`` below ``stage_folder`` for each bad step, in the first process."""
+    """Writes ``nonfinite/step-N.json`` below ``stage_folder`` for each bad step, in the first process.
 
-    def __init__(self, stage_folder: Path, loader: Loader, batch_rows: int):
+    ``first_row``: that of step 0, had all steps ``batch_rows``; not 0 where a stage was forced to go on with others.
+    """
+
+    def __init__(self, stage_folder: Path, loader: Loader, batch_rows: int, first_row: int):
         self.folder = stage_folder / "nonfinite"
         self._loader, self._batch_rows, self._in_a_row = loader, batch_rows, 0
+        self._first_row = first_row
 
     def step(self, step: int, record: dict[str, Any], finite_rows: np.ndarray) -> int:
         """Take the record of a step and which rows had a finite loss (bool [rows]); how many bad steps in a row.
@@ -32,10 +36,11 @@ class NonfiniteSteps:
             self._in_a_row = 0
             return 0
         self._in_a_row += 1
-        rows = step * self._batch_rows + np.flatnonzero(~finite_rows)
+        first = self._first_row + step * self._batch_rows
+        rows = first + np.flatnonzero(~finite_rows)
         kind = "loss" if rows.size else "gradient"
         if not rows.size:
-            rows = step * self._batch_rows + np.arange(self._batch_rows)
+            rows = first + np.arange(self._batch_rows)
         logger.warning("step %d: %s not finite, update skipped (%d in a row)", step, kind, self._in_a_row)
         if jax.process_index() == 0 and len(list(self.folder.glob("*.json"))) < _KEPT:
             self._write(step, kind, rows.tolist(), record)

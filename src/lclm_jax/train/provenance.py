@@ -57,6 +57,7 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         "train": {
             "optimizer": config.train.optimizer.model_dump(mode="json"),
             "loss_normalisation": config.train.loss_normalisation,
+            "z_loss": config.train.z_loss,
         }
         | drill,
     }

@@ -66,14 +66,22 @@ class StageRun:
 class Watch:
     """Fetches metrics one step late, so that the device never waits for the host, and acts on them."""
 
-    def __init__(self, run: StageRun, writer: MetricsLog, events: Events, checkpoints: Checkpoints, loader: Loader):
+    def __init__(
+        self,
+        run: StageRun,
+        writer: MetricsLog,
+        events: Events,
+        checkpoints: Checkpoints,
+        loader: Loader,
+        first_row: int,
+    ):
         self._run, self._writer, self._events, self._checkpoints = run, writer, events, checkpoints
         self._pending: tuple[int, Any, BatchStats, float, float] | None = None
         self._last = time.perf_counter()
         self._spent: dict[str, float] = {}
         self._utilisation = make_utilisation(run.config, run.stage, run.mesh)
         self._spikes = SpikeDetector(run.config.train.spike)
-        self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows)
+        self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows, first_row)
 
     def step(self, step: int, metrics: Any, stats: BatchStats, data_wait: float, compiling: float) -> None:
         """Take the metrics of a step that was just dispatched; fetch those of the step before."""
