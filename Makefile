@@ -6,6 +6,7 @@
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
+# make test-trackers      TensorBoard, wandb (offline) and trackio are told a run (in .venv-trackers: 1 GB)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
 # make test-aot         kernels and a train step compiled for TPUs and H100s that need not be there (in .venv-aot, Python 3.12 if there is one)
 #
@@ -25,10 +26,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove
+.PHONY: demo test test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove test-trackers
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -14
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -73,6 +74,14 @@ test-datatrove: .venv-datatrove/.installed
 .venv-datatrove/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-datatrove
 	.venv-datatrove/bin/python $(PLAIN_PIP) -e '.[prepare]' pytest
+	@touch $@
+
+test-trackers: .venv-trackers/.installed
+	.venv-trackers/bin/python -m pytest tests/trackers
+
+.venv-trackers/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/python $(PLAIN_PIP) -e '.[tensorboard,wandb,trackio]' tensorboard pytest
 	@touch $@
 
 test-pretrained: .venv-pretrained/.installed

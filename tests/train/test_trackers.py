@@ -76,6 +76,20 @@ def test_tensorboard_gets_scalars(make_run, monkeypatch):
     assert told == [*flat, f"{config.run_dir}/tensorboard"]
 
 
+def test_a_tracker_that_fails_does_not_end_training(make_run, monkeypatch):
+    told, failed = [], []
+
+    def log(values, step):
+        told.append(step)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("threading.excepthook", lambda what: failed.append((what.thread.name, what.exc_type)))
+    run = SimpleNamespace(log=log, finish=lambda: told.append("end"))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **settings: run))
+    follow(make_run("wandb"))
+    assert told == [5, "end"] and failed == [("tracker wandb", OSError)]
+
+
 def test_a_missing_package_names_its_extra(make_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(TrackerError, match=r"names wandb, which is not installed; pip install 'lclm-jax\[wandb\]'"):

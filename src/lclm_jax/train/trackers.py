@@ -3,8 +3,9 @@
 import hashlib
 import importlib
 import math
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import jax
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.train.progress import Reporter
 from lclm_jax.train.records import Record
+
+_PATIENCE_SECONDS = 60.0
 
 
 class TrackerError(ValueError):
@@ -25,35 +28,49 @@ Write = Callable[[int, dict[str, float]], None]
 class Tracker:
     """Hands every step's numbers on; steps are counted over all stages, so that a chart shows them one after another.
 
+    A thread does it: training waits neither for a slow tracker nor ends with one that fails, whose error is printed.
+
     Args:
+        name: of the tracker.
         first_steps: stage -> updates made before it begins.
         write: takes a global step and values.
         close: ends the tracker; called when the process leaves training.
     """
 
-    def __init__(self, first_steps: dict[str, int], write: Write, close: Callable[[], None]):
+    def __init__(self, name: str, first_steps: dict[str, int], write: Write, close: Callable[[], None]):
         self._first_steps, self._write, self._close = first_steps, write, close
         self._stage = ""
+        self._waiting: queue.SimpleQueue[tuple[int, dict[str, float]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._hand_on, name=f"tracker {name}", daemon=True)
+        self._thread.start()
 
     def start(self, stage: str, first_step: int, steps: int) -> None:  # noqa: D102 - see Reporter
         self._stage = stage
 
     def step(self, record: Record) -> None:  # noqa: D102
         values = {f"train/{name}": value for name, value in record.items() if name != "step" and _is_number(value)}
-        self._write(self._first_steps[self._stage] + record["step"], values)
+        self._put(self._first_steps[self._stage] + record["step"], values)
 
     def probe(self, done: int, values: dict[str, float]) -> None:  # noqa: D102
         # The step that was made last, so that steps never go backwards, which wandb would refuse.
-        self._write(
-            self._first_steps[self._stage] + done - 1, {f"probe/{name}": value for name, value in values.items()}
-        )
+        self._put(self._first_steps[self._stage] + done - 1, {f"probe/{name}": value for name, value in values.items()})
 
     def finish(self) -> None:  # noqa: D102
         pass
 
     def close(self) -> None:
-        """Hand on what is buffered."""
+        """Hand on what waits, for so long as that may take at most, and end the tracker."""
+        self._waiting.put(None)
+        self._thread.join(_PATIENCE_SECONDS)
         self._close()
+
+    def _put(self, step: int, values: dict[str, float]) -> None:
+        if self._thread.is_alive():
+            self._waiting.put((step, values))
+
+    def _hand_on(self) -> None:
+        while (entry := self._waiting.get()) is not None:
+            self._write(*entry)
 
 
 class Reporters:
@@ -90,12 +107,12 @@ def open_trackers(config: Config) -> list[Tracker]:
     first, total = {}, 0
     for name, stage in config.stages.items():
         first[name], total = total, total + stage.steps
-    return [Tracker(first, *_OPEN[name](config)) for name in config.train.trackers]
+    return [Tracker(name, first, *_OPEN[name](config)) for name in config.train.trackers]
 
 
 def _tensorboard(config: Config) -> tuple[Write, Callable[[], None]]:
     # tensorboardX writes event files without TensorFlow or TensorBoard itself, which only the reader needs.
-    writer = _imported("tensorboardX", "tensorboard").SummaryWriter(str(_folder(config, "tensorboard")))
+    writer = _imported("tensorboardX", "tensorboard").SummaryWriter(str(RunPaths(config).root / "tensorboard"))
 
     def write(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -111,7 +128,7 @@ def _wandb(config: Config) -> tuple[Write, Callable[[], None]]:
         name=config.name,
         id=_run_id(config),
         resume="allow",
-        dir=str(_folder(config, "wandb")),
+        dir=str(RunPaths(config).root),  # it makes a folder wandb there
         config=config.model_dump(mode="json"),
     )
 
@@ -141,12 +158,6 @@ def _imported(module: str, extra: str) -> Any:
         raise TrackerError(
             f"train.trackers names {extra}, which is not installed; pip install 'lclm-jax[{extra}]', or leave it out"
         ) from None
-
-
-def _folder(config: Config, name: str) -> Path:
-    folder = RunPaths(config).root / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _run_id(config: Config) -> str:
