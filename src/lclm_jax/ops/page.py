@@ -25,6 +25,8 @@ _CURVES = (
     ("decoder_fill", "fill of the decoder rows"),
 )
 _ANSWERS = 9
+_WIDE, _HALF = 11.0, 7.0
+"""Inches of a figure over the whole page, and of one of two side by side."""
 
 
 class Run(NamedTuple):
@@ -121,17 +123,22 @@ def _cards(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         }
 
     columns = [of(run) for run in runs]
-    return [(name, [column[name] for column in columns]) for name in columns[0]]
+    cards = [(name, [column[name] for column in columns]) for name in columns[0]]
+    return [(name, values) for name, values in cards if {*values} != {"–"}]
 
 
 def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
     """Section -> (caption, data URL of a PNG)."""
     shown = [*_CURVES[:1], *_objective_curves(runs), *_CURVES[1:]]
-    curves = [(label, _panels({run.name: _series(run.curves, name) for run in runs}, label)) for name, label in shown]
+    widths = [_WIDE, *[_HALF] * (len(shown) - 1)]
+    curves = [
+        (label, _panels({run.name: _series(run.curves, name) for run in runs}, label, width))
+        for (name, label), width in zip(shown, widths, strict=True)
+    ]
     keys = sorted(
         {key for run in runs for probes in run.probes.values() for one in probes for key in one if "/" in key}
     )
-    probes = [(key, _panels({run.name: _series(run.probes, key) for run in runs}, key)) for key in keys]
+    probes = [(key, _panels({run.name: _series(run.probes, key) for run in runs}, key, _HALF)) for key in keys]
     bars = {run.name: run.status["goodput_seconds"] for run in runs}
     if len(runs) == 1:
         bars = {
@@ -163,10 +170,10 @@ def _series(stages: Mapping[str, list[dict[str, Any]]], name: str) -> dict[str, 
     }
 
 
-def _panels(curves: Mapping[str, Any], label: str) -> str | None:
+def _panels(curves: Mapping[str, Any], label: str, width: float) -> str | None:
     if not any(curves.values()):
         return None
-    return _png(lambda path: plots.plot_panels(path, curves, label))
+    return _png(lambda path: plots.plot_panels(path, curves, label, width))
 
 
 def _gain(path: Path, evaluation: Mapping[str, Any]) -> None:

@@ -107,7 +107,10 @@ def plot_cost(path: Path, names: Sequence[str], seconds: Sequence[float], peak_b
 
 
 def plot_panels(
-    path: Path, runs: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float | None]]]], label: str
+    path: Path,
+    runs: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float | None]]]],
+    label: str,
+    width: float = 11,
 ) -> None:
     """One quantity, a panel for each stage and a line for each run.
 
@@ -115,9 +118,10 @@ def plot_panels(
         path: PNG to write.
         runs: run -> stage -> (steps, values); values that are None or not finite are left out.
         label: name and unit of the quantity.
+        width: of the figure, inches.
     """
     stages = list(dict.fromkeys(stage for curves in runs.values() for stage in curves))
-    with plt.rc_context(STYLE | {"figure.figsize": (11, 3.1)}):
+    with plt.rc_context(STYLE | {"figure.figsize": (width, 3.1)}):
         figure, panels = plt.subplots(1, len(stages), sharey=True, squeeze=False)
         for axes, stage in zip(panels[0], stages, strict=True):
             for number, (run, curves) in enumerate(runs.items()):
