@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required
 
-Format = Literal["jsonl", "parquet", "arrow", "text", "python_stdlib"]
+Format = Literal["jsonl", "parquet", "arrow", "text", "python_stdlib", "synthetic"]
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson"),
@@ -14,6 +14,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "arrow": (".arrow",),
     "text": (".txt", ".md", ".rst", ".py"),
     "python_stdlib": (),
+    "synthetic": (),
 }
 
 
@@ -36,7 +37,7 @@ class CollectionConfig(Tree):
 
     format: Format = required(
         "jsonl (plain, .gz, .zst), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
-        " python_stdlib (what Python carries)."
+        " python_stdlib (what Python carries), synthetic (made-up documents that context helps to foretell)."
     )
     paths: tuple[str, ...] = key(
         (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet."
@@ -59,7 +60,7 @@ class CollectionConfig(Tree):
 
     @model_validator(mode="after")
     def _check(self):
-        if (self.format == "python_stdlib") != (not self.paths):
+        if (self.format in ("python_stdlib", "synthetic")) != (not self.paths):
             raise ValueError(f"format={self.format} with paths={list(self.paths)}: name the files to read")
         if (self.filters or self.dedup) and self.records != "documents":
             raise ValueError(f"filters and dedup work on documents, not on records={self.records}; remove them")
@@ -73,7 +74,7 @@ class CollectionConfig(Tree):
     @property
     def by_file(self) -> bool:
         """Whether one file is one document, so that its name decides its split."""
-        return self.format in ("text", "python_stdlib")
+        return self.format in ("text", "python_stdlib", "synthetic")
 
 
 class CorpusConfig(Tree):

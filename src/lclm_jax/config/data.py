@@ -1,10 +1,12 @@
 """Tokenizers, sources with their objectives, and the shape of a packed row."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required
+from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.poolings import POOLINGS
 
 
 class TokenizerConfig(Tree):
@@ -85,6 +87,27 @@ class PackConfig(Tree):
     block_examples: int = key(32768, "Examples that are shuffled and packed together, at most.", gt=0)
 
 
+class RowsFor(Tree):
+    """Compression settings in the place of the model's where rows are planned; null: the model's."""
+
+    ratio: int | None = key(None, "N; the smallest of the models that shall share rows.", gt=0)
+    window: int | None = key(None, "W; a span's windows are cut by it.", gt=0)
+    overlap: int | None = key(None, "O; the largest of them.", ge=0)
+    pooling: str | None = key(None, "One with markers (eos), if any of them has markers.")
+    mask: Literal["causal", "bidirectional"] | None = key(None, "bidirectional, if any of them reads to the right.")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise ValueError(f"rows_for.pooling={self.pooling!r} is unknown; {suggestion(self.pooling, POOLINGS)}")
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are not null."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
 class DataConfig(Tree):
     """Prepared shards and how examples are made and packed."""
 
@@ -95,5 +118,8 @@ class DataConfig(Tree):
     shard_bytes: int = key(64 * 2**20, "Bytes of corpus text that go into one shard.", gt=0)
     sources: dict[str, SourceConfig] = key({}, "Named sources; stages mix them by weight.")
     pack: PackConfig = key(PackConfig(), "Row layout; a stage may replace it.")
+    rows_for: RowsFor = key(
+        RowsFor(), "Plan rows as for these settings, so that models that differ in them train on the same rows."
+    )
     workers: int = key(0, "Loader worker processes; 0: threads of the trainer.", ge=0)
     prefetch: int = key(4, "Batches prepared ahead of the device.", ge=0)

@@ -45,7 +45,9 @@ class Config(Tree):
                     )
             self._check_lora(name, stage)
             for ratio in stage.ratios or (self.model.ratio,):
-                self._check_pack(name, self.pack(name), ratio)
+                self._check_pack(name, self.model, ratio)
+            planned = self.planned(self.model)
+            self._check_pack(name, planned, planned.ratio)
             if stage.ratios and not self.model.pooling_row.any_ratio:
                 choices = " or ".join(pooling for pooling, row in POOLINGS.items() if row.any_ratio)
                 raise ValueError(
@@ -69,8 +71,8 @@ class Config(Tree):
                     f" model.lora.{tower}, for example to {{rank: 16}}"
                 )
 
-    def _check_pack(self, stage: str, pack: PackConfig, ratio: int) -> None:
-        model = self.model
+    def _check_pack(self, stage: str, model: ModelConfig, ratio: int) -> None:
+        pack = self.pack(stage)
         markers = model.window // ratio if model.has_markers else 0
         right = model.overlap if model.mask == "bidirectional" else 0
         # The pooled part starts at a multiple of the ratio, so its left context may begin after a gap.
@@ -86,6 +88,10 @@ class Config(Tree):
                 f"encoder_row_length={pack.encoder_row_length} (stage {stage}) is below {needed}, what one window"
                 f" of {model.window} takes with its context and markers; raise it or lower model.window"
             )
+
+    def planned(self, model: ModelConfig) -> ModelConfig:
+        """What rows for ``model`` are planned with: ``model``, or as ``data.rows_for`` says."""
+        return model.model_copy(update=self.data.rows_for.given)
 
     def pack(self, stage: str) -> PackConfig:
         """Row layout of ``stage``."""

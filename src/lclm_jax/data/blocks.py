@@ -54,7 +54,7 @@ class BlockMaker:
 
     def __init__(self, sources: Sequence[Source], mixture: Mixture, pack: PackConfig, key: int):
         self.sources, self.mixture, self._key = sources, mixture, key
-        self._packer = RowPacker(sources[0].setup.model.ratio, pack)
+        self._packer = RowPacker(sources[0].setup.plan_model.ratio, pack)
 
     def __call__(self, cursor: Cursor) -> Block:
         """Plan and pack the block at ``cursor``; raises ``Exhausted`` where the stage ends."""
@@ -67,7 +67,7 @@ class BlockMaker:
                 dropped[source.name].update(plan.dropped)
                 plans.append((number, plan))
         columns, spans = joined_plans(plans)
-        windows = ExampleWindows(spans, self.sources[0].setup.model)
+        windows = ExampleWindows(spans, self.sources[0].setup.plan_model)
         usable, kept = self._usable(columns, windows, dropped), []
         rows = self._packer.pack(usable, columns["tokens"], windows)
         kept = [rows[i] for i in permutation(draw_key(self._key, cursor.block), len(rows)).tolist()]

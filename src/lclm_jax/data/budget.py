@@ -125,7 +125,7 @@ class _Sample:
         """Pack the records into rows of ``pack``; the last row, which may be short, is not counted."""
         sources = self._make_sources(self._with(pack))
         columns, windows, dropped = self._planned(sources)
-        tokens, packer = columns["tokens"], RowPacker(sources[0].setup.model.ratio, pack)
+        tokens, packer = columns["tokens"], RowPacker(sources[0].setup.plan_model.ratio, pack)
         usable, reasons = packer.sort_out(tokens, windows)
         rows = packer.pack(usable, tokens, windows)
         kept = np.array([example for row in rows[:-1] or rows for example in row], np.int64)
@@ -142,7 +142,7 @@ class _Sample:
         plans = [(number, sources[number].plan(epoch, records)) for number, epoch, records in self._records]
         columns, spans = joined_plans(plans)
         dropped = sum(sum(plan.dropped.values()) for _, plan in plans)
-        return columns, ExampleWindows(spans, sources[0].setup.model), dropped
+        return columns, ExampleWindows(spans, sources[0].setup.plan_model), dropped
 
     def _with(self, pack: PackConfig) -> Config:
         settings = self._config.stages[self._stage].model_copy(update={"pack": pack})

@@ -221,7 +221,7 @@ def _stored_layout(folder: Path, digest: str) -> dict[str, Any] | None:
 
 def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
     """All that the rows of a stage depend on, except how many are wanted."""
-    model, tokenizers, settings = config.model, sources[0].setup.tokenizers, config.stages[stage]
+    model, tokenizers, settings = config.planned(config.model), sources[0].setup.tokenizers, config.stages[stage]
     return {
         "format": FORMAT,
         "seed": config.seed,

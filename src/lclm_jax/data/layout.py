@@ -29,7 +29,7 @@ class Measure(NamedTuple):
 def measure(source: Source, seed: int) -> Measure:
     """Plan a sample of the records of ``source``, or all if there are few; zeros if none fits a row."""
     order = Shuffle(draw_key("sample", seed, source.name), len(source))
-    model, packer = source.setup.model, RowPacker(source.setup.model.ratio, source.setup.pack)
+    model, packer = source.setup.plan_model, RowPacker(source.setup.plan_model.ratio, source.setup.pack)
     totals, taken = np.zeros(4), 0
     while taken < min(len(source), SAMPLE_RECORDS) and totals[3] < SAMPLE_TOKENS:
         more = min(max(64, taken), len(source) - taken)

@@ -122,6 +122,13 @@ class SourceSetup:
     seed: int
     part: tuple[int, int] = (0, 1)
     """(k, n): examples are made of part k of n of the records of each epoch."""
+    planned: ModelConfig | None = None
+    """Compression that rows are planned for; None: that of ``model``."""
+
+    @property
+    def plan_model(self) -> ModelConfig:
+        """The model that examples are measured with."""
+        return self.planned or self.model
 
 
 class _DocumentSource(Source):
@@ -146,7 +153,7 @@ class CptSource(_DocumentSource):
 
     def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102 - see the base class
         cuts = self._cuts(records)
-        model, pack = self.setup.model, self.setup.pack
+        model, pack = self.setup.plan_model, self.setup.pack
         context = model.overlap * (2 if model.mask == "bidirectional" else 1)
         room = pack.encoder_rows * pack.encoder_row_length
         limits = Limits(self._positions, model.ratio, model.window, context, model.has_markers, room)
@@ -171,7 +178,7 @@ class CptSource(_DocumentSource):
         place = np.arange(start.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         compressed = np.repeat(pieces.opens_compressed, sizes) ^ (place % 2 == 1)
         decoder, encoder = cuts.decoder[stop] - cuts.decoder[start], cuts.encoder[stop] - cuts.encoder[start]
-        cost = np.where(compressed, -(-encoder // self.setup.model.ratio) + 2, decoder)
+        cost = np.where(compressed, -(-encoder // self.setup.plan_model.ratio) + 2, decoder)
         spans = Ragged.from_sizes(Ragged.from_sizes(sizes, compressed).sums(), encoder[compressed])
         return Plan(
             record=cuts.record[pieces.document],
@@ -184,8 +191,8 @@ class CptSource(_DocumentSource):
 
     def _halve_what_exceeds_the_encoder(self, pieces: Pieces, plan: Plan) -> Pieces | None:
         """Cut each example whose windows do not fit a row in two, before a span; None if there is none to cut."""
-        packer = RowPacker(self.setup.model.ratio, self.setup.pack)
-        usable, _ = packer.sort_out(plan.tokens, ExampleWindows(plan.spans, self.setup.model))
+        packer = RowPacker(self.setup.plan_model.ratio, self.setup.pack)
+        usable, _ = packer.sort_out(plan.tokens, ExampleWindows(plan.spans, self.setup.plan_model))
         halved, parts, opens = [], [], []
         for i in np.delete(np.arange(plan.tokens.size), usable).tolist():
             bounds = pieces.bounds.list(i)
@@ -230,7 +237,7 @@ class RepetitionSource(_DocumentSource):
         encoder, decoder = cuts.encoder[stop] - cuts.encoder[start], cuts.decoder[stop] - cuts.decoder[start]
         # Of a partial one the quotation and what follows it are read, of a whole one all.
         decoder = np.where(partial, cuts.decoder[stop] - cuts.decoder[quote[0]], decoder)
-        tokens = overhead[variant] + -(-encoder // self.setup.model.ratio) + decoder
+        tokens = overhead[variant] + -(-encoder // self.setup.plan_model.ratio) + decoder
         fits = tokens <= self._positions
         four = np.stack([start, stop, *quote], axis=1) - cuts.first[pieces.document][:, None]
         used = np.stack([fits, fits, partial & fits, partial & fits], axis=1)
@@ -272,7 +279,7 @@ class ChatSource(Source):
                 f" {self.config.collection!r} does not hold; use collection=chat or another objective"
             )
         tokens = self.split.numbers("decoder_tokens", records)
-        positions = tokens + Ragged(spans.offsets, -(-spans.values // self.setup.model.ratio)).sums()
+        positions = tokens + Ragged(spans.offsets, -(-spans.values // self.setup.plan_model.ratio)).sums()
         fits = np.flatnonzero(positions <= self._positions)
         return Plan(
             record=np.asarray(records, np.int64)[fits],
@@ -315,7 +322,7 @@ def make_sources(
         ValueError: A collection is not prepared, or does not suit its source's objective.
     """
     model = config.model.model_copy(update={"memory_token_ids": tuple(tokenizers.decoder.memory_ids)})
-    setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed, part)
+    setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed, part, config.planned(model))
     opened: dict[str, PreparedSplit] = {}
     sources = []
     for name in config.stages[stage].sources:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from lclm_jax.config import CollectionConfig
-from lclm_jax.data.readers import arrow, jsonl, parquet, python_stdlib, text
+from lclm_jax.data.readers import arrow, jsonl, parquet, python_stdlib, synthetic, text
 from lclm_jax.data.readers.base import Bad, Entry, Row
 
 _READERS: dict[str, ModuleType] = {
@@ -12,6 +12,7 @@ _READERS: dict[str, ModuleType] = {
     "jsonl": jsonl,
     "parquet": parquet,
     "python_stdlib": python_stdlib,
+    "synthetic": synthetic,
     "text": text,
 }
 
