@@ -7,12 +7,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from lclm_jax.config import config_hash, load_config
+from lclm_jax.ablate.expand import expand, variant_config, variant_hash
+from lclm_jax.ablate.measures import MEASURES
+from lclm_jax.config import config_hash, load_config, load_study
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.train.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[2] / "configs"
-RUNS = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name not in ("base", "clusters"))
+STUDIES = sorted(path for path in ROOT.glob("ablate/**/*.yaml") if "base" not in path.stem)
+RUNS = sorted({*ROOT.rglob("*.yaml")} - {*STUDIES, *ROOT.glob("base/*"), *ROOT.glob("clusters/*")})
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 SEARCH = sorted((ROOT / "search").glob("*.yaml"))
 BATCH_TOKENS = 256 * 16384
@@ -26,6 +29,23 @@ def test_loads_and_builds(path):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) > 0
     for stage in config.stages.values():
         assert make_optimizer(config.train.optimizer, stage, params).names
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_variant_of_a_study_builds(path):
+    study = load_study(path)
+    assert study.primary in MEASURES
+    names = [variant.name for variant in expand(study)]
+    hashes = set()
+    for variant in expand(study):
+        config = variant_config(study, variant, study.seeds[0])
+        hashes.add(variant_hash(study, variant))
+        params = abstract_params(config.model)
+        for stage in config.stages.values():
+            assert make_optimizer(config.train.optimizer, stage, params).names
+    assert len(hashes) == len(names)
+    for published in study.published:
+        assert set(published.values) <= set(names), "a published value of a variant that is not in the study"
 
 
 def test_no_two_are_alike():
