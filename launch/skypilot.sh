@@ -9,6 +9,7 @@
 #   SKY_BUCKET           bucket mounted at /runs, the working folder: gs://BUCKET, s3://BUCKET
 #   SKY_RUNTIME          tpu: runtime of the TPU VMs, default v2-alpha-tpuv5
 #   SKY_NODES            gpu: nodes, default 1
+#   LCLM_VERB            command of lclm, default train; a job of a study: LCLM_VERB=ablate ... STUDY --job NUMBER
 # Credentials are those of the clouds' own logins. A dry run prints the task.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -22,7 +23,7 @@ need JOB_NAME lclm-16x
 need IMAGE "REGION-docker.pkg.dev/PROJECT/lclm/lclm-$kind:TAG"
 need SKY_ACCELERATORS H100:8
 need SKY_BUCKET gs://BUCKET
-export SKY_NODES=${SKY_NODES:-1} SKY_RUNTIME=${SKY_RUNTIME:-v2-alpha-tpuv5}
+export SKY_NODES=${SKY_NODES:-1} SKY_RUNTIME=${SKY_RUNTIME:-v2-alpha-tpuv5} LCLM_VERB=${LCLM_VERB:-train}
 LCLM_COMMAND=$(printf '%q ' "${arguments[@]:1}")
 export LCLM_COMMAND=${LCLM_COMMAND% }
 

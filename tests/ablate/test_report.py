@@ -205,7 +205,10 @@ def test_sizing_says_what_a_tie_means(grid):
     sizing = summarise(study, variants, results).sizing
     spread = np.std(results["baseline"].measures["held_out_loss"], ddof=1)
     assert sizing.spread == pytest.approx(spread)
-    assert sizing.detectable_after < study.smallest_effect < sizing.detectable_before
+    pilot, base = (np.array(results[name].measures["held_out_loss"]) for name in ("overlap=8", "baseline"))
+    # The upper 80 % limit of a spread over 4 seeds: the square root of 3 over the chi-square quantile 1.005.
+    assert sizing.bound == pytest.approx(np.std(pilot - base, ddof=1) * np.sqrt(3 / 1.005), rel=1e-3)
+    assert max(sizing.detectable_after, sizing.detectable_before) < study.smallest_effect
     strict = study.model_copy(update={"smallest_effect": 1e-3})
     texts = [
         b.text

@@ -22,6 +22,7 @@ VARIABLES = {
     "XPK_CLUSTER": "cluster", "XPK_TPU_TYPE": "v5p-128", "TPU_ZONE": "us-east5-a", "TPU_TYPE": "v5p-128",
     "SKY_BUCKET": "gs://bucket",
 }  # fmt: skip
+SKY = {name: VARIABLES[name] for name in ("JOB_NAME", "IMAGE", "SKY_BUCKET")} | {"SKY_ACCELERATORS": "H100:8"}
 SHELL = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "lclm.sbatch"])
 
 
@@ -53,6 +54,13 @@ def test_every_launcher_explains_itself(script):
     assert done.returncode == 0
     assert f"launch/{script} [--dry-run]" in done.stdout
     assert launch(script).returncode == 2  # no configuration
+
+
+def test_jobs_of_a_study():
+    done = launch("slurm.sh", "--dry-run", "STUDY.yaml", LCLM_VERB="ablate", SBATCH_ARGS="--array=0-3")
+    assert done.stdout.startswith("+ sbatch --array=0-3") and done.stdout.endswith("lclm.sbatch STUDY.yaml\n")
+    done = launch("skypilot.sh", "--dry-run", "gpu", "STUDY.yaml", "--job", "3", LCLM_VERB="ablate", **SKY)
+    assert yaml.safe_load(done.stdout)["run"].splitlines()[-1] == "lclm ablate STUDY.yaml --job 3"
 
 
 def test_local_and_slurm():

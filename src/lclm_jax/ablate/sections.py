@@ -170,8 +170,8 @@ def _beforehand(summary: Summary, found: Sizing, unit: str) -> str:
     enough = found.detectable_before <= study.smallest_effect
     needed = f"{found.seeds_needed_before:,} seeds" if found.seeds_needed_before else "more than 10,000 seeds"
     return (
-        f"**Beforehand**, with the baseline alone: its {seeds} seeds spread by {found.spread:.2g}, so the differences"
-        f" spread by at most about {found.bound:.2g} (no help from pairing, upper 80% limit). {seeds} seeds then find"
+        f"**Beforehand**, {found.basis}: the differences spread by at most {found.bound:.2g} over seeds (upper 80%"
+        f" limit; the baseline itself spreads by {found.spread:.2g}). {seeds} seeds then find"
         f" differences from {found.detectable_before:.2g}{unit} on, which is {'' if enough else 'not '}enough for"
         f" {study.smallest_effect:g}; that takes {needed}."
     )

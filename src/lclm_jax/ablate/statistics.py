@@ -218,6 +218,19 @@ def sd_of_differences_bound(baseline: Sequence[float], upper: float | None = 0.8
     return math.sqrt(2) * sd * factor
 
 
+def sd_of_pilot_bound(baseline: Values, pilot: Values, upper: float = 0.8) -> float:
+    """A bound on the standard deviation of paired differences when the baseline and one variant have run.
+
+    Their own differences by seed show what pairing leaves; the spread is raised to its upper limit by chi-square as in
+    ``sd_of_differences_bound``.
+
+    Raises:
+        ValueError: the seeds differ, are fewer than two, or a value is not finite.
+    """
+    count = len(baseline)
+    return paired(pilot, baseline, "lower", 0.95).sd * math.sqrt((count - 1) / stats.chi2.ppf(1 - upper, count - 1))
+
+
 def _chance(noncentrality: float, threshold: float, freedom: int) -> float:
     """Chance that |t| exceeds ``threshold``: the normal's chance given the spread, averaged over the spread.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lclm_jax.ablate import statistics
 from lclm_jax.ablate.effects import Effect, interactions, main_effects
-from lclm_jax.ablate.expand import Variant
+from lclm_jax.ablate.expand import Variant, pilot_of
 from lclm_jax.ablate.measures import MEASURES, Measure
 from lclm_jax.ablate.published import PublishedRow, compare_published
 from lclm_jax.ablate.results import VariantResult
@@ -42,7 +42,9 @@ class Sizing:
     spread: float
     """Standard deviation of the baseline over its seeds."""
     bound: float
-    """Bound on the standard deviation of paired differences, from the baseline alone."""
+    """Bound on the standard deviation of paired differences."""
+    basis: str
+    """What the bound was taken from."""
     detectable_before: float
     seeds_needed_before: int | None
     """For the smallest effect; None: more than 10,000."""
@@ -206,7 +208,13 @@ def _sizing(study: StudyConfig, primary: MeasureSummary, baseline: str) -> Sizin
     if baseline not in primary.intervals:
         return None
     values = list(primary.values[baseline].values())
-    bound = statistics.sd_of_differences_bound(values)
+    pilot = primary.values.get(pilot_of(study))
+    if pilot is not None and primary.comparisons.get(pilot_of(study)):
+        bound = statistics.sd_of_pilot_bound(primary.values[baseline], pilot)
+        basis = f"with the baseline and `{pilot_of(study)}`"
+    else:
+        bound = statistics.sd_of_differences_bound(values)
+        basis = "with the baseline alone, and no help from pairing"
     terms = (study.confidence, study.power)
     try:
         needed = statistics.seeds_needed(study.smallest_effect, bound, *terms)
@@ -217,6 +225,7 @@ def _sizing(study: StudyConfig, primary: MeasureSummary, baseline: str) -> Sizin
     return Sizing(
         spread=float(np.std(values, ddof=1)),
         bound=bound,
+        basis=basis,
         detectable_before=statistics.detectable(bound, len(values), *terms),
         seeds_needed_before=needed,
         sd=sd,

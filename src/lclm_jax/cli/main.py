@@ -30,6 +30,7 @@ COMMANDS = {
         "Compile the train step for rented chips: memory, time, price, before renting.",
     ),
     "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step and the data path."),
+    "ablate": ("lclm_jax.cli.ablate", "ablate", "Train variants on the same batches and compare them over seeds."),
     "golden": ("lclm_jax.cli.model", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 

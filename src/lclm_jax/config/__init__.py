@@ -6,6 +6,7 @@ from lclm_jax.config.data import (
     OBJECTIVES,
     DataConfig,
     PackConfig,
+    RowsFor,
     SourceConfig,
     SpanConfig,
     TokenizerConfig,
@@ -18,11 +19,14 @@ from lclm_jax.config.load import (
     describe_keys,
     dump_config,
     load_config,
+    load_study,
+    override,
     parse_config,
     read_yaml,
 )
 from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.paths import RunPaths
+from lclm_jax.config.study import PublishedConfig, StudyConfig
 from lclm_jax.config.train import (
     PARTS,
     CheckpointConfig,
@@ -56,10 +60,13 @@ __all__ = [
     "OptimizerConfig",
     "PackConfig",
     "ProcessesConfig",
+    "PublishedConfig",
+    "RowsFor",
     "RunPaths",
     "SourceConfig",
     "SpanConfig",
     "StageConfig",
+    "StudyConfig",
     "TokenizerConfig",
     "TrainConfig",
     "apply_environment",
@@ -68,6 +75,8 @@ __all__ = [
     "describe_keys",
     "dump_config",
     "load_config",
+    "load_study",
+    "override",
     "parse_config",
     "read_yaml",
 ]

@@ -5,7 +5,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from lclm_jax.config.base import Tree
 from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.study import StudyConfig
 from lclm_jax.config.tree import Config
 
 
@@ -134,6 +135,33 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def override(values: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """``values`` with the key ``a.b.c`` set; mappings are merged, null takes a mapping out."""
+    change: Any = value
+    for part in reversed(dotted.split(".")):
+        change = {part: change}
+    return _merge(dict(values), change)
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The ablation study in the YAML ``path``; its files are resolved against the folder of ``path``.
+
+    Raises:
+        ConfigError: the YAML cannot be read, or holds an unknown or wrong key.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    values.setdefault("name", path.stem)
+    for text in overrides:
+        values = _override(values, text)
+    try:
+        study = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error, values, StudyConfig))) from None
+    files = {name: str(path.parent / name_of) for name in ("config", "cluster") if (name_of := getattr(study, name))}
+    return study.model_copy(update={**files, "run_dir": study.run_dir.replace("{name}", study.name)})
+
+
 def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted:
@@ -142,17 +170,15 @@ def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
         change: Any = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError:
         raise ConfigError(f"override {text!r}: {raw!r} is not valid YAML; quote it or balance its brackets") from None
-    for part in reversed(dotted.split(".")):
-        change = {part: change}
-    return _merge(values, change)
+    return override(values, dotted, change)
 
 
-def _explain(error: ValidationError, values: Mapping[str, Any]) -> Iterable[str]:
+def _explain(error: ValidationError, values: Mapping[str, Any], tree: type[BaseModel] = Config) -> Iterable[str]:
     for defect in error.errors():
         location = [str(part) for part in defect["loc"]]
         dotted = ".".join(location) or "the tree"
         if defect["type"] == "extra_forbidden":
-            siblings = _fields_at(location[:-1])
+            siblings = _fields_at(location[:-1], tree)
             yield f"unknown key {dotted}; {suggestion(location[-1], siblings)}"
         elif defect["type"] == "missing":
             yield f"{dotted} is missing; it has no default: set it"
@@ -162,8 +188,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> Iterable[str]
             yield f"{dotted}={defect['input']!r}: {defect['msg']}"
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
+def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:
     parts = iter(location)
     for part in parts:
         field = model.model_fields.get(part)

@@ -49,6 +49,9 @@ class StudyConfig(Tree):
     )
     primary: str = key("held_out_loss", "Measure that the study is sized for, and that ranks the variants.")
     smallest_effect: float = required("Difference of the primary measure that the study shall be able to find.", gt=0)
+    pilot: str | None = key(
+        None, "Variant that runs after the baseline, to size the study by their paired differences; null: the first."
+    )
     confidence: float = key(0.95, "Confidence of the intervals.", gt=0.5, lt=1)
     power: float = key(0.8, "Chance of finding the smallest effect that the study is sized for.", gt=0.5, lt=1)
     published: tuple[PublishedConfig, ...] = key((), "Published values of the same factors.")

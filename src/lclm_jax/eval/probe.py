@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -59,20 +59,33 @@ class Probe:
             ``/latents`` and ``/raw`` of the text after a context; ``verbatim/token_accuracy`` of repetition from
             latents; ``needle/token_accuracy`` of a number told in the middle of a compressed context.
         """
-        scorer = Scorer(params, self._model, self._mesh, self._rows, self._pad_id)
         values = {}
-        for name, (targets, scores) in _score_together(scorer, self._sources).items():
-            values[f"loss_nats/{name}"] = _mean(scores.nll, _trained(targets, scores))
-        found = _score_together(scorer, {**self._context, "verbatim": self._repetition, "needle": self._needle})
-        for name, (_, scores) in found.items():
-            if name in self._context:
-                values[f"context_nats/{name}"] = _mean(scores.nll, scores.weights)
+        for name, (targets, scores) in self.score(params).items():
+            kind = name.partition("/")[0]
+            if kind == "loss_nats":
+                values[name] = _mean(scores.nll, trained_weights(targets, scores))
+            elif kind == "context_nats":
+                values[name] = _mean(scores.nll, scores.weights)
             else:
                 values[f"{name}/token_accuracy"] = _mean(scores.hits, scores.weights)
         return values
 
+    def score(self, params: Any) -> dict[str, "Scored"]:
+        """Targets and scores of every measurement: ``loss_nats/SOURCE``, ``context_nats/VARIANT``, verbatim, needle."""
+        scorer = Scorer(params, self._model, self._mesh, self._rows, self._pad_id)
+        context = {f"context_nats/{name}": targets for name, targets in self._context.items()}
+        found = _score_together(scorer, {f"loss_nats/{name}": targets for name, targets in self._sources.items()})
+        return found | _score_together(scorer, {**context, "verbatim": self._repetition, "needle": self._needle})
 
-def _score_together(scorer: Scorer, kinds: Mapping[str, list[Target]]) -> dict[str, tuple[list[Target], Scores]]:
+
+class Scored(NamedTuple):
+    """One measurement: what was scored, and how."""
+
+    targets: list[Target]
+    scores: Scores
+
+
+def _score_together(scorer: Scorer, kinds: Mapping[str, list[Target]]) -> dict[str, Scored]:
     """Score the targets of all kinds as one list, so that one shape is compiled, not one for each."""
     flat = [target for targets in kinds.values() for target in targets]
     if not flat:
@@ -81,7 +94,7 @@ def _score_together(scorer: Scorer, kinds: Mapping[str, list[Target]]) -> dict[s
     for name, targets in kinds.items():
         end = begin + len(targets)
         if targets:
-            found[name] = (targets, Scores(*(array[begin:end] for array in scores)))
+            found[name] = Scored(targets, Scores(*(array[begin:end] for array in scores)))
         begin = end
     return found
 
@@ -90,8 +103,8 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values * weights).sum() / max(weights.sum(), 1e-9))
 
 
-def _trained(targets: list[Target], scores: Scores) -> np.ndarray:
-    """The loss weights of whole examples, as ``scores`` lays them out."""
+def trained_weights(targets: list[Target], scores: Scores) -> np.ndarray:
+    """[targets, tokens] float64: the loss weights of whole examples, as ``scores`` lays them out."""
     weights = np.zeros_like(scores.weights)
     for row, target in enumerate(targets):
         weights[row, : target.stop - target.start] = target.example.loss[target.start : target.stop]

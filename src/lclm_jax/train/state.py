@@ -49,7 +49,7 @@ def state_shardings(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> Tra
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a state: what a restore needs."""
     params = abstract_params(model)
-    shapes = jax.eval_shape(lambda tree: _fresh(tree, optimizer, 0), params)
+    shapes = jax.eval_shape(lambda tree: initial_state(tree, optimizer, 0), params)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -111,13 +111,14 @@ def _lora_labels(model: ModelConfig, paths: Collection[str]) -> Any:
 def fresh_state(params: Any, model: ModelConfig, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainState:
     """State at step 0 around ``params`` (sharded arrays, given up to the state)."""
     make = jax.jit(
-        lambda tree: _fresh(tree, optimizer, seed),
+        lambda tree: initial_state(tree, optimizer, seed),
         out_shardings=state_shardings(model, optimizer, mesh),
         donate_argnums=0,
     )
     return make(params)
 
 
-def _fresh(params: Any, optimizer: Optimizer, seed: int) -> TrainState:
+def initial_state(params: Any, optimizer: Optimizer, seed: int) -> TrainState:
+    """State at step 0 around ``params`` (arrays or tracers); ``seed`` is that of the stage."""
     rng = jax.random.key_data(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)

@@ -1,0 +1,99 @@
+"""``lclm ablate``."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lclm_jax.cli.options import set_option
+from lclm_jax.config import StudyConfig, apply_environment, load_study
+
+if TYPE_CHECKING:
+    from lclm_jax.ablate.jobs import Job
+
+_JOB_VARIABLES = ("LCLM_ABLATE_JOB", "SLURM_ARRAY_TASK_ID")
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--plan", "only_plan", is_flag=True, help="Show variants, sizes, cost and what is done; run nothing.")
+@click.option("--report", "only_report", is_flag=True, help="Write the report of what is done; run nothing.")
+@click.option(
+    "--job", type=int, envvar=_JOB_VARIABLES, help=f"Run this job alone; read from {' or '.join(_JOB_VARIABLES)}, too."
+)
+@click.option("--anyway", is_flag=True, help="Run a study that baseline and pilot show to be too small.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report; default: report in the study's.")
+@set_option
+def ablate(
+    study: Path, only_plan: bool, only_report: bool, job: int | None, overrides: tuple[str, ...], **options
+) -> None:
+    """Train the variants of STUDY on the same batches, compare them with intervals over seeds, write a report.
+
+    STUDY is a YAML (see configs/ablate): a base configuration, factors or variants, seeds, a budget, and the smallest
+    difference it shall find. The corpus is prepared once. Baseline and pilot run first: if their differences over seeds
+    say that the study could only tie, nothing else runs. What is done is never run again; the same command goes on.
+
+    On a cluster each job is a task of an array, LCLM_VERB=ablate SBATCH_ARGS="--array=0-9 ..." launch/slurm.sh STUDY,
+    or one of SkyPilot, LCLM_VERB=ablate launch/skypilot.sh gpu STUDY --job 0; afterwards --report puts them together.
+    """
+    from lclm_jax.ablate.jobs import jobs_of
+
+    tree = load_study(study, overrides)
+    if only_plan:
+        _show_plan(tree)
+        return
+    if job is not None:
+        _run_job(tree, jobs_of(tree), job)
+        return
+    if not only_report:
+        from lclm_jax.ablate.run import run_study
+
+        _show_plan(tree)
+        settings = [argument for text in overrides for argument in ("--set", text)]
+        run_study(tree, [sys.executable, "-m", "lclm_jax", "ablate", str(study), *settings, "--job"], options["anyway"])
+    _write_report(tree, options["out"])
+
+
+def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
+    from lclm_jax.ablate.expand import variant_config
+
+    if not 0 <= number < len(jobs):
+        raise click.BadParameter(f"{number} is no job of {tree.name}; it has jobs 0 to {len(jobs) - 1}")
+    config = variant_config(tree, jobs[number].variant, jobs[number].seeds[0])
+    apply_environment(config.environment, os.environ)  # before anything imports JAX
+
+    from lclm_jax.ablate.run import prepare, run_job
+    from lclm_jax.cli.bar import progress_bar
+    from lclm_jax.parallel import joined
+
+    with joined(config.train.processes), progress_bar() as progress:
+        prepare(tree)
+        run_job(tree, jobs[number], progress)
+
+
+def _write_report(tree: StudyConfig, out: Path | None) -> None:
+    from lclm_jax.ablate.expand import expand
+    from lclm_jax.ablate.jobs import collect
+    from lclm_jax.ablate.report import write_report
+
+    folder = out or Path(tree.run_dir) / "report"
+    write_report(tree, expand(tree), collect(tree), folder)
+    click.echo(folder / "report.md")
+
+
+def _show_plan(tree: StudyConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lclm_jax.ablate.plan import planned
+
+    table = Table(title=f"{tree.name}: {tree.title}", title_justify="left")
+    for name in ("job", "variant", "seeds", "parameters", "steps", "train FLOPs", "done"):
+        table.add_column(name, justify="left" if name in ("variant", "seeds") else "right")
+    rows, totals = planned(tree)
+    for row in rows:
+        table.add_row(*row)
+    Console(stderr=True).print(table)
+    click.echo(totals, err=True)
