@@ -161,7 +161,8 @@ def _environment() -> dict[str, str]:
     device = jax.devices()[0]
     kind = f"{jax.device_count()} x {device.device_kind}"
     if device.platform == "cpu":
-        kind = f"CPU, {len(os.sched_getaffinity(0))} cores"
+        cores = len(os.sched_getaffinity(0))
+        kind = f"CPU, {cores} core{'s' if cores > 1 else ''}"
     python = ".".join(map(str, sys.version_info[:3]))
     return {"lclm_jax": __version__, "jax": jax.__version__, "python": python, "devices": kind}
 

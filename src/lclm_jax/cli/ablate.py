@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import yaml
 
 from lclm_jax.cli.options import set_option
 from lclm_jax.config import StudyConfig, apply_environment, load_study
@@ -74,12 +75,18 @@ def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
 
 
 def _write_report(tree: StudyConfig, out: Path | None) -> None:
-    from lclm_jax.ablate.expand import expand
+    from lclm_jax.ablate.expand import expand, variant_config
     from lclm_jax.ablate.jobs import collect
     from lclm_jax.ablate.report import write_report
 
     folder = out or Path(tree.run_dir) / "report"
-    write_report(tree, expand(tree), collect(tree), folder)
+    variants = expand(tree)
+    write_report(tree, variants, collect(tree), folder)
+    places = {"run_dir": "", "data": {"prepared": None}, "tokenizer": {"decoder": None}}
+    baseline = variant_config(tree, variants[0], tree.seeds[0]).model_dump(mode="json")
+    for name, hidden in places.items():  # where the study lies is no part of what was run
+        baseline[name] = {**baseline[name], **hidden} if isinstance(hidden, dict) else hidden
+    (folder / "baseline.yaml").write_text(yaml.safe_dump(baseline, sort_keys=False), encoding="utf-8")
     click.echo(folder / "report.md")
 
 
