@@ -70,7 +70,7 @@ def losses(run):
     return {record["step"]: record["loss_nats"] for record in records if "loss_nats" in record}
 
 
-def wait_for(cluster, job, what, condition, seconds=300):
+def wait_for(cluster, job, what, condition, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
         state = cluster.state(job)
@@ -88,14 +88,19 @@ def completed(cluster, job):
     return lambda: cluster.state(job)["JobState"] == "COMPLETED"
 
 
-@pytest.mark.parametrize("how", ["scontrol requeue", "SIGUSR1", "SIGTERM"])
+PREEMPTIONS = {
+    "requeued": "scontrol requeue",  # what SLURM does itself when a job of more right needs the node
+    "near its limit": "scancel --signal=USR1",
+    "with grace": "scancel --signal=TERM",
+    "by a signal to the shell": "scancel --batch --signal=TERM",
+}
+
+
+@pytest.mark.parametrize("how", PREEMPTIONS)
 def test_a_preempted_run_is_requeued_and_ends_with_the_same_losses(cluster, prepared, tmp_path, how, undisturbed):
     job, run = submit(cluster, prepared, tmp_path)
     wait_for(cluster, job, "the first steps", lambda: len(losses(run)) > 30)
-    if how == "scontrol requeue":  # what SLURM does itself when a job of more right needs the node
-        cluster.ask("scontrol", "requeue", job)
-    else:
-        cluster.ask("scancel", "--full" if how == "SIGTERM" else "--verbose", f"--signal={how[3:]}", job)
+    cluster.ask(*PREEMPTIONS[how].split(), job)
     wait_for(cluster, job, "the second start", lambda: cluster.state(job)["Restarts"] == "1")
     interrupted_at = len(losses(run))
     assert interrupted_at < STEPS
@@ -103,7 +108,7 @@ def test_a_preempted_run_is_requeued_and_ends_with_the_same_losses(cluster, prep
         cluster.ask(
             "scontrol", "update", f"JobId={job}", "StartTime=now"
         )  # SLURM holds a requeued job back for minutes
-    wait_for(cluster, job, "the end", completed(cluster, job), 600)
+    wait_for(cluster, job, "the end", completed(cluster, job))
     assert cluster.state(job)["Restarts"] == "1"
     assert losses(run) == undisturbed
 
@@ -113,7 +118,7 @@ def undisturbed(cluster, prepared, tmp_path_factory):
     """Losses of the run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("undisturbed")
     job, run = submit(cluster, prepared, folder)
-    wait_for(cluster, job, "the end", completed(cluster, job), 600)
+    wait_for(cluster, job, "the end", completed(cluster, job))
     found = losses(run)
     assert sorted(found) == list(range(STEPS))
     return found
