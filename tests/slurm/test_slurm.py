@@ -42,12 +42,22 @@ def prepared(tmp_path_factory):
     return ["tokenizer.vocab_size=null", f"tokenizer.decoder={folder}/tokenizer", f"data.prepared={folder}/data"]
 
 
-def submit(cluster, prepared, folder):
-    """Submit a run of two tasks in ``folder``; returns the job's number and the run's folder."""
+REAL = f'#!/bin/sh\nexec {sys.executable} -c "from lclm_jax.cli import main; main()" "$@"\n'
+STAND_IN = """#!/bin/sh
+# Stands for `lclm train`: runs until it is told to stop, then says so with status 75; is done when it is started again.
+trap 'echo saved; exit 75' USR1 TERM
+[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && exit 0
+echo started
+while true; do sleep 0.2; done
+"""
+
+
+def submit(cluster, folder, program, arguments=()):
+    """Submit a run of two tasks of ``program`` in ``folder``; returns the job's number."""
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     lclm = bin_folder / "lclm"
-    lclm.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from lclm_jax.cli import main; main()" "$@"\n')
+    lclm.write_text(program)
     lclm.chmod(0o755)
     environment = cluster.environment | {
         "PATH": f"{bin_folder}:{cluster.environment['PATH']}",
@@ -55,12 +65,16 @@ def submit(cluster, prepared, folder):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "SBATCH_ARGS": f"--parsable --ntasks-per-node=2 --time=60 --output={folder}/log",
     }
+    command = [LAUNCHER, HERE / "tiny.yaml", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def train(cluster, prepared, folder):
+    """Submit a training run; returns the job's number and the run's folder."""
     run = folder / "run"
     arguments = [part for text in (f"run_dir={run}", *prepared) for part in ("--set", text)]
-    done = subprocess.run(
-        [LAUNCHER, HERE / "tiny.yaml", *arguments], env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.splitlines()[-1], run
+    return submit(cluster, folder, REAL, arguments), run
 
 
 def losses(run):
@@ -97,27 +111,37 @@ PREEMPTIONS = {
 
 
 @pytest.mark.parametrize("how", PREEMPTIONS)
-def test_a_preempted_run_is_requeued_and_ends_with_the_same_losses(cluster, prepared, tmp_path, how, undisturbed):
-    job, run = submit(cluster, prepared, tmp_path)
+def test_every_preemption_lets_the_tasks_save_and_starts_them_again(cluster, tmp_path, how):
+    job, log = submit(cluster, tmp_path, STAND_IN), tmp_path / "log"
+    wait_for(cluster, job, "the start", lambda: log.exists() and log.read_text().count("started") == 2)
+    again(cluster, job, PREEMPTIONS[how])
+    assert log.read_text().count("saved") == 2 or how == "requeued"
+
+
+@pytest.mark.parametrize("how", ["requeued", "near its limit"])
+def test_a_preempted_run_ends_with_the_same_losses(cluster, prepared, tmp_path, how, undisturbed):
+    job, run = train(cluster, prepared, tmp_path)
     wait_for(cluster, job, "the first steps", lambda: len(losses(run)) > 30)
-    cluster.ask(*PREEMPTIONS[how].split(), job)
+    again(cluster, job, PREEMPTIONS[how], lambda: len(losses(run)) < STEPS)
+    assert losses(run) == undisturbed
+
+
+def again(cluster, job, preempt, unfinished=lambda: True):
+    """Preempt ``job``, see that it starts a second time, and wait for its end."""
+    cluster.ask(*preempt.split(), job)
     wait_for(cluster, job, "the second start", lambda: cluster.state(job)["Restarts"] == "1")
-    interrupted_at = len(losses(run))
-    assert interrupted_at < STEPS
-    if cluster.state(job)["JobState"] == "PENDING":
-        cluster.ask(
-            "scontrol", "update", f"JobId={job}", "StartTime=now"
-        )  # SLURM holds a requeued job back for minutes
+    assert unfinished()
+    if cluster.state(job)["JobState"] == "PENDING":  # SLURM holds a requeued job back for minutes
+        cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
     wait_for(cluster, job, "the end", completed(cluster, job))
     assert cluster.state(job)["Restarts"] == "1"
-    assert losses(run) == undisturbed
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, prepared, tmp_path_factory):
     """Losses of the run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    job, run = submit(cluster, prepared, folder)
+    job, run = train(cluster, prepared, folder)
     wait_for(cluster, job, "the end", completed(cluster, job))
     found = losses(run)
     assert sorted(found) == list(range(STEPS))
