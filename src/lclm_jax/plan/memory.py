@@ -103,7 +103,7 @@ def _kept(shape: BackboneConfig, remat: str, size: int) -> float:
     kept = shape.hidden_size * size
     kept += {"attention": attention, "dots": dots}.get(remat, 0)
     if remat == "none":
-        # Norms keep what they read and what they scale in float32; the MLP its activation, both factors and the product.
+        # Norms keep what they read and what they scale in float32; the MLP its activation, factors and product.
         norms = (2 * shape.hidden_size + (heads + kv) * shape.qk_norm) * 2 * _FLOAT32
         kept += dots + attention + norms + (shape.hidden_size + 3 * shape.mlp_size) * size
     return float(shape.num_layers * kept)
