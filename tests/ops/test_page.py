@@ -29,7 +29,7 @@ def test_a_page_of_two_runs(run, step, tmp_path):
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', page))
     assert not re.search(r'(href|src)="(?!#|data:)', page), "the page asks for another file"
     assert page.count("<img") >= 5 and 'alt="context_nats/raw"' in page
-    assert 'alt="loss of cpt (nats per token)"' in page and 'alt="loss of chat (nats per token)"' in page
+    assert 'alt="loss of cpt (nats)"' in page and 'alt="loss of chat (nats)"' in page
     assert "watched and other" in page and "8 x Abacus" in page
     assert "&lt;b&gt;say&lt;/b&gt;" in page and "said &amp; done" in page
     assert re.search(r"<td>seed</td>.*>0<.*>7<", page)

@@ -49,9 +49,7 @@ def write_page(configs: Sequence[Config], out: Path) -> None:
     Raises:
         ValueError: a run has not trained a step.
     """
-    names = [config.name for config in configs]
-    unique = names if len(set(names)) == len(names) else [str(config.run_dir) for config in configs]
-    runs = [read_run(config, name) for config, name in zip(configs, unique, strict=True)]
+    runs = [read_run(config, name) for config, name in zip(configs, _names(configs), strict=True)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lclm_jax.ops", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -68,6 +66,15 @@ def write_page(configs: Sequence[Config], out: Path) -> None:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
+
+
+def _names(configs: Sequence[Config]) -> list[str]:
+    """What the runs are called: their names, else the names of their folders, else their folders."""
+    folders = [Path(config.run_dir) for config in configs]
+    for names in ([config.name for config in configs], [folder.name for folder in folders]):
+        if len({*names}) == len(names):
+            return names
+    return [str(folder) for folder in folders]
 
 
 def read_run(config: Config, name: str) -> Run:
@@ -159,7 +166,7 @@ def _objective_curves(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """(name in the records, label) of each objective's loss; none where all runs have one objective and the same."""
     steps = (steps[-1] for run in runs for steps in run.curves.values())
     names = dict.fromkeys(key for step in steps for key in step if key.startswith("loss_nats/"))
-    return [(name, f"loss of {name.split('/')[1]} (nats per token)") for name in names] if len(names) > 1 else []
+    return [(name, f"loss of {name.split('/')[1]} (nats)") for name in names] if len(names) > 1 else []
 
 
 def _series(stages: Mapping[str, list[dict[str, Any]]], name: str) -> dict[str, tuple[list[float], list[float | None]]]:
