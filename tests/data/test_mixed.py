@@ -142,7 +142,7 @@ def test_impossible_ratios_are_refused(config):
 
     with pytest.raises(ConfigError, match="multiple of ratio=12"):
         with_ratios([4, 12])
-    with pytest.raises(ConfigError, match=r"needs model.pooling=mean, not concat"):
+    with pytest.raises(ConfigError, match=r"needs model.pooling=mean or attention, not concat"):
         with_ratios([4, 8], pooling="concat")
     with pytest.raises(ValueError, match=r"made 1 updates with 4 rows.*cannot go on with another batch_rows"):
         open_loader(config, start=Position(2 * ROWS, step=1))
