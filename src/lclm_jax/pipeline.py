@@ -221,8 +221,11 @@ def train_missing_tokenizer(config: Config) -> None:
         train_run_tokenizer(config)
 
 
-def log_progress(seconds: float = 20.0) -> Callable[[int, int], None]:
-    """Progress in lines with the time left: one now and then, at most every ``seconds``, and one at the end."""
+def log_progress(seconds: float = 20.0, unit: str = "MB", scale: float = 1e6) -> Callable[[int, int], None]:
+    """Progress in lines with the time left: one now and then, at most every ``seconds``, and one at the end.
+
+    What is counted is shown in units of ``scale``.
+    """
     begun = said = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -232,7 +235,7 @@ def log_progress(seconds: float = 20.0) -> Callable[[int, int], None]:
             return
         said = now
         left = (now - begun) * (total - done) / max(done, 1)
-        logger.info("%3.0f %% of %.1f MB, %.0f s left", 100 * done / max(total, 1), total / 1e6, left)
+        logger.info("%3.0f %% of %.1f %s, %.0f s left", 100 * done / max(total, 1), total / scale, unit, left)
 
     return progress
 

@@ -102,10 +102,13 @@ def test_resuming_hosts_and_workers_change_nothing(config, tmp_path):
             next(loader)
         state = loader.state()
         described = loader.describe(7 * ROWS)
+        n, shown, stats = loader.row(7 * ROWS + 1)
     rest = batches_of(config, start=Position.from_state(state), index_folder=tmp_path / "other")
     assert len(rest) == STEPS - 7
     assert all(map(equal, rest, whole[7:]))
     assert described
+    assert n == ratio(whole[7]) and equal(shown, [None if rows is None else rows[1:2] for rows in whole[7]])
+    assert stats.decoder_tokens == (whole[7].decoder_segments[1] > 0).sum()
     halves = [batches_of(config, host=((part,), 2)) for part in range(2)]
     for batch, first, second in zip(whole, *halves, strict=True):
         for name, rows, one, two in zip(batch._fields, batch, first, second, strict=True):

@@ -30,7 +30,7 @@ def shown(tokenizer, markup=False, html=False):
     batch = assemble_batch([examples, []], model, PackConfig(row_length=96, encoder_rows=2, encoder_row_length=32))
     both = Tokenizers(tokenizer, tokenizer)
     if html:
-        return "".join(render_page([(7, batch)], both, model, "a <title>")), examples
+        return "".join(render_page([(7, 4, batch)], both, "a <title>")), examples
     return render_rows(batch, both, model, markup=markup), examples
 
 
@@ -61,7 +61,7 @@ def test_a_page_stands_alone_and_holds_the_text(tokenizer):
     page, examples = shown(tokenizer, html=True)
     assert "http" not in page and "<script" not in page
     assert "a &lt;title&gt;" in page
-    assert "row 7" in page and "row 8" in page
+    assert "N = 4" in page and "row 7" in page and "row 8" in page
     latents = int((examples[0].tokens == tokenizer.memory_ids.placeholder).sum())
     assert f"<b>{len(examples[0].spans[0])} → {latents}</b>hidden text, long enough</span>" in page
     assert '<span class="loss">two [x]</span>' in page

@@ -108,8 +108,10 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
 @data.command()
 @config_argument
 @click.option("--stage", help="Stage whose rows to show; the first by default.")
-@click.option("--rows", default=2, show_default=True, help="How many rows.")
-@click.option("--from", "first", default=0, show_default=True, help="Global number of the first row.")
+@click.option("--rows", default=2, show_default=True, type=click.IntRange(1), help="How many rows.")
+@click.option(
+    "--from", "first", default=0, type=click.IntRange(0), show_default=True, help="Global number of the first row."
+)
 @click.option("--html", type=click.Path(path_type=Path), help="Write the rows to this file, one self-contained page.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write histograms of the stage to this PNG.")
 @set_option
@@ -122,6 +124,22 @@ def show(config: Path, stage: str | None, overrides: tuple[str, ...], **options:
 
     tree = load_config(config, overrides)
     show_rows(tree, stage_of(tree, stage), **options)
+
+
+@data.command()
+@config_argument
+@click.option("--stage", help="Stage whose rows to plan; all by default.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; one per core by default.")
+@set_option
+def index(config: Path, stage: str | None, workers: int | None, overrides: tuple[str, ...]) -> None:
+    """Make the row index of the stages of CONFIG before training, which else makes it as it goes.
+
+    Blocks that are stored already are kept, so an interrupted call goes on where it ended.
+    """
+    from lclm_jax.cli.data_index import build_indices
+
+    tree = load_config(config, overrides)
+    build_indices(tree, list(tree.stages) if stage is None else [stage_of(tree, stage)], workers or os.cpu_count() or 1)
 
 
 @data.command()

@@ -89,10 +89,10 @@ class RowIndex:
                 if block.cursor.row <= row < block.after.row:
                     return block
             place = bisect.bisect_right(self._known, row, key=lambda number: self._cursor(number).row) - 1
-            block = self._block(self._cursor(self._known[place]))
+            block = self.block_at(self._cursor(self._known[place]))
             empty = 0
             while row >= block.after.row:
-                block = self._block(block.after)
+                block = self.block_at(block.after)
                 empty = 0 if len(block) else empty + 1
                 if empty == _EMPTY_BLOCKS:
                     raise IndexFailure(
@@ -116,11 +116,11 @@ class RowIndex:
             self._cursors[number] = Cursor(block, row, tuple(draws))
         return self._cursors[number]
 
-    def _block(self, cursor: Cursor) -> Block:
-        """The block at ``cursor``: at hand, stored, or made and stored."""
+    def block_at(self, cursor: Cursor) -> Block:
+        """The block at ``cursor``: at hand, stored, or made and stored; raises as ``row``."""
         block = self._open.get(cursor.block)
         if block is None:
-            block = self._read(cursor) or self._make(cursor)
+            block = self.stored(cursor) or self._make(cursor)
             self._open[cursor.block] = block
             while len(self._open) > _OPEN_BLOCKS:
                 self._open.popitem(last=False)
@@ -128,7 +128,8 @@ class RowIndex:
             self.know(block.after)
         return block
 
-    def _read(self, cursor: Cursor) -> Block | None:
+    def stored(self, cursor: Cursor) -> Block | None:
+        """The stored block at ``cursor``; None if there is none. Raises ``IndexFailure`` if it is another one's."""
         path = self.path(cursor.block)
         try:
             block = read_block(path)
@@ -146,10 +147,9 @@ class RowIndex:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.with_name("lock")):
-                if (stored := self._read(cursor)) is not None:  # another process was first
+                if (stored := self.stored(cursor)) is not None:  # another process was first
                     return stored
-                block = self.maker(cursor)
-                write_block(path, block)
+                block = self.add(self.maker(cursor))
         except Exhausted as error:
             raise IndexFailure(
                 f"{error} after row {cursor.row}; train fewer steps, or let it repeat"
@@ -157,6 +157,18 @@ class RowIndex:
             ) from None
         except OSError as error:
             raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+        return block
+
+    def add(self, block: Block) -> Block:
+        """Store a block that the maker made, and return it; raises ``IndexFailure`` if the disk refuses."""
+        path = self.path(block.cursor.block)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_block(path, block)
+        except OSError as error:
+            raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+        self.know(block.cursor)
+        self.know(block.after)
         return block
 
     def path(self, number: int) -> Path:

@@ -168,9 +168,13 @@ class BatchMaker:
 
     def __call__(self, number: int) -> tuple[Batch, BatchStats]:
         """Make batch ``number`` (from 0 at ``first_row``)."""
+        return self.batch(self.rows(number))
+
+    def batch(self, rows: Sequence[int]) -> tuple[Batch, BatchStats]:
+        """The global ``rows`` as one batch."""
         setup = self.sources[0].setup
         pad = setup.tokenizers.encoder.pad_id if setup.model.has_pad_markers else None
-        refs = [self.index.row(row) for row in self.rows(number)]
+        refs = [self.index.row(row) for row in rows]
         batch = assemble_batch(self.examples(refs), setup.model, setup.pack, pad)
         batch = batch._replace(objectives=self._objectives(refs, batch.decoder_segments))
         return batch, batch_stats(batch)
@@ -182,6 +186,10 @@ class BatchMaker:
         return np.stack(
             [np.array(row, np.int8)[segments] for row, segments in zip(by_segment, segments_BS, strict=True)]
         )
+
+    def find(self, row: int) -> tuple["BatchMaker", int]:
+        """The maker of global ``row``, and the row's number in its index: here this one, and the same."""
+        return self, row
 
 
 class Loader(Iterator[tuple[Batch, BatchStats]]):
@@ -239,15 +247,21 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
 
     def describe(self, row: int) -> list[dict[str, Any]]:
         """Where the examples of global ``row`` come from: source, record, variant and bounds of each."""
-        return self.describe_in(self.maker, row)
-
-    @staticmethod
-    def describe_in(maker: BatchMaker, row: int) -> list[dict[str, Any]]:
-        """``describe`` for a row of the index of ``maker``."""
+        maker, own = self.maker.find(row)
         return [
             {**ref._asdict(), "source": maker.sources[ref.source].name, "bounds": np.asarray(ref.bounds).tolist()}
-            for ref in maker.index.row(row)
+            for ref in maker.index.row(own)
         ]
+
+    def row(self, row: int) -> tuple[int, Batch, BatchStats]:
+        """(N, batch of one row, what it holds) of global ``row``, whether or not it is still to come."""
+        maker, own = self.maker.find(row)
+        return maker.sources[0].setup.model.ratio, *maker.batch([own])
+
+    @property
+    def indices(self) -> dict[int, RowIndex]:
+        """The row index of each ratio."""
+        return {self.maker.sources[0].setup.model.ratio: self.index}
 
     def state(self, rows: int | None = None) -> dict[str, Any]:
         """What a checkpoint stores: rows consumed by all hosts together, the index's digest, where its block begins.

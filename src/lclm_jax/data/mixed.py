@@ -74,10 +74,10 @@ class MixedLoader(Loader):
         write_info(self._folder / "mixed" / "info.json", together)
         return together
 
-    def describe(self, row: int) -> list[dict[str, Any]]:
-        """Where the examples of global ``row`` come from."""
-        maker, own = self.maker.find(row)
-        return Loader.describe_in(maker, own)
+    @property
+    def indices(self) -> dict[int, RowIndex]:
+        """The row index of each ratio."""
+        return {ratio: maker.index for ratio, maker in zip(self._ratios, self.maker.makers, strict=True)}
 
     def state(self, rows: int | None = None) -> dict[str, Any]:
         """As of ``Loader``, with a cursor for each ratio."""

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
 from lclm_jax.data.rows import Row, span_tokens
 from lclm_jax.data.show import runs_of
 from lclm_jax.data.sources import Tokenizers
@@ -38,23 +37,20 @@ class _Part(NamedTuple):
     title: str
 
 
-def render_page(
-    batches: Iterable[tuple[int, Batch]], tokenizers: Tokenizers, model: ModelConfig, title: str
-) -> Iterator[str]:
+def render_page(batches: Iterable[tuple[int, int, Batch]], tokenizers: Tokenizers, title: str) -> Iterator[str]:
     """Yield the page piece by piece.
 
     Args:
-        batches: (global number of its first row, host batch of NumPy arrays).
+        batches: (global number of its first row, its ratio, host batch of NumPy arrays).
         tokenizers: Decoder's and encoder's.
-        model: Ratio and memory token ids.
         title: Heading.
     """
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
     yield f"{head}<style>{_STYLE}</style><h1>{escape(title)}</h1>{_KEY}\n"
-    for first, batch in batches:
+    for first, ratio, batch in batches:
         for i in range(len(batch.decoder_tokens)):
             row = {name: array[i] for name, array in batch._asdict().items() if array is not None}
-            yield from _row(row, first + i, tokenizers, model.ratio)
+            yield from _row(row, first + i, tokenizers, ratio)
     yield "</html>\n"
 
 
@@ -62,7 +58,7 @@ def _row(row: Row, number: int, tokenizers: Tokenizers, ratio: int) -> Iterator[
     segments, pooled = row["decoder_segments"], row["pool_weights"]
     count, used, encoder = int(segments.max(initial=0)), np.count_nonzero(segments), np.count_nonzero(pooled)
     yield (
-        f'<h2>row {number}</h2><p class="facts">{used:,} of {segments.size:,} decoder positions'
+        f'<h2>row {number}</h2><p class="facts">N = {ratio}: {used:,} of {segments.size:,} decoder positions'
         f" ({used / segments.size:.1%}), {count} segments, {np.count_nonzero(row['latent_index'] >= 0):,} latents of"
         f" {encoder:,} tokens in {pooled.size:,} encoder positions ({encoder / pooled.size:.1%}), loss on"
         f" {np.count_nonzero(row['loss_weights']):,} positions</p>"
