@@ -9,6 +9,7 @@ import pytest
 
 from lclm_jax.config import MeshConfig, RunPaths, parse_config
 from lclm_jax.data.prepare import prepare_corpus
+from lclm_jax.data.ratios import RatioSchedule
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.train_tokenizer import train_tokenizer
@@ -17,6 +18,7 @@ from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
 from lclm_jax.train.records import read_metrics
 from lclm_jax.train.stages import finished, load_params, train
 from lclm_jax.train.state import random_params
+from lclm_jax.train.watching import Watch
 
 BACKBONE = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=300)
 SPANS = {"min_tokens": 8, "max_tokens": 16, "raw_min_tokens": 8, "raw_max_tokens": 16}
@@ -160,3 +162,37 @@ def test_lora_on_imported_weights(values, tmp_path):
     assert after["decoder/layers/attn/q/lora_b"].any()
     for path, leaf in by_path(init_params(asked[0], jax.random.key(5))).items():
         assert path == "decoder/memory_rows" or np.array_equal(leaf, after[path]), path
+
+
+def test_a_stage_of_several_ratios_goes_on_exactly_and_counts_its_compiles(values, tmp_path, monkeypatch):
+    def run(name, kill_at=None):
+        mixed = stage(8, **EVERYTHING) | {"ratios": [4, 8]}
+        checkpoints = {"train": {"checkpoint": {"every_steps": 2}}}
+        folders = {"run_dir": str(tmp_path / name), "data": values["data"] | {"prepared": f"{values['run_dir']}/data"}}
+        config = parse_config(values | {"stages": {"base": mixed}} | checkpoints | folders)
+        if kill_at is not None:
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+                patch.setattr(Watch, "step", dying(Watch.step, kill_at))
+                train(config)
+        train(config)
+        return config, list(read_metrics(RunPaths(config).stage("base") / "metrics.jsonl"))
+
+    (config, whole), (killed, again) = run("whole"), run("killed", kill_at=5)
+    ratios = [RatioSchedule(config, "base").ratio(step) for step in range(8)]
+    assert set(ratios) == {4, 8}
+    assert [record["loss_nats"] for record in again] == [record["loss_nats"] for record in whole]
+    assert jax.tree.all(jax.tree.map(np.array_equal, load_params(killed), load_params(config)))
+    # The second ratio's compilation is in one record and not in its pace: its step's, or, as metrics are fetched a step
+    # late, that of the step before.
+    second = next(step for step in range(8) if ratios[step] != ratios[0])
+    compiled = [step for step, record in enumerate(whole) if record.get("compile_seconds")]
+    assert compiled[0] == 0 and compiled[1] in (second - 1, second) and len(compiled) == 2
+
+
+def dying(step_method, kill_at):
+    def step(watch, step, *arguments):
+        step_method(watch, step, *arguments)
+        if step == kill_at:
+            raise RuntimeError("killed")
+
+    return step

@@ -3,7 +3,7 @@
 import logging
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lclm_jax.train.restoring import check_rows, set_aside, starting_state
 from lclm_jax.train.rewinds import Rewind, add_rewind, read_rewinds, with_skips
 from lclm_jax.train.saving import Saver
 from lclm_jax.train.state import TrainState
-from lclm_jax.train.step import make_train_step, put_batch
+from lclm_jax.train.step import make_train_step, put_batch, ratio_of
 from lclm_jax.train.stopping import StopRequest, stop_requests
 from lclm_jax.train.watchdog import EXIT_RETRY, Watchdog
 from lclm_jax.train.watching import StageRun, TrainingDiverged, Watch
@@ -182,6 +182,8 @@ class _Loop:
     stop: StopRequest
     events: Events
     prober: Prober
+    compiled: set[int] = field(default_factory=set)
+    """Ratios whose step has been compiled: a stage with several compiles one for each."""
 
     def go(self) -> None:
         """Make the steps that are left; raises ``Interrupted`` after saving if the run was asked to stop."""
@@ -195,20 +197,20 @@ class _Loop:
         self.events.write("end", step=steps)
 
     def _step(self, step: int, profile: Profile) -> None:
-        first = step == self.first
-        self.watchdog.beat(f"waiting for the batch of step {step}", _PATIENCE if first else 1.0)
+        self.watchdog.beat(f"waiting for the batch of step {step}", _PATIENCE if step == self.first else 1.0)
         waiting = time.perf_counter()
         host_batch, stats = next(self.feeder)
         data_wait = time.perf_counter() - waiting
+        ratio = ratio_of(host_batch)
+        compiles = ratio not in self.compiled
+        self.compiled.add(ratio)
         batch = put_batch(host_batch, self.run.mesh)
-        self.watchdog.beat(f"at step {step}", _PATIENCE if step <= self.first + 1 else 1.0)
+        self.watchdog.beat(f"at step {step}", _PATIENCE if compiles or step <= self.first + 1 else 1.0)
         profile.begin(step)
-        dispatched = time.perf_counter()
-        with memory_advice(self.run.config, self.run.stage):
+        with memory_advice(self.run.config, self.run.stage), self.watch.spending("compile", compiles):
             self.state, metrics = self.train_step(self.state, batch)
-        compiling = time.perf_counter() - dispatched if first else 0.0
         profile.end(step, metrics)
-        self.watch.step(step, metrics, stats, data_wait, compiling)
+        self.watch.step(step, metrics, stats, data_wait)
 
     def _stop_if_asked(self, done: int) -> None:
         if not stop_now(self.stop, self.checkpoints, done) or done == self._stage.steps:

@@ -76,28 +76,28 @@ class Watch:
         first_row: int,
     ):
         self._run, self._writer, self._events, self._checkpoints = run, writer, events, checkpoints
-        self._pending: tuple[int, Any, BatchStats, float, float] | None = None
+        self._pending: tuple[int, Any, BatchStats, float] | None = None
         self._last = time.perf_counter()
         self._spent: dict[str, float] = {}
         self._utilisation = make_utilisation(run.config, run.stage, run.mesh)
         self._spikes = SpikeDetector(run.config.train.spike)
         self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows, first_row)
 
-    def step(self, step: int, metrics: Any, stats: BatchStats, data_wait: float, compiling: float) -> None:
+    def step(self, step: int, metrics: Any, stats: BatchStats, data_wait: float) -> None:
         """Take the metrics of a step that was just dispatched; fetch those of the step before."""
         self.catch_up()
-        self._pending = (step, metrics, stats, data_wait, compiling)
+        self._pending = (step, metrics, stats, data_wait)
 
     def catch_up(self) -> None:
         """Wait for the pending step, write its record, and stop a run that no longer updates."""
         if self._pending is None:
             return
-        step, metrics, stats, data_wait, compiling = self._pending
+        step, metrics, stats, data_wait = self._pending
         self._pending = None
         values = jax.device_get(metrics)
         finite_rows = values.pop("finite_rows")
         now = time.perf_counter()
-        seconds = {"wall": now - self._last, "data_wait": data_wait, "compile": compiling, **self._spent}
+        seconds = {"wall": now - self._last, "data_wait": data_wait, **self._spent}
         self._last, self._spent = now, {}
         parts, count = row_parts(self._run.mesh)
         record = make_record(step, values, stats, count // len(parts), seconds)
@@ -110,13 +110,14 @@ class Watch:
         self._act(step, record, finite_rows)
 
     @contextmanager
-    def spending(self, what: str) -> Iterator[None]:
-        """Count the time inside as spent on ``what``, in the record of the step that is fetched next."""
+    def spending(self, what: str, counted: bool = True) -> Iterator[None]:
+        """Count the time inside as spent on ``what`` (if ``counted``), in the record of the step that is fetched next."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - began
+            if counted:
+                self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - began
 
     def _act(self, step: int, record: dict[str, Any], finite_rows: np.ndarray) -> None:
         train = self._run.config.train
