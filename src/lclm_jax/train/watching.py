@@ -111,7 +111,7 @@ class Watch:
 
     @contextmanager
     def spending(self, what: str, counted: bool = True) -> Iterator[None]:
-        """Count the time inside as spent on ``what`` (if ``counted``), in the record of the step that is fetched next."""
+        """Count the time inside as spent on ``what`` (if ``counted``), in the record of the step fetched next."""
         began = time.perf_counter()
         try:
             yield
