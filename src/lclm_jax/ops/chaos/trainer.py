@@ -36,7 +36,7 @@ class Trainer:
         self.config, self.patience = config, patience_seconds
         self.stage = next(iter(config.stages))
         self.folder = RunPaths(config).stage(self.stage)
-        self.checkpoints = checkpoints_folder(config, self.stage)
+        self.checkpoints = checkpoints_folder(config, self.stage).absolute()  # as the trainer names it
         self.processes: list[subprocess.Popen[bytes]] = []
         self._starts = 0
         root = RunPaths(config).root
