@@ -1,14 +1,12 @@
 """What a variant costs: parameters, FLOPs by formula, memory of the process."""
 
-import math
 import resource
 import sys
-from typing import Any
 
 import jax
 import numpy as np
 
-from lclm_jax.ablate.plan import train_flops
+from lclm_jax.ablate.plan import parameter_count, train_flops
 from lclm_jax.ablate.results import Cost
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
@@ -26,7 +24,7 @@ def measure_cost(config: Config, tokenizers: Tokenizers, raw_tokens_per_second: 
     The formula counts full rows; it is scaled by the positions in use, so that rows left half empty, because all
     variants share them, do not count.
     """
-    sizes = {part: _parameters(tree) for part, tree in abstract_params(config.model).items()}
+    sizes = {part: parameter_count(tree) for part, tree in abstract_params(config.model).items()}
     stage = list(config.stages)[-1]
     pack, settings = config.pack(stage), config.stages[stage]
     flops = step_flops(config.model, settings, pack)
@@ -55,10 +53,6 @@ def peak_memory_bytes() -> int:
         return int(stats["peak_bytes_in_use"])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _parameters(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _positions(config: Config, stage: str, tokenizers: Tokenizers) -> tuple[int, int, int, int]:

@@ -29,9 +29,8 @@ def planned(study: StudyConfig) -> tuple[list[tuple[str, ...]], str]:
         steps = sum(stage.steps for stage in config.stages.values())
         state = "" if result is None else f"{sum(result.seconds.values()):.0f} s"
         seeds = ", ".join(map(str, job.seeds))
-        rows.append(
-            (str(number), job.variant.name, seeds, f"{_parameters(config):,}", f"{steps:,}", f"{flops:.2e}", state)
-        )
+        size = parameter_count(abstract_params(config.model))
+        rows.append((str(number), job.variant.name, seeds, f"{size:,}", f"{steps:,}", f"{flops:.2e}", state))
     left = f"{sum(not row[-1] for row in rows)} of {len(rows)} jobs to run, {flops_left:.2e} model FLOPs"
     if spent_flops and flops_left:
         left += f", about {spent_seconds * flops_left / spent_flops / 60:.0f} min at the speed of those done"
@@ -44,6 +43,6 @@ def train_flops(config: Config) -> float:
     return sum(step_flops(config.model, stage, config.pack(name)).model * stage.steps for name, stage in stages)
 
 
-def _parameters(config: Config) -> int:
-    leaves: list[Any] = jax.tree.leaves(abstract_params(config.model))
-    return sum(math.prod(leaf.shape) for leaf in leaves)
+def parameter_count(params: Any) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

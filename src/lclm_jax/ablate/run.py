@@ -7,15 +7,24 @@ import sys
 import time
 from collections.abc import Sequence
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from lclm_jax import __version__
+from lclm_jax.ablate.alone import train_alone
+from lclm_jax.ablate.cost import measure_cost
 from lclm_jax.ablate.expand import BASELINE, expand, pilot_of, shared_config, variant_config, variant_hash
 from lclm_jax.ablate.jobs import Job, collect, done, jobs_of, open_jobs
+from lclm_jax.ablate.measure import Measurer
 from lclm_jax.ablate.results import VariantResult
 from lclm_jax.ablate.statistics import detectable, diverged, sd_of_pilot_bound, seeds_needed
 from lclm_jax.ablate.together import Progress, Trained, train_together
 from lclm_jax.config import Config, StudyConfig
+from lclm_jax.data.sources import Tokenizers
+from lclm_jax.parallel import make_mesh
 from lclm_jax.pipeline import own_run, prepare_data
+from lclm_jax.train.stages import load_tokenizers, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -90,18 +99,11 @@ def run_job(study: StudyConfig, job: Job, progress: Progress) -> None:
     if done(study, job) is not None:
         logger.info("%s, seeds %s: done before", job.variant.name, _list(job.seeds))
         return
-    import jax
-
-    from lclm_jax.ablate.cost import measure_cost
-    from lclm_jax.ablate.measure import Measurer
-    from lclm_jax.parallel import make_mesh
-    from lclm_jax.train.stages import load_tokenizers, resolve
-
     configs = [variant_config(study, job.variant, seed) for seed in job.seeds]
     tokenizers = load_tokenizers(configs[0])
     configs = [resolve(config, tokenizers) for config in configs]
     mesh = make_mesh(configs[0].mesh)
-    trained = _trained(study, configs, job, progress)
+    trained = _trained(study, configs, tokenizers, mesh, progress)
     measuring = time.perf_counter()
     base = resolve(variant_config(study, expand(study)[0], job.seeds[0]), tokenizers)
     measurer = Measurer(configs[0], base, tokenizers, mesh)
@@ -129,14 +131,11 @@ def run_job(study: StudyConfig, job: Job, progress: Progress) -> None:
     ).write(job.path)
 
 
-def _trained(study: StudyConfig, configs: Sequence[Config], job: Job, progress: Progress) -> Trained:
-    from lclm_jax.ablate.alone import train_alone
-    from lclm_jax.parallel import make_mesh
-    from lclm_jax.train.stages import load_tokenizers
-
+def _trained(
+    study: StudyConfig, configs: Sequence[Config], tokenizers: Tokenizers, mesh: Mesh, progress: Progress
+) -> Trained:
     if not study.together:
         return train_alone(configs[0])
-    tokenizers, mesh = load_tokenizers(configs[0]), make_mesh(configs[0].mesh)
     # Steps of several ratios have no common program over the seeds: each seed draws its own.
     one_by_one = any(stage.ratios for stage in configs[0].stages.values())
     groups = [[config] for config in configs] if one_by_one else [list(configs)]
@@ -154,10 +153,6 @@ def _thinned(values: np.ndarray, every: int) -> list[float]:
 
 
 def _environment() -> dict[str, str]:
-    import jax
-
-    from lclm_jax import __version__
-
     device = jax.devices()[0]
     kind = f"{jax.device_count()} x {device.device_kind}"
     if device.platform == "cpu":
