@@ -121,6 +121,7 @@ def test_jobs_are_variants_or_runs(study):
         ("factors: {model.window: [16]}\n", "has 1 value"),
         ("steps: 5\ntokens: 5\nvariants: {a: {}}\n", "both bound a run"),
         ("primry: x\nvariants: {a: {}}\n", "unknown key primry; did you mean 'primary'"),
+        ("primary: loss\nvariants: {a: {}}\n", "primary='loss': Input should be 'held_out_loss'"),
         ("", "nothing varies"),
     ],
 )

@@ -3,6 +3,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import yaml
 from lclm_jax.ablate import effects, figures, sections
 from lclm_jax.ablate.document import Cell, Folded, Section, Table, Text, html, markdown
 from lclm_jax.ablate.expand import Variant
+from lclm_jax.ablate.measures import MEASURES
 from lclm_jax.ablate.plots import pareto_front
 from lclm_jax.ablate.published import compare_published
 from lclm_jax.ablate.report import write_report
 from lclm_jax.ablate.summary import summarise
-from lclm_jax.config.study import PublishedConfig, StudyConfig
+from lclm_jax.config.study import Measurement, PublishedConfig, StudyConfig
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,14 @@ def test_no_best_among_equals(grid):
     }
     found = {one.name: one for one in summarise(study, variants, flat).measures}
     assert (found["needle_accuracy"].best, found["held_out_loss"].best) == (None, "overlap=8")
+
+
+def test_a_study_names_the_measures_that_it_shows(grid):
+    study, variants, results = grid
+    chosen = study.model_copy(update={"measurements": ("needle_accuracy",)})
+    names = [one.name for one in summarise(chosen, variants, results).measures]
+    assert names == ["held_out_loss", "needle_accuracy"]
+    assert set(get_args(Measurement)) == set(MEASURES)
 
 
 def test_sizing_says_what_a_tie_means(grid):

@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from lclm_jax.config.study import Measurement
+
 
 class Measure(NamedTuple):
     """One number per seed."""
@@ -12,7 +14,7 @@ class Measure(NamedTuple):
     """None: neither, it describes the variant."""
 
 
-MEASURES = {
+MEASURES: dict[Measurement, Measure] = {
     "held_out_loss": Measure("held-out loss", "nats per token", "lower"),
     "train_loss": Measure("training loss at the end", "nats per token", "lower"),
     "latent_loss": Measure("loss after a compressed context", "nats per token", "lower"),

@@ -14,7 +14,7 @@ from lclm_jax.ablate.measures import MEASURES, Measure
 from lclm_jax.ablate.published import PublishedRow, compare_published
 from lclm_jax.ablate.results import VariantResult
 from lclm_jax.ablate.statistics import Comparison, Interval, Values
-from lclm_jax.config.study import StudyConfig
+from lclm_jax.config.study import Measurement, StudyConfig
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,10 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
     if not results:
         raise ValueError(f"no variant of {study.name} has run; `lclm ablate` runs them")
     _check_seeds(results)
-    names = [study.primary, *(name for name in MEASURES if name != study.primary)]
+    names: list[Measurement] = [
+        study.primary,
+        *(name for name in study.measurements or MEASURES if name != study.primary),
+    ]
     measures = [one for name in names if (one := _measure(name, study, variants[0].name, results)).values]
     if not measures or measures[0].name != study.primary:
         raise ValueError(f"no result of {study.name} has primary={study.primary}; name one of {', '.join(MEASURES)}")
@@ -157,7 +160,9 @@ def _check_seeds(results: Mapping[str, VariantResult]) -> None:
             )
 
 
-def _measure(name: str, study: StudyConfig, baseline: str, results: Mapping[str, VariantResult]) -> MeasureSummary:
+def _measure(
+    name: Measurement, study: StudyConfig, baseline: str, results: Mapping[str, VariantResult]
+) -> MeasureSummary:
     measure = MEASURES[name]
     values = {
         variant: dict(zip(one.seeds, one.measures[name], strict=True))

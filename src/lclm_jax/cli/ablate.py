@@ -45,7 +45,7 @@ def ablate(
     if only_plan:
         _show_plan(tree)
         return
-    if job is not None:
+    if job is not None and not only_report:
         _run_job(tree, jobs_of(tree), job)
         return
     if not only_report:

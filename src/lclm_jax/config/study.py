@@ -10,6 +10,21 @@ Overrides = dict[str, Any]
 """Dotted keys of the configuration tree and their values."""
 
 
+Measurement = Literal[
+    "held_out_loss",
+    "train_loss",
+    "latent_loss",
+    "raw_loss",
+    "no_context_loss",
+    "recovered_share",
+    "repetition_loss",
+    "verbatim_accuracy",
+    "needle_accuracy",
+    "needle_loss",
+]
+"""What is measured of every variant; ``ablate.measures`` says what each is."""
+
+
 class PublishedConfig(Tree):
     """What a publication measured for the same factor; shown beside the study's own numbers, never mixed with them."""
 
@@ -47,7 +62,8 @@ class StudyConfig(Tree):
     rows_for: Overrides = key(
         {}, "Compression settings that rows are packed for, so that all variants have the same examples in a row."
     )
-    primary: str = key("held_out_loss", "Measure that the study is sized for, and that ranks the variants.")
+    primary: Measurement = key("held_out_loss", "Measure that the study is sized for, and that ranks the variants.")
+    measurements: tuple[Measurement, ...] = key((), "Measures that the report shows beside the primary one; none: all.")
     smallest_effect: float = required("Difference of the primary measure that the study shall be able to find.", gt=0)
     pilot: str | None = key(
         None, "Variant that runs after the baseline, to size the study by their paired differences; null: the first."
