@@ -3,13 +3,12 @@
 Then spans and raw segments are made by slicing prepared ids, never by tokenizing again.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tokenizers
 
+from lclm_jax.text.stretches import Encoded, StretchEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 
 _SPACES = np.zeros(0x3001, bool)
@@ -42,12 +41,12 @@ class CutFinder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._backend = tokenizer.backend(plain=True)
+        self._encode = StretchEncoder(tokenizer)
         self._memo: dict[str, bytes] = {}
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenize ``texts`` on all cores; they should be in Unicode's form C, which tokenizers normalize to."""
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        candidates = [_Candidates(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        candidates = [_Candidates(text, one) for text, one in zip(texts, self._encode(texts), strict=True)]
         alone = self._alone(set().union(*(one.pieces for one in candidates)))
         return [one.found(alone) for one in candidates]
 
@@ -70,13 +69,10 @@ class CutFinder:
 class _Candidates:
     """Places of one text that may be cuts: some surely, others if a piece of text tokenizes alone as it does here."""
 
-    def __init__(self, text: str, encoding: tokenizers.Encoding):
-        self._ids, self._length = np.array(encoding.ids, np.int32), len(text)
-        flat = itertools.chain.from_iterable(encoding.offsets)  # an array of pairs takes twice as long
-        self._starts, ends = np.fromiter(flat, np.int32, 2 * len(self._ids)).reshape(-1, 2).T
-        words = np.array(encoding.word_ids, np.float64)  # None becomes nan, which differs from everything
+    def __init__(self, text: str, encoded: Encoded):
+        self._ids, self._starts, self._length = encoded.ids, encoded.starts, len(text)
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        places = 1 + np.flatnonzero((words[1:] != words[:-1]) & (self._starts[1:] == ends[:-1]))
+        places = 1 + np.flatnonzero(encoded.opens[1:] & (encoded.starts[1:] == encoded.ends[:-1]))
         self._places = places = places[~_blank_rest(codes)[self._starts[places]]]
         left = codes[self._starts[places] - 1]
         self._solid = ~_is_space(left)
