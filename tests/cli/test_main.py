@@ -116,3 +116,16 @@ def test_result_goes_to_a_json_file(tmp_path):
 
     write_result(tmp_path / "deep" / "result.json", {"a": 1})
     assert json.loads((tmp_path / "deep" / "result.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_told_to_stop_before_it_trains_asks_to_be_started_again(number):
+    code = (
+        "import signal\n"
+        "from lclm_jax.cli.signals import start_again_when_asked\n"
+        "start_again_when_asked()\n"
+        f"signal.raise_signal({int(number)})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 75
+    assert done.stderr == f"{number.name}: stopped outside training; start again\n"

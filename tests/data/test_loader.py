@@ -88,10 +88,13 @@ def test_a_killed_process_takes_its_workers_along_and_is_resumed_with_the_same_r
     command = [sys.executable, "-c", KILLED, json.dumps(with_worker), str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         seen = [json.loads(child.stdout.readline())]
+        workers = [one for one in psutil.Process(child.pid).children() if "spawn_main" in "".join(one.cmdline())]
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):  # a scheduler's, to all processes of a run
+            workers[0].send_signal(number)
         child.stdin.write("go on\n")
         child.stdin.flush()
         seen.append(json.loads(child.stdout.readline()))
-        workers = [one for one in psutil.Process(child.pid).children() if "spawn_main" in "".join(one.cmdline())]
+        assert not psutil.wait_procs(workers, timeout=0.5)[0]
         child.kill()
     assert len(workers) == 1 and not psutil.wait_procs(workers, timeout=60)[1]
     assert child.returncode == -signal.SIGKILL

@@ -80,10 +80,10 @@ class Cluster:
         socket_path = self.folder / "munge.socket"
         logs = (f"--{what}={self.folder}/munged.{what[:3]}" for what in ("log-file", "pid-file", "seed-file"))
         self._daemon("munged", "--foreground", "--force", f"--socket={socket_path}", f"--key-file={key}", *logs)
-        _wait_for(socket_path.exists, 20, "munged has no socket")
+        wait_for(socket_path.exists, 20, "munged has no socket")
         self._daemon("slurmctld", "-D")
         self._daemon("slurmd", "-D", "-N", host)
-        _wait_for(
+        wait_for(
             lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T", check=False), 60, "the node does not become idle"
         )
 
@@ -105,8 +105,10 @@ class Cluster:
         return dict(part.split("=", 1) for part in self.ask("scontrol", "show", "job", job).split() if "=" in part)
 
     def stop(self) -> None:
-        """End the daemons, the last started first."""
+        """End all jobs, then the daemons, the last started first."""
         self.ask("scancel", "--user=root", check=False)
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not self.ask("squeue", "--noheader", check=False), 90, "jobs do not end")
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -116,7 +118,8 @@ class Cluster:
                 daemon.kill()
 
 
-def _wait_for(condition, seconds: float, message: str) -> None:
+def wait_for(condition, seconds: float, message: str) -> None:
+    """Return once ``condition()`` holds; ``TimeoutError`` if it does not within ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -118,6 +118,15 @@ def test_every_preemption_lets_the_tasks_save_and_starts_them_again(cluster, tmp
     assert log.read_text().count("saved") == 2 or how == "requeued"
 
 
+def test_a_cancelled_job_saves_and_stays_cancelled(cluster, tmp_path):
+    job, log = submit(cluster, tmp_path, STAND_IN), tmp_path / "log"
+    wait_for(cluster, job, "the start", lambda: log.exists() and log.read_text().count("started") == 2)
+    cluster.ask("scancel", job)
+    cluster_module.wait_for(lambda: cluster.state(job)["JobState"] == "CANCELLED", 120, "the job goes on")
+    assert log.read_text().count("saved") == 2
+    assert cluster.state(job)["Restarts"] == "0"
+
+
 @pytest.mark.parametrize("how", ["requeued", "near its limit"])
 def test_a_preempted_run_ends_with_the_same_losses(cluster, prepared, tmp_path, how, undisturbed):
     job, run = train(cluster, prepared, tmp_path)
@@ -131,8 +140,11 @@ def again(cluster, job, preempt, unfinished=lambda: True):
     cluster.ask(*preempt.split(), job)
     wait_for(cluster, job, "the second start", lambda: cluster.state(job)["Restarts"] == "1")
     assert unfinished()
-    if cluster.state(job)["JobState"] == "PENDING":  # SLURM holds a requeued job back for minutes
-        cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(cluster, job, "the end of its first run", lambda: cluster.state(job)["JobState"] != "COMPLETING")
+    if cluster.state(job)["JobState"] == "PENDING":
+        # SLURM holds a requeued job back for two minutes. One that starts in the second in which it was requeued fails:
+        # slurmd takes its credential for the revoked one.
+        cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     wait_for(cluster, job, "the end", completed(cluster, job))
     assert cluster.state(job)["Restarts"] == "1"
 

@@ -9,6 +9,7 @@ import click
 import yaml
 
 from lclm_jax.cli.options import set_option
+from lclm_jax.cli.signals import start_again_when_asked
 from lclm_jax.config import StudyConfig, apply_environment, load_study
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def ablate(
         _show_plan(tree)
         return
     if job is not None and not only_report:
+        start_again_when_asked()
         _run_job(tree, jobs_of(tree), job)
         return
     if not only_report:

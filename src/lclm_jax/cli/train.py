@@ -14,6 +14,7 @@ from lclm_jax.cli.options import (
     set_option,
     write_result,
 )
+from lclm_jax.cli.signals import start_again_when_asked
 
 
 @click.command()
@@ -65,6 +66,7 @@ def train(
     processes that run this command form one run: see docs/processes.md. If one is lost the others exit with status 75.
     Messages and exit codes: see docs/operations.md.
     """
+    start_again_when_asked()
     overrides = (*overrides, f"init.run={source}") if source else overrides
     if look["profile"]:
         overrides = (*overrides, f'train.profile_steps="{look["profile"]}"')

@@ -2,11 +2,16 @@
 
 import multiprocessing
 import os
+import signal
 import threading
+from typing import Any
 
 import numpy as np
 
 from lclm_jax.batch import Batch
+
+GRACE_SECONDS = 60.0
+"""How long a worker that is told to end goes on for its trainer, which may have been told the same."""
 
 
 def end_with_parent(number: int, count: int) -> None:
@@ -15,7 +20,13 @@ def end_with_parent(number: int, count: int) -> None:
     Without it, the worker would wait for ever for room in a queue that nobody reads. Linux's PR_SET_PDEATHSIG would
     not do: it acts when the thread that started the worker ends, which lives shorter than the process. Once the workers
     are gone, Python's resource tracker frees the shared memory that they made.
+
+    Schedulers and terminals send their signals to all processes of a run. A trainer that is to save and stop still
+    wants batches, so its workers leave the answer to it.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker process"
 
@@ -24,6 +35,13 @@ def end_with_parent(number: int, count: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name=f"parent of worker {number} of {count}", daemon=True).start()
+
+
+def _end_later(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    timer = threading.Timer(GRACE_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def owned(batch: Batch) -> Batch:
