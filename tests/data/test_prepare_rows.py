@@ -6,6 +6,7 @@ import pytest
 from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.prepare import finish, plan_preparation, prepare_corpus, prepare_share
 from lclm_jax.data.records import chat_messages_of, chat_outline_of
+from lclm_jax.data.shard_cache import ShardCache
 from lclm_jax.data.store import PreparedError, PreparedSplit, column_text
 from lclm_jax.data.tally import BadRow
 from lclm_jax.text.tokenizer import Tokenizer
@@ -135,26 +136,32 @@ def test_parts_that_are_missing_are_named(raw, tmp_path):
         finish(plan_preparation(config))
 
 
+def values(split, records):
+    return [{name: column.tolist() for name, column in one.items()} for one in split.read_many(records)]
+
+
 def test_object_store_and_its_cache(raw, tmp_path):
     local = prepare_corpus(make_config(raw, tmp_path / "local"))
     config = make_config(raw, "memory://prepared-rows", cache=str(tmp_path / "cache"))
     assert prepare_corpus(config) == local
     assert prepare_corpus(config) == local  # found finished
-    remote = PreparedSplit("memory://prepared-rows", "web", "train", tmp_path / "cache")
+    remote = PreparedSplit("memory://prepared-rows", "web", "train", ShardCache(tmp_path / "cache"))
     near = PreparedSplit(tmp_path / "local", "web", "train")
     remote.verify()
     assert remote.digest == near.digest
-    for one, other in zip(remote.read_many([3, 0]), near.read_many([3, 0]), strict=True):
-        assert {name: column.tolist() for name, column in one.items()} == {
-            name: column.tolist() for name, column in other.items()
-        }
+    assert values(remote, [3, 0]) == values(near, [3, 0])
+    bounded = PreparedSplit("memory://prepared-rows", "web", "train", ShardCache(tmp_path / "bounded", 1))
+    for _ in range(2):
+        assert values(bounded, range(len(near))) == values(near, range(len(near)))
+        assert bounded.lists("cuts", np.arange(3)).values.tolist() == near.lists("cuts", np.arange(3)).values.tolist()
+    assert len(list((tmp_path / "bounded").glob("*/*"))) <= 3 < 2 * len(near.shards)
     shard = remote.shards[0]
     storage = remote.storage
     storage.write(shard.file, b"damaged" + storage.read(shard.file)[7:])
     for copy in (tmp_path / "cache").rglob("*.array_record"):
         copy.unlink()
     with pytest.raises(PreparedError, match=f"{shard.file.rpartition('/')[2]} is damaged"):
-        PreparedSplit("memory://prepared-rows", "web", "train", tmp_path / "cache").read(0)
+        PreparedSplit("memory://prepared-rows", "web", "train", ShardCache(tmp_path / "cache")).read(0)
 
 
 def test_strict_stops_at_the_first_bad_row(raw, tmp_path):

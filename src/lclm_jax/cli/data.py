@@ -90,12 +90,13 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
 
     Every checksum, every record, its lengths, ids and cuts; a sample of the records is tokenized again.
     """
+    from lclm_jax.data.shard_cache import ShardCache
     from lclm_jax.data.storage import Storage
     from lclm_jax.data.validate import validate as defects_of
     from lclm_jax.train.stages import load_tokenizers
 
     tree = load_config(config, overrides)
-    storage = Storage(RunPaths(tree).prepared, tree.data.cache)
+    storage = Storage(RunPaths(tree).prepared, ShardCache.of(tree))
     defects = [str(defect) for defect in defects_of(storage, load_tokenizers(tree), sample)]
     for defect in defects:
         click.echo(defect, err=True)

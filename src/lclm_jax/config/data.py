@@ -115,6 +115,9 @@ class DataConfig(Tree):
         None, "Folder of prepared shards, or an fsspec URL such as gs://bucket/folder; null: data/ in the run's folder."
     )
     cache: str | None = key(None, "Local folder for copies of remote shards; null: the user's cache folder.")
+    cache_bytes: int | None = key(
+        None, "Bytes of these copies, about: those used longest ago are deleted; null: no limit.", gt=0
+    )
     shard_bytes: int = key(64 * 2**20, "Bytes of corpus text that go into one shard.", gt=0)
     sources: dict[str, SourceConfig] = key({}, "Named sources; stages mix them by weight.")
     pack: PackConfig = key(PackConfig(), "Row layout; a stage may replace it.")

@@ -18,6 +18,7 @@ from lclm_jax.data.duplicates import dedup_stages
 from lclm_jax.data.errors import PreparedError
 from lclm_jax.data.part_maker import Tools, make_part, run_tokenizers
 from lclm_jax.data.parts import Part, Report, my_share, plan_parts, preparation_settings, settings_key
+from lclm_jax.data.shard_cache import ShardCache
 from lclm_jax.data.sources import check_vocabularies
 from lclm_jax.data.storage import Storage
 from lclm_jax.data.store import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest
@@ -49,7 +50,7 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
         ValueError: missing or empty corpus, or an unusable tokenizer.
     """
     # Fail before the work, not after it.
-    storage = Storage(out_dir or RunPaths(config).prepared, config.data.cache)
+    storage = Storage(out_dir or RunPaths(config).prepared, ShardCache.of(config))
     tokenizers = run_tokenizers(config)
     _ = tokenizers.decoder.memory_ids
     check_vocabularies(config.model, tokenizers)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lclm_jax.config import Config, ModelConfig, PackConfig, RunPaths, SourceConfig
+from lclm_jax.config import Config, ModelConfig, PackConfig, SourceConfig
 from lclm_jax.data.draws import draw_key, permutation, uniform
 from lclm_jax.data.packing import ExampleWindows, RowPacker
 from lclm_jax.data.ragged import Ragged, join
 from lclm_jax.data.records import chat_outline_of
-from lclm_jax.data.store import PreparedSplit
+from lclm_jax.data.store import PreparedSplit, open_split
 from lclm_jax.data.walk import CutTable, Limits, Pieces, make_cut_table, quote_in_span, walk_pieces, walk_spans
 from lclm_jax.text.boundaries import FLAGS
 from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
@@ -328,8 +328,6 @@ def make_sources(
     for name in config.stages[stage].sources:
         source = config.data.sources[name]
         if source.collection not in opened:
-            opened[source.collection] = PreparedSplit(
-                RunPaths(config).prepared, source.collection, split, config.data.cache
-            )
+            opened[source.collection] = open_split(config, source.collection, split)
         sources.append(OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
     return sources

@@ -16,13 +16,9 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from lclm_jax.data.errors import PreparedError
+from lclm_jax.data.shard_cache import HeldFile, ShardCache
 
 _FETCHING = threading.Lock()
-
-
-def default_cache() -> Path:
-    """Where shards of remote folders are kept unless the configuration says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lclm_jax" / "shards"
 
 
 class Storage:
@@ -30,13 +26,13 @@ class Storage:
 
     Args:
         root: local path or fsspec URL.
-        cache: local folder for copies of remote files; None: ``default_cache()``.
+        cache: where copies of remote files are kept.
     """
 
-    def __init__(self, root: str | Path, cache: str | Path | None = None):
+    def __init__(self, root: str | Path, cache: ShardCache = ShardCache()):  # noqa: B008 - immutable
         self.root = str(root)
         self.remote = "://" in self.root
-        self.cache = None if cache is None else Path(cache)
+        self.cache = cache
         self._opened: tuple[Any, str] | None = None
 
     def __reduce__(self):
@@ -120,38 +116,30 @@ class Storage:
             system.makedirs(f"{inside}/{name}".rpartition("/")[0], exist_ok=True)
             system.put_file(str(made), f"{inside}/{name}")
 
-    def local(self, name: str, sha256: str | None = None) -> Path:
-        """A local path of the file ``name``; a remote file is copied into the cache once and its checksum compared.
+    def hold(self, name: str, sha256: str | None = None) -> HeldFile:
+        """The file ``name`` on this machine; a remote file is copied into the cache once and its checksum compared.
 
         Raises:
             PreparedError: the file is missing, or its copy has another checksum.
         """
         if not self.remote:
-            return Path(self.root) / name
+            return HeldFile(Path(self.root) / name)
         folder = hashlib.sha256(self.root.encode()).hexdigest()[:16]
-        path = (self.cache or default_cache()) / folder / f"{(sha256 or '')[:16]}-{name.replace('/', '-')}"
-        with _FETCHING:
-            if not path.is_file():
-                self._fetch(name, path, sha256)
-        return path
-
-    def _fetch(self, name: str, path: Path, sha256: str | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        os.close(handle)
+        copy = f"{folder}/{(sha256 or '')[:16]}-{name.replace('/', '-')}"
         try:
-            system, inside = self._system()
-            system.get_file(f"{inside}/{name}", partial)
-            if sha256 is not None and (actual := file_digest(Path(partial))) != sha256:
-                raise PreparedError(
-                    f"{self.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {sha256[:12]}..; delete it and"
-                    " prepare the data again"
-                )
-            os.replace(partial, path)  # whole at once: other processes may wait for the same file
+            with _FETCHING:
+                return self.cache.hold(copy, lambda: self.size(name) or 0, lambda path: self._fetch(name, path, sha256))
         except OSError as error:
             raise PreparedError(f"cannot read {self.shown(name)}: {error}; prepare the data again") from None
-        finally:
-            Path(partial).unlink(missing_ok=True)
+
+    def _fetch(self, name: str, path: Path, sha256: str | None) -> None:
+        system, inside = self._system()
+        system.get_file(f"{inside}/{name}", str(path))
+        if sha256 is not None and (actual := file_digest(path)) != sha256:
+            raise PreparedError(
+                f"{self.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {sha256[:12]}..; delete it and"
+                " prepare the data again"
+            )
 
     def _system(self) -> tuple[Any, str]:
         if self._opened is None:

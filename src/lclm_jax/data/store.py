@@ -12,6 +12,8 @@ A record is a safetensors dictionary of one-dimensional columns: plain typed dat
 import bisect
 import hashlib
 import json
+import logging
+import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +24,15 @@ from array_record.python.array_record_module import ArrayRecordReader
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.errors import PreparedError
 from lclm_jax.data.lengths import lists_of, map_columns
 from lclm_jax.data.ragged import Ragged, join
+from lclm_jax.data.recent import Recent
+from lclm_jax.data.shard_cache import HeldFile, ShardCache
 from lclm_jax.data.storage import Storage, file_digest
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
@@ -127,26 +134,28 @@ class PreparedSplit:
         root: prepared folder, a local path or an fsspec URL.
         collection: a collection of its manifest.
         split: ``train``, ``validation`` or ``held_out``.
-        cache: local folder for copies of remote shards; None: the user's cache.
+        cache: where copies of remote shards are kept.
 
     Raises:
         PreparedError: there is no such split, or a shard does not have the size that the manifest says.
     """
 
-    def __init__(self, root: str | Path, collection: str, split: str, cache: str | Path | None = None):
+    def __init__(self, root: str | Path, collection: str, split: str, cache: ShardCache = ShardCache()):  # noqa: B008
         self.root, self.collection, self.split = root, collection, split
-        self._cache, self.storage = cache, Storage(root, cache)
+        self.storage = Storage(root, cache)
         collections = read_manifest(self.storage)["collections"]
         if collection not in collections or split not in collections[collection]:
             known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
             raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
         self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
         self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lengths: dict[int, dict[str, np.ndarray]] = {}
+        most = _most_open(self.storage)
+        self._readers: Recent[int, tuple[ArrayRecordReader, HeldFile]] = Recent(most)
+        self._lengths: Recent[int, tuple[dict[str, np.ndarray], HeldFile]] = Recent(most)
+        self._verified: set[int] = set()
 
     def __reduce__(self):
-        return PreparedSplit, (self.root, self.collection, self.split, self._cache)
+        return PreparedSplit, (self.root, self.collection, self.split, self.storage.cache)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -209,7 +218,7 @@ class PreparedSplit:
         for shard in self.shards:
             files = ((shard.file, shard.sha256), (lengths_name(shard.file), shard.lengths_sha256))
             for name, expected in files:
-                if (actual := file_digest(self.storage.local(name, expected))) != expected:
+                if (actual := file_digest(self.storage.hold(name, expected).path)) != expected:
                     raise PreparedError(
                         f"{self.storage.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {expected[:12]}..;"
                         " delete it and prepare the data again"
@@ -222,15 +231,16 @@ class PreparedSplit:
         return shard, int(index) - self._starts[shard]
 
     def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
-        one = self.shards[shard]
-        path = self.storage.local(one.file, one.sha256)
         try:
-            if shard not in self._readers:
-                self._check_size(path, one)
-                self._readers[shard] = ArrayRecordReader(str(path))
-            return self._readers[shard].read(rows)
+            return self._readers.get(shard, lambda: self._open(shard))[0].read(rows)
         except RuntimeError as error:
-            raise PreparedError(f"shard {path} is damaged ({error}); delete it and prepare the data again") from None
+            name = self.storage.shown(self.shards[shard].file)
+            raise PreparedError(f"shard {name} is damaged ({error}); delete it and prepare the data again") from None
+
+    def _open(self, shard: int) -> tuple[ArrayRecordReader, HeldFile]:
+        held = self.storage.hold(self.shards[shard].file, self.shards[shard].sha256)
+        self._check_size(held.path, self.shards[shard])
+        return ArrayRecordReader(str(held.path)), held
 
     @staticmethod
     def _check_size(path: Path, shard: Shard) -> None:
@@ -257,13 +267,41 @@ class PreparedSplit:
         return bool(self.shards) and f"{name}/offsets" in self._shard_lengths(0)
 
     def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
-        if shard not in self._lengths:
-            one = self.shards[shard]
-            path = self.storage.local(lengths_name(one.file), one.lengths_sha256)
-            # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed. Of a
-            # large corpus, whole files are not read for a few lengths: `lclm data validate` does it once.
-            small = sum(other.bytes for other in self.shards) <= _VERIFIED_BYTES
-            if small and file_digest(path) != one.lengths_sha256:
-                raise PreparedError(f"{path} is damaged (its checksum differs); delete it and prepare the data again")
-            self._lengths[shard] = read_lengths(path)
-        return self._lengths[shard]
+        return self._lengths.get(shard, lambda: self._open_lengths(shard))[0]
+
+    def _open_lengths(self, shard: int) -> tuple[dict[str, np.ndarray], HeldFile]:
+        one = self.shards[shard]
+        held = self.storage.hold(lengths_name(one.file), one.lengths_sha256)
+        # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed. Of a
+        # large corpus, whole files are not read for a few lengths: `lclm data validate` does it once.
+        small = sum(other.bytes for other in self.shards) <= _VERIFIED_BYTES
+        if small and shard not in self._verified:
+            if file_digest(held.path) != one.lengths_sha256:
+                raise PreparedError(
+                    f"{held.path} is damaged (its checksum differs); delete it and prepare the data again"
+                )
+            self._verified.add(shard)
+        return read_lengths(held.path), held
+
+
+def open_split(config: Config, collection: str, split: str) -> PreparedSplit:
+    """A split of the run's prepared data; raises as ``PreparedSplit``."""
+    found = PreparedSplit(RunPaths(config).prepared, collection, split, ShardCache.of(config))
+    needed, most = sum(shard.bytes for shard in found.shards), config.data.cache_bytes
+    if found.storage.remote and most is not None and needed > most:
+        logger.warning(
+            "data.cache_bytes=%d is less than the %d bytes of %s/%s: rows take records from all shards, so they"
+            " will be fetched again and again; raise it",
+            *(most, needed, collection, split),
+        )
+    return found
+
+
+def _most_open(storage: Storage) -> int:
+    """How many shards of a split a process keeps open, and how many lengths files.
+
+    A corpus may have more of them than a process may open. An open copy cannot give way in a cache that has a bound.
+    """
+    if storage.remote and storage.cache.most_bytes is not None:
+        return 1
+    return min(4096, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))

@@ -81,7 +81,7 @@ def _split(
         try:
             defects = list(_files(storage, shard))
             if not defects:
-                lengths = map_columns(storage.local(lengths_name(shard.file), shard.lengths_sha256))
+                lengths = map_columns(storage.hold(lengths_name(shard.file), shard.lengths_sha256).path)
                 tokens += int(lengths["decoder_tokens"].sum())
                 checker = _Checker(shard, kind, lengths, tokenizers)
                 defects = list(_records(checker, reader, first, sample))
@@ -95,7 +95,7 @@ def _split(
 
 def _files(storage: Storage, shard: Shard) -> Iterator[Defect]:
     for name, expected in ((shard.file, shard.sha256), (lengths_name(shard.file), shard.lengths_sha256)):
-        if (actual := file_digest(storage.local(name, expected))) != expected:
+        if (actual := file_digest(storage.hold(name, expected).path)) != expected:
             yield Defect(name, f"its checksum is {actual[:12]}.. instead of {expected[:12]}..")
 
 

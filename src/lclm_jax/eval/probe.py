@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from lclm_jax.config import Config, RunPaths
+from lclm_jax.config import Config
 from lclm_jax.data.draws import draw_key, uniform
 from lclm_jax.data.sources import ExampleRef, Source, Tokenizers, make_sources
-from lclm_jax.data.store import PreparedSplit
+from lclm_jax.data.store import open_split
 from lclm_jax.eval.examples import Place, Target, continuation_variants, repetition_variants, spread_places
 from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.text.document import Segment
@@ -39,7 +39,7 @@ class Probe:
         self._model = config.model.model_copy(update={"memory_token_ids": tuple(memory)})
         self._mesh, self._rows = mesh, min(settings.batch_rows, count)
         self._pad_id = tokenizers.encoder.pad_id if self._model.has_pad_markers else None
-        documents = PreparedSplit(RunPaths(config).prepared, settings.collection, "held_out", config.data.cache)
+        documents = open_split(config, settings.collection, "held_out")
         following, ratio = settings.continuation_tokens + 1, self._model.ratio
         places = spread_places(documents, count, settings.context_tokens, following, Counter())
         variants = [continuation_variants(place, settings.continuation_tokens, memory, ratio) for place in places]

@@ -6,9 +6,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from lclm_jax.config import Config, RunPaths
+from lclm_jax.config import Config
 from lclm_jax.data.sources import Tokenizers
-from lclm_jax.data.store import PreparedSplit
+from lclm_jax.data.store import open_split
 from lclm_jax.eval.context_gain import measure_context_gain
 from lclm_jax.eval.examples import spread_places
 from lclm_jax.eval.repetition import measure_repetition
@@ -45,7 +45,7 @@ def evaluate(
     memory = tokenizers.decoder.memory_ids
     model = config.model.model_copy(update={"memory_token_ids": tuple(memory)})
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    documents = PreparedSplit(RunPaths(config).prepared, config.eval.collection, split, config.data.cache)
+    documents = open_split(config, config.eval.collection, split)
     skipped: dict[str, Counter[str]] = {"continuation": Counter(), "repetition": Counter()}
     following = settings.continuation_tokens + 1
     contexts = spread_places(documents, settings.examples, settings.context_tokens, following, skipped["continuation"])

@@ -6,7 +6,7 @@ from typing import Any
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.chat_set import chats_of
 from lclm_jax.data.corpus import Document
-from lclm_jax.data.store import PreparedSplit, column_text
+from lclm_jax.data.store import column_text, open_split
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.text.memory import MEMORY_END, MEMORY_START
@@ -49,7 +49,7 @@ def sample_answers(config: Config, export: Path) -> list[dict[str, Any]]:
 
 def _held_out(config: Config) -> list[Document]:
     """Held-out documents, at most ``_DOCUMENTS`` of them, evenly over the collection."""
-    split = PreparedSplit(RunPaths(config).prepared, config.eval.collection, "held_out", config.data.cache)
+    split = open_split(config, config.eval.collection, "held_out")
     records = split.read_many(range(0, len(split), max(1, len(split) // _DOCUMENTS)))
     return [Document(column_text(one["id"]), column_text(one["text"]), "held_out") for one in records]
 
