@@ -40,10 +40,10 @@ RUN = {
 }
 
 
-def arrays(seed, queries=S, keys=S, dtype=jnp.float32):
-    """(q, k, v, weights of the output in the loss)."""
-    rng = np.random.default_rng(seed)
-    shapes = [(B, queries, H, D), (B, keys, K, D), (B, keys, K, D), (B, queries, H, D)]
+def arrays(seed, shape=(B, S, H, K, D), dtype=jnp.float32):
+    """(q, k, v, weights of the output in the loss); ``shape``: rows, positions, heads, key heads, head width."""
+    rng, (rows, length, heads, kv_heads, width) = np.random.default_rng(seed), shape
+    shapes = [(rows, length, count, width) for count in (heads, kv_heads, kv_heads, heads)]
     return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
 

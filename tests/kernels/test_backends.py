@@ -28,6 +28,29 @@ def test_output_and_gradients_are_the_references(name, causal):
     check()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_shape_and_dtype(name):
+    """Each example compiles anew."""
+    heads = st.sampled_from([(1, 1), (3, 3), (4, 1), (6, 2)])
+    shapes = st.tuples(st.integers(1, 3), st.integers(1, 160), heads, st.sampled_from([8, 64, 128]))
+
+    @settings(max_examples=6, deadline=None, derandomize=True, database=None)
+    @given(data=st.data(), shape=shapes, causal=st.booleans(), dtype=st.sampled_from(["float32", "bfloat16"]))
+    def check(data, shape, causal, dtype):
+        rows, length, heads, width = shape
+        segments = data.draw(runs(length, rows) | anything(length, rows))
+        inputs = arrays(length, (rows, length, *heads, width), dtype)
+        exact = compiled("reference", causal)(*(x.astype(jnp.float32) for x in inputs), segments)
+        tolerance = 3e-5 if dtype == "float32" else 2e-2
+        for array, expected in zip(compiled(name, causal)(*inputs, segments), exact, strict=True):
+            assert array.dtype == dtype and array.shape == expected.shape
+            worst = tolerance * max(1.0, np.abs(expected).max())
+            np.testing.assert_allclose(array.astype(np.float32), expected, atol=worst)
+
+    check()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", RUN)
 def test_a_segment_never_moves_another_by_a_bit(name, causal, rng):
