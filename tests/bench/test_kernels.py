@@ -36,4 +36,4 @@ def test_rates_are_work_over_time_and_shares_of_what_was_measured(case):
 
 def test_the_loss_and_pooling_of_this_package_are_right():
     rows = kernels.bench_kernels(["cross_entropy"])["rows"]
-    assert [row["right"] for row in rows] == [True, True]
+    assert [row["right"] for row in rows] == [True] * 3

@@ -12,9 +12,11 @@ import numpy as np
 
 from lclm_jax.bench.cases import Case
 from lclm_jax.config import ModelConfig
-from lclm_jax.kernels.attention import attention
+from lclm_jax.kernels.attention import BACKENDS, attention
 
 _BACKENDS: tuple[str, ...] = get_args(ModelConfig.model_fields["attention"].annotation)
+_KERNELS = ("splash", "pallas_tpu", "pallas_gpu")
+"""Backends that Pallas' interpreter runs on any platform."""
 _REFERENCE_KEYS = 2048
 """Beyond this many keys the scores of all heads do not fit, and the reference is left out."""
 
@@ -31,10 +33,10 @@ def attention_cases(small: bool) -> list[Case]:
             ("single segment", 1, 16384, 1, (32, 8, 128)),
             ("single segment", 1, 131072, 1, (32, 8, 128)),
         ]
-    return [_case(*shape) for shape in shapes]
+    return [_case(*shape, small) for shape in shapes]
 
 
-def _case(name: str, rows: int, length: int, parts: int, heads: tuple[int, int, int]) -> Case:
+def _case(name: str, rows: int, length: int, parts: int, heads: tuple[int, int, int], small: bool) -> Case:
     query_heads, kv_heads, width = heads
     rng = np.random.default_rng(0)
     q, k, v = (
@@ -58,7 +60,7 @@ def _case(name: str, rows: int, length: int, parts: int, heads: tuple[int, int, 
         kernel="attention",
         shape=f"{name}, {rows} x {length}, {query_heads}/{kv_heads} heads of {width}, bfloat16",
         arrays=(q, k, v),
-        contenders=_contenders(segments, parts, length),
+        contenders=_contenders(segments, parts, small),
         truth=truth,
         flops=(forward, 3.5 * forward),
         pick=pick,
@@ -72,12 +74,20 @@ def _part_sizes(length: int, parts: int) -> list[int]:
     return list(np.diff(cuts))
 
 
-def _contenders(segments: jax.Array, parts: int, length: int) -> dict[str, Callable[..., Any]]:
+def _contenders(segments: jax.Array, parts: int, small: bool) -> dict[str, Callable[..., Any]]:
+    """Ways to compute a case; ``small``: kernels in the interpreter, whatever they are for."""
+    length, both = segments.shape[1], (segments, segments)
+
     def ours(q, k, v, backend):
-        return attention(q, k, v, segments=(segments, segments), causal=True, backend=backend)
+        return attention(q, k, v, segments=both, causal=True, backend=backend)
+
+    def interpreted(q, k, v, backend):
+        return importlib.import_module(BACKENDS[backend]).run(q, k, v, both, True, interpret=True)
 
     names = [name for name in _BACKENDS if name != "reference" or length <= _REFERENCE_KEYS]
-    found: dict[str, Callable[..., Any]] = {name: functools.partial(ours, backend=name) for name in names}
+    found: dict[str, Callable[..., Any]] = {
+        name: functools.partial(interpreted if small and name in _KERNELS else ours, backend=name) for name in names
+    }
     if length <= _REFERENCE_KEYS:
         found["jax.nn (xla)"] = functools.partial(_jax_nn, segments=segments)
     if parts == 1:  # it has no segments

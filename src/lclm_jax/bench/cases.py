@@ -72,10 +72,14 @@ def _pooling_case(kind: str, ratio: int, shape: tuple[int, int, int], small: boo
 
 
 def cross_entropy_cases(small: bool) -> list[Case]:
-    """The loss over the vocabulary, in tiles and with all logits at once."""
-    positions, width, vocabulary, chunk = (256, 64, 2048, 32) if small else (16384, 2560, 151936, 1024)
+    """The loss over the vocabulary at the size of the 4B decoder."""
+    return [cross_entropy_case(256, 64, 2048, 32) if small else cross_entropy_case(16384, 2560, 151936, 1024)]
+
+
+def cross_entropy_case(positions: int, width: int, vocabulary: int, chunk: int, dtype: str = "bfloat16") -> Case:
+    """In tiles of the vocabulary, in chunks of positions that hold as many logits, and with all logits at once."""
     rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(1, positions, width)), jnp.bfloat16)
+    hidden = jnp.asarray(rng.normal(size=(1, positions, width)), dtype)
     table = jnp.asarray(rng.normal(size=(vocabulary, width)) * 0.02, jnp.float32)
     targets = jnp.asarray(rng.integers(0, vocabulary, (1, positions)), jnp.int32)
 
@@ -86,25 +90,20 @@ def cross_entropy_cases(small: bool) -> list[Case]:
         logits = overlaid_logits(hidden, table)
         return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], 2)[..., 0]
 
-    def truth(hidden, table):  # the table's gradient needs all positions; the logits of 256 fit
-        @jax.checkpoint
-        def block(pair):
-            return full(pair[0], table, pair[1])
-
-        return jax.lax.map(block, _blocks(hidden, targets)).reshape(targets.shape)
+    def in_chunks(hidden, table, size):
+        blocks = [x.reshape(-1, 1, size, *x.shape[2:]) for x in (hidden, targets)]
+        return jax.lax.map(jax.checkpoint(lambda pair: full(pair[0], table, pair[1])), blocks).reshape(targets.shape)
 
     product = 2.0 * positions * width * vocabulary
-    return [
-        Case(
-            kernel="cross_entropy",
-            shape=f"{positions} x {width}, vocabulary {vocabulary}, bfloat16",
-            arrays=(hidden, table),
-            contenders={f"tiled (chunk {chunk})": tiled, "all logits at once": full},
-            truth=truth,
-            flops=(product, 3 * product),
-        )
-    ]
-
-
-def _blocks(hidden: jax.Array, targets: jax.Array, size: int = 256) -> tuple[jax.Array, jax.Array]:
-    return hidden.reshape(-1, 1, size, hidden.shape[-1]), targets.reshape(-1, 1, size)
+    return Case(
+        kernel="cross_entropy",
+        shape=f"{positions} x {width}, vocabulary {vocabulary}, {dtype}",
+        arrays=(hidden, table),
+        contenders={
+            f"tiled (chunk {chunk})": tiled,
+            f"chunks of {chunk} positions": functools.partial(in_chunks, size=chunk),
+            "all logits at once": full,
+        },
+        truth=functools.partial(in_chunks, size=min(256, positions)),  # all logits in float32 would not fit
+        flops=(product, 3 * product),
+    )

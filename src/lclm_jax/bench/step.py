@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import logging
+import os
 import statistics
 import time
 from typing import Any
@@ -13,7 +14,7 @@ import psutil
 from lclm_jax.batch import Batch
 from lclm_jax.bench.flops import step_flops
 from lclm_jax.bench.timing import measure_peaks, on_cpu, surroundings
-from lclm_jax.config import Config
+from lclm_jax.config import Config, MeshConfig
 from lclm_jax.config.nearest import suggestion
 from lclm_jax.data.loader import batch_stats, make_loader
 from lclm_jax.model.lclm import abstract_params
@@ -21,7 +22,7 @@ from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parallel.chips import CHIPS
 from lclm_jax.train.optimizer import make_optimizer
 from lclm_jax.train.stages import load_tokenizers, resolve
-from lclm_jax.train.state import fresh_state, random_params
+from lclm_jax.train.state import fresh_state, params_shardings, random_params
 from lclm_jax.train.step import make_train_step, put_batch
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": 
 def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torch: bool) -> dict[str, Any]:
     """Measure ``repeats`` times ``steps`` steps of ``stage`` (None: the last), from random weights.
 
-    With ``torch`` (and torch installed) every repetition is followed by the same steps of the PyTorch model.
+    With ``torch`` (and torch installed) the same steps of the PyTorch model: on a CPU after every repetition of ours;
+    on an accelerator, which is quieter and has no room for both, all of them before ours.
 
     Returns:
         JSON values. Rates are medians over the repetitions, as is ``ratio``: ours to PyTorch's in tokens per second;
@@ -42,6 +44,7 @@ def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torc
     Raises:
         ValueError: the stage is unknown, or the corpus is not prepared.
     """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for PyTorch as well
     stage = stage or list(config.stages)[-1]
     if stage not in config.stages:
         raise ValueError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
@@ -49,16 +52,17 @@ def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torc
     config = resolve(config, tokenizers)
     with make_loader(config, stage, tokenizers) as loader:
         batches = [batch for batch, _ in itertools.islice(loader, steps)]
-    ours = _OurStep(config, stage)
+    params = _host_params(config)
+    other = _torch_step(config, stage, params, batches[0]) if torch else None
+    other_seconds = [] if other is None or on_cpu() else _alone(other, batches, repeats)
+    ours = _OurStep(config, stage, params)
     compile_seconds = ours.compile(batches[0])
-    other = _torch_step(config, stage, ours, batches) if torch else None
-    seconds, other_seconds = [], []
+    seconds: list[float] = []
     for number in range(repeats):
         seconds.append(ours.run(batches))
-        if other is not None:
+        if other is not None and on_cpu():
             other_seconds.append(other.run(batches))
-        shown = ", PyTorch ".join(f"{times[-1]:.3f}" for times in (seconds, other_seconds) if times)
-        logger.info("repetition %d: %s s a step", number + 1, shown)
+        logger.info("repetition %d: %.3f s a step", number + 1, seconds[-1])
     result = _rates(config, stage, batches, seconds) | {"compile_seconds": compile_seconds, **_memory()}
     result |= {"surroundings": surroundings(), "stage": stage, "steps": steps, "repeats": repeats}
     if other is not None:
@@ -70,13 +74,12 @@ def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torc
 class _OurStep:
     """Our train step with its state."""
 
-    def __init__(self, config: Config, stage: str):
+    def __init__(self, config: Config, stage: str, params: Any):
         self.mesh = make_mesh(config.mesh)
-        self.params = jax.device_get(random_params_on(config, self.mesh))
         optimizer = make_optimizer(config.train.optimizer, config.stages[stage], abstract_params(config.model))
         with use_mesh(self.mesh):
-            params = random_params_on(config, self.mesh)
-            self.state = fresh_state(params, config.model, optimizer, self.mesh, config.seed)
+            placed = jax.device_put(params, params_shardings(config.model, self.mesh))
+            self.state = fresh_state(placed, config.model, optimizer, self.mesh, config.seed)
             self.step = make_train_step(config, stage, optimizer, self.mesh)
         self.first_loss = float("nan")
 
@@ -99,20 +102,28 @@ class _OurStep:
         return (time.perf_counter() - start) / len(batches)
 
 
-def random_params_on(config: Config, mesh: Any) -> Any:
-    """Parameters of the run's seed."""
+def _host_params(config: Config) -> Any:
+    """Parameters of the run's seed as NumPy arrays, drawn on the host: both sides start from them."""
+    mesh = make_mesh(MeshConfig(), jax.devices("cpu")[:1])
     with use_mesh(mesh):
-        return random_params(config.model, config.seed, mesh)
+        return jax.device_get(random_params(config.model, config.seed, mesh))
 
 
-def _torch_step(config: Config, stage: str, ours: _OurStep, batches: list[Batch]) -> Any:
+def _alone(other: Any, batches: list[Batch], repeats: int) -> list[float]:
+    """Seconds a step of PyTorch in each repetition; its memory is given back."""
+    seconds = [other.run(batches) for _ in range(repeats)]
+    other.free()
+    return seconds
+
+
+def _torch_step(config: Config, stage: str, params: Any, first: Batch) -> Any:
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         logger.info("no comparison with PyTorch: %s not installed", " and ".join(missing))
         return None
     from lclm_jax.bench.torch_step import TorchStep
 
-    return TorchStep(config, stage, ours.params, batches[0])
+    return TorchStep(config, stage, params, first)
 
 
 def _rates(config: Config, stage: str, batches: list[Batch], seconds: list[float]) -> dict[str, Any]:

@@ -48,6 +48,12 @@ class TorchStep:
         self._wait()
         return (time.perf_counter() - start) / len(batches)
 
+    def free(self) -> None:
+        """Give the device's memory back; nothing runs after this."""
+        del self.modules, self.optimizer
+        if self.device.type == "cuda":
+            self.torch.cuda.empty_cache()
+
     def _make_optimizer(self) -> Any:
         groups, train = [], self.config.train.optimizer
         for part, module in self.modules.items():

@@ -63,32 +63,29 @@ def step(config: Path, overrides: tuple[str, ...], json_file: Path | None, **opt
 
 
 def _show_kernels(result: dict[str, Any]) -> None:
-    import rich
-    from rich.table import Table
-
-    peaks = result["peaks"]
-    click.echo(f"{result['surroundings']['device']}: {result['measures']}")
+    peaks, case = result["peaks"], None
+    click.echo(f"{_place(result['surroundings'])}\nmeasured: {result['measures']}")
     if peaks:
         click.echo(f"peaks: {peaks['matmul_flops'] / 1e12:.0f} TFLOP/s, {peaks['copy_bytes'] / 1e9:.0f} GB/s")
-    table = Table("kernel", "way", "error", "gradients", "forward", "forward + backward")
-    shape = None
     for row in result["rows"]:
-        if row["shape"] != shape:
-            shape = row["shape"]
-            table.add_section()
-            table.add_row(f"{row['kernel']}: {shape}")
-        if "refused" in row:
-            table.add_row("", row["way"], f"refused: {row['refused']}")
-            continue
-        mark = "" if row.get("right", True) else " WRONG"
-        errors = [f"{row[name]:.1e}" if name in row else "" for name in ("error", "gradient_error")]
-        table.add_row("", row["way"] + mark, *errors, *(_rate(row.get(name)) for name in ("forward", "both")))
-    rich.print(table)
+        if case != (case := f"{row['kernel']}: {row['shape']}"):
+            click.echo(f"\n{case}")
+        click.echo(f"  {row['way']:24} {_outcome(row)}")
 
 
-def _rate(speed: dict[str, float] | None) -> str:
-    if speed is None:
-        return ""
+def _outcome(row: dict[str, Any]) -> str:
+    """What came of one way of computing a case."""
+    if "refused" in row:
+        return f"refused: {row['refused']}"
+    parts = [] if row.get("right", True) else ["WRONG"]
+    if "error" in row:
+        parts.append(f"error {row['error']:.1e}, of gradients {row['gradient_error']:.1e}")
+    times = [("forward", row.get("forward")), ("with backward", row.get("both"))]
+    parts += [f"{name} {_rate(speed)}" for name, speed in times if speed is not None]
+    return "; ".join(parts)
+
+
+def _rate(speed: dict[str, float]) -> str:
     parts = [f"{speed['seconds'] * 1e3:.2f} ms"]
     if "tflops" in speed:
         parts.append(f"{speed['tflops']:.0f} TFLOP/s ({speed['share_of_matmul']:.0%})")
@@ -98,9 +95,8 @@ def _rate(speed: dict[str, float] | None) -> str:
 
 
 def _show_step(result: dict[str, Any]) -> None:
-    rates, around = result["tokens_per_s"], result["surroundings"]
-    versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
-    click.echo(f"{around['devices']} x {around['device']} ({around['cores']} cores); {versions}")
+    rates = result["tokens_per_s"]
+    click.echo(_place(result["surroundings"]))
     low, high = result["spread_seconds"]
     click.echo(f"stage {result['stage']}: {result['seconds_per_step']:.3f} s a step ({low:.3f} to {high:.3f})")
     click.echo(", ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in rates.items()))
@@ -117,3 +113,9 @@ def _show_step(result: dict[str, Any]) -> None:
         f" {other['of_which_arithmetic']:.2f}\n"
         f"loss of the first batch: ours {result['first_loss']:.5f}, PyTorch {other['first_loss']:.5f}"
     )
+
+
+def _place(surroundings: dict[str, Any]) -> str:
+    """Devices and versions, in a line."""
+    versions = ", ".join(f"{name} {version}" for name, version in surroundings["versions"].items())
+    return f"{surroundings['devices']} x {surroundings['device']} ({surroundings['cores']} cores); {versions}"

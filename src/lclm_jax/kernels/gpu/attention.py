@@ -48,7 +48,7 @@ def refusal(request: AttentionRequest) -> str | None:
 def layout_of(width: int, dtype: str, causal: bool) -> Layout:
     """Blocks that a processor of an H100 holds without spilling registers (see docs/kernels.md)."""
     if dtype == "float32":  # no tensor cores: products of whole float32 go through registers
-        return Layout(Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 2), causal)
+        return Layout(Tiling(64, 16, 8, 2), Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 2), causal)
     stages = 3 if width == 64 else 2
     return Layout(Tiling(128, 64, 8, stages), Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 2), causal)
 
@@ -60,9 +60,10 @@ def run(
     segments: tuple[jax.Array, jax.Array],
     causal: bool,
     offset_B: jax.Array | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
-    """As ``attention.attention``."""
-    layout = layout_of(q_BSHd.shape[3], q_BSHd.dtype.name, causal)
+    """As ``attention.attention``; ``interpret``: on any platform, slowly."""
+    layout = layout_of(q_BSHd.shape[3], q_BSHd.dtype.name, causal)._replace(interpret=interpret)
     return blocked_attention(layout, q_BSHd, k_BTKd, v_BTKd, segments, offset_B)
 
 

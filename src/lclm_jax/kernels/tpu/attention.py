@@ -72,11 +72,12 @@ def run(
     segments: tuple[jax.Array, jax.Array],
     causal: bool,
     offset_B: jax.Array | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
-    """As ``attention.attention``."""
+    """As ``attention.attention``; ``interpret``: on any platform, slowly."""
     group = q_BSHd.shape[2] // k_BTKd.shape[2]
     tiling = tiling_of(q_BSHd.shape[1], k_BTKd.shape[1], group, q_BSHd.dtype.name)
-    layout = Layout(tiling, causal, offset_B is None and q_BSHd.shape[1] == k_BTKd.shape[1], False)
+    layout = Layout(tiling, causal, offset_B is None and q_BSHd.shape[1] == k_BTKd.shape[1], interpret)
     return tiled_attention(layout, q_BSHd, k_BTKd, v_BTKd, segments, offset_B)
 
 
