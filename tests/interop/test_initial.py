@@ -55,16 +55,20 @@ def values_of(folder, model, run, **init):
     }
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(fsdp=2, tensor=2, replica=2)], ids=["fsdp", "all"])
-def test_shards_hold_what_the_files_hold(lclm, tmp_path, mesh):
-    model, expected = load_hf(lclm, compute_dtype="float32")
+@pytest.mark.parametrize(
+    ("mesh", "dtype"),
+    [(MeshConfig(), "bfloat16"), (MeshConfig(fsdp=2, tensor=2, replica=2), "float32")],
+    ids=["fsdp", "all"],
+)
+def test_shards_hold_what_the_files_hold(lclm, tmp_path, mesh, dtype):
+    model, expected = load_hf(lclm, compute_dtype="float32", param_dtype=dtype)
     config = parse_config(values_of(lclm, model, tmp_path, lclm=str(lclm)))
     params = imported_params(config, make_mesh(mesh))
     found, expected = dict(flatten(params)), dict(flatten(expected))
     assert found.keys() == expected.keys()
     for path, leaf in found.items():
-        assert leaf.dtype == np.float32
-        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+        assert leaf.dtype == dtype
+        np.testing.assert_array_equal(leaf, expected[path].astype(dtype), err_msg=path)
     q = found["encoder/layers/attn/q/kernel"]
     assert q.addressable_shards[0].data.size * (8 if mesh.fsdp < 0 else 4) == q.size
 

@@ -71,6 +71,7 @@ CHANGES = {
     "mask": ("bidirectional", "numbers"),
     "memory_token_ids": ((20, 22, 23), "numbers"),
     "compute_dtype": ("bfloat16", "numbers"),
+    "param_dtype": ("bfloat16", "numbers"),
     "embedding_std": (0.5, "initial values"),
     "remat": ("full", "program"),
     "scan_layers": (False, "program"),
@@ -97,7 +98,7 @@ def leaves(model):
     """Parameters whose values depend on their path alone."""
 
     def draw(path, leaf):
-        return np.random.default_rng(zlib.crc32(path.encode())).normal(scale=0.5, size=leaf.shape).astype(np.float32)
+        return np.random.default_rng(zlib.crc32(path.encode())).normal(scale=0.5, size=leaf.shape).astype(leaf.dtype)
 
     return nest({path: draw(path, leaf) for path, leaf in flatten(abstract_params(model))})
 

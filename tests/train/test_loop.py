@@ -147,6 +147,26 @@ def test_a_signal_saves_and_ends_with_status_75(config):
     assert len(records(config)) == checkpoints.latest() == 2
 
 
+def test_bfloat16_parameters_go_on_bit_for_bit(config, tmp_path):
+    model = config.model.model_copy(update={"param_dtype": "bfloat16"})
+    whole, cut = (config.model_copy(update={"model": model, "run_dir": str(tmp_path / name)}) for name in "ab")
+    one_stage.run_only(whole)
+
+    class Asking(SilentReporter):
+        def step(self, record):
+            if record["step"] == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        one_stage.run_only(cut, Asking())
+    one_stage.run_only(cut)
+    found, expected = final_params(cut), final_params(whole)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("bfloat16")}
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected)) and exact(cut) == exact(whole)
+    losses = [record["loss_nats"] for record in records(whole)]
+    assert losses[-1] < losses[0]
+
+
 def test_the_log_is_cut_where_a_stage_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "lo')

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lclm_jax.config import OptimizerConfig
+from lclm_jax.train.directions import direction
 from lclm_jax.train.optimizer import Group, Optimizer
 from lclm_jax.train.schedule import Schedule
 
@@ -69,10 +70,9 @@ def test_a_group_without_signal_does_not_move_and_does_not_count():
     expected, moments = params()["a"]["w"], optimizer.init(params())["one"]
     for step in (0, 2, 4):
         rate = history[step]["learning_rate/one"]
-        tree, moments = optimizer._move(
-            optimizer.groups["one"], rate, {"a": {"w": gradients[step][0]}}, moments, {"a": {"w": expected}}
-        )
-        expected = tree["a"]["w"]
+        tree = {"a": {"w": expected}}
+        towards, moments = direction(optimizer.settings).update({"a": {"w": gradients[step][0]}}, moments, tree)
+        expected = expected - rate * (towards["a"]["w"] + 0.1 * expected)
     np.testing.assert_allclose(values["a"]["w"], expected, rtol=1e-6)
 
 
@@ -145,3 +145,27 @@ def test_averages_and_bfloat16_moments():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state["ema"], {"layers": want})
     held = jax.jit(optimizer.update)(gradient, state, moved, jnp.int32(1), jnp.asarray(False))[1]
     assert jax.tree.all(jax.tree.map(jnp.array_equal, held["ema"], state["ema"]))
+
+
+def test_bfloat16_parameters_move_by_updates_too_small_for_them():
+    optimizer = of_kind(ema_decay=0.9)
+    leaf = jnp.ones((64, 64), jnp.bfloat16)
+    params = {"layers": {"attn": {"o": {"kernel": leaf}}, "norm": {"scale": leaf}}, "frozen": leaf}
+    state = optimizer.init(params)
+    kept = jax.tree.leaves((state["one"].mu, state["one"].nu, state["ema"]))
+    assert {leaf.dtype for leaf in kept} == {np.dtype("float32")}
+    gradient = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), {"layers": params["layers"]})
+    rate = 1e-3  # Adam moves by it; a bfloat16 below 1 is 0.004 from the next
+    group = Group(Schedule(rate, 100, 0, kind="constant"), 0.0)
+    optimizer = Optimizer(optimizer.settings, optimizer.labels, {"one": group})
+    update = jax.jit(optimizer.update)
+    for step in range(20):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        params, state, metrics = update(gradient, state, params, jnp.int32(step), jnp.asarray(True), key)
+    kernel = params["layers"]["attn"]["o"]["kernel"]
+    assert kernel.dtype == jnp.bfloat16 and jnp.array_equal(params["frozen"], leaf)
+    assert float(kernel.astype(jnp.float32).mean()) == pytest.approx(1 - 20 * rate, abs=3e-4)
+    assert not jnp.array_equal(kernel, params["layers"]["norm"]["scale"])  # each leaf is rounded by numbers of its own
+    assert float(metrics["update_norm/one"]) > 0
+    with pytest.raises(ValueError, match="rounded at random; give"):
+        optimizer.update(gradient, state, params, jnp.int32(0), jnp.asarray(True))

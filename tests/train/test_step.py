@@ -161,6 +161,22 @@ def test_a_mesh_of_eight_devices_gives_the_same_step(make_config, make_batch, me
     assert step._cache_size() == 1
 
 
+def test_bfloat16_parameters_compute_what_their_values_do_in_float32(make_config, make_batch, mesh, monkeypatch):
+    wide = make_config(microbatches=2)
+    narrow = wide.model_copy(update={"model": wide.model.model_copy(update={"param_dtype": "bfloat16"})})
+    values = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16), host_params(wide.model))
+    found = []
+    for config, dtype in ((wide, np.float32), (narrow, jnp.bfloat16)):
+        held = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), values)
+        monkeypatch.setitem(globals(), "host_params", lambda model, held=held: held)
+        found.append(run(config, mesh, [make_batch(config, 8, 0)]))
+    (_, _, (expected,), _), (_, state, (metrics,), _) = found
+    assert metrics["loss_nats"] == expected["loss_nats"]
+    for name in ("grad_norm/encoder", "grad_norm/adapter", "grad_norm/decoder"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=4e-3, err_msg=name)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(jnp.bfloat16)}
+
+
 def test_rows_that_do_not_divide_over_the_mesh_are_an_error(make_config):
     config = make_config(microbatches=4)
     with pytest.raises(ValueError, match="batch_rows a multiple of 32"):

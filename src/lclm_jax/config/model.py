@@ -111,7 +111,12 @@ class ModelConfig(Tree):
     memory_token_ids: tuple[int, int, int] | None = key(
         None, "Decoder ids of memory_start, memory_end and memory; read from the tokenizer when absent."
     )
-    compute_dtype: Dtype = key("bfloat16", "Type of activations and matrix products; parameters stay float32.")
+    compute_dtype: Dtype = key("bfloat16", "Type of activations and matrix products.")
+    param_dtype: Dtype = key(
+        "float32",
+        "Type that parameters are kept in; bfloat16: half the memory, updates are computed in float32 and rounded at"
+        " random, so that small ones count on average.",
+    )
     remat: Literal["none", "full", "attention", "decoder_attention", "dots"] = key(
         "full",
         "What the backward pass recomputes: nothing; every block; every block but attention, or but the decoder's"

@@ -33,7 +33,7 @@ _FREE_KEYS = {"preset", "max_positions"}
 
 
 def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """Sharded float32 parameters from the folders of ``config.init``; leaves that no folder gives are random.
+    """Sharded parameters from the folders of ``config.init``; leaves that no folder gives are random.
 
     Args:
         config: the run, ``model.memory_token_ids`` set.
@@ -51,8 +51,10 @@ def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
         small[MEMORY_ROWS_PATH] = leaves.read(MEMORY_ROWS_PATH)
     given = leaves.shapes.keys() | small.keys()
     found = _random_leaves(config, {path: at for path, at in shardings.items() if path not in given})
-    found |= _fill(leaves, [tensor for part in parts for tensor in part.table], shardings)
+    tensors = [tensor for part in parts for tensor in part.table]
+    found |= _fill(leaves, tensors, shardings, config.model.param_dtype)
     for path, array in small.items():
+        array = array.astype(config.model.param_dtype)
         found[path] = jax.make_array_from_callback(array.shape, shardings[path], array.__getitem__)
     return nest({path: found[path] for path in shardings})
 
@@ -132,14 +134,14 @@ def _random_leaves(config: Config, shardings: dict[str, NamedSharding]) -> dict[
 
 
 def _fill(
-    leaves: LeavesInFolders, table: Sequence[Tensor], shardings: dict[str, NamedSharding]
+    leaves: LeavesInFolders, table: Sequence[Tensor], shardings: dict[str, NamedSharding], dtype: str
 ) -> dict[str, jax.Array]:
     by_path: dict[str, list[Tensor]] = {}
     for tensor in table:
         by_path.setdefault(tensor.path, []).append(tensor)
     found = {}
     for path, tensors in by_path.items():
-        growing = _Shards(leaves.shapes[path], shardings[path])
+        growing = _Shards(leaves.shapes[path], shardings[path], dtype)
         for index in _indices(tensors):
             growing.put(index, leaves.read(path, index))
         found[path] = growing.array()
@@ -149,14 +151,14 @@ def _fill(
 class _Shards:
     """A leaf in the making: zeros on every device, filled block by block."""
 
-    def __init__(self, shape: tuple[int, ...], sharding: NamedSharding):
+    def __init__(self, shape: tuple[int, ...], sharding: NamedSharding, dtype: str):
         self._shape, self._sharding = shape, sharding
         places = sharding.addressable_devices_indices_map(shape)
         self._places = {device: place for device, place in places.items() if place is not None}
         # A shard is filled by its own device alone, whatever mesh the caller has entered.
         self._meshes = {device: make_mesh(MeshConfig(), [device]) for device in self._places}
         size = sharding.shard_shape(shape)
-        self._shards = {device: jnp.zeros(size, jnp.float32, device=device) for device in self._places}
+        self._shards = {device: jnp.zeros(size, dtype, device=device) for device in self._places}
 
     def put(self, index: tuple[int | slice, ...], block: np.ndarray) -> None:
         """Write ``block`` to ``leaf[index]`` and wait: dispatch that runs ahead would pile blocks up on the host."""
@@ -209,4 +211,4 @@ def _overlap(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(shard: jax.Array, piece: jax.Array, at: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice(shard, piece, [at[axis] for axis in range(shard.ndim)])
+    return jax.lax.dynamic_update_slice(shard, piece.astype(shard.dtype), [at[axis] for axis in range(shard.ndim)])

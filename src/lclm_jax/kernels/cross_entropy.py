@@ -134,7 +134,9 @@ def _differentiate(spec, saved, cotangents):
     out_axes |= {"memory_rows": MEMORY_ROWS} if needs.memory_rows else {}
     run = spec.shards.mapped(functools.partial(_backward, spec, needs), in_axes, out_axes)
     bars = run(hidden_BSD, table_VD, memory_rows_3D, targets_BS, lse_BS, nll_bar_BS, lse_bar_BS)
-    return bars["hidden"], bars.get("table"), bars.get("memory_rows"), None
+    table_bar_VD = bars["table"].astype(table_VD.dtype) if needs.table else None
+    memory_bar_3D = bars["memory_rows"].astype(memory_rows_3D.dtype) if needs.memory_rows else None
+    return bars["hidden"], table_bar_VD, memory_bar_3D, None
 
 
 _cross_entropy.defvjp(_save, _differentiate, symbolic_zeros=True)

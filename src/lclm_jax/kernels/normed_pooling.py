@@ -47,7 +47,7 @@ class Pooling(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Scales of both norms, float32."""
+    """Scales of both norms, whatever floats: they are used in float32."""
 
     hidden_E: jax.Array
     latent_E: jax.Array | None = None
@@ -73,6 +73,7 @@ def normed_pool(
     if (scales.latent_E is None) != (how.latent_eps is None):
         raise ValueError(f"latent_eps={how.latent_eps} and a latent scale go together; give both or neither")
     how = how._replace(backend=_chosen(how, x_BRE))
+    scales = jax.tree.map(lambda scale: scale.astype(jnp.float32), scales)
     if how.backend == "reference":
         return reference(how, x_BRE, pool_weights_BR, scales, markers_BL)
     if how.kind == "concat":  # as wide as the hidden states: nothing is saved by keeping it in the kernel

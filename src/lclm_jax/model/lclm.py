@@ -1,8 +1,8 @@
 """The LCLM as pure functions of (params, model, arrays).
 
 Flow: ``encoder_tokens_BMR -> hidden_BMRE -> pooled_BLE -> latents_BLD -> x_BSD -> hidden_BSD``. ``params`` is a plain
-nested dict of float32 arrays; activations are in ``model.compute_dtype``. Everything but ``init_params``,
-``abstract_params`` and ``logical_axes`` runs under a mesh (``parallel.use_mesh``).
+nested dict of arrays in ``model.param_dtype``; activations are in ``model.compute_dtype``. Everything but
+``init_params``, ``abstract_params`` and ``logical_axes`` runs under a mesh (``parallel.use_mesh``).
 """
 
 import functools
@@ -32,13 +32,14 @@ Params = dict[str, Any]
 
 
 def init_params(model: ModelConfig, key: jax.Array) -> Params:
-    """Random float32 parameters; each leaf is a pure function of (model, key). Needs no mesh."""
+    """Random parameters; each leaf is a pure function of (model, key). Needs no mesh."""
     return _init(model, key)
 
 
 def abstract_params(model: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters, as ``jax.ShapeDtypeStruct``; nothing is computed."""
-    return meta.unbox(_boxes(model))
+    dtype = jnp.dtype(model.param_dtype)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), meta.unbox(_boxes(model)))
 
 
 def logical_axes(model: ModelConfig) -> Params:
@@ -230,4 +231,4 @@ def _declare_at_once(model: ModelConfig, key: jax.Array) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: ModelConfig, key: jax.Array) -> Params:
-    return meta.unbox(_declare(model, key))
+    return jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), meta.unbox(_declare(model, key)))

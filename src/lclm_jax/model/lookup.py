@@ -9,7 +9,7 @@ from lclm_jax.parallel.mapped import axis_names, mapped
 def lookup(
     table_VD: jax.Array, tokens_BS: jax.Array, table_axes: tuple[str, str], token_axes: tuple[str, str], dtype: str
 ) -> jax.Array:
-    """x_BSD in ``dtype``: rows ``tokens_BS`` of the float32 table, without moving the table.
+    """x_BSD in ``dtype``: rows ``tokens_BS`` of the table, without moving the table.
 
     Every device looks up its columns for the tokens of all devices that hold other columns; then tokens are swapped for
     columns (all-to-all). A device so receives its own positions' embeddings once, [B, S, D] / devices, where gathering
@@ -30,7 +30,8 @@ def lookup(
     def local(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
         ids_P = tokens_BS.reshape(-1)
         ids_NP = jax.lax.all_gather(ids_P, shared) if shared else ids_P[None]
-        columns_NPD = _rows(table_VD, ids_NP, vocab).astype(dtype)
+        # Rounded after the lookup, so that a token's gradients add up in float32 whatever the table is kept in.
+        columns_NPD = _rows(table_VD.astype(jnp.float32), ids_NP, vocab).astype(dtype)
         if shared:
             columns_NPD = jax.lax.all_to_all(columns_NPD, shared, 0, 0)
         columns = jax.lax.all_gather(columns_NPD, absent) if absent else columns_NPD[None]

@@ -1,6 +1,6 @@
 """Bytes per device by formula: what a train step is given, and what it holds at its fullest.
 
-Float32 parameters, gradients and AdamW moments, cut over the devices that share them; activations in the compute dtype.
+Parameters, float32 gradients and AdamW moments, cut over the devices that share them; activations in the compute dtype.
 A first guess that leaves implausible plans out before anything is compiled; the compiled number decides.
 """
 
@@ -15,6 +15,7 @@ from lclm_jax.model.flops import kernel_sizes, remat_of, through_encoder
 from lclm_jax.model.lclm import abstract_params
 
 _FLOAT32 = 4
+_SIZE = {"float32": 4, "bfloat16": 2}
 
 
 class MemoryEstimate(NamedTuple):
@@ -75,8 +76,10 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
     encoded = stage.batch_rows / stage.microbatches * pack.encoder_rows * pack.encoder_row_length
     encoded /= math.prod(mesh.values())
     batch = 4.0 * (6 * pack.row_length + 4 * pack.encoder_rows * pack.encoder_row_length) * stage.batch_rows
-    arguments = _FLOAT32 * (sum(counts.values()) + 2 * learned) / shards + batch / (mesh["replica"] * mesh["fsdp"])
-    size = 2 if model.compute_dtype == "bfloat16" else 4
+    moments = _SIZE[config.train.optimizer.moment_dtype] + _FLOAT32
+    arguments = (_SIZE[model.param_dtype] * sum(counts.values()) + moments * learned) / shards
+    arguments += batch / (mesh["replica"] * mesh["fsdp"])
+    size = _SIZE[model.compute_dtype]
     saved = _saved(model, stage, positions, encoded, size)
     working = max(
         _layer(model.decoder, positions, size, mesh["tensor"]),

@@ -17,6 +17,7 @@ import optax
 from lclm_jax.config import OptimizerConfig, StageConfig
 from lclm_jax.train.directions import direction
 from lclm_jax.train.freeze import groups_of, label_leaves, merge, path_name, select, split, stage_rules
+from lclm_jax.train.rounding import round_at_random
 from lclm_jax.train.schedule import stage_schedules
 
 EMA = "ema"
@@ -61,7 +62,7 @@ class Optimizer:
         Leaves may be ``jax.ShapeDtypeStruct`` under ``jax.eval_shape``.
         """
         moving = direction(self.settings)
-        state = {name: moving.init(select(params, self.labels, (name,))) for name in self.names}
+        state = {name: moving.init(_wide(select(params, self.labels, (name,)))) for name in self.names}
         if self.settings.ema_decay is not None:
             trainable = split(params, self.labels)[0]
             state[EMA] = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trainable)
@@ -86,15 +87,18 @@ class Optimizer:
 
         return jax.tree_util.tree_map_with_path(place, jax.eval_shape(self.init, params))
 
-    def update(self, grads: Any, state: Any, params: Any, step: jax.Array, apply: jax.Array) -> tuple[Any, Any, Any]:
+    def update(
+        self, grads: Any, state: Any, params: Any, step: jax.Array, apply: jax.Array, key: jax.Array | None = None
+    ) -> tuple[Any, Any, Any]:
         """One update of all groups.
 
         Args:
-            grads: gradient of the trainable leaves (frozen leaves absent).
+            grads: float32 gradient of the trainable leaves (frozen leaves absent).
             state: as ``init`` made it.
             params: all parameters.
             step: int32 scalar, the number of updates before this one (skipped ones included).
             apply: bool scalar; False leaves parameters and state as they are.
+            key: random key of the step, for the rounding of bfloat16 parameters; others need none.
 
         Returns:
             (params, state, metrics): ``grad_norm`` (before clipping, over all trainable leaves), and by group
@@ -108,33 +112,25 @@ class Optimizer:
         scale = jnp.minimum(1.0, self.settings.clip_norm / (norm + 1e-6))
         metrics = {"grad_norm": norm}
         branches, new_state = [], {}
-        for name in self.names:
+        for number, name in enumerate(self.names):
             rate = self.groups[name].schedule(step + 1)
             moving = apply & _has_signal(select(grads, self.labels, (name,)))
             branch = select(params, self.labels, (name,))
             gradient = jax.tree.map(lambda g: g * scale, select(grads, self.labels, (name,)))
-            moved, moved_state = self._move(self.groups[name], rate, gradient, state[name], branch)
+            directions, moved_state = direction(self.settings).update(gradient, state[name], _wide(branch))
+            own_key = None if key is None else jax.random.fold_in(key, number)
+            moved = _moved(branch, directions, rate, self.groups[name].decay, own_key)
             branches.append(_choose(moving, moved, branch))
             new_state[name] = _choose(moving, moved_state, state[name])
             metrics[f"grad_norm/{name}"] = norms[name]
             metrics[f"learning_rate/{name}"] = rate
             metrics[f"updated/{name}"] = moving.astype(jnp.float32)
-            metrics[f"update_norm/{name}"] = optax.tree.norm(jax.tree.map(jnp.subtract, branches[-1], branch))
+            metrics[f"update_norm/{name}"] = _distance(branches[-1], branch)
         _, frozen = split(params, self.labels)
         if (decay := self.settings.ema_decay) is not None:
             averages = jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, state[EMA], merge(*branches))
             new_state[EMA] = _choose(apply, averages, state[EMA])
         return merge(frozen, *branches), new_state, metrics
-
-    def _move(self, group: Group, rate: jax.Array, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        directions, state = direction(self.settings).update(gradient, state, params)
-
-        def moved(param: jax.Array, towards: jax.Array) -> jax.Array:
-            # In float32 whatever the parameters are kept in: a bfloat16 product would lose the decay altogether.
-            wide = param.astype(jnp.float32)
-            return (wide - rate * (towards.astype(jnp.float32) + group.decay * wide)).astype(param.dtype)
-
-        return jax.tree.map(moved, params, directions), state
 
 
 def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -> Optimizer:
@@ -147,6 +143,30 @@ def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -
     schedules = stage_schedules(stage, groups_of(labels))
     decay = {"memory_rows": 0.0, **stage.weight_decay.model_dump()}
     return Optimizer(settings, labels, {name: Group(schedules[name], decay[name]) for name in schedules})
+
+
+def _moved(params: Any, directions: Any, rate: jax.Array, decay: float, key: jax.Array | None) -> Any:
+    """``params`` after one update, in their dtype; computed in float32."""
+    leaves, structure = jax.tree.flatten(params)
+    found = []
+    for number, (param, towards) in enumerate(zip(leaves, jax.tree.leaves(directions), strict=True)):
+        wide = param.astype(jnp.float32)
+        moved = wide - rate * (towards.astype(jnp.float32) + decay * wide)
+        if param.dtype == jnp.bfloat16:
+            if key is None:
+                raise ValueError("bfloat16 parameters are rounded at random; give Optimizer.update a key")
+            moved = round_at_random(moved, jax.random.fold_in(key, number))
+        found.append(moved)
+    return jax.tree.unflatten(structure, found)
+
+
+def _wide(tree: Any) -> Any:
+    """Parameters as the optimizer sees them, whose state is made like them."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def _distance(new: Any, old: Any) -> jax.Array:
+    return optax.tree.norm(jax.tree.map(jnp.subtract, _wide(new), _wide(old)))
 
 
 def _choose(condition: jax.Array, new: Any, old: Any) -> Any:

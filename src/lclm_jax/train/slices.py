@@ -3,7 +3,6 @@
 Export of a model that no single host could hold goes through here; training restores through ``train.checkpoint``.
 """
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,12 @@ class SavedParams:
         def place(path: Any, leaf: Any) -> Any:
             name = path_name(path)
             if leaf.sharding is None:
-                return self.read(name)
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, functools.partial(self.read, name))
+                return self.read(name).astype(leaf.dtype)
+
+            def piece(index: Any) -> np.ndarray:
+                return self.read(name, index).astype(leaf.dtype)
+
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, piece)
 
         return jax.tree_util.tree_map_with_path(place, abstract)
 

@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
     step: Any
     """int32 scalar: updates made, skipped ones included."""
     params: Any
-    """Nested dict of float32 arrays."""
+    """Nested dict of arrays in ``model.param_dtype``."""
     opt_state: Any
     """``Optimizer.init``'s state: only trainable leaves have any."""
     rng: Any

@@ -67,9 +67,10 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
                 return sums.objective(), (sums, finite_B)
 
             grads, (sums, finite_B) = jax.grad(total, has_aux=True)(trainable)
-            return grads, sums, finite_B
+            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads), sums, finite_B
 
-        zero = (jax.tree.map(jnp.zeros_like, trainable), LossSums.zero(objectives))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable)
+        zero = (zeros, LossSums.zero(objectives))
         grads, sums, finite_B = _accumulate(gradients, zero, batch, stage.microbatches)
         grads = jax.tree.map(lambda leaf: leaf / divisor(sums.weight), grads)
         if poison_ranges:
@@ -78,7 +79,10 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
         loss = sums.mean()
         skipped = _in_ranges(state.step, skip_ranges)
         apply = jnp.isfinite(loss) & ~skipped
-        params, opt_state, metrics = optimizer.update(grads, state.opt_state, state.params, state.step, apply)
+        rounding_key = jax.random.fold_in(key, stage.microbatches)  # smaller numbers are those of the microbatches
+        params, opt_state, metrics = optimizer.update(
+            grads, state.opt_state, state.params, state.step, apply, rounding_key
+        )
         metrics |= {
             "loss_nats": loss,
             "loss_tokens": sums.tokens,
