@@ -17,9 +17,11 @@ from lclm_jax.data.loader import BatchStats, Loader, Position
 from lclm_jax.parallel import row_parts
 from lclm_jax.train.checkpoint import Checkpoints
 from lclm_jax.train.events import Events
+from lclm_jax.train.hosts import Hosts
 from lclm_jax.train.metrics import MetricsLog, make_record
 from lclm_jax.train.nonfinite import NonfiniteSteps
 from lclm_jax.train.probing import Probe
+from lclm_jax.train.profiling import memory_advice
 from lclm_jax.train.progress import Reporter
 from lclm_jax.train.records import working_seconds
 from lclm_jax.train.rewinds import Rewind
@@ -79,6 +81,7 @@ class Watch:
         self._pending: tuple[int, Any, BatchStats, float] | None = None
         self._last = time.perf_counter()
         self._spent: dict[str, float] = {}
+        self._hosts = Hosts(run.stage, events)
         self._utilisation = make_utilisation(run.config, run.stage, run.mesh)
         self._spikes = SpikeDetector(run.config.train.spike)
         self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows, first_row)
@@ -94,7 +97,9 @@ class Watch:
             return
         step, metrics, stats, data_wait = self._pending
         self._pending = None
-        values = jax.device_get(metrics)
+        asked = time.perf_counter()
+        with memory_advice(self._run.config, self._run.stage):  # dispatch does not wait to see whether there is room
+            values = jax.device_get(metrics)
         finite_rows = values.pop("finite_rows")
         now = time.perf_counter()
         seconds = {"wall": now - self._last, "data_wait": data_wait, **self._spent}
@@ -102,8 +107,9 @@ class Watch:
         parts, count = row_parts(self._run.mesh)
         record = make_record(step, values, stats, count // len(parts), seconds)
         record |= self._utilisation(working_seconds(record))
+        self._hosts.add(working_seconds(record), now - asked, data_wait)
         if (step + 1) % self._run.config.train.log_every == 0:
-            record["memory_bytes"] = memory_bytes()
+            record |= {"memory_bytes": memory_bytes(), **self._hosts.compare()}
         with self.spending("logging"):
             self._writer.write(record)
             self._run.reporter.step(record)
