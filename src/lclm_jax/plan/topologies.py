@@ -94,6 +94,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    # Triton takes a stack trace for every remark; an llvm-symbolizer on the PATH made a compile five times as long.
+    os.environ.setdefault("LLVM_DISABLE_SYMBOLIZATION", "1")
     import jax
 
     if jax.config.values["jax_platforms"] is None:  # JAX had been imported, and read its variables, before
