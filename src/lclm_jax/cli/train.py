@@ -1,6 +1,8 @@
 """``lclm pipeline`` and ``lclm train``."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lclm_jax.cli.options import (
     write_result,
 )
 from lclm_jax.cli.signals import start_again_when_asked
+from lclm_jax.config import Config
 
 
 @click.command()
@@ -31,7 +34,8 @@ def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], jso
 
     from lclm_jax.pipeline import run_pipeline
 
-    report = run_pipeline(tree)
+    with _memory_table(tree):
+        report = run_pipeline(tree)
     write_result(json_file, report)
     click.echo(
         f"recovered share of the context gain {report['recovered_share']:.3f}"
@@ -75,8 +79,6 @@ def train(
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}".strip()
     tree = load_for_devices(config, overrides, cluster)
 
-    from contextlib import nullcontext
-
     import jax
 
     from lclm_jax.eval.probe import Probe
@@ -85,5 +87,32 @@ def train(
     from lclm_jax.pipeline import own_run
     from lclm_jax.train.stages import train as train_stages
 
-    with joined(tree.train.processes), own_run(tree, force) if jax.process_index() == 0 else nullcontext():
+    with ExitStack() as run:
+        run.enter_context(joined(tree.train.processes))
+        if jax.process_index() == 0:
+            run.enter_context(own_run(tree, force))
+        run.enter_context(_memory_table(tree))
         train_stages(tree, stage, read_imports=imported_params, make_probe=Probe, force=force)
+
+
+@contextmanager
+def _memory_table(tree: Config) -> Iterator[None]:
+    """Show what a step holds if the devices' memory does not suffice; the error goes on its way."""
+    from lclm_jax.train.profiling import OutOfMemory
+
+    try:
+        yield
+    except OutOfMemory as error:
+        import jax
+        from rich.console import Console
+
+        from lclm_jax.parallel import make_mesh
+        from lclm_jax.plan.memory import estimate
+        from lclm_jax.plan.report import memory_table
+        from lclm_jax.train.stages import resolve
+
+        mesh = dict(make_mesh(tree.mesh).shape)
+        capacity = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        held = estimate(resolve(tree), error.stage, mesh)
+        Console(stderr=True).print(memory_table(held, error.stage, mesh, capacity))
+        raise

@@ -23,6 +23,7 @@ _CURVES = (
     ("grad_norm", "gradient norm"),
     ("mfu", "share of the chips' peak (MFU)"),
     ("decoder_fill", "fill of the decoder rows"),
+    ("encoder_fill", "fill of the encoder rows"),
 )
 _ANSWERS = 9
 _WIDE, _HALF = 11.0, 7.0

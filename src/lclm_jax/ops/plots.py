@@ -127,13 +127,29 @@ def plot_panels(
             for number, (run, curves) in enumerate(runs.items()):
                 _line(axes, *curves.get(stage, ((), ())), CYCLE[number % len(CYCLE)], run)
             axes.set_title(stage, fontsize=10)
-            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="x", nbins=max(1, round(1.7 * width / len(stages))))
         panels[0][0].set_ylabel(label)
+        if limits := _without_outliers([values for curves in runs.values() for _, values in curves.values()]):
+            panels[0][0].set_ylim(*limits)
         figure.supxlabel("step", fontsize=10)
         if len(runs) > 1:
             handles, names = panels[0][0].get_legend_handles_labels()
             figure.legend(handles, names, loc="outside upper left", ncols=len(runs), fontsize=9)
         save(figure, path)
+
+
+def _without_outliers(curves: Sequence[Sequence[float | None]]) -> tuple[float, float] | None:
+    """Limits that hold the running means and 99 % of the values, so that a few spikes do not flatten the rest."""
+    arrays = [np.asarray(curve, float) for curve in curves]
+    arrays = [array[np.isfinite(array)] for array in arrays]
+    values = np.concatenate(arrays) if arrays else np.zeros(0)
+    if len(values) < 100:
+        return None
+    means = np.concatenate([smooth(array) for array in arrays])
+    low, high = np.quantile(values, (0.005, 0.995))
+    low, high = min(low, means.min()), max(high, means.max())
+    room = 0.05 * (high - low)
+    return (low - room, high + room) if high > low else None
 
 
 def _line(axes, steps: Sequence[float], values: Sequence[float | None], colour: str, name: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lclm_jax.plan.memory import MemoryEstimate
 from lclm_jax.plan.plans import StagePlan, as_json, shown
 from lclm_jax.plan.topologies import GPU_PACKAGES
 
@@ -81,6 +82,24 @@ def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
     if program.unknown_kernels:
         found.append(("kernels not counted", ", ".join(program.unknown_kernels)))
     return [*found, *([] if program.compile_s is None else [("s: compiling", f"{program.compile_s:.0f}")])]
+
+
+def memory_table(estimate: MemoryEstimate, stage: str, mesh: dict[str, int], capacity: int | None) -> Table:
+    """What a step of ``stage`` holds on a device of ``mesh``, by formula, beside its ``capacity`` in bytes if known."""
+    table = Table(title=f"stage {stage} on {shown(mesh)}, by formula", title_justify="left")
+    table.add_column("")
+    table.add_column("GB a device", justify="right")
+    for name, count in (
+        ("parameters, moments, batch", estimate.arguments),
+        ("gradients", estimate.gradients),
+        ("activations kept for the backward pass", estimate.saved),
+        ("one layer's backward pass, or the cross-entropy", estimate.working),
+        ("peak", estimate.peak),
+    ):
+        table.add_row(name, _gb(count))
+    if capacity is not None:
+        table.add_row("the device has", _gb(capacity))
+    return table
 
 
 def totals(plans: Sequence[StagePlan], price: float | None) -> dict[str, float | None]:

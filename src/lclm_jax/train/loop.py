@@ -81,7 +81,8 @@ def _run_once(run: StageRun) -> None:
         optimizer = make_optimizer(train.optimizer, stage, abstract_params(run.config.model))
         copies = _local_copies(run)
         opening.callback(copies.wait)
-        state, meta = starting_state(run, optimizer, checkpoints, copies)
+        with memory_advice(run.config, run.stage):
+            state, meta = starting_state(run, optimizer, checkpoints, copies)
         first = meta["step"] if meta else 0
         start = Position.from_state(meta) if meta else Position()
         feeder = opening.enter_context(Feeder(run.open_loader, start, stage.batch_rows, train.data_timeout_seconds))

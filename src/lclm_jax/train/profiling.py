@@ -12,11 +12,12 @@ from lclm_jax.config.train import parse_skip_range
 
 
 class Profile:
-    """Writes a trace of the steps ``first-last`` below ``folder``, for XProf, TensorBoard and Perfetto.
+    """Writes a trace of the steps ``first-last`` below ``folder``, and what is in memory after the last of them.
 
     Args:
         steps: inclusive range such as ``"10-12"``; None: no trace.
-        folder: gets ``plugins/profile/TIME/`` with ``perfetto_trace.json.gz`` in it.
+        folder: gets ``plugins/profile/TIME/``, with ``perfetto_trace.json.gz`` in it, for XProf, TensorBoard and
+            Perfetto, and ``memory-process-R.prof`` for pprof: every live array by the line that made it.
     """
 
     def __init__(self, steps: str | None, folder: Path):
@@ -35,6 +36,7 @@ class Profile:
         if self._running and step >= self._last:
             jax.block_until_ready(results)
             self.close()
+            jax.profiler.save_device_memory_profile(self._folder / f"memory-process-{jax.process_index()}.prof")
 
     def close(self) -> None:
         """Write the trace if one is running: the stage ended, or failed, inside its range."""
@@ -44,7 +46,11 @@ class Profile:
 
 
 class OutOfMemory(ValueError):
-    """A step does not fit the devices' memory; the message names the cheapest remedies."""
+    """``stage`` does not fit the devices' memory; the message names the cheapest remedies."""
+
+    def __init__(self, stage: str, message: str):
+        super().__init__(message)
+        self.stage = stage
 
 
 @contextmanager
@@ -59,8 +65,9 @@ def memory_advice(config: Config, stage: str) -> Iterator[None]:
         ways = "\n".join(f"  {number}. {way}" for number, way in enumerate(remedies(config, stage), 1))
         first = text.splitlines()[0][:300]
         raise OutOfMemory(
+            stage,
             f"stage {stage} does not fit the devices' memory ({first}). Cheapest first:\n{ways}\n"
-            "`lclm plan CONFIG --topology ...` says beforehand what fits, and --search finds the fastest that does"
+            "`lclm plan CONFIG --topology ...` says beforehand what fits, and --search finds the fastest that does",
         ) from error
 
 
