@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lclm_jax.train.records import read_metrics
+
 NAME = "events.jsonl"
 
 Event = dict[str, Any]
@@ -40,13 +42,5 @@ class Events:
 
 
 def read_events(folder: Path) -> Iterator[Event]:
-    """Events of a stage in order; a line cut short by a killed process is left out."""
-    path = folder / NAME
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+    """Events of a stage in order."""
+    return read_metrics(folder / NAME)

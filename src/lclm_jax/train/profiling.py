@@ -88,6 +88,8 @@ def remedies(config: Config, stage: str, count: int = 3) -> list[str]:
         found.append(f"--set model.remat=full: activations are computed again instead of kept (now {model.remat})")
     if config.train.optimizer.moment_dtype == "float32":
         found.append("--set train.optimizer.moment_dtype=bfloat16: first moments take half (another run, not a resume)")
+    if model.param_dtype == "float32":
+        found.append("--set model.param_dtype=bfloat16: parameters take half (another run)")
     if config.train.optimizer.kind != "adafactor":
         found.append("--set train.optimizer.kind=adafactor: no second moments of full size (another run)")
     found.append("more devices along mesh.fsdp, or along mesh.context for long rows")

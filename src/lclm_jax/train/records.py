@@ -14,7 +14,10 @@ MEASURED = ("seconds", "_per_s", "_bytes", "mfu")
 
 
 def read_metrics(path: Path) -> Iterator[Record]:
-    """The records of ``metrics.jsonl``; none if there is no file. A line cut short by a killed process ends them."""
+    """The records of ``metrics.jsonl``, or of another file of one JSON object a line; none if there is no file.
+
+    A line that a killed process, or a full disk, cut short is left out.
+    """
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -22,7 +25,7 @@ def read_metrics(path: Path) -> Iterator[Record]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
-                return
+                continue
 
 
 def losses_by_objective(record: Record) -> Iterator[tuple[str, float, float]]:

@@ -123,7 +123,7 @@ def finished(config: Config, stage: str, force: bool = False) -> bool:
 def load_params(
     config: Config, stage: str | None = None, step: int | None = None, mesh: Mesh | None = None, ema: bool = False
 ) -> Any:
-    """Parameters of a checkpoint, float32, for evaluation and export.
+    """Parameters of a checkpoint in ``model.param_dtype``, for evaluation and generation.
 
     LoRA that the model got after that checkpoint was written is fresh: it changes nothing.
 
