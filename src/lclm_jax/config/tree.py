@@ -34,6 +34,7 @@ class Config(Tree):
 
     @model_validator(mode="after")
     def _check(self):
+        self._check_folders()
         if not self.stages:
             raise ValueError("stages is empty; name at least one stage")
         for name, stage in self.stages.items():
@@ -55,6 +56,18 @@ class Config(Tree):
                     f" {self.model.pooling}: other poolings have weights of one ratio"
                 )
         return self.model_copy(update={"stages": {name: self._resolve(name) for name in self.stages}})
+
+    def _check_folders(self) -> None:
+        """A URL would become a folder of that name on every machine, lost with it."""
+        for name, folder in {
+            "run_dir": self.run_dir,
+            "train.checkpoint.local_dir": self.train.checkpoint.local_dir,
+        }.items():
+            if folder is not None and "://" in folder:
+                raise ValueError(
+                    f"{name}={folder} is a URL, and a run is written to a folder; mount the bucket (gcsfuse with a"
+                    " hierarchical namespace, mountpoint-s3, NFS) and name the folder"
+                )
 
     def _resolve(self, name: str) -> StageConfig:
         try:
