@@ -71,8 +71,8 @@ def test_dump_and_parse_round_trip(yaml_file):
         ("seed=-1", ["seed", "greater than or equal to 0"]),
         ("seed", ["--set a.b=value"]),
         ("model.encoder.num_kv_heads=3", ["num_heads=4", "num_kv_heads=3"]),
-        ("run_dir=gs://bucket/runs", "run_dir=gs://bucket/runs is a URL, .* mount the bucket"),
-        ("train.checkpoint.local_dir=s3://b", "train.checkpoint.local_dir=s3://b is a URL"),
+        ("run_dir=gs://bucket/runs", ["run_dir=gs://bucket/runs is a URL", "mount the bucket"]),
+        ("train.checkpoint.local_dir=s3://b", ["train.checkpoint.local_dir=s3://b is a URL"]),
     ],
 )
 def test_bad_values_name_the_key_and_the_fix(yaml_file, override, words):
