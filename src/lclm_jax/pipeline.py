@@ -179,19 +179,20 @@ def _survey_corpus(config: Config) -> dict[str, Any]:
 def train_run_tokenizer(config: Config) -> dict[str, Any]:
     """Train the tokenizer of a run that names none, on the training split."""
     from lclm_jax.data.corpus import read_corpus
+    from lclm_jax.data.tally import Tally, left_out
     from lclm_jax.text.tokenizer import Tokenizer
     from lclm_jax.text.train_tokenizer import train_tokenizer
 
     size = config.tokenizer.vocab_size
     if size is None:
         raise ValueError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
-    counts: Counter[str] = Counter()
-    documents = read_corpus(config.corpus, ("train",), counts, config.tokenizer.train_bytes)
+    tally = Tally()
+    documents = read_corpus(config.corpus, ("train",), tally, config.tokenizer.train_bytes)
     texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
     except ValueError as error:
-        raise ValueError(f"{error} (files left out: {dict(counts)})" if counts else str(error)) from None
+        raise ValueError(f"{error} ({left_out(tally.counts, tally.rejects)})") from None
     tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}

@@ -24,9 +24,9 @@ def entries_of(config):
 def test_unusable_files_are_counted_by_reason(tmp_path):
     config = folder(tmp_path, good="one\ntwo\n", empty="", blank=" \n\n", latin="é".encode("latin-1"), other="x")
     (tmp_path / "ignored.bin").write_bytes(b"x")
-    counts = Counter()
-    assert [document.id for document in read_corpus(config, counts=counts)] == ["good.txt", "other.txt"]
-    assert counts == {"empty": 2, "undecodable": 1}
+    tally = Tally()
+    assert [document.id for document in read_corpus(config, tally=tally)] == ["good.txt", "other.txt"]
+    assert tally.counts == {"empty": 2, "undecodable": 1}
 
 
 def test_unreadable_file_is_counted(tmp_path):
@@ -42,9 +42,9 @@ def test_unreadable_file_is_counted(tmp_path):
 
 def test_long_files_are_cut_at_a_line_or_a_whole_character(tmp_path):
     config = folder(tmp_path, lines="ab\ncd\nef", wide="é" * 10).model_copy(update={"max_file_bytes": 7})
-    counts = Counter()
-    assert {d.id: d.text for d in read_corpus(config, counts=counts)} == {"lines.txt": "ab\ncd\n", "wide.txt": "ééé"}
-    assert counts == {"cut": 2}
+    tally = Tally()
+    assert {d.id: d.text for d in read_corpus(config, tally=tally)} == {"lines.txt": "ab\ncd\n", "wide.txt": "ééé"}
+    assert tally.counts == {"cut": 2}
 
 
 def test_text_is_normalized_and_starts_with_its_first_line(tmp_path):

@@ -164,6 +164,14 @@ def test_object_store_and_its_cache(raw, tmp_path):
         PreparedSplit("memory://prepared-rows", "web", "train", ShardCache(tmp_path / "cache")).read(0)
 
 
+def test_a_wrong_column_is_named_with_those_that_are_there(raw, tmp_path):
+    values = make_config(raw, tmp_path).model_dump(mode="json")
+    values["corpus"]["collections"].pop("sft")
+    values["corpus"]["collections"]["web"]["columns"]["text"] = "txet"
+    with pytest.raises(PreparedError, match=r"missing_column.*such as .* \(missing_column\): \['text', 'url'\]"):
+        prepare_corpus(parse_config(values, "test"))
+
+
 def test_strict_stops_at_the_first_bad_row(raw, tmp_path):
     with pytest.raises(BadRow, match=r"a.jsonl:\d+: invalid_json"):
         prepare_corpus(make_config(raw, tmp_path), strict=True)

@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lclm_jax.data.store import PreparedError, column_text, decode_record, encode_record, pack_lengths, text_column
+from lclm_jax.data.store import (
+    PreparedError,
+    PreparedSplit,
+    column_text,
+    decode_record,
+    encode_record,
+    pack_lengths,
+    text_column,
+)
 
 DTYPES = st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64, np.float32])
 COLUMN = DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, st.integers(0, 20)))
@@ -36,6 +44,22 @@ def test_only_plain_one_dimensional_columns(column):
 def test_damaged_record_is_an_error():
     with pytest.raises(PreparedError, match="prepare the data again"):
         decode_record(b"\x80\x04N.")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "has format None, not 2"),
+        ('{"format": 1}', "has format 1, not 2"),
+        ('{"format": 2, "collections": {}}', "holds no a/train; prepared: nothing"),
+        ('{"format": 2, "collections": {"a": {"train": {"shards": [{}]}}}}', "damaged where it lists a/train"),
+    ],
+)
+def test_a_damaged_manifest_is_an_error(tmp_path, text, message):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(PreparedError, match=message):
+        PreparedSplit(tmp_path, "a", "train")
 
 
 def test_lengths_of_no_records():

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -86,16 +85,16 @@ def read_chats(
 
 
 def read_corpus(
-    config: CorpusConfig, splits: Iterable[str] = SPLITS, counts: Counter[str] | None = None, max_bytes: int = 2**62
+    config: CorpusConfig, splits: Iterable[str] = SPLITS, tally: Tally | None = None, max_bytes: int = 2**62
 ) -> Iterator[Document]:
-    """Documents of ``splits`` of all collections of documents; what cannot be used is counted by reason in ``counts``.
+    """Documents of ``splits`` of all collections of documents; what cannot be used goes to ``tally``.
 
     ``max_bytes`` bounds the text (in characters): each collection gives a like share of the beginnings of its files.
 
     Raises:
         ValueError: as ``list_collection``.
     """
-    wanted, tally = set(splits), Tally()
+    wanted, tally = set(splits), tally or Tally()
     collections = [one for one in config.resolved.values() if one.records == "documents"]
     for collection in collections:
         entries = list_collection(collection, 2**62)
@@ -109,8 +108,6 @@ def read_corpus(
                 room -= len(document.text)
                 if room <= 0 and not whole:
                     break
-    if counts is not None:
-        counts.update(tally.counts)
 
 
 def _sample(entries: Sequence[Entry], budget: int) -> list[Entry]:

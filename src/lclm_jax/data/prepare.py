@@ -22,6 +22,7 @@ from lclm_jax.data.shard_cache import ShardCache
 from lclm_jax.data.sources import check_vocabularies
 from lclm_jax.data.storage import Storage
 from lclm_jax.data.store import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest
+from lclm_jax.data.tally import left_out
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +131,10 @@ def finish(plan: Plan) -> dict[str, Any]:
         )
     manifest = _manifest(plan, [report for report in reports if report is not None])
     _remove_leftovers(plan, manifest)
-    _check_use(manifest)
+    rejects = _rejects([report for report in reports if report is not None])
+    _check_use(manifest, rejects)
     try:
-        plan.storage.write(REJECTS, _rejects([report for report in reports if report is not None]))
+        plan.storage.write(REJECTS, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in rejects).encode())
         plan.storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     except OSError as error:
         raise PreparedError(f"cannot write {plan.storage.shown(MANIFEST)}: {error}; free some space") from error
@@ -249,22 +251,22 @@ def _shards(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from split["shards"]
 
 
-def _rejects(reports: Sequence[Report]) -> bytes:
+def _rejects(reports: Sequence[Report]) -> list[dict[str, Any]]:
     kept: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for report in reports:
         for reject in report.rejects:
             if len(kept[reject["reason"]]) < REJECTS_KEPT:
                 kept[reject["reason"]].append(reject)
-    lines = [json.dumps(reject, ensure_ascii=False) for reason in sorted(kept) for reject in kept[reason]]
-    return "".join(f"{line}\n" for line in lines).encode()
+    return [reject for reason in sorted(kept) for reject in kept[reason]]
 
 
-def _check_use(manifest: dict[str, Any]) -> None:
-    if not any(splits["train"]["records"] for splits in manifest["collections"].values()):
-        counts = {name: splits["train"]["counts"] for name, splits in manifest["collections"].items()}
+def _check_use(manifest: dict[str, Any], rejects: Sequence[dict[str, Any]]) -> None:
+    splits = [one["train"] for one in manifest["collections"].values()]
+    if not any(one["records"] for one in splits):
+        counts = sum((Counter(one["counts"]) for one in splits), Counter())
         raise PreparedError(
-            f"no document of the training split can be used (left out: {counts}); check the corpus, its shares of"
-            " splits and the tokenizers"
+            f"no document of the training split can be used ({left_out(counts, rejects)}); check the corpus, its"
+            " columns and shares of splits, and the tokenizers"
         )
 
 

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from lclm_jax.data.errors import PreparedError
 from lclm_jax.data.shard_cache import HeldFile, ShardCache
+from lclm_jax.data.urls import file_system
 
 _FETCHING = threading.Lock()
 
@@ -143,7 +142,7 @@ class Storage:
 
     def _system(self) -> tuple[Any, str]:
         if self._opened is None:
-            system, inside = url_to_fs(self.root)
+            system, inside = file_system(self.root)
             self._opened = system, inside.rstrip("/")
         return self._opened
 

@@ -117,10 +117,9 @@ def read_manifest(root: str | Path | Storage) -> dict[str, Any]:
         raise PreparedError(
             f"{storage.shown(MANIFEST)} cannot be read ({error}); run `lclm data prepare` first"
         ) from None
-    if manifest.get("format") != FORMAT:
-        raise PreparedError(
-            f"{storage.shown(MANIFEST)} has format {manifest.get('format')}, not {FORMAT}; prepare the data again"
-        )
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise PreparedError(f"{storage.shown(MANIFEST)} has format {found}, not {FORMAT}; prepare the data again")
     return manifest
 
 
@@ -147,7 +146,13 @@ class PreparedSplit:
         if collection not in collections or split not in collections[collection]:
             known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
             raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
-        self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
+        try:
+            self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
+        except (KeyError, TypeError) as error:
+            shown = self.storage.shown(MANIFEST)
+            raise PreparedError(
+                f"{shown} is damaged where it lists {collection}/{split} ({error}); prepare the data again"
+            ) from None
         self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
         most = _most_open(self.storage)
         self._readers: Recent[int, tuple[ArrayRecordReader, HeldFile]] = Recent(most)

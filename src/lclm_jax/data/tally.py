@@ -1,11 +1,20 @@
 """What preparation leaves out or notes, counted by reason, with a few samples of the bad rows."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SAMPLES = 3
 """Bad rows kept of each reason and part."""
 _EXCERPT = 200
+
+
+def left_out(counts: Mapping[str, int], rejects: Sequence[Mapping[str, Any]]) -> str:
+    """What was left out, by reason, and a bad row of the commonest reason, for messages."""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "nothing"
+    shown = max(rejects, key=lambda reject: counts[reject["reason"]], default=None)
+    sample = "" if shown is None else "; such as {place} ({reason}): {excerpt}".format(**shown)
+    return f"left out: {reasons}{sample}"
 
 
 class BadRow(ValueError):

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsspec.core import url_to_fs
-
 from lclm_jax.config import CollectionConfig
+from lclm_jax.data.urls import file_system
 
 _WILDCARDS = set("*?[")
 
@@ -43,7 +42,7 @@ def open_file(path: str) -> Any:
     """A binary file object that can seek."""
     if "://" not in path:
         return open(path, "rb")
-    system, inside = url_to_fs(path)
+    system, inside = file_system(path)
     return system.open(inside, "rb")
 
 
@@ -63,7 +62,7 @@ def _local(path: str, endings: tuple[str, ...]) -> list[File]:
     if root.is_dir():
         names = [one for one in root.rglob("*") if one.name.endswith(endings) and (one.is_file() or one.is_symlink())]
         return [_file(one, one.relative_to(root).as_posix()) for one in names]
-    system, pattern = url_to_fs(path)
+    system, pattern = file_system(path)
     above = Path(_plain_prefix(pattern))
     return [_file(Path(one), Path(one).relative_to(above).as_posix()) for one in system.glob(pattern)]
 
@@ -76,7 +75,7 @@ def _file(path: Path, name: str) -> File:
 
 
 def _remote(url: str, endings: tuple[str, ...]) -> list[File]:
-    system, inside = url_to_fs(url)
+    system, inside = file_system(url)
     if set(inside) & _WILDCARDS:
         found, above = system.glob(inside, detail=True), _plain_prefix(inside)
     elif system.isfile(inside):
