@@ -67,6 +67,13 @@ def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatc
     assert CliRunner().invoke(plan, arguments).exit_code == 0
 
 
+@pytest.mark.parametrize("wrong", [("--rows-per-chip", "0"), ("--compiles", "0"), ("--price", "-1")])
+def test_numbers_that_make_no_sense_are_refused(wrong):
+    found = CliRunner().invoke(plan, ["any.yaml", "--topology", "v5e:2x2", *wrong])
+    assert found.exit_code == 2
+    assert f"Invalid value for '{wrong[0]}'" in found.output
+
+
 def test_rows_per_chip_keep_the_tokens(config):
     changed = with_rows(config, 4).stages["all"]
     assert (changed.batch_rows, changed.steps, changed.microbatches) == (4, 40, 1)

@@ -1,5 +1,6 @@
 """``lclm plan``: what a run costs on chips that are not there."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from lclm_jax.cli.options import (
 from lclm_jax.config import Config, StageConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lclm_jax.plan.topologies import Topology
 
 
@@ -23,13 +26,23 @@ if TYPE_CHECKING:
 @config_argument
 @click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256, h100:8, h100:8x8...")
 @click.option("--stage", help="Plan this stage alone; all of them by default.")
-@click.option("--rows-per-chip", type=float, help="Packed rows of a step per chip; the tokens stay.")
-@click.option("--price", type=float, help="Money per chip-hour.")
 @click.option(
-    "--search", is_flag=True, help="Try meshes, rows per chip and remat policies of one stage; rank what fits."
+    "--rows-per-chip",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Packed rows of a step per chip, below 1 where chips share a row (context, tensor); the tokens stay.",
+)
+@click.option("--price", type=click.FloatRange(min=0), help="Money per chip-hour.")
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Try meshes, rows per chip and remat policies of one stage (without --stage the last); rank what fits.",
 )
 @click.option(
-    "--compiles", default=4, show_default=True, help="Most plans that --search compiles, the best by formula."
+    "--compiles",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Most plans that --search compiles, the best by formula.",
 )
 @click.option("--fresh", is_flag=True, help="Compile again what the cache holds.")
 @set_option
@@ -60,7 +73,7 @@ def plan(
         raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
     stages = [stage] if stage else list(tree.stages)
     if rows_per_chip is not None:
-        tree = with_rows(tree, round(rows_per_chip * topology.num_chips))
+        tree = with_rows(tree, max(1, round(rows_per_chip * topology.num_chips)))
     if options["search"]:
         _search(tree, stages[-1] if stage is None else stage, topology, options)
     else:
@@ -68,18 +81,19 @@ def plan(
 
 
 def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) -> None:
-    from rich.console import Console
-
     from lclm_jax.plan.plans import plan_stage
-    from lclm_jax.plan.report import document, stages_table, totals
+    from lclm_jax.plan.report import document, remedies, stages_table, totals
 
     plans = []
     for name in stages:
-        click.echo(f"planning {name} for {topology.name}", err=True)
+        click.echo(f"planning {name} for {topology.name}: minutes, unless the cache has it", err=True)
         plans.append(plan_stage(tree, name, topology, reuse=not options["fresh"]))
     price = options["price"]
-    console = Console(soft_wrap=True)
+    console = _console()
     console.print(stages_table(plans, price))
+    for planned in plans:
+        if not planned.fits:
+            console.print(remedies(planned))
     total = totals(plans, price)
     if len(plans) > 1 and total["days"] is not None:
         money = "" if total["price"] is None else f", {total['price']:,.0f} money"
@@ -88,8 +102,6 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
 
 
 def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> None:
-    from rich.console import Console
-
     from lclm_jax.plan.report import document, search_table
     from lclm_jax.plan.search import candidates, compiled_best, search
 
@@ -101,8 +113,15 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
     )
     tried = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse=not options["fresh"])
     plans = compiled_best(tried, most)
-    Console(soft_wrap=True).print(search_table(plans))
+    _console().print(search_table(plans))
     write_result(options["json_file"], document(plans, options["price"]))
+
+
+def _console() -> "Console":
+    """Standard output; wide enough for the tables where it is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def with_rows(tree: Config, rows: int) -> Config:

@@ -48,8 +48,8 @@ _LEFT_OUT: dict[str, dict[str, str]] = {
     },
     "data": {"packed_attention_backend": "model.attention chooses a kernel"},
     "logging": {
-        "wandb_project": "no experiment tracker",
-        "wandb_name": "no experiment tracker",
+        "wandb_project": "train.trackers sends metrics to a tracker",
+        "wandb_name": "a tracker takes the name of the run",
         "log_token_counts": "always logged",
     },
     "stages": {

@@ -53,7 +53,11 @@ def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
     ]
     program = plan.program
     if program is None:
-        return [*found, ("fits", "no"), ("GB: peak by formula", _gb(plan.formula_peak_bytes))]
+        return [
+            *found,
+            ("fits", f"no, {_gb(plan.chip_bytes)} GB a chip are too little"),
+            ("GB a chip: peak by formula", _gb(plan.formula_peak_bytes)),
+        ]
     found += [
         ("fits", f"{'yes' if plan.fits else 'no'}, {_gb(program.peak_bytes)} of {_gb(plan.chip_bytes)} GB"),
         ("GB a chip: arguments", _gb(program.argument_bytes)),
@@ -100,6 +104,19 @@ def memory_table(estimate: MemoryEstimate, stage: str, mesh: dict[str, int], cap
     if capacity is not None:
         table.add_row("the device has", _gb(capacity))
     return table
+
+
+def remedies(plan: StagePlan) -> str:
+    """What may make a plan fit that does not."""
+    choice = plan.choice
+    found = ["more chips, or chips with more memory"]
+    if choice.rows_per_chip > 1:
+        found.append("fewer rows a chip (--rows-per-chip, or more microbatches)")
+    elif choice.mesh["context"] == 1:
+        found.append("mesh.context=2, so that two chips share a row")
+    if choice.remat != "full":
+        found.append("model.remat=full")
+    return f"{plan.stage} does not fit {choice.topology}: take {'; or '.join(found)}. --search tries what fits"
 
 
 def totals(plans: Sequence[StagePlan], price: float | None) -> dict[str, float | None]:
