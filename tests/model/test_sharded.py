@@ -134,7 +134,7 @@ def divisible(make_model, make_backbone, **changes):
 
 
 def eight_rows(model, batches, rng):
-    return batches.build(model, [[batches.example(model, rng, [9, 3])] for _ in range(8)], S=24)
+    return batches.build(model, [[batches.example(model, rng, [9, 3])] for _ in range(8)], S=32)
 
 
 def test_six_meshes_compute_what_one_device_does(make_model, make_backbone, batches, rng):

@@ -58,5 +58,6 @@ def test_sizes_of_the_model(fits, make_backbone, sizes, changes, message):
 def test_rows_and_positions(fits):
     with pytest.raises(ValueError, match=r"4 rows, which is not a multiple of the 8 .*batch_rows a multiple of 16"):
         fits(dict(fsdp=8), stage={"microbatches": 2})
-    with pytest.raises(ValueError, match=r"row_length=20, which is not a multiple of the 8 devices of mesh.context"):
-        fits(dict(fsdp=1, context=8), pack={"row_length": 20})
+    message = r"row_length=24, which is not a multiple of 16, 2 pieces for each of the 8 devices of mesh.context"
+    with pytest.raises(ValueError, match=message):
+        fits(dict(fsdp=1, context=8), pack={"row_length": 24})

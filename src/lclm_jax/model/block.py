@@ -14,6 +14,7 @@ from lclm_jax.model.cache import write
 from lclm_jax.model.declare import DROPOUT, Module, Norm, Projection
 from lclm_jax.model.maths import apply_rope, rope_tables
 from lclm_jax.parallel.mapped import axis_names, mapped
+from lclm_jax.parallel.zigzag import natural_order, pieces_of
 
 REMAT = {
     "none": None,
@@ -62,7 +63,7 @@ class Sight(NamedTuple):
     sin_BSd: jax.Array
     q_segments_BS: jax.Array
     kv_segments_BT: jax.Array | None = None
-    """None: the queries' own, rows attend to themselves."""
+    """None: the queries' own, rows attend to themselves; then positions that a mesh cuts are in zig-zag order."""
     offset_B: jax.Array | None = None
     """Array order of each row's first query among the keys (with a cache)."""
 
@@ -118,12 +119,13 @@ class Attention(Module):
             return _attend_locally(self.options, (), *qkv, *sight[2:])
         rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
         cut = tuple(axis for axis in axis_names(positions) if mesh.shape[axis] > 1)
+        run: Any = functools.partial(_attend_locally, self.options, cut)
         if cut and sight.kv_segments_BT is None:
+            run = functools.partial(_attend_zigzag, self.options, cut)
             sight = sight._replace(kv_segments_BT=sight.q_segments_BS)
         of_q, of_k = (rows, positions, heads, "head_dim"), (rows, "kv_seq", self.options.kv_heads, "head_dim")
         in_axes = (of_q, of_k, of_k, (rows, positions), (rows, "kv_seq"), (rows,))
-        local = functools.partial(_attend_locally, self.options, cut)
-        return mapped(local, in_axes, of_q)(*qkv, *sight[2:])
+        return mapped(run, in_axes, of_q)(*qkv, *sight[2:])
 
     def _heads(self, name: str, heads: int, axis: str) -> Projection:
         c = self.config
@@ -154,6 +156,28 @@ def _attend_locally(
         offset_B=offset_B,
         backend=options.backend,
     )
+
+
+def _attend_zigzag(
+    options: StackOptions,
+    cut: tuple[str, ...],
+    q_BSHd: jax.Array,
+    k_BTKd: jax.Array,
+    v_BTKd: jax.Array,
+    q_segments_BS: jax.Array,
+    *others: jax.Array,
+) -> jax.Array:
+    """out_BSHd of one device, which has two pieces of every row; its queries attend piece by piece."""
+    devices, (kv_segments_BT, _) = jax.lax.axis_size(cut), others
+    k_BTKd, v_BTKd, kv_segments_BT = (natural_order(x, devices) for x in (k_BTKd, v_BTKd, kv_segments_BT))
+    size = q_BSHd.shape[1] // 2
+    outs = []
+    for half, piece in enumerate(pieces_of(jax.lax.axis_index(cut), devices)):
+        here = slice(half * size, (half + 1) * size)
+        offset_B = jnp.full(q_BSHd.shape[:1], piece * size, jnp.int32)
+        queries = (q_BSHd[:, here], k_BTKd, v_BTKd, q_segments_BS[:, here])
+        outs.append(_attend_locally(options, (), *queries, kv_segments_BT, offset_B))
+    return jnp.concatenate(outs, axis=1)
 
 
 class SwiGLU(Module):

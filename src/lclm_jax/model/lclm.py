@@ -27,6 +27,7 @@ from lclm_jax.model.pooling import dummy_groups, learned_markers, pool_rows, poo
 from lclm_jax.model.splice import splice
 from lclm_jax.parallel.mapped import axis_names, mapped
 from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
+from lclm_jax.parallel.zigzag import from_zigzag, to_zigzag
 
 Params = dict[str, Any]
 
@@ -104,9 +105,12 @@ def decode(
     key: jax.Array | None = None,
 ) -> jax.Array:
     """hidden_BSD after the final norm; attention is causal by array order and stays inside a segment."""
+    x_BSD = to_zigzag(x_BSD, "batch", "seq", "embed")
+    segments_BS, positions_BS = (to_zigzag(x_BS, "batch", "seq") for x_BS in (segments_BS, positions_BS))
     sight = see(model.decoder, segments_BS, positions_BS)
     with jax.named_scope("decoder"):
-        return _apply(Decoder(model), params["decoder"], x_BSD, sight, key=key)[0]
+        hidden_BSD = _apply(Decoder(model), params["decoder"], x_BSD, sight, key=key)[0]
+    return from_zigzag(hidden_BSD, "batch", "seq", "embed")
 
 
 def forward(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:

@@ -26,8 +26,8 @@ def check_fits(config: Config, mesh: Mesh, stages: Iterable[str] | None = None) 
         parts = _pieces(mesh, "batch") * stage.microbatches
         fix = f"make stages.{name}.batch_rows a multiple of {parts}"
         _check(mesh, f"stages.{name}: batch_rows / microbatches = {rows} rows, which", rows, "batch", fix)
-        fix = "make row_length a multiple of mesh.context"
-        _check(mesh, f"stages.{name}: pack.row_length={pack.row_length}, which", pack.row_length, "seq", fix)
+        fix = "make row_length a multiple of 2 * mesh.context"
+        _check(mesh, f"stages.{name}: pack.row_length={pack.row_length}, which", pack.row_length, "seq", fix, pieces=2)
         spread = widest(ENCODER_ROWS, rows * pack.encoder_rows, mesh)
         if (used := _pieces(mesh, spread)) < mesh.size:
             logger.warning(
@@ -62,12 +62,14 @@ def _stack(tower: str, model: ModelConfig) -> list[tuple[str, int, str, str]]:
     ]
 
 
-def _check(mesh: Mesh, key: str, size: int, axis: str, fix: str) -> None:
-    pieces = _pieces(mesh, axis)
-    if size % pieces:
+def _check(mesh: Mesh, key: str, size: int, axis: str, fix: str, pieces: int = 1) -> None:
+    """``pieces``: that a device takes where there are several."""
+    devices = _pieces(mesh, axis)
+    if size % (devices * pieces) and devices > 1:
         shown = " * ".join(f"mesh.{name}" for name in TABLE[axis])
         what = key if key.endswith("which") else f"{key}={size}"
-        raise ValueError(f"{what} is not a multiple of the {pieces} devices of {shown}; {fix}")
+        of = f"{devices * pieces}, {pieces} pieces for each of " if pieces > 1 else ""
+        raise ValueError(f"{what} is not a multiple of {of}the {devices} devices of {shown}; {fix}")
 
 
 def _pieces(mesh: Mesh, axis: str) -> int:
