@@ -173,6 +173,7 @@ ENTRY %main (a: bf16[{batch}32,64], b: bf16[{batch}64,16]) -> bf16[{batch}32,16]
         ("replica_groups=[2,2]<=[2,2]T(1,0)", (0, 2)),
         ("replica_groups=mesh['replica'=1,'fsdp'=2,'tensor'=2] {'fsdp'}", (0, 2)),
         ("source_target_pairs={{0,3},{3,0}}", (0, 3)),
+        ("source_target_pairs={{0,0},{1,2},{2,1}}", (1, 2)),
         ("replica_groups={}", (0, 1, 2, 3)),
     ],
 )

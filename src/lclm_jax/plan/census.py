@@ -166,7 +166,7 @@ def _is_new(visit: Visit, seen: set[tuple]) -> bool:
 
 
 def replica_group(attributes: str, devices: int) -> tuple[int, ...]:
-    """The group of device 0 from ``replica_groups=...`` in any of its spellings, or a permutation's first pair.
+    """The group of device 0 from ``replica_groups=...`` in any of its spellings, or the first pair that a permutation moves.
 
     ``{{0,1},{2,3}}`` lists, ``[2,4]<=[4,2]T(1,0)`` reshapes and transposes a count, ``mesh['a'=2,'b'=4] {'b'}`` names
     the axes of a mesh; empty means all devices.
@@ -185,9 +185,10 @@ def replica_group(attributes: str, devices: int) -> tuple[int, ...]:
         ids = ids.transpose([int(d) for d in iota[4].split(",")]) if iota[4] else ids
         groups = ids.reshape(int(iota[1]), int(iota[2]))
         return tuple(int(i) for i in groups[np.argmax((groups == 0).any(axis=1))])
-    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
+    pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)", attributes)
     if pairs:
-        return int(pairs[1]), int(pairs[2])
+        all_pairs = [(int(a), int(b)) for a, b in re.findall(r"(\d+),(\d+)", pairs[1])]
+        return next((pair for pair in all_pairs if pair[0] != pair[1]), all_pairs[0])  # some may keep what they have
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return tuple(int(i) for i in listed[1].split(","))
