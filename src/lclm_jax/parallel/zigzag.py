@@ -1,9 +1,8 @@
-"""The order of a row's positions where ``context`` cuts them: zig-zag, so that causal attention is as much work for all.
+"""The order of a row's positions where ``context`` cuts them: zig-zag, so that all devices attend equally much.
 
-Cut evenly into c pieces, the last of a causal row of one segment has (2c - 1) / c of the mean work. So a row is cut into
-2c pieces, and device i takes pieces i and 2c - 1 - i: one that sees little and one that sees much (Brandon et al. 2023,
-Striped Attention, arXiv 2311.09431, has the problem; the pairing is that of Llama 3, arXiv 2407.21783, section 3.3.2).
-Only attention minds the order; everything else is done for each position alone.
+Cut evenly into c pieces, the last of a causal row of one segment has (2c - 1) / c of the mean work. So a row is cut
+into 2c pieces, and device i takes pieces i and 2c - 1 - i: one that sees little and one that sees much (Llama 3, arXiv
+2407.21783, section 3.3.2). Only attention minds the order; everything else is done for each position alone.
 """
 
 from typing import Any

@@ -166,7 +166,7 @@ def _is_new(visit: Visit, seen: set[tuple]) -> bool:
 
 
 def replica_group(attributes: str, devices: int) -> tuple[int, ...]:
-    """The group of device 0 from ``replica_groups=...`` in any of its spellings, or the first pair that a permutation moves.
+    """The group of device 0 from ``replica_groups=...`` in any of its spellings, or of a permutation's first pair.
 
     ``{{0,1},{2,3}}`` lists, ``[2,4]<=[4,2]T(1,0)`` reshapes and transposes a count, ``mesh['a'=2,'b'=4] {'b'}`` names
     the axes of a mesh; empty means all devices.
