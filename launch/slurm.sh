@@ -15,6 +15,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 read_options "$@"
+for file in "${arguments[0]}" "${LCLM_SETUP:-/dev/null}"; do # better now than after a day in the queue
+  [[ -r $file ]] || die "cannot read $file; name an existing file, by a path that the nodes see"
+done
 
 read -ra options <<<"${SBATCH_ARGS:-}"
 run sbatch "${options[@]}" "$here/lclm.sbatch" "${arguments[@]}"

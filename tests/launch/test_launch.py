@@ -57,8 +57,10 @@ def test_every_launcher_explains_itself(script):
 
 
 def test_jobs_of_a_study():
-    done = launch("slurm.sh", "--dry-run", "STUDY.yaml", LCLM_VERB="ablate", SBATCH_ARGS="--array=0-3")
-    assert done.stdout.startswith("+ sbatch --array=0-3") and done.stdout.endswith("lclm.sbatch STUDY.yaml\n")
+    done = launch("slurm.sh", "--dry-run", "configs/ablate/ratio.yaml", LCLM_VERB="ablate", SBATCH_ARGS="--array=0-3")
+    assert done.stdout.startswith("+ sbatch --array=0-3") and done.stdout.endswith(
+        "lclm.sbatch configs/ablate/ratio.yaml\n"
+    )
     done = launch("skypilot.sh", "--dry-run", "gpu", "STUDY.yaml", "--job", "3", LCLM_VERB="ablate", **SKY)
     assert yaml.safe_load(done.stdout)["run"].splitlines()[-1] == "lclm ablate STUDY.yaml --job 3"
 
@@ -124,6 +126,7 @@ def test_xpk_and_tpu_vm():
         (["gke.sh", "cpu", CONFIG], "say tpu or gpu, not cpu"),
         (["skypilot.sh", "gpu"], "name a configuration"),
         (["tpu_vm.sh", CONFIG], "JOB_NAME is not set"),
+        (["slurm.sh", "configs/none.yaml"], "cannot read configs/none.yaml"),
     ],
 )
 def test_what_is_missing_is_named(arguments, words):
