@@ -6,7 +6,7 @@ Memory traffic has no formula here, so that the time is a looser bound than that
 from typing import NamedTuple
 
 from lclm_jax.config import Config
-from lclm_jax.model.flops import ATTENTION, step_flops
+from lclm_jax.model.flops import ATTENTION, remat_of, step_flops
 from lclm_jax.plan.memory import parameter_counts
 from lclm_jax.plan.topologies import Topology
 
@@ -55,25 +55,45 @@ def mesh_sizes(config: Config, topology: Topology) -> dict[str, int]:
 
 
 def _wire(config: Config, stage: str, topology: Topology) -> dict[str, float]:
-    """Bytes along each axis: weights and gradients in bfloat16, once for each microbatch.
+    """Bytes along each axis in a step."""
+    sizes = mesh_sizes(config, topology)
+    whole = topology.chip.dimensions > 0 and sizes["fsdp"] * sizes["context"] == topology.chips_per_slice
+    return _wire_of_weights(config, stage, sizes, whole) | _wire_of_positions(config, stage, sizes)
+
+
+def _wire_of_weights(config: Config, stage: str, sizes: dict[str, int], whole: bool) -> dict[str, float]:
+    """Weights and gradients in bfloat16, once for each microbatch.
 
     Weights are gathered for the forward and again for the backward pass. Gradients are scattered once; on TPUs a
-    reduction over the whole slice is compiled to an all-reduce, of twice the bytes.
+    reduction over the ``whole`` slice is compiled to an all-reduce, of twice the bytes.
     """
-    sizes, settings = mesh_sizes(config, topology), config.stages[stage]
+    settings = config.stages[stage]
     each = _BFLOAT16 / sizes["tensor"] * settings.microbatches
     counts = parameter_counts(config.model)
     weights = each * sum(counts.values())
     gradients = each * sum(count for part, count in counts.items() if settings.peak_lr(part) is not None)
-    n, copies, tensor = sizes["fsdp"] * sizes["context"], sizes["replica"], sizes["tensor"]
-    whole = topology.chip.dimensions > 0 and n == topology.chips_per_slice
-    rows = settings.batch_rows / (copies * sizes["fsdp"])
-    # Every layer gathers and scatters its activations, forward, backward and again.
-    activations = 12 * config.model.decoder.num_layers * config.model.decoder.hidden_size * _BFLOAT16
+    n, copies = sizes["fsdp"] * sizes["context"], sizes["replica"]
     return {
         "replica": gradients / n * 2 * (copies - 1) / copies,
         "fsdp": (2 * weights + (2 if whole else 1) * gradients) * (n - 1) / n,
-        "tensor": rows * config.pack(stage).row_length * activations * (tensor - 1) / tensor,
+    }
+
+
+def _wire_of_positions(config: Config, stage: str, sizes: dict[str, int]) -> dict[str, float]:
+    """Activations of the decoder, in bfloat16.
+
+    Along ``context`` each layer gathers the keys and values of the whole row, again if it is recomputed, and
+    all-reduces their gradients. Along ``tensor`` it gathers and scatters what flows through it: forward, backward and
+    again.
+    """
+    shape, context, tensor = config.model.decoder, sizes["context"], sizes["tensor"]
+    rows = config.stages[stage].batch_rows / (sizes["replica"] * sizes["fsdp"])
+    bytes_ = rows * config.pack(stage).row_length * shape.num_layers * _BFLOAT16
+    keys_and_values = bytes_ * 2 * shape.num_kv_heads * shape.head_dim / tensor
+    times = 3 if remat_of(config.model, "decoder") == "none" else 4
+    return {
+        "context": times * keys_and_values * (context - 1) / context,
+        "tensor": 12 * bytes_ * shape.hidden_size / context * (tensor - 1) / tensor,
     }
 
 
@@ -82,7 +102,7 @@ def _seconds(axis: str, count: float, sizes: dict[str, int], topology: Topology)
     chip = topology.chip
     links = 2 * chip.dimensions if all(topology.wrap) else max(chip.dimensions, 1)
     fast = count / (links * chip.link_bytes_per_s)
-    if topology.slices == 1 or axis == "tensor":
+    if topology.slices == 1 or axis in ("context", "tensor"):
         return fast
     if axis == "replica":
         return count / chip.dcn_bytes_per_s
