@@ -159,7 +159,7 @@ def test_histograms_are_made(run, small_blocks, tmp_path):
     values, tokenizers = run
     config = small_blocks(values)
     index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / "index")
-    plot_histograms(index, 30, tmp_path / "a.png")
+    plot_histograms(index, 30, tmp_path / "a.png", "demo")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -27,7 +27,7 @@ def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | No
     tokenizers, wanted = load_tokenizers(tree), range(first, first + rows)
     with tempfile.TemporaryDirectory() as index, make_loader(tree, stage, tokenizers, index_folder=index) as loader:
         if plot is not None:
-            _plot(loader, min(total, _PLOTTED_ROWS), plot)
+            _plot(loader, min(total, _PLOTTED_ROWS), plot, f"{config.name}, stage {stage}")
         if html is not None:
             pieces = render_page(
                 ((number, *loader.row(number)[:2]) for number in wanted), tokenizers, f"{config.name}, stage {stage}"
@@ -39,11 +39,11 @@ def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | No
             _print(tree, loader, tokenizers, wanted)
 
 
-def _plot(loader: Loader, rows: int, path: Path) -> None:
+def _plot(loader: Loader, rows: int, path: Path, title: str) -> None:
     """One picture; of a stage with several ratios one for each."""
     for ratio, index in loader.indices.items():
         own = path if len(loader.indices) == 1 else path.with_stem(f"{path.stem}-{ratio}x")
-        plot_histograms(index, rows, own)
+        plot_histograms(index, rows, own, f"{title}, N = {ratio}")
         click.echo(own)
 
 

@@ -10,12 +10,13 @@ from lclm_jax.data.index import RowIndex
 _RECORDS = 2000
 
 
-def plot_histograms(index: RowIndex, rows: int, path: str | Path) -> None:
+def plot_histograms(index: RowIndex, rows: int, path: str | Path, title: str) -> None:
     """Write a PNG about the first ``rows`` rows of a stage; spans and documents are those of a sample of records."""
     from matplotlib.figure import Figure
 
     pack = index.maker.sources[0].setup.pack
     figure = Figure(figsize=(12, 7), layout="constrained")
+    figure.suptitle(f"{title}: {rows:,} rows")
     axes: Any = figure.subplots(2, 3).ravel()
     documents, spans = _lengths(index)
     tokens, encoder, raw, decoder_fill, encoder_fill = _rows(index, rows)
@@ -63,10 +64,15 @@ def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool =
         axis.set_axis_off()
         return
     low, high = min(one.min() for one in shown.values()), max(one.max() for one in shown.values())
-    bins = np.geomspace(max(low, 1), max(high, 2), 41) if log else np.linspace(min(low, 0), max(high, 1), 41)
+    if log and low == high:
+        bins = np.array([low / 2, low - 0.5, low + 0.5, low * 2])
+    elif log:  # whole numbers: a bin between two of them would be empty
+        bins = np.unique(np.rint(np.geomspace(max(low, 1), high + 1, 41))) - 0.5
+    else:
+        bins = np.linspace(min(low, 0), max(high, 1), 41)
     widths = np.linspace(1.0, 4.0, len(shown)).tolist()
     for name, one in shown.items():
-        mean = f"{name} mean {one.mean():,.{0 if one.mean() >= 100 else 2}f}".strip()
+        mean = f"{name}{', ' * bool(name)}mean {one.mean():,.{0 if one.mean() >= 100 else 2}f}"
         weights = np.full(one.size, 1 / one.size)
         # Outlines of falling width: of sources that are alike, all stay visible.
         drawn = (
@@ -78,7 +84,8 @@ def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool =
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", labelsize=8, rotation=45 if high > 1000 * max(low, 1) else 0)
+        axis.tick_params(axis="x", rotation=45 if high > 1000 * max(low, 1) else 0)
+    axis.tick_params(labelsize=8)
     axis.set_xlabel(label)
     axis.set_ylabel("share")
     axis.legend(frameon=False, fontsize=8)

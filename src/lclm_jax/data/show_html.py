@@ -26,7 +26,7 @@ pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:12.5px/1.55 ui-mon
 _KEY = (
     '<p class="key"><span class="loss">text with loss</span><span class="no">text without loss</span>'
     '<span class="span"><b>tokens → latents</b> compressed text</span><span>bars: decoder positions by segment, then'
-    " every encoder row by window; grey is empty</span></p>"
+    " the windows of every encoder row in the colour of the segment that reads them; grey is empty</span></p>"
 )
 _COLOURS = ("#4c78a8", "#f2a154", "#6aa66a", "#b279a2", "#d1605e", "#72b7b2", "#c9a227", "#9c8573")
 
@@ -63,13 +63,14 @@ def _row(row: Row, number: int, tokenizers: Tokenizers, ratio: int) -> Iterator[
         f" {encoder:,} tokens in {pooled.size:,} encoder positions ({encoder / pooled.size:.1%}), loss on"
         f" {np.count_nonzero(row['loss_weights']):,} positions</p>"
     )
-    yield _bar(_parts(segments, "segment"), segments.size)
-    for line in row["encoder_segments"]:
-        yield _bar(_parts(line, "window"), line.size)
+    yield _bar(_parts(segments, segments, "segment"), segments.size)
+    for line, readers in zip(row["encoder_segments"], _readers(row, ratio), strict=True):
+        yield _bar(_parts(line, readers, "window"), line.size)
     spans = span_tokens(row, ratio)
     for segment in range(1, count + 1):
         where = np.flatnonzero(segments == segment)
-        yield f'<div class="seg"><h3>segment {segment}: positions {where[0]}-{where[-1]}</h3><pre>'
+        border = f"border-color:{_colour(segment)}"
+        yield f'<div class="seg" style="{border}"><h3>segment {segment}: positions {where[0]}-{where[-1]}</h3><pre>'
         yield "".join(_pieces(row, where, spans, tokenizers))
         yield "</pre></div>\n"
 
@@ -85,15 +86,27 @@ def _pieces(row: Row, where: np.ndarray, spans: dict[int, np.ndarray], tokenizer
             yield f'<span class="{"loss" if run.kind == "loss" else "no"}">{text}</span>'
 
 
-def _parts(numbers: np.ndarray, what: str) -> list[_Part]:
-    """Stretches of equal number along one bar; number 0 is empty."""
+def _readers(row: Row, ratio: int) -> np.ndarray:
+    """The segment that reads each encoder position's latent, 0 for none; [M, R]."""
+    read = row["latent_index"] >= 0
+    of_slot = np.zeros(row["encoder_segments"].size // ratio, np.int64)
+    of_slot[row["latent_index"][read]] = row["decoder_segments"][read]
+    return np.repeat(of_slot, ratio).reshape(row["encoder_segments"].shape)
+
+
+def _parts(numbers: np.ndarray, segments: np.ndarray, what: str) -> list[_Part]:
+    """Stretches of equal number along one bar, coloured by the segment that has or reads them; number 0 is empty."""
     edges = np.append(np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])), numbers.size)
     parts = []
     for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         number = int(numbers[first])
-        colour = _COLOURS[number % len(_COLOURS)] if number else "transparent"
+        colour = _colour(int(segments[first:last].max())) if number else "transparent"
         parts.append(_Part(last - first, colour, f"{what} {number}: {last - first} positions" if number else "empty"))
     return parts
+
+
+def _colour(segment: int) -> str:
+    return _COLOURS[segment % len(_COLOURS)]
 
 
 def _bar(parts: list[_Part], size: int) -> str:
