@@ -19,6 +19,9 @@ from lclm_jax.plan.topologies import (
 )
 
 prepare_environment()  # JAX is imported but has touched no device yet
+# As for a run, not as tests/conftest.py has it, whose LLVM optimises nothing: kernels would spill registers. And there
+# is no GPU to try variants of a product on.
+os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"
 
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
@@ -29,8 +32,6 @@ def devices_of(name):
     topology = parse_topology("h100:1" if name == "h100" else SLICES.get(name, name))
     if not can_compile(topology):
         pytest.skip(f"needs {', '.join(GPU_PACKAGES)}")
-    # There is no GPU to try variants on. The plugin reads the flags when it is loaded.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     return compile_only_devices(topology)
 
 
