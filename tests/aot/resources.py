@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from lclm_jax.plan.hlo import backend_config, parse
+from lclm_jax.plan.kernels import is_kernel, kernel_name
+
 SHARED_BYTES = 232448
 """Of one block of threads on an H100, ``shared_memory_per_block_optin`` in plan/h100.textproto."""
-USED = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
 SAID = {"registers": r"Used (\d+) registers", "spilled": r"(\d+) bytes spill stores"}
 
 
 def vmem(program, names: str) -> dict[str, int]:
     """Kernel (what the pattern ``names`` finds) -> bytes of VMEM, the largest where one is called several times."""
     found: dict[str, int] = {}
-    for line in program.as_text().splitlines():
-        name = re.search(names, line.split(" = ")[0])
-        if name and '"tpu_custom_call"' in line:
-            bytes_ = re.search(
-                r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line
-            )
-            found[name[0]] = max(found.get(name[0], 0), int(bytes_[1]))
+    for visit in parse(program.as_text()).visits():
+        name = re.search(names, kernel_name(visit.instruction)) if is_kernel(visit.instruction) else None
+        if name:
+            [taken] = backend_config(visit.instruction)["used_scoped_memory_configs"]
+            found[name[0]] = max(found.get(name[0], 0), int(taken["size"]))
     return found
 
 
