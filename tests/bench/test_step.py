@@ -41,15 +41,16 @@ def config(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_both_sides_start_alike_and_the_ratio_is_split(config, monkeypatch, on_cpu):
+def test_both_sides_start_alike_and_the_ratio_is_split(config, monkeypatch, tmp_path, on_cpu):
     """In turn on a CPU; on an accelerator PyTorch first, which then gives its memory back."""
     monkeypatch.setattr(step, "on_cpu", lambda: on_cpu)
-    result = step.bench_step(config, None, steps=2, repeats=3, torch=True)
+    result = step.bench_step(config, None, steps=2, repeats=3, torch=True, profile=tmp_path)
     other = result["pytorch"]
     assert other["first_loss"] == pytest.approx(result["first_loss"], rel=1e-5)
     assert len(other["ratios"]) == 3 and min(other["ratios"]) <= other["ratio"] <= max(other["ratios"])
     assert other["of_which_padding_saved"] * other["of_which_arithmetic"] == pytest.approx(other["ratio"])
     assert result["tokens_per_s"]["decoder"] > 0 and result["mfu"] > 0
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 def test_what_it_is_measured_with_is_a_configuration():

@@ -6,6 +6,7 @@ import logging
 import os
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,11 +32,14 @@ _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": 
 """Beginning of a device kind -> name in ``parallel.chips``; longer beginnings first where one begins another."""
 
 
-def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torch: bool) -> dict[str, Any]:
+def bench_step(
+    config: Config, stage: str | None, steps: int, repeats: int, torch: bool, profile: Path | None = None
+) -> dict[str, Any]:
     """Measure ``repeats`` times ``steps`` steps of ``stage`` (None: the last), from random weights.
 
     With ``torch`` (and torch installed) the same steps of the PyTorch model: on a CPU after every repetition of ours;
-    on an accelerator, which is quieter and has no room for both, all of them before ours.
+    on an accelerator, which is quieter and has no room for both, all of them before ours. ``profile``: a folder that
+    gets a trace of one more repetition of ours.
 
     Returns:
         JSON values. Rates are medians over the repetitions, as is ``ratio``: ours to PyTorch's in tokens per second;
@@ -63,6 +67,9 @@ def bench_step(config: Config, stage: str | None, steps: int, repeats: int, torc
         if other is not None and on_cpu():
             other_seconds.append(other.run(batches))
         logger.info("repetition %d: %.3f s a step", number + 1, seconds[-1])
+    if profile is not None:
+        with jax.profiler.trace(str(profile)):
+            ours.run(batches)
     result = _rates(config, stage, batches, seconds) | {"compile_seconds": compile_seconds, **_memory()}
     result |= {"surroundings": surroundings(), "stage": stage, "steps": steps, "repeats": repeats}
     if other is not None:

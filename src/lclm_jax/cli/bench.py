@@ -47,6 +47,7 @@ def kernels(only: tuple[str, ...], json_file: Path | None) -> None:
 @click.option("--steps", default=8, show_default=True, help="Steps, each on a batch of its own, in a repetition.")
 @click.option("--repeats", default=5, show_default=True, help="Repetitions; PyTorch's follow ours in turn.")
 @click.option("--torch/--no-torch", default=True, show_default=True, help="Compare with PyTorch, if it is installed.")
+@click.option("--profile", type=click.Path(path_type=Path), help="Trace a further repetition into this new folder.")
 @set_option
 @json_option
 def step(config: Path, overrides: tuple[str, ...], json_file: Path | None, **options: Any) -> None:
