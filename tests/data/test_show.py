@@ -67,3 +67,13 @@ def test_a_page_stands_alone_and_holds_the_text(tokenizer):
     assert '<span class="loss">two [x]</span>' in page
     widths = [float(width) for width in re.findall(r"width:([\d.]+)%", page.split("<h2>")[1])]
     assert sum(widths) == pytest.approx(300, abs=0.1), "one bar of the decoder and two of the encoder, each full"
+
+
+def test_windows_have_the_colour_of_the_segment_that_reads_them(tokenizer):
+    page, _ = shown(tokenizer, html=True)
+    row = page.split("<h2>")[1]
+    bars = [re.findall(r'background:(#\w+)" title="(\w+)', bar) for bar in row.split('<div class="bar">')[1:]]
+    segments = [colour for colour, _ in bars[0]]
+    assert re.findall(r"border-color:(#\w+)", row) == segments
+    assert len(set(segments)) == 2, "the second example has no span"
+    assert {part for bar in bars[1:] for part in bar} == {(segments[0], "window")}
