@@ -29,7 +29,7 @@ FREE_KEYS = (
     "environment", "model.remat", "model.attention", "run_dir", "mesh.", "eval.",
     "train.log_every", "train.probe.", "train.trackers", "train.checkpoint.", "train.stop.", "train.spike.",
     "train.data_timeout_seconds", "train.watchdog_seconds", "train.profile_steps",
-    "train.processes.", "data.workers", "data.prefetch",
+    "train.processes.", "data.workers", "data.prefetch", "data.cache", "data.cache_bytes",
 )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def train_run_tokenizer(config: Config) -> dict[str, Any]:
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
     except ValueError as error:
-        raise ValueError(f"{error} ({left_out(tally.counts, tally.rejects)})") from None
+        raise ValueError(f"{error} ({left_out(tally.counts, tally.rejects)})" if tally.counts else str(error)) from None
     tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}

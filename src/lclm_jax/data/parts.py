@@ -65,8 +65,10 @@ class Report:
             if values["key"] != key:
                 return None
             shards = {split: Shard(**shard) for split, shard in values["shards"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None  # absent or damaged: made again
+        except OSError as error:
+            raise PreparedError(f"cannot read {storage.shown(part.stem)}.json: {error}; try again") from None
         whole = all(
             storage.size(shard.file) == shard.bytes and storage.exists(lengths_name(shard.file))
             for shard in shards.values()

@@ -147,7 +147,7 @@ def finished_manifest(plan: Plan) -> dict[str, Any] | None:
         manifest = read_manifest(plan.storage)
     except PreparedError:
         return None  # absent, damaged or of another format: made anew
-    if manifest["key"] != plan.key:
+    if manifest.get("key") != plan.key:
         raise PreparedError(
             f"{plan.storage} was prepared from another corpus or with other settings; delete it or set data.prepared to"
             " a new folder"

@@ -15,7 +15,7 @@ from typing import Any
 
 from lclm_jax.data.errors import PreparedError
 from lclm_jax.data.shard_cache import HeldFile, ShardCache
-from lclm_jax.data.urls import file_system
+from lclm_jax.data.urls import driver_errors, file_system
 
 _FETCHING = threading.Lock()
 
@@ -52,21 +52,25 @@ class Storage:
         return system.isfile(f"{inside}/{name}")
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is none."""
+        """Bytes of a file; None if there is none. Raises ``PreparedError`` if that cannot be known."""
         try:
             if not self.remote:
                 return (Path(self.root) / name).stat().st_size
-            system, inside = self._system()
-            return system.info(f"{inside}/{name}")["size"]
-        except OSError:
+            with driver_errors():
+                system, inside = self._system()
+                return system.info(f"{inside}/{name}")["size"]
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # not to be mistaken for a file that is missing, which would be made again
+            raise PreparedError(f"cannot read {self.shown(name)}: {error}; try again") from None
 
     def read(self, name: str) -> bytes:
         """Content of a small file; raises ``OSError``."""
         if not self.remote:
             return (Path(self.root) / name).read_bytes()
-        system, inside = self._system()
-        return system.cat_file(f"{inside}/{name}")
+        with driver_errors():
+            system, inside = self._system()
+            return system.cat_file(f"{inside}/{name}")
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, whole or not at all; raises ``OSError``."""
@@ -132,8 +136,9 @@ class Storage:
             raise PreparedError(f"cannot read {self.shown(name)}: {error}; prepare the data again") from None
 
     def _fetch(self, name: str, path: Path, sha256: str | None) -> None:
-        system, inside = self._system()
-        system.get_file(f"{inside}/{name}", str(path))
+        with driver_errors():
+            system, inside = self._system()
+            system.get_file(f"{inside}/{name}", str(path))
         if sha256 is not None and (actual := file_digest(path)) != sha256:
             raise PreparedError(
                 f"{self.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {sha256[:12]}..; delete it and"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lclm_jax.config import CollectionConfig
-from lclm_jax.data.urls import file_system
+from lclm_jax.data.urls import driver_errors, file_system
 
 _WILDCARDS = set("*?[")
 
@@ -47,7 +47,11 @@ def open_file(path: str) -> Any:
 
 
 def _expand(path: str, endings: tuple[str, ...]) -> Iterator[File]:
-    files = _local(path, endings) if "://" not in path else _remote(path, endings)
+    try:
+        with driver_errors():
+            files = _local(path, endings) if "://" not in path else _remote(path, endings)
+    except OSError as error:
+        raise ValueError(f"cannot list {path}: {error}") from None
     if not files:
         raise ValueError(
             f"{path} names no file to read (endings: {', '.join(endings)}); check the path and the endings"
