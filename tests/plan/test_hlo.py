@@ -57,8 +57,18 @@ def test_nested_loops_multiply():
 
 def test_trip_counts_are_noted_or_compared_with():
     program = parse(LOOPS)
-    assert trip_count(program, program.computations["main"].instructions["top"]) == 3
-    assert trip_count(program, program.computations["outer"].instructions["loop"]) == 5
+    main, outer = program.computations["main"], program.computations["outer"]
+    assert trip_count(program, main, main.instructions["top"]) == 3
+    assert trip_count(program, outer, outer.instructions["loop"]) == 5
+
+
+def test_a_peeled_loop_begins_later():
+    one = "  %one = s32[]{:T(128)} constant(1)\n  %first = s32[]{:T(128)} copy(%one)\n"
+    one += "  %v = f32[8,16]{1,0:T(8,128)} get-tuple-element(%q), index=1\n"
+    one += "  %state = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) tuple(%first, %v)\n  %loop = "
+    program = parse(LOOPS.replace("  %loop = ", one).replace("while(%q)", "while(%state)"))
+    outer = program.computations["outer"]
+    assert trip_count(program, outer, outer.instructions["loop"]) == 4  # 1, 2, 3, 4 of 5
 
 
 def test_an_unrolled_loop_advances_by_two():
@@ -67,7 +77,8 @@ def test_an_unrolled_loop_advances_by_two():
         "  %two = s32[]{:T(128)} constant(2)\n  %next = s32[]{:T(128)} add(%i, %two)\n  %w = f32[16,16]",
     )
     program = parse(text)
-    assert trip_count(program, program.computations["outer"].instructions["loop"]) == 3  # 0, 2, 4 of 5
+    outer = program.computations["outer"]
+    assert trip_count(program, outer, outer.instructions["loop"]) == 3  # 0, 2, 4 of 5
 
 
 KERNEL = """HloModule jit_g
@@ -179,6 +190,31 @@ ENTRY %main (a: bf16[{batch}32,64], b: bf16[{batch}64,16]) -> bf16[{batch}32,16]
 )
 def test_groups_in_every_spelling(text, group):
     assert replica_group(f"channel_id=1, {text}, use_global_device_ids=true", 4) == group
+
+
+SLICES = """HloModule s
+
+ENTRY %main (g: bf16[160,8,128]) -> bf16[160,8,128] {
+  %g = bf16[160,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %after = token[] after-all()
+  %send = (bf16[160,8,128]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) send(%g, %after), channel_id=2, WHERE
+  %recv = (bf16[160,8,128]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) recv(%after), channel_id=1, WHERE
+  ROOT %sum = bf16[160,8,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%recv), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "group"),
+    [
+        ('"{1,2,3,4}x{0:1}"', (0, 2, 4, 6)),
+        ("{{100000,300000},{100001,300001},{200000,400000},{200001,400001}}", (0, 4)),
+    ],
+)
+def test_collectives_between_slices_are_left_to_the_hosts(target, group):
+    where = f'frontend_attributes={{_xla_megascale_target={target},_xla_megascale_transfer_type="ALL_REDUCE"}}'
+    (reduce,) = count(parse(SLICES.replace("WHERE", where)), 8).collectives
+    assert (reduce.opcode, reduce.group, reduce.payload) == ("all-reduce", group, 160 * 8 * 128 * 2)
 
 
 def test_types():

@@ -135,12 +135,13 @@ def _valid(length: int, size: int, outputs: int, window: dict[str, str]) -> floa
 
 def _collective(visit: Visit, devices: int) -> Collective | None:
     instruction = visit.instruction
-    opcode = instruction.opcode.removesuffix("-start")
+    opcode = _between_slices(instruction) or instruction.opcode.removesuffix("-start")
     if opcode not in _COLLECTIVES:
         return None
     operands = [visit.computation.instructions[name].arrays for name in instruction.operands]
     given = sum(array.bytes for arrays in operands for array in arrays)
-    group = replica_group(instruction.attributes, devices)
+    read_group = slice_group if instruction.opcode == "send" else replica_group
+    group = read_group(instruction.attributes, devices)
     made = sum(array.bytes for array in instruction.arrays)
     if opcode == "all-gather":
         payload = given * len(group)
@@ -152,6 +153,12 @@ def _collective(visit: Visit, devices: int) -> Collective | None:
     if opcode == "all-reduce" and "reduce-scatter" in visit.computation.name:
         opcode = "reduce-scatter"
     return Collective(opcode, payload, group, visit.times, instruction.name)
+
+
+def _between_slices(instruction: Instruction) -> str | None:
+    """The collective between slices that a ``send`` is part of: TPUs leave those to their hosts."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    return found[1].lower().replace("_", "-") if found and instruction.opcode == "send" else None
 
 
 def _is_new(visit: Visit, seen: set[tuple]) -> bool:
@@ -195,6 +202,20 @@ def replica_group(attributes: str, devices: int) -> tuple[int, ...]:
     return tuple(range(devices))
 
 
+def slice_group(attributes: str, devices: int) -> tuple[int, ...]:
+    """The group of device 0 in a collective between slices; the mesh has the devices slice by slice.
+
+    ``{1,2}x{0:63}`` joins the same device of each of these slices, counted from 1; ``{{100000,300000},...}`` lists
+    groups of slice * 100000 + device.
+    """
+    target = attributes.partition("_xla_megascale_target=")[2].partition("_xla_megascale_transfer")[0]
+    groups = [[int(number) for number in text.split(",")] for text in re.findall(r"\{([\d,]+)\}", target)]
+    if "}x{" not in target:
+        groups = [[number // 100000 for number in group] for group in groups]
+    slices = max(map(max, groups))
+    return tuple((number - 1) * (devices // slices) for number in groups[0])
+
+
 def _boundary(program: Program, computation: Computation, instruction: Instruction) -> float:
     """Bytes of device memory that an instruction reads and writes."""
     opcode, made = instruction.opcode, _hbm(instruction.arrays)
@@ -205,7 +226,7 @@ def _boundary(program: Program, computation: Computation, instruction: Instructi
         # A slice is read; of an asynchronous one the result is counted when it is done.
         read = min(a.bytes for a in instruction.arrays if a.dims) if operands[0].in_hbm else 0.0
         return read if opcode.endswith("-start") else read + made
-    if opcode.endswith("-start"):
+    if opcode.endswith("-start") or opcode in ("send", "recv"):
         return _hbm(operands)
     if opcode == "dynamic-update-slice":
         return 2 * operands[1].bytes if operands[0].in_hbm else 0.0

@@ -21,6 +21,8 @@ from lclm_jax.train.step import make_train_step
 MEMORY_TOKENS = (0, 1, 2)
 """Stand in for ids that only the tokenizer knows; no cost depends on them."""
 
+_RATES = {"adapter": 6e-5, "encoder": 6e-5, "decoder": 1e-5}
+"""Stand in for the learning rates of all stages."""
 
 _OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 """XLA times variants of a product on the GPU itself; there is none."""
@@ -90,8 +92,14 @@ def compile_step(lowered: LoweredStep) -> CompiledStep:
 
 
 def _with_plain_numbers(config: Config, stage: str) -> Config:
-    """``config`` with one length of the schedule for all: numbers in the program that none of its costs depends on."""
-    settings = config.stages[stage].model_copy(update={"steps": 1000, "warmup_steps": None})
+    """``config`` with one schedule for all stages: numbers in the program that none of its costs depends on.
+
+    Stages that train the same parts so share one program, which is compiled once.
+    """
+    found = config.stages[stage]
+    rates = {part: _RATES.get(part, 1e-5) for part, rate in found.lr if rate is not None}
+    plain = {"steps": 1000, "warmup_steps": None, "lr": found.lr.model_copy(update=rates)}
+    settings = found.model_copy(update=plain)
     changes: dict[str, Any] = {"stages": {**config.stages, stage: settings}}
     if config.model.memory_token_ids is None:
         changes["model"] = config.model.model_copy(update={"memory_token_ids": MEMORY_TOKENS})

@@ -91,7 +91,7 @@ class Program(NamedTuple):
         computation = self.computations[name]
         for instruction in computation.instructions.values():
             yield Visit(computation, instruction, times, fused_in)
-            trips = trip_count(self, instruction) if instruction.opcode == "while" else 1
+            trips = trip_count(self, computation, instruction) if instruction.opcode == "while" else 1
             inside = fused_in or (name if instruction.opcode == "fusion" else None)
             for key, names in instruction.called().items():
                 # A reduction's scalar function and a loop's condition cost nothing to speak of.
@@ -158,11 +158,14 @@ def arrays_of(text: str) -> tuple[Array, ...]:
     )
 
 
-def trip_count(program: Program, loop: Instruction) -> int:
-    """How often a while loop's body runs: what the compiler noted, else the bound its condition compares with.
+def trip_count(program: Program, computation: Computation, loop: Instruction) -> int:
+    """How often the body of a while loop in ``computation`` runs.
+
+    That is what the compiler noted, else it follows from the bound that the condition compares with, and from where the
+    counter begins: not at 0 where the compiler has peeled off the first run.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: no number is noted, and the condition compares with several.
     """
     noted = _TRIPS.search(loop.attributes)
     if noted:
@@ -170,29 +173,52 @@ def trip_count(program: Program, loop: Instruction) -> int:
     values = set(_constants(program, loop.called()["condition"][0]))
     if len(values) != 1:
         raise ValueError(f"the trip count of loop {loop.name} is unknown; its condition compares with {sorted(values)}")
-    return -(-values.pop() // _stride(program, loop))
+    return -(-(values.pop() - _first(program, computation, loop)) // _stride(program, loop))
+
+
+def _counters(program: Program, loop: Instruction) -> Iterator[int]:
+    """Places in the state of a loop that its condition reads."""
+    for read in program.computations[loop.called()["condition"][0]].instructions.values():
+        index = re.search(r"index=(\d+)", read.attributes)
+        if read.opcode == "get-tuple-element" and index is not None:
+            yield int(index[1])
+
+
+def _first(program: Program, computation: Computation, loop: Instruction) -> int:
+    """Where the counter of a loop begins; 0 where that is not plain."""
+    state = computation.instructions[loop.operands[0]]
+    for index in _counters(program, loop):
+        if state.opcode == "tuple":
+            made = computation.instructions[state.operands[index]]
+            while made.opcode in ("copy", "bitcast"):
+                made = computation.instructions[made.operands[0]]
+            if _is_number(made):
+                return int(made.attributes.split()[0])
+    return 0
 
 
 def _stride(program: Program, loop: Instruction) -> int:
     """By how much the counter of a loop grows; 1 where that is not plain. Unrolled loops of the compiler take two."""
-    condition = program.computations[loop.called()["condition"][0]].instructions
     body = program.computations[loop.called()["body"][0]]
-    for read in condition.values():
-        index = re.search(r"index=(\d+)", read.attributes)
-        if read.opcode != "get-tuple-element" or index is None or int(index[1]) >= len(body.root.operands):
+    for index in _counters(program, loop):
+        if index >= len(body.root.operands):
             continue
-        step = body.instructions[body.root.operands[int(index[1])]]
-        parts = [body.instructions[name] for name in step.operands if step.opcode == "add"]
-        constants = [part for part in parts if part.opcode == "constant" and part.arrays[0] in _SCALARS]
+        step = body.instructions[body.root.operands[index]]
+        constants = [body.instructions[name] for name in step.operands if step.opcode == "add"]
+        constants = [part for part in constants if _is_number(part)]
         if constants:
             return max(1, int(constants[0].attributes.split()[0]))
     return 1
 
 
+def _is_number(instruction: Instruction) -> bool:
+    return instruction.opcode == "constant" and instruction.arrays[0] in _SCALARS
+
+
 def _constants(program: Program, name: str) -> Iterator[int]:
     """The integer scalars in a computation and in what it calls."""
     for instruction in program.computations[name].instructions.values():
-        if instruction.opcode == "constant" and instruction.arrays[0] in _SCALARS:
+        if _is_number(instruction):
             yield int(instruction.attributes.split()[0])
         for names in instruction.called().values():
             for called in names:
