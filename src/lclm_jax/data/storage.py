@@ -135,6 +135,11 @@ class Storage:
         except OSError as error:
             raise PreparedError(f"cannot read {self.shown(name)}: {error}; prepare the data again") from None
 
+    def digest(self, name: str, sha256: str) -> str:
+        """SHA-256 of the file ``name``, which should be ``sha256``; raises as ``hold``."""
+        held = self.hold(name, sha256)
+        return file_digest(held.path)
+
     def _fetch(self, name: str, path: Path, sha256: str | None) -> None:
         with driver_errors():
             system, inside = self._system()

@@ -223,7 +223,7 @@ class PreparedSplit:
         for shard in self.shards:
             files = ((shard.file, shard.sha256), (lengths_name(shard.file), shard.lengths_sha256))
             for name, expected in files:
-                if (actual := file_digest(self.storage.hold(name, expected).path)) != expected:
+                if (actual := self.storage.digest(name, expected)) != expected:
                     raise PreparedError(
                         f"{self.storage.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {expected[:12]}..;"
                         " delete it and prepare the data again"

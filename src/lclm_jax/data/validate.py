@@ -11,7 +11,7 @@ from lclm_jax.data.errors import PreparedError
 from lclm_jax.data.lengths import map_columns
 from lclm_jax.data.records import RAGGED, SCALARS, lengths_of
 from lclm_jax.data.sources import Tokenizers
-from lclm_jax.data.storage import Storage, file_digest
+from lclm_jax.data.storage import Storage
 from lclm_jax.data.store import (
     PreparedSplit,
     Shard,
@@ -81,7 +81,8 @@ def _split(
         try:
             defects = list(_files(storage, shard))
             if not defects:
-                lengths = map_columns(storage.hold(lengths_name(shard.file), shard.lengths_sha256).path)
+                held = storage.hold(lengths_name(shard.file), shard.lengths_sha256)
+                lengths = map_columns(held.path)
                 tokens += int(lengths["decoder_tokens"].sum())
                 checker = _Checker(shard, kind, lengths, tokenizers)
                 defects = list(_records(checker, reader, first, sample))
@@ -95,7 +96,7 @@ def _split(
 
 def _files(storage: Storage, shard: Shard) -> Iterator[Defect]:
     for name, expected in ((shard.file, shard.sha256), (lengths_name(shard.file), shard.lengths_sha256)):
-        if (actual := file_digest(storage.hold(name, expected).path)) != expected:
+        if (actual := storage.digest(name, expected)) != expected:
             yield Defect(name, f"its checksum is {actual[:12]}.. instead of {expected[:12]}..")
 
 
