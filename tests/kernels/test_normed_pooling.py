@@ -22,7 +22,9 @@ SETTINGS = [
     ("eos", 16, "bfloat16", True),
 ]
 CASES = [*itertools.product(KERNELS, SETTINGS), ("pallas_tpu", ("mean", 16, "bfloat16", True))]
-CASES += [("pallas_gpu", ("mean", 32, "bfloat16", True))]  # the TPU's is unrolled: it takes long to interpret
+CASES += [("pallas_gpu", ("mean", 32, "bfloat16", True))]
+# The TPU's is unrolled: it takes long to interpret.
+CASES += [pytest.param("pallas_tpu", ("mean", 32, "bfloat16", True), marks=pytest.mark.slow)]
 
 
 def pooling(backend, setting):

@@ -20,16 +20,13 @@ from lclm_jax.config.nearest import suggestion
 from lclm_jax.data.loader import batch_stats, make_loader
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import make_mesh, use_mesh
-from lclm_jax.parallel.chips import CHIPS
+from lclm_jax.parallel.chips import peak_flops
 from lclm_jax.train.optimizer import make_optimizer
 from lclm_jax.train.stages import load_tokenizers, resolve
 from lclm_jax.train.state import fresh_state, params_shardings, random_params
 from lclm_jax.train.step import make_train_step, put_batch
 
 logger = logging.getLogger(__name__)
-
-_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "NVIDIA H100": "h100"}
-"""Beginning of a device kind -> name in ``parallel.chips``; longer beginnings first where one begins another."""
 
 
 def bench_step(
@@ -176,9 +173,9 @@ def _comparison(config: Config, batches: list[Batch], seconds: list[float], othe
 def _peak_flops() -> tuple[float, str]:
     """Peak FLOP/s of a device, and where the number is from."""
     kind = jax.devices()[0].device_kind
-    for beginning, name in sorted(_KINDS.items(), key=lambda item: -len(item[0])):
-        if kind.startswith(beginning):
-            return CHIPS[name].flops, f"data sheet of {name}"
+    known = peak_flops(kind)
+    if known is not None:
+        return known, f"data sheet of {kind}"
     return measure_peaks().matmul_flops, "measured: one large product, " + ("float32" if on_cpu() else "bfloat16")
 
 
