@@ -74,6 +74,14 @@ def test_numbers_that_make_no_sense_are_refused(wrong):
     assert f"Invalid value for '{wrong[0]}'" in found.output
 
 
+def test_stages_that_train_the_same_parts_share_a_program(config):
+    rates = config.stages["all"].lr.model_copy(update={"adapter": 3e-5, "decoder": 2e-5})
+    later = config.stages["all"].model_copy(update={"lr": rates, "steps": 7, "warmup_steps": 3})
+    both = config.model_copy(update={"stages": config.stages | {"later": later}})
+    plain = [compiled._with_plain_numbers(both, name).stages[name] for name in ("all", "later", "adapter")]
+    assert plain[0] == plain[1] != plain[2]
+
+
 def test_rows_per_chip_keep_the_tokens(config):
     changed = with_rows(config, 4).stages["all"]
     assert (changed.batch_rows, changed.steps, changed.microbatches) == (4, 40, 1)
