@@ -61,10 +61,13 @@ def test_duplicates_are_counted_and_every_way_gives_the_same_bytes(raw, tmp_path
     assert own == engine
 
 
-def test_wrong_filters_and_options_say_what_to_do(raw, tmp_path):
+def test_wrong_filters_and_options_say_what_to_do(raw, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="did you mean 'gopher_quality'"):
         DocumentFilters({"gopher_qualty": {}})
     with pytest.raises(ValueError, match="filter length with"):
         DocumentFilters({"length": {"words": 5}})
     with pytest.raises(ValueError, match="give its arguments by -o"):
         run_on("slurm", plan_preparation(make_config(raw, None, tmp_path)), 2, {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="cannot start its jobs: .*sbatch"):
+        run_on("slurm", plan_preparation(make_config(raw, None, tmp_path)), 2, {"time": "1:00", "partition": "a"})

@@ -4,6 +4,7 @@ Tasks share the parts of the plan among each other; a last task writes the manif
 again, so a job that died is simply started again.
 """
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,5 +76,12 @@ def run_stages(executor: str, stages: Sequence[Stage], logs: str, options: Mappi
             previous = make(pipeline=stage.steps, tasks=stage.tasks, **given)
         except TypeError as error:
             raise ValueError(f"executor {executor} with {dict(options)}: {error}; give its arguments by -o") from None
-    if previous is not None:
+    if previous is None:
+        return
+    try:
         previous.run()
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:  # of sbatch, which has said why
+        raise ValueError(
+            f"executor {executor} with {dict(options)} cannot start its jobs: {error}; call it where sbatch can be"
+            " called, with arguments that the cluster takes (-o)"
+        ) from None
