@@ -69,5 +69,5 @@ def test_wrong_filters_and_options_say_what_to_do(raw, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="give its arguments by -o"):
         run_on("slurm", plan_preparation(make_config(raw, None, tmp_path)), 2, {})
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="cannot start its jobs: .*sbatch"):
+    with pytest.raises(ValueError, match=r"cannot start its jobs: .*sbatch"):
         run_on("slurm", plan_preparation(make_config(raw, None, tmp_path)), 2, {"time": "1:00", "partition": "a"})
