@@ -121,7 +121,7 @@ def _console() -> "Console":
     """Standard output; wide enough for the tables where it is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def with_rows(tree: Config, rows: int) -> Config:
