@@ -133,7 +133,10 @@ class Storage:
             with _FETCHING:
                 return self.cache.hold(copy, lambda: self.size(name) or 0, lambda path: self._fetch(name, path, sha256))
         except OSError as error:
-            raise PreparedError(f"cannot read {self.shown(name)}: {error}; prepare the data again") from None
+            raise PreparedError(
+                f"cannot copy {self.shown(name)} into {self.cache.root}: {error}; look at data.cache and its free space,"
+                " or prepare the data again if the file is missing"
+            ) from None
 
     def digest(self, name: str, sha256: str) -> str:
         """SHA-256 of the file ``name``, which should be ``sha256``; raises as ``hold``."""
