@@ -134,7 +134,7 @@ class Storage:
                 return self.cache.hold(copy, lambda: self.size(name) or 0, lambda path: self._fetch(name, path, sha256))
         except OSError as error:
             raise PreparedError(
-                f"cannot copy {self.shown(name)} into {self.cache.root}: {error}; look at data.cache and its free space,"
+                f"cannot copy {self.shown(name)} into {self.cache.root}: {error}; look at data.cache and its space,"
                 " or prepare the data again if the file is missing"
             ) from None
 
