@@ -84,7 +84,7 @@ def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool =
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", rotation=45 if high > 1000 * max(low, 1) else 0)
+        axis.tick_params(axis="x", rotation=45 if high > 200 * max(low, 1) else 0)
     axis.tick_params(labelsize=8)
     axis.set_xlabel(label)
     axis.set_ylabel("share")
