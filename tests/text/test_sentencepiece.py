@@ -13,6 +13,7 @@ from lclm_jax.interop.memory_tokens import add_memory_tokens, copy_tokenizer, pl
 from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.memory import MEMORY_TOKENS
 from lclm_jax.text.sentencepiece import read_sentencepiece
+from lclm_jax.text.stretches import StretchEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 
 LINES = "\n".join(list(pydoc_data.topics.topics.values())[:20]).split("\n")
@@ -92,6 +93,14 @@ def test_slices_at_cuts_are_what_tokenizing_them_gives(models, pieces, data):
         first = data.draw(st.integers(0, len(found.cuts) - 1))
         last = data.draw(st.integers(first, len(found.cuts) - 1))
         assert finder.is_stable(text, found, first, last), (name, text, first, last)
+
+
+def test_stretches_give_what_the_whole_text_gives(folder, monkeypatch):
+    encoder, text = StretchEncoder(Tokenizer(folder), 60), "\n".join(LINES[:40])
+    whole, seen, encode = StretchEncoder(Tokenizer(folder), len(text))([text])[0], [], encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda texts: (seen.extend(texts), encode(texts))[1])
+    assert all(np.array_equal(*pair) for pair in zip(encoder([text])[0], whole, strict=True))
+    assert text not in seen and len(seen) > 20
 
 
 def test_documents_have_many_cuts(folder):

@@ -1,6 +1,6 @@
 """Texts to ids with offsets and pre-tokens. Long texts are tokenized in stretches: the same ids for a third less time.
 
-A stretch ends after a letter or digit and before white space. That this is an end of a pre-token is asked of the
+A stretch ends after a letter or digit and before a single space. That this is an end of a pre-token is asked of the
 tokenizer, by giving it the pre-token before the place together with what follows; where it is not, the text is
 tokenized as a whole. Like cuts, this rests on patterns that never look behind and see one character ahead.
 """
@@ -21,7 +21,7 @@ from lclm_jax.text.tokenizer import Tokenizer
 
 _STRETCH = 4096
 _FOLLOWING = 16
-_END = re.compile(r"[^\W_](?=\s)")
+_END = re.compile(r"[^\W_](?= \S)")
 
 
 class Encoded(NamedTuple):
