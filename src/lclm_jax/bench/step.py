@@ -163,6 +163,7 @@ def _comparison(config: Config, batches: list[Batch], seconds: list[float], othe
     padding = statistics.mean(padding_factor(config.model, batch) for batch in batches)
     return {
         "seconds_per_step": statistics.median(other),
+        "spread_seconds": [min(other), max(other)],
         "ratio": ratio,
         "ratios": ratios,
         "of_which_padding_saved": padding,

@@ -107,9 +107,11 @@ def _show_step(result: dict[str, Any]) -> None:
     other = result.get("pytorch")
     if other is None:
         return
+    low, high = other["spread_seconds"]
     spread = f"{min(other['ratios']):.2f} to {max(other['ratios']):.2f}"
     click.echo(
-        f"PyTorch: {other['seconds_per_step']:.3f} s a step; ours is {other['ratio']:.2f} times as fast ({spread})\n"
+        f"PyTorch: {other['seconds_per_step']:.3f} s a step ({low:.3f} to {high:.3f})\n"
+        f"ours is {other['ratio']:.2f} times as fast ({spread})\n"
         f"  of which padding saved {other['of_which_padding_saved']:.2f}, arithmetic"
         f" {other['of_which_arithmetic']:.2f}\n"
         f"loss of the first batch: ours {result['first_loss']:.5f}, PyTorch {other['first_loss']:.5f}"
