@@ -16,7 +16,8 @@ def wiring(name, **sizes):
         for side in topology.shape:
             inside, rest = divmod(inside, side)
             coords.append(rest)
-        devices.append(SimpleNamespace(id=number, coords=coords, slice_index=number // topology.chips_per_slice))
+        part = number // topology.chips_per_slice if topology.chip.dimensions else 0  # nodes of GPUs are one to JAX
+        devices.append(SimpleNamespace(id=number, coords=coords, slice_index=part))
     shape = {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1} | sizes
     return Wiring(topology, shape, devices)
 
@@ -47,6 +48,12 @@ def test_what_crosses_slices_takes_the_slow_network():
     inside, across = 2 * 0.75 * 1e9 / (2 * 45e9), 2 * 0.5 * 0.25e9 / 3.125e9
     assert place.axes_of(reduce.group) == "replica+fsdp"
     assert place.seconds(reduce) == pytest.approx(inside + across)
+
+
+def test_what_crosses_nodes_of_gpus_takes_the_slow_network():
+    place = wiring("h100:2x4", replica=2, fsdp=4)
+    assert place.seconds(gather([0, 1, 2, 3])) == pytest.approx(0.75e9 / 450e9)
+    assert place.seconds(gather([0, 4])) == pytest.approx(0.5e9 / 50e9)
 
 
 def test_bound_and_totals():

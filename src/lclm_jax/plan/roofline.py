@@ -89,7 +89,8 @@ def slice_of(device: Any, topology: Topology) -> int:
     """Number of the slice (for GPUs: of the node) that a device belongs to."""
     if topology.slices == 1:
         return 0
-    number = getattr(device, "slice_index", None)
+    # All GPUs are one slice to JAX, whatever their nodes.
+    number = getattr(device, "slice_index", None) if topology.chip.dimensions else None
     return int(number) if number is not None else device.id // topology.chips_per_slice
 
 
