@@ -142,6 +142,7 @@ def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackCon
     placed: list[list[Run]] = []
     for storage, context, count in types:
         runs: list[Run] = []
+        full = False
         stride = -(-storage // ratio) * ratio
         for row in open_rows:
             cursor = cursors[row]
@@ -152,13 +153,15 @@ def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackCon
             fitting = min(count, room // stride + 1)
             runs.append(Run(row, offset, stride, fitting))
             cursors[row] = offset + (fitting - 1) * stride + storage
+            full |= cursors[row] > last
             count -= fitting
             if not count:
                 break
         if count:
             return None
         placed.append(runs)
-        open_rows = [row for row in open_rows if cursors[row] <= last]
+        if full:
+            open_rows = [row for row in open_rows if cursors[row] <= last]
     return placed
 
 
