@@ -15,7 +15,7 @@ from lclm_jax.train.provenance import ChangedConfigError, check_provenance, prov
 ROOT = Path(__file__).parents[2] / "configs"
 CLUSTERS = sorted((ROOT / "clusters").glob("*.yaml"))
 EXPERIMENT = ROOT / "experiments" / "0.6b-4b-cs16-mean-w1024-causal-mlp-O0.yaml"
-ROWS = {"v5p-128": 4}
+ROWS = {"v5p-128": 4, "h100-8": 2}
 """Rows a chip at once, where it is not one."""
 CHIPS = {"v5e-256": 256, "v5p-128": 64, "v6e-256": 256, "h100-8": 8, "h100-256": 256}
 

@@ -192,6 +192,20 @@ def test_groups_in_every_spelling(text, group):
     assert replica_group(f"channel_id=1, {text}, use_global_device_ids=true", 4) == group
 
 
+CUBLAS = """HloModule g
+
+ENTRY %main (a: bf16[32,64], b: bf16[64,16]) -> (bf16[32,16], s8[4194304]) {
+  %a = bf16[32,64]{1,0} parameter(0)
+  %b = bf16[64,16]{1,0} parameter(1)
+  ROOT %c = (bf16[32,16]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+}
+"""
+
+
+def test_products_left_to_the_library_of_gpus():
+    assert count(parse(CUBLAS), 1).dot_flops == 2 * 32 * 64 * 16
+
+
 SLICES = """HloModule s
 
 ENTRY %main (g: bf16[160,8,128]) -> bf16[160,8,128] {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lclm_jax.plan.hlo import Array, Computation, Instruction, Program, Visit, users
+from lclm_jax.plan.hlo import Array, Computation, Instruction, Program, Visit, backend_config, users
 from lclm_jax.plan.kernels import Causality, is_kernel, kernel_flops, kernel_name
 
 # fmt: off
@@ -75,7 +75,7 @@ def count(program: Program, devices: int, causality: Causality = Causality()) ->
     seen: set[tuple] = set()
     for visit in program.visits():
         instruction, times = visit.instruction, visit.times
-        if instruction.opcode in ("dot", "convolution"):
+        if instruction.opcode in ("dot", "convolution") or _is_cublas(instruction):
             dots += times * _product_flops(visit.computation, instruction)
         elif is_kernel(instruction):
             operands = [visit.computation.instructions[name].arrays[0] for name in instruction.operands]
@@ -91,11 +91,20 @@ def count(program: Program, devices: int, causality: Causality = Causality()) ->
     return Census(dots, kernels, tuple(unknown), traffic, tuple(collectives))
 
 
+def _is_cublas(instruction: Instruction) -> bool:
+    """Whether a product is left to NVIDIA's library, as with ``--xla_gpu_enable_triton_gemm=false``."""
+    return instruction.opcode == "custom-call" and 'custom_call_target="__cublas$' in instruction.attributes
+
+
 def _product_flops(computation: Computation, product: Instruction) -> float:
     operands = [computation.instructions[name].arrays[0] for name in product.operands]
     if product.opcode == "convolution":
         return _convolution_flops(product, operands[0], operands[1])
-    contracted = _numbers(product.attributes, "lhs_contracting_dims")
+    if _is_cublas(product):
+        dimensions = backend_config(product)["gemm_backend_config"]["dot_dimension_numbers"]
+        contracted = [int(number) for number in dimensions["lhs_contracting_dimensions"]]
+    else:
+        contracted = _numbers(product.attributes, "lhs_contracting_dims")
     return 2.0 * product.arrays[0].size * float(np.prod([operands[0].dims[i] for i in contracted]))
 
 

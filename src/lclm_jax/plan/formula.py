@@ -83,14 +83,14 @@ def _wire_of_positions(config: Config, stage: str, sizes: dict[str, int]) -> dic
     """Activations of the decoder, in bfloat16.
 
     Along ``context`` each layer gathers the keys and values of the whole row, again if it is recomputed, and
-    all-reduces their gradients. Along ``tensor`` it gathers and scatters what flows through it: forward, backward and
-    again.
+    scatters the sum of their gradients. Along ``tensor`` it gathers and scatters what flows through it: forward,
+    backward and again.
     """
     shape, context, tensor = config.model.decoder, sizes["context"], sizes["tensor"]
     rows = config.stages[stage].batch_rows / (sizes["replica"] * sizes["fsdp"])
     bytes_ = rows * config.pack(stage).row_length * shape.num_layers * _BFLOAT16
     keys_and_values = bytes_ * 2 * shape.num_kv_heads * shape.head_dim / tensor
-    times = 3 if remat_of(config.model, "decoder") == "none" else 4
+    times = 2 if remat_of(config.model, "decoder") == "none" else 3
     return {
         "context": times * keys_and_values * (context - 1) / context,
         "tensor": 12 * bytes_ * shape.hidden_size / context * (tensor - 1) / tensor,
