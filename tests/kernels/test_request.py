@@ -18,7 +18,7 @@ def test_a_saved_attention_runs_no_second_forward(name, loop, forward, backward)
         return jnp.sin(RUN[name](jnp.sin(q), k, k, (segments, segments), True)).sum()
 
     def count(policy):
-        step = jax.value_and_grad(jax.checkpoint(loss, policy=policy))
+        step = jax.value_and_grad(jax.checkpoint(loss, policy=policy), (0, 1))
         shapes = [((1, 128, H, D), jnp.float32), ((1, 128, K, D), jnp.float32), ((1, 128), jnp.int32)]
         traced = jax.make_jaxpr(step)(*(jax.ShapeDtypeStruct(*x) for x in shapes)).jaxpr
         used, _ = dce_jaxpr(traced, [True] * len(traced.outvars))  # as compilers do with what nobody reads

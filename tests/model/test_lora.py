@@ -211,5 +211,5 @@ def test_eight_devices_compute_what_one_does(make_model, make_backbone, batches,
     np.testing.assert_allclose(eight_loss, one_loss, rtol=1e-5)
     for path, expected in flat(one).items():
         np.testing.assert_allclose(
-            flat(eight)[path], expected, atol=2e-5 * max(1.0, np.abs(expected).max()), err_msg=path
+            flat(eight)[path], expected, atol=4e-5 * max(1.0, np.abs(expected).max()), err_msg=path
         )
