@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.config import EvalConfig, RunPaths
+from lclm_jax.config import EvalConfig, MeshConfig, RunPaths
 from lclm_jax.data.rows import assemble_batch
 from lclm_jax.data.store import PreparedError, PreparedSplit
 from lclm_jax.eval.examples import continuation_variants, repetition_variants, spread_places
@@ -15,6 +15,7 @@ from lclm_jax.inference.generate import pack_for
 from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.prompts import repetition_prompts
+from lclm_jax.train.state import params_shardings
 
 
 def places_of(run, count=10, span=20, following=13):
@@ -69,6 +70,15 @@ def test_scores_are_those_of_the_logits(run):
         np.testing.assert_allclose(scores.nll[row], want, atol=1e-5)
         best = np.argmax(full[row, target.start - 1 : target.stop - 1], axis=-1)
         np.testing.assert_array_equal(scores.hits[row], best == tokens)
+
+
+def test_devices_that_share_positions_score_alike(run):
+    _, tokenizers, model, params = run
+    targets = [continuation_variants(p, 12, tokenizers.decoder.memory_ids, 4)["latents"] for p in places_of(run)[1][:2]]
+    one, eight = make_mesh(MeshConfig(), jax.devices()[:1]), make_mesh(MeshConfig(fsdp=1, context=8))
+    expected = Scorer(params, model, one, 2, None).score(targets)
+    placed = jax.device_put(jax.device_get(params), params_shardings(model, eight))
+    np.testing.assert_allclose(Scorer(placed, model, eight, 2, None).score(targets).nll, expected.nll, atol=1e-5)
 
 
 def test_evaluation_is_complete_and_deterministic(run):

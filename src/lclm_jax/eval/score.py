@@ -18,6 +18,7 @@ from lclm_jax.eval.examples import Target
 from lclm_jax.inference.generate import pack_for
 from lclm_jax.model.lclm import forward, logits, token_nll
 from lclm_jax.parallel import batch_sharding, use_mesh
+from lclm_jax.parallel.zigzag import pieces_in
 from lclm_jax.text.example import Example
 
 
@@ -47,7 +48,7 @@ class Scorer:
         devices = mesh.shape["replica"] * mesh.shape["fsdp"]
         self.params, self.model, self.mesh = params, model, mesh
         self.rows = -(-rows // devices) * devices
-        self._multiple = math.lcm(8, mesh.shape["context"])
+        self._multiple = math.lcm(8, pieces_in(mesh.shape["context"]))
         self._pad_id = encoder_pad_id
 
     def _round_up(self, length: int) -> int:

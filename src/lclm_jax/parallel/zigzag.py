@@ -20,6 +20,11 @@ def context_size() -> int:
     return shape.get(axis, 1)
 
 
+def pieces_in(devices: int) -> int:
+    """Pieces that the positions of a row are cut into for ``devices`` that share them: a row has a multiple of these."""
+    return 2 * devices if devices > 1 else 1
+
+
 def to_zigzag(x: jax.Array, *axes: str) -> jax.Array:
     """``x`` with its positions (axis 1, "seq") in zig-zag order; as it is on a mesh without ``context``.
 
@@ -55,7 +60,7 @@ def _exchange(local: Any, x: jax.Array, axes: Axes) -> jax.Array:
     devices = context_size()
     if devices == 1:
         return x
-    if x.shape[1] % (2 * devices):
+    if x.shape[1] % pieces_in(devices):
         raise ValueError(
             f"{x.shape[1]} positions are no multiple of {2 * devices}, two pieces for each of the {devices} devices of"
             " mesh.context; change pack.row_length or mesh.context"
