@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lclm_jax.plan.plans import as_json
-from lclm_jax.plan.report import document, lines, remedies, search_table, stages_table, totals
+from lclm_jax.plan.report import document, lines, search_table, stages_table, totals
 
 
 def shown(table):
@@ -27,15 +27,6 @@ def test_a_stage_that_does_not_fit_leaves_the_total_open(plan_of):
     assert totals([plan_of(), plan_of(fits=False)], 1.0) == {"days": None, "chip_hours": None, "price": None}
     assert dict(lines(plan_of(fits=False), None))["fits"] == "no, 16.00 GB a chip are too little"
     assert not plan_of(peak=17e9).fits
-
-
-def test_what_does_not_fit_gets_remedies(plan_of):
-    plan = plan_of(fits=False)
-    said = remedies(plan)
-    assert said.startswith("all does not fit v5e:2x2: take more chips")
-    assert "mesh.context=2" in said and "model.remat" not in said
-    several = dataclasses.replace(plan, choice=dataclasses.replace(plan.choice, rows_per_chip=2.0, remat="dots"))
-    assert "fewer rows" in remedies(several) and "model.remat=full" in remedies(several)
 
 
 def test_the_table_says_what_was_counted(plan_of):

@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lclm_jax.config import MeshConfig
+from lclm_jax.parallel import make_mesh
 from lclm_jax.train.profiling import OutOfMemory, Profile, memory_advice, remedies
 
 
@@ -23,12 +25,22 @@ def test_a_trace_holds_the_steps_of_its_range(tmp_path):
 
 
 def test_a_full_memory_names_the_three_cheapest_remedies(make_config):
-    config = make_config(batch_rows=8)
+    config, mesh = make_config(batch_rows=8), make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])
     first = r"(?s)does not fit .*1. --set stages.only.microbatches=2: 4 rows at once"
-    with pytest.raises(OutOfMemory, match=first), memory_advice(config, "only"):
+    with pytest.raises(OutOfMemory, match=first), memory_advice(config, "only", mesh):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory_advice(config, "only"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory_advice(config, "only", mesh):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-    assert len(remedies(config, "only")) == 3
-    alone = make_config(batch_rows=8, microbatches=8)
-    assert remedies(alone, "only")[0].startswith("--set model.remat=full")
+    assert len(remedies(config, "only", dict(mesh.shape))) == 3
+
+
+def test_remedies_are_such_as_the_mesh_allows(make_config):
+    def first(rows, **sizes):
+        config = make_config(batch_rows=8, microbatches=8 // rows)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"remat": "full"})})
+        return remedies(config, "only", {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1} | sizes)[0]
+
+    assert first(8, fsdp=4).startswith("--set stages.only.microbatches=2: 4 rows at once")
+    assert first(4, fsdp=4).startswith("--set mesh.context=2 --set mesh.fsdp=2: 2 devices share a row")
+    assert first(4, fsdp=2, replica=2).startswith("--set mesh.replica=1 --set mesh.fsdp=-1")
+    assert first(1).startswith("--set train.optimizer.moment_dtype=bfloat16")

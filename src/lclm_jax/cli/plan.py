@@ -82,7 +82,8 @@ def plan(
 
 def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) -> None:
     from lclm_jax.plan.plans import plan_stage
-    from lclm_jax.plan.report import document, remedies, stages_table, totals
+    from lclm_jax.plan.report import document, stages_table, totals
+    from lclm_jax.train.profiling import advice
 
     plans = []
     for name in stages:
@@ -93,7 +94,10 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
     console.print(stages_table(plans, price))
     for planned in plans:
         if not planned.fits:
-            console.print(remedies(planned))
+            click.echo(
+                f"{planned.stage} does not fit {topology.name}. {advice(tree, planned.stage, planned.choice.mesh)}\n"
+                "or chips with more memory, or fewer --rows-per-chip; --search finds the fastest plan that fits"
+            )
     total = totals(plans, price)
     if len(plans) > 1 and total["days"] is not None:
         money = "" if total["price"] is None else f", {total['price']:,.0f} money"

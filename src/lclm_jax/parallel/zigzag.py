@@ -21,7 +21,7 @@ def context_size() -> int:
 
 
 def pieces_in(devices: int) -> int:
-    """Pieces that the positions of a row are cut into for ``devices`` that share them: a row has a multiple of these."""
+    """Pieces that a row is cut into for ``devices`` that share its positions, which are a multiple of this number."""
     return 2 * devices if devices > 1 else 1
 
 

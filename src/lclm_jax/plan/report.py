@@ -106,19 +106,6 @@ def memory_table(estimate: MemoryEstimate, stage: str, mesh: dict[str, int], cap
     return table
 
 
-def remedies(plan: StagePlan) -> str:
-    """What may make a plan fit that does not."""
-    choice = plan.choice
-    found = ["more chips, or chips with more memory"]
-    if choice.rows_per_chip > 1:
-        found.append("fewer rows a chip (--rows-per-chip, or more microbatches)")
-    elif choice.mesh["context"] == 1:
-        found.append("mesh.context=2, so that two chips share a row")
-    if choice.remat != "full":
-        found.append("model.remat=full")
-    return f"{plan.stage} does not fit {choice.topology}: take {'; or '.join(found)}. --search tries what fits"
-
-
 def totals(plans: Sequence[StagePlan], price: float | None) -> dict[str, float | None]:
     """Days, chip-hours and money of all stages; None where a stage does not fit."""
     complete = all(plan.fits for plan in plans)

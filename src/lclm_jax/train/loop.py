@@ -81,7 +81,7 @@ def _run_once(run: StageRun) -> None:
         optimizer = make_optimizer(train.optimizer, stage, abstract_params(run.config.model))
         copies = _local_copies(run)
         opening.callback(copies.wait)
-        with memory_advice(run.config, run.stage):
+        with memory_advice(run.config, run.stage, run.mesh):
             state, meta = starting_state(run, optimizer, checkpoints, copies)
         first = meta["step"] if meta else 0
         start = Position.from_state(meta) if meta else Position()
@@ -208,7 +208,8 @@ class _Loop:
         batch = put_batch(host_batch, self.run.mesh)
         self.watchdog.beat(f"at step {step}", _PATIENCE if compiles or step <= self.first + 1 else 1.0)
         profile.begin(step)
-        with memory_advice(self.run.config, self.run.stage), self.watch.spending("compile", compiles):
+        advised = memory_advice(self.run.config, self.run.stage, self.run.mesh)
+        with advised, self.watch.spending("compile", compiles):
             self.state, metrics = self.train_step(self.state, batch)
         profile.end(step, metrics)
         self.watch.step(step, metrics, stats, data_wait)

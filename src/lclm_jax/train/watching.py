@@ -98,7 +98,8 @@ class Watch:
         step, metrics, stats, data_wait = self._pending
         self._pending = None
         asked = time.perf_counter()
-        with memory_advice(self._run.config, self._run.stage):  # dispatch does not wait to see whether there is room
+        run = self._run
+        with memory_advice(run.config, run.stage, run.mesh):  # dispatch does not wait to see whether there is room
             values = jax.device_get(metrics)
         finite_rows = values.pop("finite_rows")
         now = time.perf_counter()
