@@ -98,6 +98,10 @@ class ShardCache(NamedTuple):
                     total -= size
 
 
+UNBOUNDED = ShardCache()
+"""In the user's cache folder, without a bound."""
+
+
 def _copies(root: Path) -> Iterator[tuple[float, int, Path]]:
     """(last use, bytes, path) of all copies; also of those that a process left half made."""
     for path in root.glob("*/*"):

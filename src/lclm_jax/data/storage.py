@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax.data.errors import PreparedError
-from lclm_jax.data.shard_cache import HeldFile, ShardCache
+from lclm_jax.data.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.urls import driver_errors, file_system
 
 _FETCHING = threading.Lock()
@@ -28,7 +28,7 @@ class Storage:
         cache: where copies of remote files are kept.
     """
 
-    def __init__(self, root: str | Path, cache: ShardCache = ShardCache()):  # noqa: B008 - immutable
+    def __init__(self, root: str | Path, cache: ShardCache = UNBOUNDED):
         self.root = str(root)
         self.remote = "://" in self.root
         self.cache = cache

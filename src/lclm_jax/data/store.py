@@ -29,7 +29,7 @@ from lclm_jax.data.errors import PreparedError
 from lclm_jax.data.lengths import lists_of, map_columns
 from lclm_jax.data.ragged import Ragged, join
 from lclm_jax.data.recent import Recent
-from lclm_jax.data.shard_cache import HeldFile, ShardCache
+from lclm_jax.data.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.storage import Storage, file_digest
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class PreparedSplit:
         PreparedError: there is no such split, or a shard does not have the size that the manifest says.
     """
 
-    def __init__(self, root: str | Path, collection: str, split: str, cache: ShardCache = ShardCache()):  # noqa: B008
+    def __init__(self, root: str | Path, collection: str, split: str, cache: ShardCache = UNBOUNDED):
         self.root, self.collection, self.split = root, collection, split
         self.storage = Storage(root, cache)
         collections = read_manifest(self.storage)["collections"]
