@@ -158,17 +158,9 @@ def _attend_locally(
     )
 
 
-def _attend_zigzag(
-    options: StackOptions,
-    cut: tuple[str, ...],
-    q_BSHd: jax.Array,
-    k_BTKd: jax.Array,
-    v_BTKd: jax.Array,
-    q_segments_BS: jax.Array,
-    *others: jax.Array,
-) -> jax.Array:
-    """out_BSHd of one device, which has two pieces of every row; its queries attend piece by piece."""
-    devices, (kv_segments_BT, _) = jax.lax.axis_size(cut), others
+def _attend_zigzag(options: StackOptions, cut: tuple[str, ...], *arrays: jax.Array) -> jax.Array:
+    """As ``_attend_locally`` for a device that has two pieces of every row: its queries attend piece by piece."""
+    devices, (q_BSHd, k_BTKd, v_BTKd, q_segments_BS, kv_segments_BT, _) = jax.lax.axis_size(cut), arrays
     k_BTKd, v_BTKd, kv_segments_BT = (natural_order(x, devices) for x in (k_BTKd, v_BTKd, kv_segments_BT))
     size = q_BSHd.shape[1] // 2
     outs = []
