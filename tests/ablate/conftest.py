@@ -6,8 +6,8 @@ import zlib
 import numpy as np
 import pytest
 
-from lclm_jax.ablate.expand import Variant
 from lclm_jax.ablate.results import Cost, VariantResult
+from lclm_jax.ablate.variants import Variant
 from lclm_jax.config.study import PublishedConfig, StudyConfig
 
 SEEDS = (0, 1, 2, 3)

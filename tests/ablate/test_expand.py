@@ -1,7 +1,7 @@
 import pytest
 
-from lclm_jax.ablate.expand import expand, shared_config, slug, variant_config, variant_hash
 from lclm_jax.ablate.jobs import jobs_of
+from lclm_jax.ablate.variants import expand, shared_config, slug, variant_config, variant_hash
 from lclm_jax.config import ConfigError, load_study
 
 BASE = """

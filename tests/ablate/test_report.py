@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import yaml
 
-from lclm_jax.ablate import effects, figures, sections
-from lclm_jax.ablate.document import Cell, Folded, Section, Table, Text, html, markdown
-from lclm_jax.ablate.expand import Variant
-from lclm_jax.ablate.measures import MEASURES
-from lclm_jax.ablate.plots import pareto_front
+from lclm_jax.ablate import effects
+from lclm_jax.ablate.measure import MEASURES
 from lclm_jax.ablate.published import compare_published
-from lclm_jax.ablate.report import write_report
 from lclm_jax.ablate.summary import summarise
+from lclm_jax.ablate.variants import Variant
 from lclm_jax.config.study import Measurement, PublishedConfig, StudyConfig
+from lclm_jax.report.study import figures, sections
+from lclm_jax.report.study.document import Cell, Folded, Section, Table, Text, html, markdown
+from lclm_jax.report.study.plots import pareto_front
+from lclm_jax.report.study.write import write_report
 
 
 @pytest.fixture(scope="module")

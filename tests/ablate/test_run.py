@@ -6,17 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.ablate.alone import train_alone
-from lclm_jax.ablate.expand import expand, variant_config
 from lclm_jax.ablate.jobs import collect, done, jobs_of, open_jobs
 from lclm_jax.ablate.measure import Measurer
 from lclm_jax.ablate.run import StudyTooSmall, check_size, prepare, run_job, run_study
-from lclm_jax.ablate.together import train_together
+from lclm_jax.ablate.train_single import train_alone
+from lclm_jax.ablate.train_vmapped_seeds import train_together
+from lclm_jax.ablate.variants import expand, variant_config
 from lclm_jax.config import MeshConfig, load_study
-from lclm_jax.data.loader import make_loader
-from lclm_jax.data.rows import unpack_row
+from lclm_jax.data.loading.loader import make_loader
+from lclm_jax.data.packing.rows import unpack_row
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.stages import load_tokenizers, resolve
+from lclm_jax.train.core.stages import load_tokenizers, resolve
 
 STUDY = """
 config: base.yaml

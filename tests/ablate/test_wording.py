@@ -1,5 +1,5 @@
-from lclm_jax.ablate import wording
 from lclm_jax.ablate.statistics import Interval
+from lclm_jax.report.study import formatting as wording
 
 
 def test_two_figures_of_the_interval_are_shown():

@@ -9,11 +9,10 @@ from lclm_jax.bench.data import starved_share
 from lclm_jax.bench.raw_text import RawSplit, plain_batches
 from lclm_jax.bench.simulated import SimulatedSplit, simulated_sources
 from lclm_jax.config import parse_config
-from lclm_jax.data.index import open_index
-from lclm_jax.data.loader import BatchMaker, Loader, Position, RecordCache
-from lclm_jax.data.mixture import Cursor
-from lclm_jax.data.sources import Tokenizers
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.data.loading.loader import BatchMaker, Loader, Position, RecordCache
+from lclm_jax.data.loading.row_index import open_index
+from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=512)

@@ -6,7 +6,7 @@ import pytest
 
 from lclm_jax.bench import step
 from lclm_jax.config import load_config, parse_config
-from lclm_jax.data.prepare import prepare_corpus
+from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=300)

@@ -9,7 +9,7 @@ from lclm_jax.bench.torch_step import TorchStep
 from lclm_jax.config import parse_config
 from lclm_jax.model.lclm import init_params
 from lclm_jax.parallel import make_mesh, use_mesh
-from lclm_jax.train.loss import loss_sums
+from lclm_jax.train.core.loss import loss_sums
 
 ROW = 24
 

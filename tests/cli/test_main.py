@@ -122,7 +122,7 @@ def test_result_goes_to_a_json_file(tmp_path):
 def test_a_run_that_is_told_to_stop_before_it_trains_asks_to_be_started_again(number):
     code = (
         "import signal\n"
-        "from lclm_jax.cli.signals import start_again_when_asked\n"
+        "from lclm_jax.cli.options import start_again_when_asked\n"
         "start_again_when_asked()\n"
         f"signal.raise_signal({int(number)})\n"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.config import ConfigError, apply_environment, load_config
-from lclm_jax.pipeline import claim_run
-from lclm_jax.train.provenance import ChangedConfigError, check_provenance, provenance
+from lclm_jax.ops.run_folder import claim_run
+from lclm_jax.train.checkpoints.provenance import ChangedConfigError, check_provenance, provenance
 
 ROOT = Path(__file__).parents[2] / "configs"
 CLUSTERS = sorted((ROOT / "clusters").glob("*.yaml"))

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from lclm_jax.ablate.expand import expand, variant_config, variant_hash
+from lclm_jax.ablate.variants import expand, variant_config, variant_hash
 from lclm_jax.config import config_hash, load_config, load_study
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.train.optimizer import make_optimizer
+from lclm_jax.train.core.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[2] / "configs"
 STUDIES = sorted(path for path in ROOT.glob("ablate/**/*.yaml") if "base" not in path.stem)

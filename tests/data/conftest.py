@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.data.sources import Tokenizers
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 FILES = ("bisect.py", "heapq.py", "textwrap.py", "shlex.py", "stat.py", "keyword.py", "fnmatch.py", "colorsys.py")

@@ -2,9 +2,8 @@ import pytest
 
 from lclm_jax.bench.simulated import simulated_sources
 from lclm_jax.config import parse_config
-from lclm_jax.data.budget import propose
-from lclm_jax.data.sources import Tokenizers
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.data.packing.row_layout_search import propose
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=512)

@@ -5,10 +5,11 @@ from collections import Counter
 import pytest
 
 from lclm_jax.config import CorpusConfig
-from lclm_jax.data.chat_set import chats_of
-from lclm_jax.data.corpus import Document, list_collection, read_corpus, read_documents, split_of
-from lclm_jax.data.tally import Tally
-from lclm_jax.text.memory import split_memory
+from lclm_jax.data.demo.function_chats import chats_of
+from lclm_jax.data.documents import Document
+from lclm_jax.data.prepare.corpus import list_collection, read_corpus, read_documents, split_of
+from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.text.memory_tags import split_memory
 
 
 def folder(tmp_path, **files):
@@ -128,7 +129,7 @@ def test_what_is_no_python_gives_no_chat():
 
 def test_choice_of_chats_does_not_depend_on_the_process(tmp_path):
     code = (
-        "from lclm_jax.data.chat_set import chats_of; from lclm_jax.data.corpus import Document;"
+        "from lclm_jax.data.demo.function_chats import chats_of; from lclm_jax.data.prepare.corpus import Document;"
         f"print(list(chats_of(Document('a.py', {SOURCE!r}, 'train'))))"
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

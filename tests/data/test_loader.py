@@ -8,12 +8,12 @@ import psutil
 import pytest
 
 from lclm_jax.config import OBJECTIVES
-from lclm_jax.data.index import IndexFailure
-from lclm_jax.data.index_info import index_info
-from lclm_jax.data.loader import Position, RecordCache, batch_stats, make_loader
-from lclm_jax.data.rows import unpack_row
-from lclm_jax.data.sources import ExampleRef, make_sources
-from lclm_jax.data.store import PreparedSplit
+from lclm_jax.data.loading.index_summary import index_info
+from lclm_jax.data.loading.loader import Position, RecordCache, batch_stats, make_loader
+from lclm_jax.data.loading.row_index import IndexFailure
+from lclm_jax.data.packing.rows import unpack_row
+from lclm_jax.data.packing.sources import ExampleRef, make_sources
+from lclm_jax.data.store.shards import PreparedSplit
 
 
 def batches(config, tokenizers, **options):
@@ -37,7 +37,7 @@ def reference(run, edited):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_threads_and_workers_do_not_change_the_batches(run, edited, reference, workers, monkeypatch):
-    monkeypatch.setattr("lclm_jax.data.loader._SHARED_BYTES", 0 if workers == 2 else 2**20)
+    monkeypatch.setattr("lclm_jax.data.loading.loader._SHARED_BYTES", 0 if workers == 2 else 2**20)
     values, tokenizers = run
     assert_equal(batches(edited(values, data={"workers": workers, "prefetch": 2}), tokenizers), reference)
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.data.draws import Shuffle, draw_key, permutation, random_bits, uniform
-from lclm_jax.data.mixture import Cursor, Exhausted, Mixture, Supply
+from lclm_jax.data.packing.counter_rng import Shuffle, draw_key, permutation, random_bits, uniform
+from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture, Supply
 
 
 def walk(mixture, sources, blocks, rows_of_a_block=10):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.data.sources import ExampleRef, Tokenizers, make_sources
-from lclm_jax.data.span_statistics import span_statistics
-from lclm_jax.data.store import PreparedSplit, column_text
+from lclm_jax.data.inspect.span_statistics import span_statistics
+from lclm_jax.data.packing.sources import ExampleRef, make_sources
+from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.data.store.shards import PreparedSplit, column_text
 from lclm_jax.text.boundaries import boundary_kinds
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(vocab_size=512, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)

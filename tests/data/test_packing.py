@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import ModelConfig, PackConfig
-from lclm_jax.data.packing import ExampleWindows, RowPacker
-from lclm_jax.data.ragged import Ragged
-from lclm_jax.data.windows import place_windows, plan_spans
+from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
+from lclm_jax.data.packing.windows import place_windows, plan_spans
+from lclm_jax.data.store.columns import Ragged
 
 TOWER = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=16)
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data import part_maker, shard_writer
-from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.data.records import chat_messages_of, chat_outline_of
-from lclm_jax.data.store import PreparedError, PreparedSplit, column_text, lengths_name, read_manifest
+from lclm_jax.data.prepare import prepare_part as part_maker
+from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.data.store import shard_writer
+from lclm_jax.data.store.records import chat_messages_of, chat_outline_of
+from lclm_jax.data.store.shards import PreparedError, PreparedSplit, column_text, lengths_name, read_manifest
 from lclm_jax.text.document import DocumentTokens
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer

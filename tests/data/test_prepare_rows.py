@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import ConfigError, parse_config
-from lclm_jax.data.prepare import finish, plan_preparation, prepare_corpus, prepare_share
-from lclm_jax.data.records import chat_messages_of, chat_outline_of
-from lclm_jax.data.shard_cache import ShardCache
-from lclm_jax.data.store import PreparedError, PreparedSplit, column_text
-from lclm_jax.data.tally import BadRow
+from lclm_jax.data.prepare.reject_counter import BadRow
+from lclm_jax.data.prepare.run import finish, plan_preparation, prepare_corpus, prepare_share
+from lclm_jax.data.store.records import chat_messages_of, chat_outline_of
+from lclm_jax.data.store.shard_cache import ShardCache
+from lclm_jax.data.store.shards import PreparedError, PreparedSplit, column_text
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lclm_jax.config import CollectionConfig
-from lclm_jax.data.raw import chat_of, document_of
-from lclm_jax.data.readers import Row
-from lclm_jax.data.tally import BadRow, Tally
+from lclm_jax.data.documents import Row
+from lclm_jax.data.prepare.reject_counter import BadRow, Tally
+from lclm_jax.data.prepare.row_validation import chat_of, document_of
 
 DOCUMENTS = CollectionConfig(format="jsonl", paths=("x",), max_document_bytes=20)
 CHAT = CollectionConfig(format="jsonl", paths=("x",), records="chat")

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lclm_jax.config import CollectionConfig
-from lclm_jax.data.readers import Bad, Row, list_entries, read_rows
+from lclm_jax.data.documents import Bad, Row
+from lclm_jax.data.prepare.readers import list_entries, read_rows
 
 ROWS = [{"text": f"row {i} " + "é" * (i % 7), "n": i} for i in range(40)]
 

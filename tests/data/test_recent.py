@@ -1,4 +1,4 @@
-from lclm_jax.data.recent import Recent
+from lclm_jax.data.store.shards import Recent
 
 
 def test_those_used_longest_ago_are_let_go():

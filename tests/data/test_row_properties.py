@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
-from lclm_jax.data.packing import ExampleWindows, RowPacker
-from lclm_jax.data.ragged import Ragged
-from lclm_jax.data.rows import assemble_row
+from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
+from lclm_jax.data.packing.rows import assemble_row
+from lclm_jax.data.store.columns import Ragged
 from lclm_jax.text.example import expand, make_outline
 
 START, END, PLACEHOLDER, MARKER = 1, 2, 3, 4

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lclm_jax.batch import batch_shapes
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
-from lclm_jax.data.rows import RowError, assemble_batch, assemble_row, unpack_row
+from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row, unpack_row
 from lclm_jax.text.example import Example
 
 TINY = BackboneConfig(vocab_size=64, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lclm_jax.data.shard_cache import ShardCache
-from lclm_jax.data.storage import Storage
+from lclm_jax.data.store.shard_cache import ShardCache
+from lclm_jax.data.store.storage import Storage
 
 
 def add(cache, name, size=10):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lclm_jax.data.store import (
+from lclm_jax.data.store.shards import (
     PreparedError,
     PreparedSplit,
     column_text,

@@ -3,8 +3,7 @@ import types
 
 import pytest
 
-from lclm_jax.data.storage import PreparedError, Storage
-from lclm_jax.data.urls import driver_errors, file_system
+from lclm_jax.data.store.storage import PreparedError, Storage, driver_errors, file_system
 
 
 @pytest.mark.parametrize("url", ["nowhere://x/y", "gs://bucket/x"])

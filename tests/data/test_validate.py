@@ -5,13 +5,12 @@ import pytest
 from click.testing import CliRunner
 
 from lclm_jax.config import dump_config, parse_config
-from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.data.shard_writer import ShardWriter
-from lclm_jax.data.sources import Tokenizers
-from lclm_jax.data.storage import Storage
-from lclm_jax.data.store import PreparedSplit, lengths_name, text_column
-from lclm_jax.data.validate import validate
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.data.inspect.validate import validate
+from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.data.store.shard_writer import ShardWriter
+from lclm_jax.data.store.shards import PreparedSplit, lengths_name, text_column
+from lclm_jax.data.store.storage import Storage
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(vocab_size=512, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)

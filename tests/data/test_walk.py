@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import SpanConfig
-from lclm_jax.data.ragged import Ragged
-from lclm_jax.data.walk import Limits, law_lengths, make_cut_table, walk_pieces, walk_spans
+from lclm_jax.data.packing.span_sampling import Limits, law_lengths, make_cut_table, walk_pieces, walk_spans
+from lclm_jax.data.store.columns import Ragged
 
 
 def random_cuts(seed, documents, longest=300):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
-from lclm_jax.data.windows import (
+from lclm_jax.data.packing.windows import (
     marker_tokens,
     num_latents,
     place_types,

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data.executors import run_on
-from lclm_jax.data.filters import DocumentFilters
-from lclm_jax.data.prepare import plan_preparation, prepare_corpus
+from lclm_jax.data.prepare.executors import run_on
+from lclm_jax.data.prepare.filters import DocumentFilters
+from lclm_jax.data.prepare.run import plan_preparation, prepare_corpus
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(vocab_size=512, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)

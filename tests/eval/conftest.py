@@ -4,10 +4,9 @@ import jax
 import pytest
 
 from lclm_jax.config import RunPaths, parse_config
-from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.data.sources import Tokenizers
+from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.model.lclm import init_params
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(vocab_size=320, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import RunPaths
-from lclm_jax.data.store import PreparedSplit
+from lclm_jax.data.store.shards import PreparedSplit
 from lclm_jax.eval.context_gain import measure_context_gain
 from lclm_jax.eval.examples import spread_places
 from lclm_jax.eval.probe import Probe

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import EvalConfig, MeshConfig, RunPaths
-from lclm_jax.data.rows import assemble_batch
-from lclm_jax.data.store import PreparedError, PreparedSplit
+from lclm_jax.data.packing.rows import assemble_batch
+from lclm_jax.data.store.shards import PreparedError, PreparedSplit
 from lclm_jax.eval.examples import continuation_variants, repetition_variants, spread_places
 from lclm_jax.eval.run import evaluate
 from lclm_jax.eval.score import Scorer
@@ -15,7 +15,7 @@ from lclm_jax.inference.generate import pack_for
 from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.prompts import repetition_prompts
-from lclm_jax.train.state import params_shardings
+from lclm_jax.train.core.state import params_shardings
 
 
 def places_of(run, count=10, span=20, following=13):

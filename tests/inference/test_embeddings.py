@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from lclm_jax.cli.encode import encode
+from lclm_jax.cli.model import encode
 from lclm_jax.inference import embeddings
 from lclm_jax.inference.embeddings import encode_prompts
 from lclm_jax.inference.generate import Generator

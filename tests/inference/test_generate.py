@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.data.rows import assemble_batch
+from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.inference import generate
 from lclm_jax.inference.generate import Generator, pack_for
 from lclm_jax.inference.sampling import Sampling, pick
@@ -10,7 +10,7 @@ from lclm_jax.interop.export import export_model
 from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import use_mesh
 from lclm_jax.text.example import Example
-from lclm_jax.text.memory import MemoryTagError
+from lclm_jax.text.memory_tags import MemoryTagError
 
 PROMPTS = [
     "plain words and nothing more",

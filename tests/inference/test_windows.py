@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.batch import batch_shapes
-from lclm_jax.data.rows import assemble_batch
+from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.inference import windows
 from lclm_jax.inference.generate import pack_for
 from lclm_jax.inference.sampling import Sampling

@@ -18,15 +18,15 @@ from orbax.checkpoint._src.arrays.subchunking import choose_chunk_shape
 
 from lclm_jax.config import MeshConfig, ModelConfig, parse_config
 from lclm_jax.interop.export import export_model
-from lclm_jax.interop.importing import ImportOptions, import_model
-from lclm_jax.interop.initial import imported_params
-from lclm_jax.interop.leaves import shapes_of
-from lclm_jax.interop.names import tensor_table
+from lclm_jax.interop.hf_weight_map import tensor_table
+from lclm_jax.interop.import_hf import ImportOptions, import_model
+from lclm_jax.interop.init_from_hf import imported_params
+from lclm_jax.interop.param_source import shapes_of
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
-from lclm_jax.train.checkpoint import CHUNK_BYTES, TABLE_CHUNK_BYTES
-from lclm_jax.train.slices import SavedParams
+from lclm_jax.train.checkpoints.checkpoint import CHUNK_BYTES, TABLE_CHUNK_BYTES
+from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
 
 SMALL = dict(num_layers=12, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=20_000)
 SIZES = {

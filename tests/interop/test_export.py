@@ -8,9 +8,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from lclm_jax.interop.hf_weight_map import flatten, tensor_table
 from lclm_jax.interop.load import load_backbone, load_hf
-from lclm_jax.interop.names import flatten, tensor_table
-from lclm_jax.interop.tensors import CheckpointError, TensorFolder
+from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.text.tokenizer import Tokenizer
 

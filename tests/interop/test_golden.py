@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lclm_jax.inference.generate import golden_greedy
-from lclm_jax.interop.golden import run_golden
-from lclm_jax.interop.golden_check import EXACT, LATENTS, Tolerance, compare, same
+from lclm_jax.parity.check import EXACT, LATENTS, Tolerance, compare, same
+from lclm_jax.parity.greedy import golden_greedy
+from lclm_jax.parity.run import run_golden
 
 COPY = Path(__file__).parents[1] / "golden" / "reference"
 

@@ -14,13 +14,13 @@ import transformers
 from safetensors.torch import load_file
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
-from lclm_jax.inference.generate import golden_greedy
 from lclm_jax.interop.export import export_model
-from lclm_jax.interop.golden_case import load_case
-from lclm_jax.interop.golden_check import LATENTS, LOGITS, compare
-from lclm_jax.interop.golden_model import _forward
 from lclm_jax.interop.load import load_hf
 from lclm_jax.model.lclm import abstract_params
+from lclm_jax.parity.case import load_case
+from lclm_jax.parity.check import LATENTS, LOGITS, compare
+from lclm_jax.parity.greedy import golden_greedy
+from lclm_jax.parity.model import _forward
 
 COPY = Path(__file__).parents[1] / "golden" / "reference"
 CASE = "07-mean-bidir-mlp-n16-w16-o8"

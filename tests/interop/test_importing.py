@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 from lclm_jax.cli.main import cli
 from lclm_jax.config import BackboneConfig
 from lclm_jax.interop import hub
-from lclm_jax.interop.importing import ImportOptions, import_model
+from lclm_jax.interop.import_hf import ImportOptions, import_model
 from lclm_jax.interop.load import load_hf
 from lclm_jax.interop.memory_tokens import add_memory_tokens
-from lclm_jax.interop.tensors import CheckpointError, TensorFolder
-from lclm_jax.text.memory import MEMORY_TOKENS
+from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
+from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

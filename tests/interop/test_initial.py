@@ -12,20 +12,20 @@ import torch
 import transformers
 
 from lclm_jax.config import BackboneConfig, LoraConfig, LoraTowers, MeshConfig, RunPaths, parse_config
-from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.interop.importing import import_model
-from lclm_jax.interop.initial import imported_params
+from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.interop.hf_weight_map import flatten
+from lclm_jax.interop.import_hf import import_model
+from lclm_jax.interop.init_from_hf import imported_params
 from lclm_jax.interop.load import load_hf
-from lclm_jax.interop.names import flatten
 from lclm_jax.interop.runs import export_run
-from lclm_jax.interop.tensors import CheckpointError, TensorFolder
+from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 from lclm_jax.model.lclm import init_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.pipeline import pipeline_steps
 from lclm_jax.text.train_tokenizer import train_tokenizer
-from lclm_jax.train.checkpoint import CheckpointError as SavedError
-from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder, provenance
-from lclm_jax.train.stages import finished, load_params, open_params, train
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError as SavedError
+from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder, provenance
+from lclm_jax.train.core.stages import finished, load_params, open_params, train
 
 SPANS = {"min_tokens": 8, "max_tokens": 16, "raw_min_tokens": 8, "raw_max_tokens": 16}
 

@@ -14,14 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 from lclm_jax.config import MeshConfig, ModelConfig, parse_config
 from lclm_jax.interop.export import export_model
-from lclm_jax.interop.importing import import_model
-from lclm_jax.interop.initial import imported_params
-from lclm_jax.interop.leaves import LeavesInMemory
+from lclm_jax.interop.hf_weight_map import flatten, nest
+from lclm_jax.interop.import_hf import import_model
+from lclm_jax.interop.init_from_hf import imported_params
 from lclm_jax.interop.load import load_hf
 from lclm_jax.interop.lora import ExportedLeaves, write_peft
-from lclm_jax.interop.names import flatten, nest
+from lclm_jax.interop.param_source import LeavesInMemory
 from lclm_jax.interop.runs import export_folder
-from lclm_jax.interop.tensors import CheckpointError
+from lclm_jax.interop.safetensors_io import CheckpointError
 from lclm_jax.model.encoder import Encoder
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.model.lora import is_lora, update_of

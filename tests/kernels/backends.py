@@ -13,7 +13,7 @@ from lclm_jax.kernels.gpu.flash import Tiling as GpuTiling
 from lclm_jax.kernels.reference_attention import reference_attention
 from lclm_jax.kernels.tpu import splash
 from lclm_jax.kernels.tpu.attention import Layout, tiled_attention
-from lclm_jax.kernels.tpu.walk import Tiling
+from lclm_jax.kernels.tpu.grid import Tiling
 
 B, S, H, K, D = 2, 100, 4, 2, 8
 

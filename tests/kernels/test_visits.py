@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.backends import anything, runs
 
+from lclm_jax.kernels.block_mask import code_bit, schedule, summarise, tile_pairs, visited
 from lclm_jax.kernels.gpu.attention import bounds_of, layout_of
 from lclm_jax.kernels.gpu.flash import Pass, Tiling
 from lclm_jax.kernels.masks import allowed_BST
 from lclm_jax.kernels.tpu.attention import Layout, marks_of, steps_of, tiling_of
-from lclm_jax.kernels.visits import code_bit, schedule, summarise, tile_pairs, visited
 
 TILE = 4
 

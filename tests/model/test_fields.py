@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.config.load import describe_keys
-from lclm_jax.interop.golden_case import case_batch
 from lclm_jax.interop.hf_config import backbone_json
-from lclm_jax.interop.names import flatten, nest
+from lclm_jax.interop.hf_weight_map import flatten, nest
 from lclm_jax.model import abstract_params, forward, init_params, logits, token_nll
 from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.parity.case import case_batch
 from lclm_jax.text.example import Example
 
 TOWER = dict(vocab_size=24, hidden_size=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=12)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig
-from lclm_jax.model.lookup import lookup
+from lclm_jax.model.layers import lookup
 from lclm_jax.parallel import make_mesh, use_mesh
 
 DECODER = (("vocab", "param_embed"), ("batch", "seq"))

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.model.maths import apply_rope, rms_norm, rope_tables
+from lclm_jax.model.functional import apply_rope, rms_norm, rope_tables
 from lclm_jax.model.splice import splice
 
 

@@ -10,18 +10,18 @@ from pydantic import ValidationError
 
 from lclm_jax.batch import Batch, batch_shapes
 from lclm_jax.config import PackConfig, StageConfig
-from lclm_jax.config.adapters import ADAPTERS
-from lclm_jax.config.poolings import POOLINGS
-from lclm_jax.interop.names import tensor_table
+from lclm_jax.config.registry.adapters import ADAPTERS
+from lclm_jax.config.registry.poolings import POOLINGS
+from lclm_jax.interop.hf_weight_map import tensor_table
 from lclm_jax.model import abstract_params, init_params, logical_axes
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.flops import step_flops
-from lclm_jax.model.late_layers import latent_windows
 from lclm_jax.model.lclm import encode_pooled
 from lclm_jax.model.pooling import dummy_groups, pool_rows, pooling_of
-from lclm_jax.plan.census import count
+from lclm_jax.model.poolings.late_layers import latent_windows
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.memory import parameter_counts
+from lclm_jax.plan.program_cost import count
 
 LEARNED = [name for name, row in POOLINGS.items() if row.code is not None and row.markers is None]
 OURS = [{"pooling": name} for name, row in POOLINGS.items() if not row.published]

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from lclm_jax.config import load_config
-from lclm_jax.ops.chaos import drill
-from lclm_jax.ops.chaos.disk import SmallDisk
-from lclm_jax.ops.chaos.faults import FAULTS, nan_gradients
-from lclm_jax.ops.chaos.trainer import DrillFailure, Trainer
+from lclm_jax.drills import rehearsal as drill
+from lclm_jax.drills.faults import FAULTS, nan_gradients
+from lclm_jax.drills.small_disk import SmallDisk
+from lclm_jax.drills.trainer import DrillFailure, Trainer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo-chaos.yaml"
 
@@ -38,7 +38,7 @@ def test_a_drill_is_long_enough_and_poisons_the_planned_steps(tmp_path):
 
 
 def test_a_small_disk_is_full_for_the_process_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("lclm_jax.ops.chaos.disk.shutil.which", lambda name: None)  # no right to mount
+    monkeypatch.setattr("lclm_jax.drills.small_disk.shutil.which", lambda name: None)  # no right to mount
     writer = "import sys; sys.stdin.readline(); open(sys.argv[1], 'wb').write(bytes(10**5)); print('written')"
     with SmallDisk(tmp_path / "disk", 2**20) as disk:
         assert not disk.mounted

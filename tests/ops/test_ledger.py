@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lclm_jax.ops.ledger import Ledger, write_json
+from lclm_jax.files import write_json
+from lclm_jax.ops.pipeline_state import Ledger
 
 
 def test_a_finished_step_is_done_for_the_same_inputs_only(tmp_path):

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from lclm_jax.ops.lock import locked
+from lclm_jax.ops.run_folder import locked
 
-HOLD = "import sys, pathlib; from lclm_jax.ops.lock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+HOLD = "import sys, pathlib; from lclm_jax.ops.run_folder import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
 
 
 def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):

@@ -1,4 +1,4 @@
-from lclm_jax.parallel import backend
+from lclm_jax.parallel import xla_workarounds as backend
 
 
 def flags_for(monkeypatch, version, flags):

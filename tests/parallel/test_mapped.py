@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig
-from lclm_jax.parallel import axis_names, make_mesh, mapped, use_mesh
+from lclm_jax.parallel import axis_names, make_mesh, use_mesh
+from lclm_jax.parallel import shard_map as mapped
 
 
 def _centred(x_BSE, scale_E):

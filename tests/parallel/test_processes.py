@@ -3,7 +3,7 @@ import pytest
 from lclm_jax.config import ProcessesConfig
 from lclm_jax.parallel import agreed, joined
 from lclm_jax.parallel.processes import VARIABLES, find_place
-from lclm_jax.parallel.roll_call import StartError
+from lclm_jax.parallel.rendezvous import StartError
 
 SLURM = {
     "SLURM_JOB_ID": "77",

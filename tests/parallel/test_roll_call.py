@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lclm_jax.parallel import roll_call
-from lclm_jax.parallel.roll_call import Place, StartError, call_roll, ranks
+from lclm_jax.parallel import rendezvous as roll_call
+from lclm_jax.parallel.rendezvous import Place, StartError, call_roll, ranks
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.config import load_config
-from lclm_jax.plan.formula import by_formula
+from lclm_jax.plan.analytic_cost import by_formula
 from lclm_jax.plan.topologies import parse_topology
 
 FILE = Path(__file__).parents[2] / "configs" / "experiments" / "0.6b-4b-cs16-mean-w1024-causal-mlp-O0.yaml"

@@ -3,9 +3,9 @@
 
 import pytest
 
-from lclm_jax.plan.census import count, replica_group
 from lclm_jax.plan.hlo import arrays_of, parse, trip_count
 from lclm_jax.plan.kernels import Causality
+from lclm_jax.plan.program_cost import count, replica_group
 
 LOOPS = """HloModule jit_f, is_scheduled=true, num_partitions=4
 

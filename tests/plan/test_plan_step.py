@@ -12,10 +12,10 @@ from lclm_jax.cli.plan import plan, with_rows
 from lclm_jax.config import dump_config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import compiled, plans
-from lclm_jax.plan.census import count
 from lclm_jax.plan.hlo import parse
-from lclm_jax.plan.report import stages_table
+from lclm_jax.plan.program_cost import count
 from lclm_jax.plan.topologies import parse_topology
+from lclm_jax.report.plan_tables import stages_table
 
 spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
 conftest = importlib.util.module_from_spec(spec)

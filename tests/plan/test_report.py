@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lclm_jax.plan.plans import as_json
-from lclm_jax.plan.report import document, lines, search_table, stages_table, totals
+from lclm_jax.report.plan_tables import document, lines, search_table, stages_table, totals
 
 
 def shown(table):

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lclm_jax.plan.census import Census, Collective
+from lclm_jax.plan.program_cost import Census, Collective
 from lclm_jax.plan.roofline import Wiring, roofline, wire_by_axes
 from lclm_jax.plan.topologies import parse_topology
 

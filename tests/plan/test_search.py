@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.plan import search
-from lclm_jax.plan.formula import by_formula, mesh_sizes
+from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.search import TIE, candidates, compiled_best, meshes, ranked
 from lclm_jax.plan.topologies import parse_topology

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lclm_jax.train.slices import SavedParams
+from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
 
 spec = importlib.util.spec_from_file_location("launch", Path(__file__).with_name("launch.py"))
 launching = importlib.util.module_from_spec(spec)
@@ -146,7 +146,7 @@ def test_a_process_that_never_comes_is_named_by_all(tmp_path):
 
 def test_an_error_of_one_process_ends_all(train, prepared):
     """Process 0 finds the run's folder in use; the others cannot know."""
-    from lclm_jax.ops.lock import locked
+    from lclm_jax.ops.run_folder import locked
 
     folder = Path(shutil.copytree(prepared, prepared.parent / "in-use"))
     with locked(folder):

@@ -17,7 +17,7 @@ from lclm_jax.text.example import (
     placeholder_ranges,
     prompt_example,
 )
-from lclm_jax.text.memory import MEMORY_END, MEMORY_START
+from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 from lclm_jax.text.prompts import REPETITION_REQUESTS, repetition_prompts
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer

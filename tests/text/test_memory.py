@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lclm_jax.text.memory import MEMORY, MEMORY_END, MEMORY_START, MemoryTagError, Piece, split_memory
+from lclm_jax.text.memory_tags import MEMORY, MEMORY_END, MEMORY_START, MemoryTagError, Piece, split_memory
 
 TEXT = st.text(st.sampled_from("ab <|>_memory\n"), min_size=1, max_size=12).filter(
     lambda text: not any(tag in text for tag in (MEMORY, MEMORY_START, MEMORY_END))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from lclm_jax.interop.memory_tokens import add_memory_tokens, copy_tokenizer, plan_rows
+from lclm_jax.text.chunked_encoding import StretchEncoder
 from lclm_jax.text.cuts import CutFinder
-from lclm_jax.text.memory import MEMORY_TOKENS
+from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.sentencepiece import read_sentencepiece
-from lclm_jax.text.stretches import StretchEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 
 LINES = "\n".join(list(pydoc_data.topics.topics.values())[:20]).split("\n")

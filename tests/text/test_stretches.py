@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.text.test_cuts import GPT2, LLAMA3, PIECES, TEXT, with_pattern
 from tokenizers import decoders, models, pre_tokenizers
 
-from lclm_jax.text.stretches import StretchEncoder
+from lclm_jax.text.chunked_encoding import StretchEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 

@@ -4,8 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
-from lclm_jax.text.memory import MEMORY_TOKENS
-from lclm_jax.text.template import compile_template
+from lclm_jax.text.chat_template import compile_template
+from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import SPECIAL_TOKENS, train_tokenizer
 

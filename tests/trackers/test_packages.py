@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.train.trackers import open_trackers
+from lclm_jax.train.logging.trackers import open_trackers
 
 TOWER = dict(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)
 STAGE = {"lr": {"adapter": 1e-3}, "steps": 5, "mixture": {"cpt": 1}, "batch_rows": 8}

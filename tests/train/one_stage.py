@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 
 from lclm_jax.config import MeshConfig, parse_config
-from lclm_jax.data.loader import batch_stats
+from lclm_jax.data.loading.loader import batch_stats
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.loop import StageRun, run_stage
-from lclm_jax.train.progress import SilentReporter
-from lclm_jax.train.state import random_params
+from lclm_jax.train.core.loop import StageRun, run_stage
+from lclm_jax.train.core.state import random_params
+from lclm_jax.train.logging.progress import SilentReporter
 
 spec = importlib.util.spec_from_file_location("train_conftest", Path(__file__).with_name("conftest.py"))
 conftest = importlib.util.module_from_spec(spec)

@@ -9,9 +9,9 @@ import pytest
 from lclm_jax.config import CheckpointConfig, MeshConfig
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
-from lclm_jax.train.optimizer import make_optimizer
-from lclm_jax.train.state import abstract_state, fresh_state, params_shardings
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from lclm_jax.train.core.optimizer import make_optimizer
+from lclm_jax.train.core.state import abstract_state, fresh_state, params_shardings
 
 SETTINGS = CheckpointConfig(keep_last=2, keep_every=4)
 
@@ -61,7 +61,7 @@ def test_a_save_holds_the_state_of_its_step_while_training_goes_on(setup, tmp_pa
 
 
 def test_stacked_leaves_are_stored_layer_by_layer(setup, tmp_path, monkeypatch):
-    monkeypatch.setattr("lclm_jax.train.checkpoint.CHUNK_BYTES", 0)
+    monkeypatch.setattr("lclm_jax.train.checkpoints.checkpoint.CHUNK_BYTES", 0)
     _, _, state = setup
     with Checkpoints(tmp_path, SETTINGS) as checkpoints:
         checkpoints.save(state, 1, {})
@@ -156,7 +156,7 @@ def test_older_checkpoints_go_only_when_the_new_one_is_sealed(setup, tmp_path, m
         def fails(folder):
             raise OSError("read error")
 
-        monkeypatch.setattr("lclm_jax.train.checkpoint.write_manifest", fails)
+        monkeypatch.setattr("lclm_jax.train.checkpoints.checkpoint.write_manifest", fails)
         checkpoints.save(state, 3, {})
         with pytest.raises(CheckpointError, match="read error"):
             checkpoints.wait()

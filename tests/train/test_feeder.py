@@ -3,8 +3,8 @@ from typing import ClassVar
 
 import pytest
 
-from lclm_jax.data.loader import Position
-from lclm_jax.train.feeder import DataStalled, Feeder
+from lclm_jax.data.loading.loader import Position
+from lclm_jax.train.supervise.resilient_loader import DataStalled, Feeder
 
 
 class Rows:

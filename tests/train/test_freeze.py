@@ -3,7 +3,7 @@ import pytest
 
 from lclm_jax.config import StageConfig
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.train.freeze import FROZEN, groups_of, label_leaves, merge, path_name, split, stage_rules
+from lclm_jax.train.core.freeze import FROZEN, groups_of, label_leaves, merge, path_name, split, stage_rules
 
 
 def stage(**lr):

@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.train import hosts as module
-from lclm_jax.train.events import Events, read_events
-from lclm_jax.train.hosts import Hosts, slow_process
+from lclm_jax.train.logging.events import Events, read_events
+from lclm_jax.train.supervise import stragglers as module
+from lclm_jax.train.supervise.stragglers import Hosts, slow_process
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.local_copies import LocalCopies
-from lclm_jax.train.state import TrainState
+from lclm_jax.train.checkpoints.emergency_checkpoint import LocalCopies
+from lclm_jax.train.core.state import TrainState
 
 
 def state_on(mesh, step=5):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.train import loop
-from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.events import read_events
-from lclm_jax.train.metrics import MetricsLog
-from lclm_jax.train.progress import SilentReporter
-from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
-from lclm_jax.train.records import MEASURED, read_metrics
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder
+from lclm_jax.train.core import loop
+from lclm_jax.train.logging.events import read_events
+from lclm_jax.train.logging.metrics import MetricsLog
+from lclm_jax.train.logging.progress import SilentReporter
+from lclm_jax.train.logging.records import MEASURED, read_metrics
 
 SCRIPT = Path(__file__).with_name("one_stage.py")
 spec = importlib.util.spec_from_file_location("one_stage", SCRIPT)

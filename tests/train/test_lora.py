@@ -10,11 +10,11 @@ from lclm_jax.config import ConfigError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.model.lora import is_lora
 from lclm_jax.parallel import use_mesh
-from lclm_jax.train.freeze import FROZEN, label_leaves, path_name, stage_rules
-from lclm_jax.train.loss import LossSums, loss_sums
-from lclm_jax.train.optimizer import make_optimizer
-from lclm_jax.train.state import fresh_state, params_shardings, step_key
-from lclm_jax.train.step import make_train_step, put_batch
+from lclm_jax.train.core.freeze import FROZEN, label_leaves, path_name, stage_rules
+from lclm_jax.train.core.loss import LossSums, loss_sums
+from lclm_jax.train.core.optimizer import make_optimizer
+from lclm_jax.train.core.state import fresh_state, params_shardings, step_key
+from lclm_jax.train.core.step import make_train_step, put_batch
 
 LORA = {
     "encoder": {"rank": 2, "targets": ["q", "down"]},

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax.train.loss import LossSums, loss_sums, sum_nll
+from lclm_jax.train.core.loss import LossSums, loss_sums, sum_nll
 
 
 @pytest.mark.parametrize(("normalisation", "total", "weight"), [("per_token", 9.0, 3.0), ("per_row", 7.0, 2.0)])
@@ -24,8 +24,8 @@ def test_hidden_positions_hide_anything_and_no_token_is_no_loss():
 @pytest.mark.parametrize(("normalisation", "penalty"), [("per_token", 0.1 * 9), ("per_row", 0.1 * 7)])
 def test_z_loss_is_weighed_as_the_loss_and_not_reported(monkeypatch, normalisation, penalty):
     nll, squares = jnp.array([[2.0, 4.0], [6.0, 9.0]]), jnp.array([[1.0, 3.0], [5.0, 9.0]])
-    monkeypatch.setattr("lclm_jax.train.loss.forward", lambda *inputs: None)
-    monkeypatch.setattr("lclm_jax.train.loss.token_nll_and_lse", lambda *inputs: (nll, jnp.sqrt(squares)))
+    monkeypatch.setattr("lclm_jax.train.core.loss.forward", lambda *inputs: None)
+    monkeypatch.setattr("lclm_jax.train.core.loss.token_nll_and_lse", lambda *inputs: (nll, jnp.sqrt(squares)))
     batch = SimpleNamespace(targets=None, loss_weights=jnp.array([[1.0, 1.0], [1.0, 0.0]]))
     without, sums = (loss_sums({}, None, batch, normalisation, z_loss=z_loss)[0] for z_loss in (0.0, 0.1))
     np.testing.assert_allclose(sums.objective() - without.objective(), penalty, rtol=1e-6)
@@ -39,8 +39,8 @@ def test_shapes_must_agree():
 
 def test_losses_are_told_apart_by_objective(monkeypatch):
     nll = jnp.array([[2.0, 4.0, jnp.nan], [6.0, 9.0, 5.0]])
-    monkeypatch.setattr("lclm_jax.train.loss.forward", lambda *inputs: None)
-    monkeypatch.setattr("lclm_jax.train.loss.token_nll_and_lse", lambda *inputs: (nll, nll))
+    monkeypatch.setattr("lclm_jax.train.core.loss.forward", lambda *inputs: None)
+    monkeypatch.setattr("lclm_jax.train.core.loss.token_nll_and_lse", lambda *inputs: (nll, nll))
     batch = SimpleNamespace(
         targets=None,
         loss_weights=jnp.array([[1.0, 0.5, 0.0], [1.0, 0.0, 1.0]]),

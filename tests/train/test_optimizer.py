@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lclm_jax.config import OptimizerConfig
-from lclm_jax.train.directions import direction
-from lclm_jax.train.optimizer import Group, Optimizer
-from lclm_jax.train.schedule import Schedule
+from lclm_jax.train.core.optimizer import Group, Optimizer
+from lclm_jax.train.core.schedule import Schedule
+from lclm_jax.train.core.update_rules import direction
 
 LABELS = {"a": {"w": "one"}, "b": {"w": "two"}, "c": {"w": None}}
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.ops.goodput import goodput
-from lclm_jax.train.checkpoint import Checkpoints
-from lclm_jax.train.events import read_events
-from lclm_jax.train.provenance import checkpoints_folder
-from lclm_jax.train.records import MEASURED, read_metrics
+from lclm_jax.train.checkpoints.checkpoint import Checkpoints
+from lclm_jax.train.checkpoints.provenance import checkpoints_folder
+from lclm_jax.train.logging.events import read_events
+from lclm_jax.train.logging.records import MEASURED, read_metrics
 
 spec = importlib.util.spec_from_file_location("one_stage", Path(__file__).with_name("one_stage.py"))
 one_stage = importlib.util.module_from_spec(spec)

@@ -4,7 +4,8 @@ import pytest
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.profiling import OutOfMemory, Profile, memory_advice, remedies
+from lclm_jax.train.logging.profiling import Profile
+from lclm_jax.train.supervise.out_of_memory import OutOfMemory, memory_advice, remedies
 
 
 def test_a_trace_holds_the_steps_of_its_range(tmp_path):

@@ -4,8 +4,8 @@ import logging
 import pytest
 from rich.console import Console
 
-from lclm_jax.train.pace import format_seconds
-from lclm_jax.train.progress import BarReporter, LineReporter
+from lclm_jax.train.logging.log_summary import format_seconds
+from lclm_jax.train.logging.progress import BarReporter, LineReporter
 
 
 def record(step, loss=2.0):

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from lclm_jax.train.provenance import ChangedConfigError, check_provenance, provenance
+from lclm_jax.train.checkpoints.provenance import ChangedConfigError, check_provenance, provenance
 
 
 def test_keys_that_a_checkpoint_does_not_know_must_stand_at_their_defaults(make_config):

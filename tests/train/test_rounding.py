@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.train.rounding import round_at_random
+from lclm_jax.train.core.update_rules import round_at_random
 
 
 def rounded(value, count=20_000, seed=0):

@@ -1,9 +1,9 @@
 import pytest
 
 from lclm_jax.config import CheckpointConfig
-from lclm_jax.train.checkpoint import CheckpointError
-from lclm_jax.train.events import Events, read_events
-from lclm_jax.train.saving import Saver
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError
+from lclm_jax.train.checkpoints.saver import Saver
+from lclm_jax.train.logging.events import Events, read_events
 
 
 class Disk:
@@ -78,7 +78,7 @@ def test_a_failure_in_the_background_is_noticed_at_the_next_step(disk, tmp_path)
 
 
 def test_without_a_limit_only_the_last_save_of_a_stage_must_succeed(disk, tmp_path, monkeypatch):
-    monkeypatch.setattr("lclm_jax.train.saving.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("lclm_jax.train.checkpoints.saver.time.sleep", lambda seconds: None)
     saver = make(disk, tmp_path, max_failed_saves=None)
     disk.full = True
     for step in range(10, 60, 10):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import StageConfig
-from lclm_jax.train.schedule import Schedule, stage_schedules
+from lclm_jax.train.core.schedule import Schedule, stage_schedules
 
 SHARED = Path(__file__).parents[3] / "shared" / "reference" / "lr_schedule.json"
 # Update -> learning rate of the PyTorch implementation: peak 1e-3, 200 steps, warm-up 20, floor 1e-6.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import CheckpointConfig
-from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.slices import SavedParams
-from lclm_jax.train.state import TrainState
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.core.state import TrainState
 
 PARAMS = {"adapter": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "encoder": {"scale": np.ones(2, "f4")}}
 

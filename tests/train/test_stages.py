@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig, RunPaths, parse_config
-from lclm_jax.data.prepare import prepare_corpus
-from lclm_jax.data.ratios import RatioSchedule
+from lclm_jax.data.loading.ratios import RatioSchedule
+from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.train_tokenizer import train_tokenizer
-from lclm_jax.train.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.provenance import ChangedConfigError, checkpoints_folder
-from lclm_jax.train.records import read_metrics
-from lclm_jax.train.stages import finished, load_params, train
-from lclm_jax.train.state import random_params
-from lclm_jax.train.watching import Watch
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder
+from lclm_jax.train.core.stages import finished, load_params, train
+from lclm_jax.train.core.state import random_params
+from lclm_jax.train.logging.records import read_metrics
+from lclm_jax.train.supervise.step_monitor import Watch
 
 BACKBONE = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=300)
 SPANS = {"min_tokens": 8, "max_tokens": 16, "raw_min_tokens": 8, "raw_max_tokens": 16}

@@ -8,10 +8,10 @@ import pytest
 from lclm_jax.config import OBJECTIVES, MeshConfig
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh, use_mesh
-from lclm_jax.train.loss import sum_nll
-from lclm_jax.train.optimizer import make_optimizer
-from lclm_jax.train.state import fresh_state, params_shardings
-from lclm_jax.train.step import make_train_step, put_batch
+from lclm_jax.train.core.loss import sum_nll
+from lclm_jax.train.core.optimizer import make_optimizer
+from lclm_jax.train.core.state import fresh_state, params_shardings
+from lclm_jax.train.core.step import make_train_step, put_batch
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def toy_loss(monkeypatch):
         sums = sum_nll(nll, batch.loss_weights, normalisation)._replace(z_loss=z_loss * memory.sum())
         return sums, jnp.isfinite(nll).all(axis=1)
 
-    monkeypatch.setattr("lclm_jax.train.step.loss_sums", loss)
+    monkeypatch.setattr("lclm_jax.train.core.step.loss_sums", loss)
 
 
 def run(config, mesh, batches):
@@ -191,7 +191,7 @@ def test_each_ratio_of_a_stage_compiles_once_and_reaches_the_model(make_config, 
         nll = (params["adapter"]["fc1"]["kernel"].sum() * batch.decoder_tokens) ** 2
         return sum_nll(nll, batch.loss_weights, normalisation), jnp.isfinite(nll).all(axis=1)
 
-    monkeypatch.setattr("lclm_jax.train.step.loss_sums", loss)
+    monkeypatch.setattr("lclm_jax.train.core.step.loss_sums", loss)
     config = make_config(ratios=[4, 8])
     narrow = config.model_copy(update={"model": config.model.model_copy(update={"ratio": 8})})
     batches = {4: make_batch(config, 8), 8: make_batch(narrow, 8)}

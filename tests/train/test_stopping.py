@@ -7,8 +7,8 @@ import time
 import pytest
 
 from lclm_jax.config.train import StopConfig
-from lclm_jax.train import stopping
-from lclm_jax.train.stopping import job_deadline, maintenance_notice, stop_requests
+from lclm_jax.train.supervise import preemption as stopping
+from lclm_jax.train.supervise.preemption import job_deadline, maintenance_notice, stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lclm_jax.train.progress import SilentReporter
-from lclm_jax.train.trackers import Reporters, TrackerError, open_trackers
+from lclm_jax.train.logging.progress import SilentReporter
+from lclm_jax.train.logging.trackers import Reporters, TrackerError, open_trackers
 
 STAGE = {"lr": {"adapter": 1e-3}, "steps": 5, "mixture": {"cpt": 1}, "batch_rows": 8}
 

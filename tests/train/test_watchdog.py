@@ -1,6 +1,6 @@
 import time
 
-from lclm_jax.train.watchdog import Watchdog
+from lclm_jax.train.supervise.watchdog import Watchdog
 
 
 def test_it_writes_the_stacks_and_ends_the_process(tmp_path, caplog):

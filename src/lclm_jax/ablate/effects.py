@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from lclm_jax.ablate.expand import Variant
 from lclm_jax.ablate.statistics import Comparison, Direction, Values, paired
+from lclm_jax.ablate.variants import Variant
 
 
 class Effect(NamedTuple):

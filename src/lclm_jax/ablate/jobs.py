@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lclm_jax.ablate.expand import Variant, expand, slug, variant_hash
 from lclm_jax.ablate.results import VariantResult
+from lclm_jax.ablate.variants import Variant, expand, slug, variant_hash
 from lclm_jax.config import ConfigError, StudyConfig
 
 logger = logging.getLogger(__name__)

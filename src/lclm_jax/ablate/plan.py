@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from lclm_jax.ablate.expand import variant_config
 from lclm_jax.ablate.jobs import done, jobs_of
+from lclm_jax.ablate.variants import variant_config
 from lclm_jax.config import Config, StudyConfig
 from lclm_jax.model.flops import step_flops
 from lclm_jax.model.lclm import abstract_params

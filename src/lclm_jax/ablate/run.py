@@ -12,19 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax import __version__
-from lclm_jax.ablate.alone import train_alone
 from lclm_jax.ablate.cost import measure_cost
-from lclm_jax.ablate.expand import BASELINE, expand, pilot_of, shared_config, variant_config, variant_hash
 from lclm_jax.ablate.jobs import Job, collect, done, jobs_of, open_jobs
 from lclm_jax.ablate.measure import Measurer
 from lclm_jax.ablate.results import VariantResult
 from lclm_jax.ablate.statistics import detectable, diverged, sd_of_pilot_bound, seeds_needed
-from lclm_jax.ablate.together import Progress, Trained, train_together
+from lclm_jax.ablate.train_single import train_alone
+from lclm_jax.ablate.train_vmapped_seeds import Progress, Trained, train_together
+from lclm_jax.ablate.variants import BASELINE, expand, pilot_of, shared_config, variant_config, variant_hash
 from lclm_jax.config import Config, StudyConfig
-from lclm_jax.data.sources import Tokenizers
+from lclm_jax.data.prepare.run import prepare_data
+from lclm_jax.ops.run_folder import own_run
 from lclm_jax.parallel import make_mesh
-from lclm_jax.pipeline import own_run, prepare_data
-from lclm_jax.train.stages import load_tokenizers, resolve
+from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.train.core.stages import load_tokenizers, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from lclm_jax.ablate import statistics
 from lclm_jax.ablate.effects import Effect, interactions, main_effects
-from lclm_jax.ablate.expand import Variant, pilot_of
-from lclm_jax.ablate.measures import MEASURES, Measure
+from lclm_jax.ablate.measure import MEASURES, Measure
 from lclm_jax.ablate.published import PublishedRow, compare_published
 from lclm_jax.ablate.results import VariantResult
 from lclm_jax.ablate.statistics import Comparison, Interval, Values
+from lclm_jax.ablate.variants import Variant, pilot_of
 from lclm_jax.config.study import Measurement, StudyConfig
 
 

@@ -12,10 +12,11 @@ import psutil
 
 from lclm_jax.bench.raw_text import RawSplit, plain_batches, write_parquet
 from lclm_jax.config import Config
-from lclm_jax.data.index import open_index
-from lclm_jax.data.index_info import index_info
-from lclm_jax.data.loader import BatchMaker, Loader, Position, RecordCache, make_loader
-from lclm_jax.data.sources import OBJECTIVES, SourceSetup, Tokenizers, make_sources
+from lclm_jax.data.loading.index_summary import index_info
+from lclm_jax.data.loading.loader import BatchMaker, Loader, Position, RecordCache, make_loader
+from lclm_jax.data.loading.row_index import open_index
+from lclm_jax.data.packing.sources import OBJECTIVES, SourceSetup, make_sources
+from lclm_jax.text.tokenizer import Tokenizers
 
 _WARM_UP = 2
 

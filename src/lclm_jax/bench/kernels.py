@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.bench.attention_cases import attention_cases
-from lclm_jax.bench.cases import Case, Function, cross_entropy_cases, pooling_cases
-from lclm_jax.bench.timing import Peaks, measure_peaks, on_cpu, seconds_of, surroundings
+from lclm_jax.bench.cases import Case, Function, attention_cases, cross_entropy_cases, pooling_cases
+from lclm_jax.bench.timing import Peaks, measure_peaks, on_cpu, seconds_of, speed, surroundings
 from lclm_jax.bench.torch_attention import torch_rows
 
 logger = logging.getLogger(__name__)
 
 KERNELS = {"attention": attention_cases, "pooling": pooling_cases, "cross_entropy": cross_entropy_cases}
+
 TOLERANCE = 0.03
+
 """Largest difference from float32 that counts as right, as a share of the largest value: bfloat16 has 8 bits."""
 
 
@@ -70,18 +71,6 @@ def _row(case: Case, name: str, run: Function, expected: tuple[Any, Any], peaks:
     except (ValueError, NotImplementedError, RuntimeError) as error:
         row["refused"] = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return row
-
-
-def speed(case: Case, which: int, seconds: float, peaks: Peaks) -> dict[str, float]:
-    """Rates of a pass (0: forward, 1: forward + backward) that took ``seconds``."""
-    rates = {"seconds": seconds}
-    if case.flops[which]:
-        rates["tflops"] = case.flops[which] / seconds / 1e12
-        rates["share_of_matmul"] = case.flops[which] / seconds / peaks.matmul_flops
-    if case.bytes[which]:
-        rates["gbytes"] = case.bytes[which] / seconds / 1e9
-        rates["share_of_copy"] = case.bytes[which] / seconds / peaks.copy_bytes
-    return rates
 
 
 def _with_gradients(run: Function) -> Function:

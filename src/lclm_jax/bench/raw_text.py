@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lclm_jax.config import ModelConfig, PackConfig, SpanConfig
-from lclm_jax.data.ragged import Ragged
-from lclm_jax.data.store import PreparedSplit, column_text
+from lclm_jax.data.store.columns import Ragged
+from lclm_jax.data.store.shards import PreparedSplit, column_text
 from lclm_jax.text.cuts import CutFinder, TokenizedText
 from lclm_jax.text.tokenizer import Tokenizer
 

@@ -11,10 +11,11 @@ from typing import cast
 import numpy as np
 
 from lclm_jax.config import Config, ModelConfig
-from lclm_jax.data.draws import draw_key, random_bits, uniform
-from lclm_jax.data.ragged import Ragged
-from lclm_jax.data.sources import OBJECTIVES, Source, SourceSetup, Tokenizers
-from lclm_jax.data.store import PreparedSplit
+from lclm_jax.data.packing.counter_rng import draw_key, random_bits, uniform
+from lclm_jax.data.packing.sources import OBJECTIVES, Source, SourceSetup
+from lclm_jax.data.store.columns import Ragged
+from lclm_jax.data.store.shards import PreparedSplit
+from lclm_jax.text.tokenizer import Tokenizers
 
 _SHORTEST, _LONGEST = 32, 2**19
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from lclm_jax.bench.simulated import simulated_sources
 from lclm_jax.config import Config, dump_config, load_config
-from lclm_jax.data.blocks import Block, write_block
-from lclm_jax.data.draws import draw_key, uniform
-from lclm_jax.data.index import RowIndex, open_index
-from lclm_jax.data.loader import BatchMaker, Loader, RecordCache
-from lclm_jax.data.mixture import Cursor
-from lclm_jax.train.stages import load_tokenizers
+from lclm_jax.data.loading.blocks import Block, write_block
+from lclm_jax.data.loading.loader import BatchMaker, Loader, RecordCache
+from lclm_jax.data.loading.row_index import RowIndex, open_index
+from lclm_jax.data.packing.counter_rng import draw_key, uniform
+from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.train.core.stages import load_tokenizers
 
 _MADE = 5
 

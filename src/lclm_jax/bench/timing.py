@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.bench.cases import Case
+
 _PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "torch", "transformers", "tokamax")
 
 
@@ -77,3 +79,15 @@ def measure_peaks() -> Peaks:
     long = jnp.ones(2**24 if on_cpu() else 2**29, jnp.bfloat16)
     copy = jax.jit(lambda a: a + 1)
     return Peaks(matmul, 2 * long.nbytes / seconds_of(lambda: copy(long)))
+
+
+def speed(case: Case, which: int, seconds: float, peaks: Peaks) -> dict[str, float]:
+    """Rates of a pass (0: forward, 1: forward + backward) that took ``seconds``."""
+    rates = {"seconds": seconds}
+    if case.flops[which]:
+        rates["tflops"] = case.flops[which] / seconds / 1e12
+        rates["share_of_matmul"] = case.flops[which] / seconds / peaks.matmul_flops
+    if case.bytes[which]:
+        rates["gbytes"] = case.bytes[which] / seconds / 1e9
+        rates["share_of_copy"] = case.bytes[which] / seconds / peaks.copy_bytes
+    return rates

@@ -31,7 +31,7 @@ def torch_rows(case: Case, peaks: Peaks | None) -> list[dict[str, Any]]:
     def both() -> Any:
         return torch.autograd.grad(forward(), (q, k, v), bar)
 
-    from lclm_jax.bench.kernels import speed
+    from lclm_jax.bench.timing import speed
 
     row = {"kernel": case.kernel, "shape": case.shape, "way": "torch sdpa"}
     times = {"forward": _seconds(torch, forward), "both": _seconds(torch, both)}

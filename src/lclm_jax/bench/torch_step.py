@@ -16,7 +16,7 @@ from lclm_jax.batch import Batch
 from lclm_jax.bench.torch_batch import windows_of
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.interop.hf_config import backbone_json
-from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, flatten, tensor_table
+from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, Tensor, flatten, tensor_table
 from lclm_jax.model.adapter import NORM_EPS
 
 

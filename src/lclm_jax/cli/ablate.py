@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from lclm_jax.cli.options import set_option
-from lclm_jax.cli.signals import start_again_when_asked
+from lclm_jax.cli.options import set_option, start_again_when_asked
 from lclm_jax.config import StudyConfig, apply_environment, load_study
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def ablate(
 
 
 def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
-    from lclm_jax.ablate.expand import variant_config
+    from lclm_jax.ablate.variants import variant_config
 
     if not 0 <= number < len(jobs):
         raise click.BadParameter(f"{number} is no job of {tree.name}; it has jobs 0 to {len(jobs) - 1}")
@@ -68,7 +67,7 @@ def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
     apply_environment(config.environment, os.environ)  # before anything imports JAX
 
     from lclm_jax.ablate.run import prepare, run_job
-    from lclm_jax.cli.bar import progress_bar
+    from lclm_jax.cli.progress_bar import progress_bar
     from lclm_jax.parallel import joined
 
     with joined(config.train.processes), progress_bar() as progress:
@@ -77,9 +76,9 @@ def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
 
 
 def _write_report(tree: StudyConfig, out: Path | None) -> None:
-    from lclm_jax.ablate.expand import expand, variant_config
     from lclm_jax.ablate.jobs import collect
-    from lclm_jax.ablate.report import write_report
+    from lclm_jax.ablate.variants import expand, variant_config
+    from lclm_jax.report.study.write import write_report
 
     folder = out or Path(tree.run_dir) / "report"
     variants = expand(tree)

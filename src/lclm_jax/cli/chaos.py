@@ -23,8 +23,8 @@ def chaos(config: Path, faults: int, seed: int, every: int, overrides: tuple[str
     disk, a corrupt data shard, NaN gradients, a hung process of two. The run's folder is emptied first. Exits with
     status 1 if a fault was not survived or anything differs.
     """
-    from lclm_jax.ops.chaos import run_drill
-    from lclm_jax.pipeline import prepare_data
+    from lclm_jax.data.prepare.run import prepare_data
+    from lclm_jax.drills import run_drill
 
     result = run_drill(load_config(config, overrides), faults, seed, prepare_data, every)
     write_result(json_file, result)

@@ -1,6 +1,9 @@
 """``lclm data``: prepare corpora, look at packed rows."""
 
 import os
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,18 @@ import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import Config, RunPaths, load_config
+from lclm_jax.data.inspect.histograms import plot_histograms
+from lclm_jax.data.inspect.show import LEGEND, render_rows
+from lclm_jax.data.inspect.show_html import render_page
+from lclm_jax.data.loading.loader import Loader, make_loader
+from lclm_jax.data.loading.prebuild import prebuild
+from lclm_jax.data.loading.ratios import RatioSchedule
+from lclm_jax.data.packing.row_layout_search import Fill, MakeSources, propose
+from lclm_jax.data.packing.sources import make_sources
+from lclm_jax.ops.run_folder import own_run
+from lclm_jax.progress import log_progress
+from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.train.core.stages import load_tokenizers
 
 
 @click.group()
@@ -35,8 +50,9 @@ def prepare(
     Parts that an interrupted call finished are kept. What is left out is counted by reason; bad rows are sampled in
     rejects.jsonl beside the shards.
     """
-    from lclm_jax.data.prepare import prepare_share
-    from lclm_jax.pipeline import log_progress, own_run, prepare_data, train_missing_tokenizer
+    from lclm_jax.data.prepare.run import prepare_data, prepare_share, train_missing_tokenizer
+    from lclm_jax.ops.run_folder import own_run
+    from lclm_jax.progress import log_progress
 
     tree = load_config(config, overrides)
     if share is not None:  # many of them work in one folder at once, so none claims the run
@@ -69,9 +85,8 @@ def prepare_on(
     """
     import yaml
 
-    from lclm_jax.data.executors import run_on
-    from lclm_jax.data.prepare import plan_preparation
-    from lclm_jax.pipeline import train_missing_tokenizer
+    from lclm_jax.data.prepare.executors import run_on
+    from lclm_jax.data.prepare.run import plan_preparation, train_missing_tokenizer
 
     tree = load_config(config, overrides)
     train_missing_tokenizer(tree)
@@ -90,10 +105,10 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
 
     Every checksum, every record, its lengths, ids and cuts; a sample of the records is tokenized again.
     """
-    from lclm_jax.data.shard_cache import ShardCache
-    from lclm_jax.data.storage import Storage
-    from lclm_jax.data.validate import validate as defects_of
-    from lclm_jax.train.stages import load_tokenizers
+    from lclm_jax.data.inspect.validate import validate as defects_of
+    from lclm_jax.data.store.shard_cache import ShardCache
+    from lclm_jax.data.store.storage import Storage
+    from lclm_jax.train.core.stages import load_tokenizers
 
     tree = load_config(config, overrides)
     storage = Storage(RunPaths(tree).prepared, ShardCache.of(tree))
@@ -121,8 +136,6 @@ def show(config: Path, stage: str | None, overrides: tuple[str, ...], **options:
 
     With --html or --plot these are written instead.
     """
-    from lclm_jax.cli.data_show import show_rows
-
     tree = load_config(config, overrides)
     show_rows(tree, stage_of(tree, stage), **options)
 
@@ -137,8 +150,6 @@ def index(config: Path, stage: str | None, workers: int | None, overrides: tuple
 
     Blocks that are stored already are kept, so an interrupted call goes on where it ended.
     """
-    from lclm_jax.cli.data_index import build_indices
-
     tree = load_config(config, overrides)
     build_indices(tree, list(tree.stages) if stage is None else [stage_of(tree, stage)], workers or os.cpu_count() or 1)
 
@@ -153,8 +164,6 @@ def budget(config: Path, stage: str | None, simulate: float | None, overrides: t
 
     Layouts are tried until 98 % of the decoder positions and 90 % of the encoder positions are in use.
     """
-    from lclm_jax.cli.data_budget import show_budget
-
     tree = load_config(config, overrides)
     show_budget(tree, stage_of(tree, stage), simulate)
 
@@ -166,3 +175,93 @@ def stage_of(tree: Config, stage: str | None) -> str:
     if stage not in tree.stages:
         raise click.BadParameter(f"{stage!r} is no stage of {tree.name}; it has {', '.join(tree.stages)}")
     return stage
+
+
+def show_budget(config: Config, stage: str, simulate: float | None) -> None:
+    """Measure row layouts of ``stage``, of ``simulate`` tokens of simulated documents if given, and print the best."""
+    make = _sources_of(config, stage, simulate)
+    click.echo(f"stage {stage}: planning a sample of its records", err=True)
+    tried: list[Fill] = []
+    for fill in propose(config, stage, make):
+        if not tried:
+            click.echo("row_length  encoder_rows  decoder fill  encoder fill  left out")
+        tried.append(fill)
+        click.echo(
+            f"{fill.pack.row_length:10} {fill.pack.encoder_rows:13} {fill.decoder:13.3f} {fill.encoder:13.3f}"
+            f" {fill.left_out:9.1%}"
+        )
+    best = max(tried, key=lambda fill: fill.worth)
+    layout = ", ".join(f"{n}: {getattr(best.pack, n)}" for n in ("row_length", "encoder_rows", "encoder_row_length"))
+    reached = "" if best.enough else " (the best of those tried; it fills less than asked for)"
+    click.echo(f"data.pack: {{{layout}}}{reached}")
+
+
+def _sources_of(config: Config, stage: str, simulate: float | None) -> MakeSources:
+    tokenizers = load_tokenizers(config)
+    if simulate is None:
+        return lambda changed: make_sources(changed, stage, tokenizers)
+    from lclm_jax.bench.simulated import simulated_sources
+
+    return lambda changed: simulated_sources(changed, stage, tokenizers, simulate)
+
+
+def build_indices(config: Config, stages: Sequence[str], workers: int) -> None:
+    """Make all blocks of the row indices of ``stages`` that are not stored."""
+    tokenizers = load_tokenizers(config)
+    with own_run(config):
+        for stage in stages:
+            settings, schedule = config.stages[stage], RatioSchedule(config, stage)
+            steps = dict(zip(schedule.ratios, schedule.steps_before(settings.steps), strict=True))
+            with make_loader(config, stage, tokenizers) as loader:
+                for ratio, index in loader.indices.items():
+                    if rows := steps[ratio] * settings.batch_rows:
+                        made = prebuild(index, rows, workers, log_progress(unit="rows", scale=1))
+                        click.echo(f"{stage}, N = {ratio}: {rows:,} rows, {made} blocks made, in {index.folder}")
+
+
+_PLOTTED_ROWS = 2000
+
+
+def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | None, plot: Path | None) -> None:
+    """Print ``rows`` packed rows of ``stage`` from ``first`` on, or write them as a page, or plot the stage."""
+    settings = config.stages[stage]
+    total = settings.steps * settings.batch_rows
+    # Rows after the last step's can be shown too.
+    steps = max(settings.steps, -(-(first + rows) // settings.batch_rows))
+    tree = config.model_copy(update={"stages": {**config.stages, stage: settings.model_copy(update={"steps": steps})}})
+    tokenizers, wanted = load_tokenizers(tree), range(first, first + rows)
+    with tempfile.TemporaryDirectory() as index, make_loader(tree, stage, tokenizers, index_folder=index) as loader:
+        if plot is not None:
+            _plot(loader, min(total, _PLOTTED_ROWS), plot, f"{config.name}, stage {stage}")
+        if html is not None:
+            pieces = render_page(
+                ((number, *loader.row(number)[:2]) for number in wanted), tokenizers, f"{config.name}, stage {stage}"
+            )
+            with html.open("w", encoding="utf-8") as file:
+                file.writelines(pieces)
+            click.echo(html)
+        if plot is None and html is None:
+            _print(tree, loader, tokenizers, wanted)
+
+
+def _plot(loader: Loader, rows: int, path: Path, title: str) -> None:
+    """One picture; of a stage with several ratios one for each."""
+    for ratio, index in loader.indices.items():
+        own = path if len(loader.indices) == 1 else path.with_stem(f"{path.stem}-{ratio}x")
+        plot_histograms(index, rows, own, f"{title}, N = {ratio}")
+        click.echo(own)
+
+
+def _print(config: Config, loader: Loader, tokenizers: Tokenizers, rows: range) -> None:
+    from rich.console import Console
+
+    colours = sys.stdout.isatty()
+    console = Console(soft_wrap=True, markup=colours, highlight=False)
+    if colours:
+        console.print(LEGEND)
+    for number in rows:
+        ratio, batch, stats = loader.row(number)
+        model = config.model.model_copy(update={"ratio": ratio})
+        text = render_rows(batch, tokenizers, model, markup=colours)
+        console.print(text.replace("row 0", f"row {number}", 1))
+        console.print(f"N = {ratio}, fill: decoder {stats.decoder_fill:.2f}, encoder {stats.encoder_fill:.2f}\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
+import yaml
 
 from lclm_jax.cli.options import json_option, load_run, run_argument, write_result
 
@@ -20,7 +21,7 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
     """Measure context gain and verbatim repetition of RUN (a run's folder or its YAML)."""
     from lclm_jax.eval.run import evaluate as measure
     from lclm_jax.parallel import make_mesh
-    from lclm_jax.train.stages import latest_checkpoint, load_params, load_tokenizers
+    from lclm_jax.train.core.stages import latest_checkpoint, load_params, load_tokenizers
 
     config = load_run(run)
     stage, step = latest_checkpoint(config, stage, step)
@@ -82,7 +83,7 @@ def generate(
 
     Without --prompt or --file the prompt is read from standard input.
     """
-    from lclm_jax.text.memory import split_memory
+    from lclm_jax.text.memory_tags import split_memory
 
     if prompt is not None and file is not None:
         raise click.UsageError("--prompt and --file exclude each other; give one")
@@ -102,25 +103,6 @@ def generate(
     click.echo()
 
 
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@json_option
-def golden(directory: Path, json_file: Path | None) -> None:
-    """Run the golden cases of DIRECTORY; one line per case and quantity; exit status 1 if any is off."""
-    from lclm_jax.inference.generate import golden_greedy
-    from lclm_jax.interop.golden import run_golden
-
-    checks = []
-    for check in run_golden(directory, golden_greedy):
-        checks.append(check)
-        click.echo(str(check))
-    write_result(json_file, [check._asdict() for check in checks])
-    failed = sum(not check.ok for check in checks)
-    click.echo(f"{len(checks) - failed} of {len(checks)} within tolerance")
-    if failed:
-        sys.exit(1)
-
-
 def _read_prompt(file: BinaryIO) -> str:
     """The text of ``file``; says on a terminal that it waits for it."""
     if file.isatty():
@@ -136,3 +118,74 @@ def _read_prompt(file: BinaryIO) -> str:
 def _pm(estimate: dict) -> str:
     error = estimate["standard_error"]
     return f"{estimate['value']:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+@click.command("import")
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--role",
+    type=click.Choice(["encoder", "decoder", "lclm"]),
+    help="What SOURCE becomes; needed unless it is a complete LCLM.",
+)
+@click.option("--revision", help="Branch, tag or commit of a repository.")
+@click.option(
+    "--memory-rows", type=click.Path(path_type=Path), help="Embeddings of the memory tokens: a safetensors file."
+)
+@click.option("--pad-to", default=1, show_default=True, help="Grow tables to a multiple of this many rows.")
+@click.option("--memory-tokens", is_flag=True, help="Add memory tokens to an encoder's tokenizer too.")
+def import_command(
+    source: str, out: Path, role: str | None, revision: str | None, memory_rows: Path | None, **choices
+) -> None:
+    """Bring a model into OUT, for a run to start from.
+
+    SOURCE is a folder, or the id of a hub repository (OWNER/NAME): Qwen3, Qwen3-Embedding or Llama weights, or a
+    complete LCLM (decoder/, encoder/, adapter/, model_config.json). Only safetensors are read. A decoder's tokenizer
+    gets the memory tokens; their embeddings start as the mean of the used rows, or as --memory-rows says (tensor
+    memory_rows, one row each for memory_start, memory_end and memory). The configuration keys that a run needs are
+    printed, and stored in OUT/lclm.yaml.
+    """
+    from lclm_jax.interop.hub import resolve_source
+    from lclm_jax.interop.import_hf import ImportOptions, import_model
+
+    folder = resolve_source(source, revision)
+    origin = source if revision is None else f"{source}@{revision}"
+    options = ImportOptions(memory_rows=memory_rows, **choices)
+    keys = import_model(folder, out, role, options, origin)
+    click.echo(f"{out}: ready; a run that starts from it needs these keys ({out / 'lclm.yaml'}):")
+    click.echo(yaml.safe_dump(keys, sort_keys=False), nl=False)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="JSONL: prompt or messages, id.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; FILE.jsonl describes it.")
+@click.option("--batch-windows", type=click.IntRange(min=1), default=128, show_default=True, help="Encoded at once.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["safetensors", "pt"]),
+    default="safetensors",
+    show_default=True,
+    help="pt: the file of the PyTorch project's vLLM script (needs torch).",
+)
+@json_option
+def encode(model: Path, prompts: Path, out: Path, batch_windows: int, file_format: str, json_file: Path | None) -> None:
+    """Write the prompt embeddings of MODEL, an exported folder, latents spliced in: one tensor per prompt.
+
+    Each line of the prompts is an object with prompt (text, or chat messages) or messages, memory tags inside, and
+    an optional id. The same command goes on after an interruption.
+    """
+    from lclm_jax.cli.progress_bar import progress_bar
+    from lclm_jax.inference.embeddings import encode_prompts
+
+    with progress_bar() as progress:
+        records = encode_prompts(
+            model, prompts, out, file_format=file_format, batch_windows=batch_windows, progress=progress
+        )
+    totals = {name: sum(record[name] for record in records) for name in ("positions", "latents", "encoder_tokens")}
+    write_result(json_file, {"prompts": len(records), **totals})
+    click.echo(
+        f"{out}: {len(records):,} prompts, {totals['positions']:,} positions, {totals['latents']:,} of them latents of"
+        f" {totals['encoder_tokens']:,} compressed tokens"
+    )

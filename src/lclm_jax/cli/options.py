@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ import click
 from lclm_jax.config import Config, apply_environment, load_config
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
+
 run_argument = click.argument("run", type=click.Path(path_type=Path))
+
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as stages.stage2.steps=100."
 )
+
 cluster_option = click.option(
     "--cluster",
     type=click.Path(path_type=Path),
     help="YAML merged over CONFIG: mesh, microbatches, remat and flags of a cluster (see configs/clusters).",
 )
+
 json_option = click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Also write the result to this file as JSON."
 )
@@ -33,7 +38,7 @@ def load_for_devices(config: Path, overrides: tuple[str, ...], cluster: Path | N
 def write_result(json_file: Path | None, result: Any) -> None:
     """Write ``result`` where ``--json`` says."""
     if json_file is not None:
-        from lclm_jax.ops.ledger import write_json
+        from lclm_jax.files import write_json
 
         write_json(json_file, result)
 
@@ -43,3 +48,18 @@ def load_run(run: Path) -> Config:
     path = run / "config.yaml" if run.is_dir() else run
     config = load_config(path)
     return config.model_copy(update={"run_dir": str(run)}) if run.is_dir() else config
+
+
+def start_again_when_asked() -> None:
+    """From now on SIGTERM and SIGUSR1 end this process at once with status 75: nothing is lost, the command goes on.
+
+    Without it, a job that is preempted while it starts would look like one that crashed. Training listens itself as
+    soon as there is something to save.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _end)
+
+
+def _end(number: int, frame: Any) -> None:
+    click.echo(f"{signal.Signals(number).name}: stopped outside training; start again", err=True)
+    os._exit(os.EX_TEMPFAIL)

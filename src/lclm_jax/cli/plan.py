@@ -82,8 +82,8 @@ def plan(
 
 def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) -> None:
     from lclm_jax.plan.plans import plan_stage
-    from lclm_jax.plan.report import document, stages_table, totals
-    from lclm_jax.train.profiling import advice
+    from lclm_jax.report.plan_tables import document, stages_table, totals
+    from lclm_jax.train.supervise.out_of_memory import advice
 
     plans = []
     for name in stages:
@@ -106,8 +106,8 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
 
 
 def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> None:
-    from lclm_jax.plan.report import document, search_table
     from lclm_jax.plan.search import candidates, compiled_best, search
+    from lclm_jax.report.plan_tables import document, search_table
 
     found, most = candidates(tree, stage, topology), options["compiles"]
     click.echo(

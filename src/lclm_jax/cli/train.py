@@ -14,9 +14,9 @@ from lclm_jax.cli.options import (
     json_option,
     load_for_devices,
     set_option,
+    start_again_when_asked,
     write_result,
 )
-from lclm_jax.cli.signals import start_again_when_asked
 from lclm_jax.config import Config
 
 
@@ -82,10 +82,10 @@ def train(
     import jax
 
     from lclm_jax.eval.probe import Probe
-    from lclm_jax.interop.initial import imported_params
+    from lclm_jax.interop.init_from_hf import imported_params
+    from lclm_jax.ops.run_folder import own_run
     from lclm_jax.parallel import joined
-    from lclm_jax.pipeline import own_run
-    from lclm_jax.train.stages import train as train_stages
+    from lclm_jax.train.core.stages import train as train_stages
 
     with ExitStack() as run:
         run.enter_context(joined(tree.train.processes))
@@ -98,7 +98,7 @@ def train(
 @contextmanager
 def _memory_table(tree: Config) -> Iterator[None]:
     """Show what a step holds if the devices' memory does not suffice; the error goes on its way."""
-    from lclm_jax.train.profiling import OutOfMemory
+    from lclm_jax.train.supervise.out_of_memory import OutOfMemory
 
     try:
         yield
@@ -108,8 +108,8 @@ def _memory_table(tree: Config) -> Iterator[None]:
 
         from lclm_jax.parallel import make_mesh
         from lclm_jax.plan.memory import estimate
-        from lclm_jax.plan.report import memory_table
-        from lclm_jax.train.stages import resolve
+        from lclm_jax.report.plan_tables import memory_table
+        from lclm_jax.train.core.stages import resolve
 
         mesh = dict(make_mesh(tree.mesh).shape)
         capacity = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

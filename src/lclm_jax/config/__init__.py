@@ -2,17 +2,8 @@
 
 from lclm_jax.config.convert import convert_experiment
 from lclm_jax.config.corpus import CollectionConfig, ColumnsConfig, CorpusConfig
-from lclm_jax.config.data import (
-    OBJECTIVES,
-    DataConfig,
-    PackConfig,
-    RowsFor,
-    SourceConfig,
-    SpanConfig,
-    TokenizerConfig,
-)
-from lclm_jax.config.environment import apply_environment
-from lclm_jax.config.init import InitConfig
+from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, RowsFor, SourceConfig, SpanConfig, TokenizerConfig
+from lclm_jax.config.devices import MeshConfig, ProcessesConfig, apply_environment
 from lclm_jax.config.load import (
     ConfigError,
     config_hash,
@@ -31,9 +22,8 @@ from lclm_jax.config.train import (
     PARTS,
     CheckpointConfig,
     EvalConfig,
-    MeshConfig,
+    InitConfig,
     OptimizerConfig,
-    ProcessesConfig,
     StageConfig,
     TrainConfig,
 )

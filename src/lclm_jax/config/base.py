@@ -1,5 +1,8 @@
 """What every branch of the configuration tree shares: frozen, typed, closed to unknown keys."""
 
+import difflib
+from collections.abc import Callable, Iterable
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -17,3 +20,21 @@ def key(default, doc: str, **limits):
 def required(doc: str, **limits):
     """Declare one key that a YAML must set."""
     return Field(description=doc, **limits)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A clause such as ``did you mean 'steps'?``, or the list of what is known."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+def one_of(registry: Iterable[str]) -> Callable[[str], str]:
+    """A validator that lets the names of ``registry`` pass."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            raise ValueError(f"{name!r} is unknown; use one of {', '.join(registry)}")
+        return name
+
+    return check

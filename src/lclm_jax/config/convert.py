@@ -6,8 +6,8 @@ Reference: ``train/launch_train.py`` of LeonLixyz/LCLM, which turns that YAML in
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from lclm_jax.config.base import suggestion
 from lclm_jax.config.load import ConfigError
-from lclm_jax.config.nearest import suggestion
 from lclm_jax.config.presets import HUB
 
 # Sections, and the keys they may have; those of the set are read, those of the dictionary left out for a reason.

@@ -4,9 +4,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from lclm_jax.config.base import Tree, key, required
-from lclm_jax.config.nearest import suggestion
-from lclm_jax.config.poolings import POOLINGS
+from lclm_jax.config.base import Tree, key, required, suggestion
+from lclm_jax.config.registry.poolings import POOLINGS
 
 
 class TokenizerConfig(Tree):

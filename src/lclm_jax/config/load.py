@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lclm_jax.config.base import Tree
-from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.base import Tree, suggestion
 from lclm_jax.config.study import StudyConfig
 from lclm_jax.config.tree import Config
 

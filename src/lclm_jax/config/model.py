@@ -4,11 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, field_validator, model_validator
 
-from lclm_jax.config.adapters import ADAPTERS, AdapterRow
-from lclm_jax.config.base import Tree, key, required
-from lclm_jax.config.nearest import one_of
-from lclm_jax.config.poolings import POOLINGS, PoolingRow
+from lclm_jax.config.base import Tree, key, one_of, required
 from lclm_jax.config.presets import BACKBONES, preset_values
+from lclm_jax.config.registry.adapters import ADAPTERS, AdapterRow
+from lclm_jax.config.registry.poolings import POOLINGS, PoolingRow
 
 Dtype = Literal["float32", "bfloat16"]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]

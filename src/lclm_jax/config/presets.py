@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.base import suggestion
 
 _QWEN3 = {"head_dim": 128, "num_kv_heads": 8, "rope_theta": 1e6, "norm_eps": 1e-6, "qk_norm": True}
 

@@ -6,6 +6,7 @@ from pydantic import field_validator, model_validator
 
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.config.data import PackConfig
+from lclm_jax.config.devices import ProcessesConfig
 
 PARTS = ("adapter", "encoder", "decoder", "memory_rows", "encoder_lora", "decoder_lora")
 
@@ -206,22 +207,6 @@ class ProbeConfig(Tree):
     examples: int = key(32, "Examples of each measurement.", gt=0)
 
 
-class MeshConfig(Tree):
-    """Devices by axis; one axis may be -1: whatever is left."""
-
-    replica: int = key(1, "Data-parallel copies across slow links.")
-    fsdp: int = key(-1, "Data-parallel devices that share parameters and optimizer state.")
-    context: int = key(1, "Devices that share the positions of a decoder row.")
-    tensor: int = key(1, "Devices that share heads and MLP width.")
-
-
-class ProcessesConfig(Tree):
-    """Time limits of a run of several processes."""
-
-    start_timeout_seconds: int = key(300, "How long processes wait for each other at the start.", gt=0)
-    lost_timeout_seconds: int = key(100, "After how long a process that is silent counts as lost.", gt=0)
-
-
 class TrainConfig(Tree):
     """Settings common to all stages."""
 
@@ -270,3 +255,31 @@ class EvalConfig(Tree):
     free_running_examples: int = key(64, "Repetitions that are also generated greedily; 0: none.", ge=0)
     generations: int = key(4, "Greedy generations from compressed context in the report.", ge=0)
     max_new_tokens: int = key(64, "Tokens of a generation.", gt=0)
+
+
+class InitConfig(Tree):
+    """Folders in the Hugging Face layout that the first stage starts from; what none gives starts at random."""
+
+    encoder: str | None = key(None, "Imported backbone (lclm import --role encoder) that the encoder starts from.")
+    decoder: str | None = key(None, "Imported backbone (lclm import --role decoder) that the decoder starts from.")
+    lclm: str | None = key(None, "Complete imported or exported LCLM that the whole model starts from.")
+    run: str | None = key(
+        None, "Run to start from: its folder, FOLDER@STAGE or FOLDER@STAGE@STEP; by default its newest checkpoint."
+    )
+
+    @model_validator(mode="after")
+    def _check(self):
+        for name, whole in (("lclm", self.lclm), ("run", self.run)):
+            others = {"encoder": self.encoder, "decoder": self.decoder, "lclm": self.lclm, "run": self.run}
+            given = [f"init.{other}" for other, value in others.items() if value and other != name]
+            if whole and given:
+                raise ValueError(
+                    f"init.{name}={whole!r} gives all weights, so {' and '.join(given)} must be null; set one or the"
+                    " other"
+                )
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether any part starts from imported weights."""
+        return bool(self.encoder or self.decoder or self.lclm or self.run)

@@ -2,15 +2,13 @@
 
 from pydantic import model_validator
 
-from lclm_jax.config.base import Tree, key, required
+from lclm_jax.config.base import Tree, key, required, suggestion
 from lclm_jax.config.corpus import CorpusConfig
 from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, TokenizerConfig
-from lclm_jax.config.environment import Environment
-from lclm_jax.config.init import InitConfig
+from lclm_jax.config.devices import Environment, MeshConfig
 from lclm_jax.config.model import ModelConfig
-from lclm_jax.config.nearest import suggestion
-from lclm_jax.config.poolings import POOLINGS
-from lclm_jax.config.train import EvalConfig, MeshConfig, StageConfig, TrainConfig
+from lclm_jax.config.registry.poolings import POOLINGS
+from lclm_jax.config.train import EvalConfig, InitConfig, StageConfig, TrainConfig
 
 
 class Config(Tree):

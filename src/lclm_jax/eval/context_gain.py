@@ -12,7 +12,7 @@ import numpy as np
 from lclm_jax.eval.examples import Place, continuation_variants
 from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.eval.statistics import Estimate, mean_by_position, ratio
-from lclm_jax.text.memory import MemoryIds
+from lclm_jax.text.memory_tags import MemoryIds
 
 VARIANTS = ("none", "latents", "raw")
 

@@ -8,14 +8,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config
-from lclm_jax.data.draws import draw_key, uniform
-from lclm_jax.data.sources import ExampleRef, Source, Tokenizers, make_sources
-from lclm_jax.data.store import open_split
+from lclm_jax.data.packing.counter_rng import draw_key, uniform
+from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
+from lclm_jax.data.store.shards import open_split
 from lclm_jax.eval.examples import Place, Target, continuation_variants, repetition_variants, spread_places
 from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.text.document import Segment
 from lclm_jax.text.example import expand, make_outline
 from lclm_jax.text.prompts import repetition_prompts
+from lclm_jax.text.tokenizer import Tokenizers
 
 _NEEDLE = "\nThe secret number is"
 

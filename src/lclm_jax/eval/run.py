@@ -7,14 +7,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config
-from lclm_jax.data.sources import Tokenizers
-from lclm_jax.data.store import open_split
+from lclm_jax.data.store.shards import open_split
 from lclm_jax.eval.context_gain import measure_context_gain
 from lclm_jax.eval.examples import spread_places
 from lclm_jax.eval.repetition import measure_repetition
 from lclm_jax.eval.score import Scorer
 from lclm_jax.inference.generate import Generator
 from lclm_jax.parallel import make_mesh
+from lclm_jax.text.tokenizer import Tokenizers
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.rows import assemble_batch
+from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.eval.examples import Target
 from lclm_jax.inference.generate import pack_for
 from lclm_jax.model.lclm import forward, logits, token_nll

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.windows import plan_spans
+from lclm_jax.data.packing.windows import plan_spans
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.prompts import PromptError, PromptLine, read_prompts
 from lclm_jax.inference.stream import TensorStream, read_records

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
-from lclm_jax.data.windows import place_windows, plan_spans
+from lclm_jax.data.packing.windows import place_windows, plan_spans
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.inference.windows import (
@@ -26,10 +26,9 @@ from lclm_jax.inference.windows import (
     spliced,
     split_spans,
 )
-from lclm_jax.interop.golden_case import Case
 from lclm_jax.interop.hf_config import stored_dtype
 from lclm_jax.interop.load import load_hf
-from lclm_jax.model.cache import KVCache, init_cache
+from lclm_jax.model.kv_cache import KVCache, init_cache
 from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
 from lclm_jax.parallel import make_mesh, params_sharding, use_mesh
 from lclm_jax.text.example import Example, prompt_example
@@ -267,10 +266,3 @@ def _choose(
     """The next token of every row, and the tokens that it has generated so far."""
     tokens_B = pick(logits_BV, seen_BV, key, *how)
     return tokens_B, seen_BV.at[jnp.arange(tokens_B.shape[0]), tokens_B].set(True)
-
-
-def golden_greedy(case: Case, prompts: Sequence[Example], count: int, penalty: float) -> list[list[int]]:
-    """``count`` tokens after each prompt, always the largest logit, never stopping (what ``run_golden`` asks for)."""
-    generator = Generator(case.params, case.model, case.decoder, case.encoder)
-    sampling = Sampling(max_new_tokens=count, repetition_penalty=penalty, stop_ids=())
-    return [list(generation.ids) for generation in generator.generate_examples(prompts, sampling)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.interop.tensors import DTYPES
+from lclm_jax.interop.safetensors_io import DTYPES
 
 SYNC_SECONDS = 1.0
 """Work that a lost machine may cost, at most about so much."""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.windows import WindowTable, marker_tokens, plan_spans
+from lclm_jax.data.packing.windows import WindowTable, marker_tokens, plan_spans
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.lclm import embed, encode_pooled
 from lclm_jax.parallel import use_mesh

@@ -10,10 +10,10 @@ import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.interop.hf_config import backbone_json, write_json
-from lclm_jax.interop.leaves import Leaves, LeavesInMemory, shapes_of
+from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
 from lclm_jax.interop.memory_tokens import copy_tokenizer
-from lclm_jax.interop.names import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
-from lclm_jax.interop.tensors import DTYPES, Declared, write_folder
+from lclm_jax.interop.param_source import Leaves, LeavesInMemory, shapes_of
+from lclm_jax.interop.safetensors_io import DTYPES, Declared, write_folder
 from lclm_jax.text.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig
-from lclm_jax.interop.tensors import CheckpointError
+from lclm_jax.interop.safetensors_io import CheckpointError
 
 FAMILIES = {"qwen3": ("Qwen3ForCausalLM", "Qwen3Model"), "llama": ("LlamaForCausalLM", "LlamaModel")}
 

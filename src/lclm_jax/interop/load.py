@@ -10,10 +10,17 @@ from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.interop.hf_config import read_backbone, read_json
-from lclm_jax.interop.leaves import FolderBlocks, Leaves, LeavesInFolders, shapes_of
+from lclm_jax.interop.hf_weight_map import (
+    MEMORY_ROWS_PATH,
+    Tensor,
+    adapter_tensors,
+    backbone_tensors,
+    nest,
+    tensor_table,
+)
 from lclm_jax.interop.lora import read_lora_towers, read_peft
-from lclm_jax.interop.names import MEMORY_ROWS_PATH, Tensor, adapter_tensors, backbone_tensors, nest, tensor_table
-from lclm_jax.interop.tensors import CheckpointError, TensorFolder
+from lclm_jax.interop.param_source import FolderBlocks, Leaves, LeavesInFolders, shapes_of
+from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 from lclm_jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

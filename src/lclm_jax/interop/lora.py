@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from lclm_jax.config import LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.model import LoraTarget
 from lclm_jax.interop.hf_config import write_json
-from lclm_jax.interop.leaves import Leaves, shapes_of
-from lclm_jax.interop.names import Tensor, backbone_tensors, tensor_table
-from lclm_jax.interop.tensors import CheckpointError, Declared, TensorFolder, write_folder
+from lclm_jax.interop.hf_weight_map import Tensor, backbone_tensors, tensor_table
+from lclm_jax.interop.param_source import Leaves, shapes_of
+from lclm_jax.interop.safetensors_io import CheckpointError, Declared, TensorFolder, write_folder
 from lclm_jax.model.lora import is_lora, update_of
 
 FOLDER = "lora"

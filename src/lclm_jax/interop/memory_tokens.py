@@ -11,9 +11,9 @@ import tokenizers
 from safetensors.numpy import load_file
 
 from lclm_jax.interop.hf_config import read_json, write_json
-from lclm_jax.interop.leaves import FolderBlocks
-from lclm_jax.interop.names import Tensor
-from lclm_jax.text.memory import MEMORY_TOKENS
+from lclm_jax.interop.hf_weight_map import Tensor
+from lclm_jax.interop.param_source import FolderBlocks
+from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
 

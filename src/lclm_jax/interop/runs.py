@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from lclm_jax.config import Config, ModelConfig, RunPaths
-from lclm_jax.interop.card import write_card
 from lclm_jax.interop.export import SHARD_BYTES, new_export, write_model
-from lclm_jax.interop.leaves import JoinedLeaves, Leaves, LeavesInFolders
 from lclm_jax.interop.load import open_parts, read_model
 from lclm_jax.interop.lora import ExportedLeaves, read_peft, with_lora_of, write_peft
-from lclm_jax.train.stages import latest_checkpoint, open_params, resolve
+from lclm_jax.interop.model_card import write_card
+from lclm_jax.interop.param_source import JoinedLeaves, Leaves, LeavesInFolders
+from lclm_jax.train.core.stages import latest_checkpoint, open_params, resolve
 
 LORA_CHOICES = ("merge", "peft")
 

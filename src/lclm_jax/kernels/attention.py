@@ -17,8 +17,8 @@ from types import ModuleType
 
 import jax
 
+from lclm_jax.kernels.platform import platform
 from lclm_jax.kernels.request import AttentionRequest
-from lclm_jax.kernels.target import platform
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.masks import allowed_BST, precision_of
 from lclm_jax.kernels.request import SAVED, AttentionRequest
-from lclm_jax.kernels.visits import summarise, tile_pairs
 
 BLOCK = 512
 _LOWEST = float(jnp.finfo(jnp.float32).min)

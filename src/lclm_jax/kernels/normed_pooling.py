@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.kernels import target
+from lclm_jax.kernels import platform as target
 from lclm_jax.kernels.gpu import pooling as gpu
 from lclm_jax.kernels.pooling import pool
 from lclm_jax.kernels.tpu import pooling as tpu

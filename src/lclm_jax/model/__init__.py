@@ -1,6 +1,6 @@
 """The model: encoder, adapter, splice, decoder, and the LCLM that joins them."""
 
-from lclm_jax.model.cache import KVCache, init_cache
+from lclm_jax.model.kv_cache import KVCache, init_cache
 from lclm_jax.model.lclm import (
     abstract_params,
     decode,

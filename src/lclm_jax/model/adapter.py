@@ -3,7 +3,7 @@
 An adapter is a ``Module`` with the attribute ``model``, and
 
 - ``__call__(pooled_BLE, segments_BL, positions_BL, normed=False) -> latents_BLD``: see ``MlpAdapter``;
-  ``normed`` is only given to one whose line of ``config/adapters.py`` says ``norm_first``;
+  ``normed`` is only given to one whose line of ``config/registry/adapters.py`` says ``norm_first``;
 - ``products() -> Products``: its FLOPs.
 
 Its parameters are ``adapter/...``; ``adapter/pool`` is the pooling's.
@@ -16,8 +16,8 @@ import jax
 
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.model.block import StackOptions, layers, see
-from lclm_jax.model.declare import Module, Norm, Projection
-from lclm_jax.model.plugins import Products, load
+from lclm_jax.model.layers import Module, Norm, Projection
+from lclm_jax.model.registry import Products, load
 
 NORM_EPS = 1e-6
 """Fixed by the released adapters, whatever the backbones use."""

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.request import SAVED
-from lclm_jax.model.cache import write
-from lclm_jax.model.declare import DROPOUT, Module, Norm, Projection
-from lclm_jax.model.maths import apply_rope, rope_tables
-from lclm_jax.parallel.mapped import axis_names, mapped
+from lclm_jax.model.functional import apply_rope, rope_tables
+from lclm_jax.model.kv_cache import write
+from lclm_jax.model.layers import DROPOUT, Module, Norm, Projection
+from lclm_jax.parallel.shard_map import axis_names, mapped
 from lclm_jax.parallel.zigzag import natural_order, pieces_of
 
 REMAT = {

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.block import Sight, StackOptions, layers, see
-from lclm_jax.model.declare import Module, Norm, Table
-from lclm_jax.model.lookup import lookup
+from lclm_jax.model.layers import Module, Norm, Table, lookup
 
 
 class Head(Module):

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.block import StackOptions, layers, see
-from lclm_jax.model.declare import Module, Norm, Table
-from lclm_jax.model.lookup import lookup
+from lclm_jax.model.layers import Module, Norm, Table, lookup
 from lclm_jax.parallel.sharding import ENCODER_ROWS, widest
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig, PackConfig, StageConfig
 from lclm_jax.model.adapter import adapter_of
-from lclm_jax.model.plugins import Products
 from lclm_jax.model.pooling import pooling_of
+from lclm_jax.model.registry import Products
 
 
 class AttentionCost(NamedTuple):

@@ -18,14 +18,14 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.block import see, see_cached
-from lclm_jax.model.cache import KVCache
-from lclm_jax.model.declare import DROPOUT, Declared
 from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
-from lclm_jax.model.late_layers import first_layers, read_latents
+from lclm_jax.model.kv_cache import KVCache
+from lclm_jax.model.layers import DROPOUT, Declared
 from lclm_jax.model.pooling import dummy_groups, learned_markers, pool_rows, pooling_of, takes_norm
+from lclm_jax.model.poolings.late_layers import first_layers, read_latents
 from lclm_jax.model.splice import splice
-from lclm_jax.parallel.mapped import axis_names, mapped
+from lclm_jax.parallel.shard_map import axis_names, mapped
 from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
 from lclm_jax.parallel.zigzag import from_zigzag, to_zigzag
 

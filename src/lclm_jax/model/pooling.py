@@ -20,10 +20,10 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
 from lclm_jax.model.adapter import NORM_EPS
-from lclm_jax.model.declare import Module
-from lclm_jax.model.maths import rms_norm
-from lclm_jax.model.plugins import load
-from lclm_jax.parallel.mapped import mapped
+from lclm_jax.model.functional import rms_norm
+from lclm_jax.model.layers import Module
+from lclm_jax.model.registry import load
+from lclm_jax.parallel.shard_map import mapped
 from lclm_jax.parallel.sharding import constrain
 
 
@@ -88,7 +88,7 @@ def pool_rows(
     if pooled_BLE.shape != (*full_BL.shape, model.latent_size):
         raise ValueError(
             f"pooling {model.pooling} gave {pooled_BLE.shape}, not {(*full_BL.shape, model.latent_size)}; correct its"
-            " __call__, or the width on its line of config/poolings.py"
+            " __call__, or the width on its line of config/registry/poolings.py"
         )
     return constrain(jnp.where(full_BL[..., None], pooled_BLE, 0), rows, "latents", "embed")
 

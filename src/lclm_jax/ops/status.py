@@ -11,8 +11,8 @@ from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.ops.goodput import goodput, share, total
-from lclm_jax.train import events, records
-from lclm_jax.train.records import working_seconds
+from lclm_jax.train.logging import events, records
+from lclm_jax.train.logging.records import working_seconds
 
 RECENT = 50
 """Steps that means are taken over."""

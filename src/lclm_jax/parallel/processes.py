@@ -16,7 +16,7 @@ from jax._src import distributed  # its client stores small values for all proce
 from jax._src.clusters import ClusterEnv  # the public jax.distributed.initialize detects and connects in one go
 
 from lclm_jax.config import ProcessesConfig
-from lclm_jax.parallel.roll_call import GRACE_SECONDS, Place, StartError, call_roll
+from lclm_jax.parallel.rendezvous import GRACE_SECONDS, Place, StartError, call_roll
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lclm_jax.batch import Batch
-from lclm_jax.config.nearest import suggestion
+from lclm_jax.config.base import suggestion
 
 # Activations first, then parameters. An empty tuple: the axis is not sharded.
 TABLE: dict[str, tuple[str, ...]] = {

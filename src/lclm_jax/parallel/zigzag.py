@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.parallel.mapped import Axes, axis_names, mapped
+from lclm_jax.parallel.shard_map import Axes, axis_names, mapped
 
 
 def context_size() -> int:

@@ -7,12 +7,12 @@ from typing import Any
 from lclm_jax.config import Config
 from lclm_jax.model.flops import ATTENTION, step_flops
 from lclm_jax.plan import cache
-from lclm_jax.plan.census import count
+from lclm_jax.plan.analytic_cost import Formula, backend_of, by_formula, mesh_sizes
 from lclm_jax.plan.compiled import CompiledStep, compile_step, lower_step
-from lclm_jax.plan.formula import Formula, backend_of, by_formula, mesh_sizes
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.kernels import Causality
 from lclm_jax.plan.memory import MemoryEstimate, estimate
+from lclm_jax.plan.program_cost import count
 from lclm_jax.plan.roofline import Wiring, roofline, wire_by_axes
 from lclm_jax.plan.topologies import Topology, can_compile
 

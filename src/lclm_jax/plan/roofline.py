@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lclm_jax.plan.census import Census, Collective
+from lclm_jax.plan.program_cost import Census, Collective
 from lclm_jax.plan.topologies import Topology
 
 

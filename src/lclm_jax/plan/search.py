@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lclm_jax.config import Config, MeshConfig
-from lclm_jax.plan.formula import by_formula, mesh_sizes
+from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.plans import StagePlan, plan_stage, shown
 from lclm_jax.plan.topologies import Topology

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lclm_jax.parallel.chips import CHIPS, Chip
+from lclm_jax.parallel.hardware import CHIPS, Chip
 
 GPU_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc")
 """What compiles for GPUs, without one."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lclm_jax.text.stretches import Encoded, StretchEncoder
+from lclm_jax.text.chunked_encoding import Encoded, StretchEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 
 _SPACES = np.zeros(0x3001, bool)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lclm_jax.text.example import Example, expand, make_outline
-from lclm_jax.text.memory import MemoryIds
+from lclm_jax.text.memory_tags import MemoryIds
 from lclm_jax.text.prompts import RepetitionPrompt
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lclm_jax.text.memory import Piece, split_memory
+from lclm_jax.text.memory_tags import Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
 
 

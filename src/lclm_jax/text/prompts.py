@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from lclm_jax.text.example import outline_pieces
-from lclm_jax.text.memory import MEMORY_END, MEMORY_START, split_memory
+from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
 
 REPETITION_REQUESTS = (

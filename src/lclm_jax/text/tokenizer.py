@@ -5,15 +5,16 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 from jinja2 import TemplateError
 
-from lclm_jax.text.memory import MEMORY_TOKENS, MemoryIds
+from lclm_jax.config import ModelConfig
+from lclm_jax.text.chat_template import compile_template
+from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
-from lclm_jax.text.template import compile_template
 
 
 class Tokenizer:
@@ -213,3 +214,24 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}; export the tokenizer again") from None
+
+
+class Tokenizers(NamedTuple):
+    """The two tokenizers of a run; the same object twice where there is one."""
+
+    decoder: Tokenizer
+    encoder: Tokenizer
+
+
+def check_vocabularies(model: ModelConfig, tokenizers: Tokenizers) -> None:
+    """Raise ``ValueError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped)."""
+    for part, tower, ids in (
+        ("decoder", model.decoder, tokenizers.decoder.vocab_size),
+        # Of the encoder's special tokens none stands in a span, so a table may lack their rows.
+        ("encoder", model.encoder, tokenizers.encoder.plain_vocab_size),
+    ):
+        if ids > tower.vocab_size:
+            raise ValueError(
+                f"model.{part}.vocab_size={tower.vocab_size} is below the {ids} ids of its tokenizer"
+                f" {getattr(tokenizers, part).folder}; set it to {ids} or more, or name the tokenizer of the model"
+            )

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.gpu import flash
 from lclm_jax.kernels.gpu.flash import Operands, Pass, Tiling
 from lclm_jax.kernels.request import SAVED, AttentionRequest
-from lclm_jax.kernels.visits import summarise, tile_pairs
 
 
 class Layout(NamedTuple):

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lclm_jax.kernels.block_mask import Steps, schedule, summarise, tile_pairs
 from lclm_jax.kernels.request import SAVED, AttentionRequest
 from lclm_jax.kernels.tpu import flash
-from lclm_jax.kernels.tpu.walk import Operands, Tiling, Walk
-from lclm_jax.kernels.visits import Steps, schedule, summarise, tile_pairs
+from lclm_jax.kernels.tpu.grid import Operands, Tiling, Walk
 
 MAX_STEPS = 48 * 1024
 """Steps whose four numbers fill three quarters of a core's scalar memory of 1 MiB."""

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from lclm_jax.kernels.block_mask import Steps
 from lclm_jax.kernels.masks import precision_of
-from lclm_jax.kernels.tpu.walk import At, Operands, Walk
-from lclm_jax.kernels.visits import Steps
+from lclm_jax.kernels.tpu.grid import At, Operands, Walk
 
 LOW = -1e30
 """Score of a masked pair."""

@@ -16,8 +16,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask_info,
 )
 
+from lclm_jax.kernels.platform import device_kind
 from lclm_jax.kernels.request import SAVED, AttentionRequest
-from lclm_jax.kernels.target import device_kind
 
 LANES = 128
 

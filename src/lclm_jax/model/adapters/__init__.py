@@ -1,1 +1,1 @@
-"""Further adapters, one a file; ``config/adapters.py`` names them."""
+"""Further adapters, one a file; ``config/registry/adapters.py`` names them."""

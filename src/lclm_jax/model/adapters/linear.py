@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.model.declare import Module
-from lclm_jax.model.maths import product
-from lclm_jax.model.plugins import Products
+from lclm_jax.model.functional import product
+from lclm_jax.model.layers import Module
+from lclm_jax.model.registry import Products
 
 
 class LinearAdapter(Module):

@@ -1,1 +1,1 @@
-"""Poolings with parameters, one a file; ``config/poolings.py`` names them."""
+"""Poolings with parameters, one a file; ``config/registry/poolings.py`` names them."""

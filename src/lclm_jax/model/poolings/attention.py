@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.model.declare import Module, Projection
-from lclm_jax.model.plugins import Products
+from lclm_jax.model.layers import Module, Projection
+from lclm_jax.model.registry import Products
 
 
 class AttentionPooling(Module):

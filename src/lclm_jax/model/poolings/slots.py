@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.model.declare import Module
-from lclm_jax.model.plugins import Products
+from lclm_jax.model.layers import Module
+from lclm_jax.model.registry import Products
 
 
 class Slots(Module):

@@ -1,0 +1,1 @@
+"""Registries: a pooling or an adapter is one row here and one file in model/."""

@@ -1,0 +1,1 @@
+"""Looking at prepared data and packed rows."""

@@ -1,0 +1,1 @@
+"""Row index and batches."""

@@ -1,0 +1,327 @@
+"""Batches of a stage in their one global order, made by Grain from the row index.
+
+An element of the Grain pipeline is a whole batch of this host's rows, a pure function of its number: threads, worker
+processes and the number of hosts change when it is made, never what it holds, and resuming is starting at another
+number. (Rows are not batched by Grain: ``batch`` before a multi-process ``prefetch`` once lost data, Grain issue 1129.)
+"""
+
+import gc
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
+from lclm_jax.data.loading.index_summary import first_info
+from lclm_jax.data.loading.row_index import RowIndex, open_index
+from lclm_jax.data.loading.workers import end_with_parent, owned
+from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.data.packing.rows import assemble_batch
+from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
+from lclm_jax.text.example import Example
+from lclm_jax.text.tokenizer import Tokenizers
+
+_CACHE_BYTES = 256 * 2**20
+_SHARED_BYTES = 2**20
+"""Smaller arrays of worker processes come through a pipe, which is as fast and leaves nothing in shared memory."""
+_UNUSED_COLUMNS = ("id", "text", "cut_bytes", "messages")
+
+
+class Position(NamedTuple):
+    """Where the loader begins."""
+
+    rows: int = 0
+    """Global rows already trained on: ``state()["rows_consumed"]`` of a checkpoint."""
+    cursor: Cursor | None = None
+    """Where the block of the last of them begins, so that the rows before it need not be counted again."""
+    index_digest: str | None = None
+    """The index that ``cursor`` belongs to; of another one it is not used."""
+    cursors: tuple[Cursor, ...] = ()
+    """The same for each ratio of a stage with several, in the place of ``cursor``."""
+    step: int | None = None
+    """Updates already made; None: as many as ``rows`` take."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Position":
+        """What ``Loader.state`` said, from a checkpoint."""
+        if "cursors" in state:
+            cursors = tuple(Cursor(block, row, tuple(draws)) for block, row, draws in state["cursors"])
+            return cls(state["rows_consumed"], None, state["index_digest"], cursors, state.get("step"))
+        if "cursor" not in state:  # a checkpoint of an earlier version
+            return cls(state["rows_consumed"], step=state.get("step"))
+        block, row, draws = state["cursor"]
+        return cls(
+            state["rows_consumed"], Cursor(block, row, tuple(draws)), state["index_digest"], (), state.get("step")
+        )
+
+
+class BatchStats(NamedTuple):
+    """What the rows of one batch of this host hold."""
+
+    raw_tokens: int
+    """Tokens of text represented: decoder tokens without placeholders, and encoder tokens."""
+    decoder_tokens: int
+    """Decoder positions in use, placeholders included."""
+    encoder_tokens: int
+    """Pooled encoder tokens."""
+    latents: int
+    loss_tokens: int
+    """Positions with a loss weight above zero."""
+    examples: int
+    decoder_fill: float
+    """Share of the decoder positions in use."""
+    encoder_fill: float
+    """Pooled encoder tokens as a share of the encoder positions."""
+
+
+def batch_stats(batch: Batch) -> BatchStats:
+    """Count what a host batch holds."""
+    decoder = int(np.count_nonzero(batch.decoder_segments))
+    encoder = int(np.count_nonzero(batch.pool_weights))
+    latents = int(np.count_nonzero(batch.latent_index >= 0))
+    return BatchStats(
+        raw_tokens=decoder - latents + encoder,
+        decoder_tokens=decoder,
+        encoder_tokens=encoder,
+        latents=latents,
+        loss_tokens=int(np.count_nonzero(batch.loss_weights)),
+        examples=int(batch.decoder_segments.max(axis=1, initial=0).sum()),
+        decoder_fill=decoder / batch.decoder_segments.size,
+        encoder_fill=encoder / batch.pool_weights.size,
+    )
+
+
+class RecordCache:
+    """The most recently used records of all collections, without the columns that examples do not need."""
+
+    def __init__(self, budget_bytes: int = _CACHE_BYTES):
+        self._budget, self._bytes = budget_bytes, 0
+        self._records: OrderedDict[tuple[str, int], dict[str, np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return RecordCache, (self._budget,)
+
+    def get(self, wanted: Sequence[tuple[Source, int]]) -> list[dict[str, np.ndarray]]:
+        """Columns of each (source, record); those not at hand are read with one call per collection."""
+        keys = [(source.config.collection, record) for source, record in wanted]
+        splits = {source.config.collection: source.split for source, _ in wanted}
+        with self._lock:
+            found = {key: self._records[key] for key in keys if key in self._records}
+            for key in found:
+                self._records.move_to_end(key)
+        missing: dict[str, list[int]] = {}
+        for collection, record in dict.fromkeys(key for key in keys if key not in found):
+            missing.setdefault(collection, []).append(record)
+        for collection, records in missing.items():
+            for record, columns in zip(records, splits[collection].read_many(records), strict=True):
+                found[collection, record] = {k: v for k, v in columns.items() if k not in _UNUSED_COLUMNS}
+                self._keep((collection, record), found[collection, record])
+        return [found[key] for key in keys]
+
+    def _keep(self, key: tuple[str, int], columns: dict[str, np.ndarray]) -> None:
+        with self._lock:
+            if key in self._records:
+                return
+            self._records[key] = columns
+            self._bytes += sum(column.nbytes for column in columns.values())
+            while self._bytes > self._budget and len(self._records) > 1:
+                _, old = self._records.popitem(last=False)
+                self._bytes -= sum(column.nbytes for column in old.values())
+
+
+@dataclass(frozen=True, eq=False)
+class BatchMaker:
+    """Batch number -> this host's batch; may be sent to worker processes."""
+
+    index: RowIndex
+    batch_rows: int
+    """Rows of a batch over all hosts."""
+    first_row: int
+    """Global row that batch 0 begins with."""
+    host: tuple[Sequence[int], int]
+    """(parts of each batch that this host takes, number of parts): parts are equal and consecutive."""
+    cache: RecordCache
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The sources of the stage."""
+        return self.index.maker.sources
+
+    def rows(self, number: int) -> list[int]:
+        """Global rows of this host in batch ``number``, in order."""
+        size = self.batch_rows // self.host[1]
+        first = self.first_row + number * self.batch_rows
+        return [row for part in self.host[0] for row in range(first + part * size, first + (part + 1) * size)]
+
+    def examples(self, refs: Sequence[Sequence[ExampleRef]]) -> list[list[Example]]:
+        """The examples of rows that hold ``refs``."""
+        flat = [ref for row in refs for ref in row]
+        records = iter(self.cache.get([(self.sources[ref.source], ref.record) for ref in flat]))
+        return [[self.sources[ref.source].example(ref, next(records)) for ref in row] for row in refs]
+
+    def __call__(self, number: int) -> tuple[Batch, BatchStats]:
+        """Make batch ``number`` (from 0 at ``first_row``)."""
+        return self.batch(self.rows(number))
+
+    def batch(self, rows: Sequence[int]) -> tuple[Batch, BatchStats]:
+        """The global ``rows`` as one batch."""
+        setup = self.sources[0].setup
+        pad = setup.tokenizers.encoder.pad_id if setup.model.has_pad_markers else None
+        refs = [self.index.row(row) for row in rows]
+        batch = assemble_batch(self.examples(refs), setup.model, setup.pack, pad)
+        batch = batch._replace(objectives=self._objectives(refs, batch.decoder_segments))
+        return batch, batch_stats(batch)
+
+    def _objectives(self, refs: Sequence[Sequence[ExampleRef]], segments_BS: np.ndarray) -> np.ndarray:
+        """``Batch.objectives`` of rows whose segments 1.. are ``refs``."""
+        numbers = [OBJECTIVES.index(source.config.objective) for source in self.sources]
+        by_segment = ([-1, *(numbers[ref.source] for ref in row)] for row in refs)
+        return np.stack(
+            [np.array(row, np.int8)[segments] for row, segments in zip(by_segment, segments_BS, strict=True)]
+        )
+
+    def find(self, row: int) -> tuple["BatchMaker", int]:
+        """The maker of global ``row``, and the row's number in its index: here this one, and the same."""
+        return self, row
+
+
+class Loader(Iterator[tuple[Batch, BatchStats]]):
+    """Iterator over the rest of a stage's batches; close it (or use ``with``) to end its threads and processes."""
+
+    def __init__(self, maker: BatchMaker, batches: int, workers: int, prefetch: int):
+        self.maker, self._batches, self._done = maker, batches, 0
+        data: Any = grain.MapDataset.range(batches).map(maker)
+        # One thread keeps ahead of the device; more would contend for the interpreter lock.
+        ahead = grain.ReadOptions(num_threads=int(prefetch > 0), prefetch_buffer_size=prefetch)
+        data = data.to_iter_dataset(ahead)
+        if workers:
+            # Grain's workers ask absl for their flags, which a program without absl.app never parses.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+            data = grain.experimental.WithOptionsIterDataset(data, options)
+            buffered = max(1, prefetch // workers)
+            data = data.mp_prefetch(
+                grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffered), end_with_parent
+            )
+        self._iterator, self._apart = iter(data), workers > 0
+
+    def __next__(self) -> tuple[Batch, BatchStats]:
+        # Grain's own StopIteration would keep its last batch alive.
+        if (entry := next(self._iterator, None)) is None:
+            raise StopIteration
+        self._done += 1
+        batch = owned(Batch(*entry[0])) if self._apart else Batch(*entry[0])
+        return batch, BatchStats(*entry[1])
+
+    def __len__(self) -> int:
+        """Batches left."""
+        return self._batches - self._done
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def index(self) -> RowIndex:
+        """The row index that the batches come from."""
+        return self.maker.index
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that the order of rows depends on."""
+        return self.index.digest
+
+    def info(self, stage: StageConfig) -> dict[str, Any]:
+        """What the first rows of the stage hold; see ``first_info``."""
+        return first_info(self.index, stage)
+
+    def describe(self, row: int) -> list[dict[str, Any]]:
+        """Where the examples of global ``row`` come from: source, record, variant and bounds of each."""
+        maker, own = self.maker.find(row)
+        return [
+            {**ref._asdict(), "source": maker.sources[ref.source].name, "bounds": np.asarray(ref.bounds).tolist()}
+            for ref in maker.index.row(own)
+        ]
+
+    def row(self, row: int) -> tuple[int, Batch, BatchStats]:
+        """(N, batch of one row, what it holds) of global ``row``, whether or not it is still to come."""
+        maker, own = self.maker.find(row)
+        return maker.sources[0].setup.model.ratio, *maker.batch([own])
+
+    @property
+    def indices(self) -> dict[int, RowIndex]:
+        """The row index of each ratio."""
+        return {self.maker.sources[0].setup.model.ratio: self.index}
+
+    def state(self, rows: int | None = None) -> dict[str, Any]:
+        """What a checkpoint stores: rows consumed by all hosts together, the index's digest, where its block begins.
+
+        Plain values, less than a kilobyte for any corpus. ``rows``: how many were consumed; None: all that the iterator
+        gave. Raises ``IndexFailure`` if the index cannot be read.
+        """
+        if rows is None:
+            rows = self.maker.first_row + self._done * self.maker.batch_rows
+        cursor = self.index.block_of(max(rows - 1, 0)).cursor
+        return {"rows_consumed": rows, "index_digest": self.index.digest, "cursor": [*cursor[:2], list(cursor.draws)]}
+
+    def close(self) -> None:
+        """End the pipeline's threads and processes."""
+        self._iterator.close()
+        self._iterator = iter(())
+        if self._apart:  # Grain's last batch, which is shared memory, hangs in the traceback of its StopIteration
+            gc.collect()
+
+
+def make_loader(
+    config: Config,
+    stage: str,
+    tokenizers: Tokenizers,
+    start: Position = Position(),  # noqa: B008 - immutable
+    host: tuple[Sequence[int], int] = ((0,), 1),
+    split: str = "train",
+    index_folder: str | Path | None = None,
+) -> Loader:
+    """Batches of ``stage`` from ``start`` on; its row index is made as rows are wanted.
+
+    Args:
+        config: The run.
+        stage: Name of a stage.
+        tokenizers: The run's tokenizers.
+        start: Where to go on: ``Position.from_state`` of a checkpoint; by default the first row.
+        host: (parts of each batch that this host takes, number of parts): ``parallel.row_parts``.
+        split: Split of the prepared collections.
+        index_folder: Where the index is kept; default: ``index`` in the stage's folder.
+
+    Raises:
+        ValueError: ``batch_rows`` is not a multiple of the parts, or a source cannot be used.
+    """
+    rows, parts = config.stages[stage].batch_rows, host[1]
+    if rows % parts:
+        raise ValueError(
+            f"batch_rows={rows} (stage {stage}) is not a multiple of the {parts} parts that the mesh makes of a batch"
+            f" (mesh.replica * mesh.fsdp): use {rows // parts * parts or parts}"
+        )
+    folder = index_folder or RunPaths(config).stage(stage) / "index"
+    if config.stages[stage].ratios:
+        from lclm_jax.data.loading.mixed import make_mixed_loader  # which builds on this module
+
+        return make_mixed_loader(config, stage, tokenizers, start, host, split, Path(folder))
+    sources = make_sources(config, stage, tokenizers, split)
+    index = open_index(config, stage, sources, folder)
+    if start.cursor is not None and start.index_digest == index.digest:
+        index.know(start.cursor)
+    # A forced change of batch_rows parts the count of updates from that of rows.
+    batches = max(0, config.stages[stage].steps - (start.rows // rows if start.step is None else start.step))
+    maker = BatchMaker(index, rows, start.rows, host, RecordCache())
+    return Loader(maker, batches, config.data.workers, config.data.prefetch)

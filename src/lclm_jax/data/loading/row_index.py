@@ -1,0 +1,259 @@
+"""The row index: which examples each packed row of a stage holds, computed from lengths alone.
+
+A folder whose name is the digest of all that the rows depend on::
+
+    index.json               the digest, what it was made from, and the layout of a block
+    blocks/000/000012.rows   rows of one block: plain columns, memory-mapped
+
+A block is a pure function of where it begins (``Cursor``), so it is made when a row of it is first wanted, by whichever
+process that is, and kept for all others. Nothing is held in memory but the blocks in use: opening an index, finding a
+row and resuming cost the same for any corpus.
+"""
+
+import bisect
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.config import Config, PackConfig
+from lclm_jax.data.loading.blocks import Block, BlockMaker, read_about, read_block, write_block
+from lclm_jax.data.packing.block_sizing import make_layout, make_mixture
+from lclm_jax.data.packing.counter_rng import draw_key
+from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture
+from lclm_jax.data.packing.sources import ExampleRef, Source
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
+_OPEN_BLOCKS = 4
+_IN_FOLDER = 1000
+_EMPTY_BLOCKS = 100
+
+
+class IndexFailure(ValueError):
+    """A row index that cannot be built or read; the message names the source or file and the fix."""
+
+
+class RowIndex:
+    """The rows of a stage in their one global order; may be sent to worker processes.
+
+    Args:
+        folder: Where blocks are kept.
+        digest: SHA-256 of all that the order of rows depends on, not of how many rows are stored.
+        maker: Makes the block at a cursor.
+        cursors: Where some blocks begin; of the first block, and of those that are stored, it is known anyway.
+    """
+
+    def __init__(self, folder: str | Path, digest: str, maker: BlockMaker, cursors: Sequence[Cursor] = ()):
+        self.folder, self.digest, self.maker = Path(folder), digest, maker
+        self._lock = threading.RLock()
+        self._open: OrderedDict[int, Block] = OrderedDict()
+        zero = Cursor(0, 0, (0,) * len(maker.sources))
+        self._cursors = {one.block: one for one in (zero, *cursors)}
+        self._known = sorted({*self._cursors, *self._stored()})
+
+    def __reduce__(self):
+        return RowIndex, (self.folder, self.digest, self.maker, [self._cursors[max(self._cursors)]])
+
+    def row(self, row: int) -> list[ExampleRef]:
+        """The examples of one row, in order.
+
+        Raises:
+            IndexError: ``row`` is negative.
+            IndexFailure: The stage has no such row: a source whose rule is ``stop`` ended, or all did.
+        """
+        return self.block_of(row).row(row)
+
+    def know(self, cursor: Cursor) -> None:
+        """Take note of where a block begins: rows from there on are found without those before it."""
+        with self._lock:
+            if cursor.block not in self._cursors:
+                self._cursors[cursor.block] = cursor
+                bisect.insort(self._known, cursor.block)
+
+    def block_of(self, row: int) -> Block:
+        """The block that holds ``row``; raises as ``row``."""
+        if row < 0:
+            raise IndexError(f"row {row} is negative; rows count from 0")
+        with self._lock:
+            for block in self._open.values():
+                if block.cursor.row <= row < block.after.row:
+                    return block
+            place = bisect.bisect_right(self._known, row, key=lambda number: self._cursor(number).row) - 1
+            block = self.block_at(self._cursor(self._known[place]))
+            empty = 0
+            while row >= block.after.row:
+                block = self.block_at(block.after)
+                empty = 0 if len(block) else empty + 1
+                if empty == _EMPTY_BLOCKS:
+                    raise IndexFailure(
+                        f"no example of {empty} blocks from row {block.cursor.row} on fits a row (left out:"
+                        f" {dict(block.dropped)}); change span lengths, max_tokens or data.pack"
+                    )
+            return block
+
+    def blocks(self, rows: int) -> Iterator[Block]:
+        """The blocks that hold rows 0 to ``rows`` - 1, in turn; those not yet stored are made."""
+        row = 0
+        while row < rows:
+            block = self.block_of(row)
+            yield block
+            row = block.after.row
+
+    def _cursor(self, number: int) -> Cursor:
+        """Where the known block ``number`` begins."""
+        if number not in self._cursors:
+            block, row, draws = read_about(self.path(number))["cursor"]
+            self._cursors[number] = Cursor(block, row, tuple(draws))
+        return self._cursors[number]
+
+    def block_at(self, cursor: Cursor) -> Block:
+        """The block at ``cursor``: at hand, stored, or made and stored; raises as ``row``."""
+        block = self._open.get(cursor.block)
+        if block is None:
+            block = self.stored(cursor) or self._make(cursor)
+            self._open[cursor.block] = block
+            while len(self._open) > _OPEN_BLOCKS:
+                self._open.popitem(last=False)
+            self.know(block.cursor)
+            self.know(block.after)
+        return block
+
+    def stored(self, cursor: Cursor) -> Block | None:
+        """The stored block at ``cursor``; None if there is none. Raises ``IndexFailure`` if it is another one's."""
+        path = self.path(cursor.block)
+        try:
+            block = read_block(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("making block %d of the row index again: %s", cursor.block, error)
+            return None
+        if block.cursor != cursor:
+            raise IndexFailure(f"{path} begins at {block.cursor} and not at {cursor}; delete {self.folder}")
+        return block
+
+    def _make(self, cursor: Cursor) -> Block:
+        path = self.path(cursor.block)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_name("lock")):
+                if (stored := self.stored(cursor)) is not None:  # another process was first
+                    return stored
+                block = self.add(self.maker(cursor))
+        except Exhausted as error:
+            raise IndexFailure(
+                f"{error} after row {cursor.row}; train fewer steps, or let it repeat"
+                " (data.sources.NAME.when_exhausted, data.sources.NAME.epochs)"
+            ) from None
+        except OSError as error:
+            raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+        return block
+
+    def add(self, block: Block) -> Block:
+        """Store a block that the maker made, and return it; raises ``IndexFailure`` if the disk refuses."""
+        path = self.path(block.cursor.block)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_block(path, block)
+        except OSError as error:
+            raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+        self.know(block.cursor)
+        self.know(block.after)
+        return block
+
+    def path(self, number: int) -> Path:
+        """The file that keeps block ``number``."""
+        return self.folder / "blocks" / f"{number // _IN_FOLDER:03d}" / f"{number:06d}.rows"
+
+    def _stored(self) -> list[int]:
+        return [int(path.stem) for path in self.folder.glob("blocks/*/*.rows")]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes of this machine from making the same block; a file system without locks makes it twice."""
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def open_index(config: Config, stage: str, sources: Sequence[Source], folder: str | Path) -> RowIndex:
+    """The index of ``stage`` under ``folder``: the stored one if it still holds, else a new one.
+
+    Safe when several processes do it at once. What other settings left under ``folder`` is deleted.
+
+    Raises:
+        IndexFailure: A source has no example that fits a row, or the folder cannot be written.
+    """
+    inputs = index_inputs(config, stage, sources)
+    digest = digest_of(inputs)
+    own = Path(folder) / digest[:16]
+    layout = _stored_layout(own, digest)
+    try:
+        if layout is None:
+            layout = make_layout(config, stage, sources)
+            _write_json(own / "index.json", {"digest": digest, "layout": layout, "inputs": inputs})
+        for other in Path(folder).iterdir():
+            if other != own:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError as error:
+        raise IndexFailure(f"cannot write the row index {own}: {error.strerror}; free some space") from error
+    except ValueError as error:
+        raise IndexFailure(str(error)) from None
+    return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, layout)))
+
+
+def block_maker(config: Config, stage: str, sources: Sequence[Source], mixture: Mixture) -> BlockMaker:
+    """What makes the blocks of ``stage``."""
+    pack: PackConfig = config.pack(stage)
+    return BlockMaker(sources, mixture, pack, draw_key("rows", config.seed, stage))
+
+
+def _stored_layout(folder: Path, digest: str) -> dict[str, Any] | None:
+    try:
+        stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("making the row index again: %s", error)
+        return None
+    return stored["layout"] if stored.get("digest") == digest else None
+
+
+def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
+    """All that the rows of a stage depend on, except how many are wanted."""
+    model, tokenizers, settings = config.planned(config.model), sources[0].setup.tokenizers, config.stages[stage]
+    return {
+        "format": FORMAT,
+        "seed": config.seed,
+        "stage": stage,
+        "mixture": [[step * settings.batch_rows, dict(sorted(one.items()))] for step, one in settings.mixtures],
+        "sources": [source.inputs() for source in sources],
+        "model": {name: getattr(model, name) for name in ("ratio", "window", "overlap", "pooling", "mask")},
+        "pack": config.pack(stage).model_dump(mode="json"),
+        "tokenizers": [tokenizers.decoder.digest, tokenizers.encoder.digest],
+        "part": list(sources[0].setup.part),
+    }
+
+
+def digest_of(inputs: dict[str, Any]) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""Records to packed rows: spans, windows, mixture, rows."""

@@ -1,0 +1,107 @@
+"""Which records of which source a block of a stage takes.
+
+A stage is a sequence of blocks. Each takes the next records of every source, as many as its share of the decoder
+positions asks for, so any block can be computed without the ones before it. Records of a source are taken in an order
+that is shuffled over the whole collection and changes with every epoch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lclm_jax.data.packing.counter_rng import Shuffle, draw_key, uniform
+
+
+class Cursor(NamedTuple):
+    """Where a block begins: all that is needed to go on from there."""
+
+    block: int
+    row: int
+    """Rows of the blocks before it."""
+    draws: tuple[int, ...]
+    """Records of each source that the blocks before it took, all epochs together."""
+
+
+class Exhausted(ValueError):
+    """A source with the rule ``stop`` has no records left, or no source has."""
+
+
+class Supply(NamedTuple):
+    """What the mixture needs to know of a source."""
+
+    name: str
+    records: int
+    """Records of one epoch."""
+    positions: float
+    """Decoder positions of a record on average."""
+    limit: int | None
+    """Records, all epochs together, after which the source is exhausted; None: it repeats for ever."""
+    stops: bool
+    """Whether the stage ends with it, instead of going on without it."""
+    part: tuple[int, int] = (0, 1)
+    """(k, n): ``records`` are part k of n of each epoch; the parts change places from epoch to epoch."""
+
+
+class Mixture:
+    """The records of every block.
+
+    Args:
+        supplies: The sources.
+        shares: (row, relative shares of the decoder positions) from which row on which shares hold; the first from 0.
+        positions: Decoder positions of a block.
+        seed: Anything that names this order, such as (run seed, stage).
+    """
+
+    def __init__(
+        self, supplies: Sequence[Supply], shares: Sequence[tuple[int, Sequence[float]]], positions: float, seed: object
+    ):
+        for _, weights in shares:
+            if min(weights) < 0 or not sum(weights) > 0:
+                raise ValueError(f"mixture weights {list(weights)} must be at least zero, and one above it")
+        self._supplies, self._shares, self._positions, self._seed = supplies, shares, positions, seed
+        self._phase = [float(uniform(draw_key("mixture", seed), i)[0]) for i in range(len(supplies))]
+
+    def draws_before(self, block: int) -> tuple[int, ...]:
+        """Records of each source before ``block`` if its first shares hold and no source is exhausted till then."""
+        return tuple(int(block * rate + phase) for rate, phase in zip(self._rates(0, ()), self._phase, strict=True))
+
+    def taken(self, cursor: Cursor) -> tuple[range, ...]:
+        """The draws of each source that the block at ``cursor`` takes; raises ``Exhausted`` where the stage ends."""
+        ranges, out = [], self._exhausted(cursor)
+        for i, rate in enumerate(self._rates(cursor.row, out)):
+            count = int((cursor.block + 1) * rate + self._phase[i]) - int(cursor.block * rate + self._phase[i])
+            stop, limit = cursor.draws[i] + count, self._supplies[i].limit
+            ranges.append(range(cursor.draws[i], stop if limit is None else min(stop, max(limit, cursor.draws[i]))))
+        return tuple(ranges)
+
+    def records(self, source: int, draws: range) -> list[tuple[int, np.ndarray]]:
+        """(epoch, records int64) of a source's ``draws``, epoch by epoch."""
+        supply, parts, first = self._supplies[source], [], draws.start
+        while first < draws.stop:
+            epoch, place = divmod(first, supply.records)
+            last = min(draws.stop, (epoch + 1) * supply.records)
+            part, count = supply.part
+            order = Shuffle(draw_key(self._seed, supply.name, epoch, "order"), supply.records * count)
+            places = np.arange(place, place + last - first)
+            parts.append((epoch, order(places * count + (part + epoch) % count)))
+            first = last
+        return parts
+
+    def _exhausted(self, cursor: Cursor) -> tuple[int, ...]:
+        out = tuple(
+            i for i, supply in enumerate(self._supplies) if supply.limit is not None and cursor.draws[i] >= supply.limit
+        )
+        for i in out:
+            if self._supplies[i].stops:
+                raise Exhausted(f"source {self._supplies[i].name} is exhausted")
+        return out
+
+    def _rates(self, row: int, without: Sequence[int]) -> list[float]:
+        """Records per block of each source."""
+        shares = np.array([weights for first, weights in self._shares if first <= row][-1], np.float64)
+        shares[list(without)] = 0
+        if not shares.any():
+            raise Exhausted("all sources are exhausted")
+        wanted = self._positions * shares / shares.sum()
+        return [float(one) / supply.positions for one, supply in zip(wanted, self._supplies, strict=True)]

@@ -1,0 +1,196 @@
+"""Examples to the arrays of a packed row, and back.
+
+The layout is the batch contract of ``lclm_jax.batch``. All work is vectorised over the tokens, spans and windows of a
+row; nothing here depends on files, clocks or random numbers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lclm_jax.batch import Batch, batch_shapes
+from lclm_jax.config import ModelConfig, PackConfig
+from lclm_jax.data.packing.windows import WindowTable, marker_tokens, place_windows, plan_spans
+from lclm_jax.text.example import Example
+
+Row = dict[str, np.ndarray]
+
+
+class RowError(ValueError):
+    """Examples that cannot be laid out as a row; the message names the number, the limit and the fix."""
+
+
+def assemble_row(
+    examples: Sequence[Example],
+    model: ModelConfig,
+    pack: PackConfig,
+    encoder_pad_id: int | None = None,
+    allow_empty_spans: bool = False,
+) -> Row:
+    """Lay out ``examples`` as the segments 1.. of one packed row.
+
+    Args:
+        examples: Segments in order; may be empty (a row of padding).
+        model: Ratio, window, overlap, pooling, mask and memory token ids.
+        pack: S, M and R.
+        encoder_pad_id: Pad token of the encoder's tokenizer: the marker of ``eos`` pooling, not used otherwise.
+        allow_empty_spans: Give an empty span one latent that pools nothing, instead of refusing it.
+
+    Returns:
+        Array name -> array, shaped as in ``batch_shapes`` without the leading B.
+
+    Raises:
+        RowError: If a budget is exceeded, or an example's placeholders do not match its spans.
+    """
+    row = {name: np.zeros(shape[1:], dtype) for name, (shape, dtype) in batch_shapes(model, pack, 1).items()}
+    row["latent_index"].fill(-1)
+    spans = [span for example in examples for span in example.spans]
+    table = plan_spans([len(span) for span in spans], model, allow_empty_spans)
+    _fill_decoder(row, examples, pack)
+    slots = _fill_encoder(row, spans, table, model, pack, encoder_pad_id)
+    _link(row, examples, slots, model)
+    return row
+
+
+def assemble_batch(
+    examples_by_row: Sequence[Sequence[Example]],
+    model: ModelConfig,
+    pack: PackConfig,
+    encoder_pad_id: int | None = None,
+    allow_empty_spans: bool = False,
+) -> Batch:
+    """Stack the rows of ``examples_by_row`` into a host ``Batch`` of NumPy arrays; see ``assemble_row``."""
+    rows = [assemble_row(examples, model, pack, encoder_pad_id, allow_empty_spans) for examples in examples_by_row]
+    return stack_rows(rows)
+
+
+def stack_rows(rows: Sequence[Row]) -> Batch:
+    """Rows of equal layout to one ``Batch`` of NumPy arrays."""
+    return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def unpack_row(row: Row, ratio: int) -> list[Example]:
+    """The examples of a packed row, in order: the inverse of ``assemble_row``.
+
+    The weight of an example's first token is 0, as nothing in its segment predicts it.
+    """
+    spans_by_id = span_tokens(row, ratio)
+    segments, examples = row["decoder_segments"], []
+    for segment in range(1, int(segments.max(initial=0)) + 1):
+        where = np.flatnonzero(segments == segment)
+        slots = row["latent_index"][where]
+        loss = np.concatenate([[0], row["loss_weights"][where[:-1]]]).astype(np.float32)
+        ids = list(dict.fromkeys(row["latent_segments"][slots[slots >= 0]].tolist()))
+        spans = tuple(spans_by_id[span] for span in ids)
+        examples.append(Example(tokens=row["decoder_tokens"][where].copy(), loss=loss, spans=spans))
+    return examples
+
+
+def _fill_decoder(row: Row, examples: Sequence[Example], pack: PackConfig) -> None:
+    lengths = np.array([len(example.tokens) for example in examples], np.int64)
+    total = int(lengths.sum())
+    if total > pack.row_length:
+        raise RowError(
+            f"{len(examples)} examples take {total} decoder positions, the row has row_length={pack.row_length};"
+            " pack fewer or raise pack.row_length"
+        )
+    if not lengths.all():
+        raise RowError(f"example {int(np.argmin(lengths))} of the row has no tokens; drop it before packing")
+    if not total:
+        return
+    starts = np.cumsum(lengths) - lengths
+    tokens = np.concatenate([example.tokens for example in examples])
+    loss = np.concatenate([example.loss for example in examples])
+    row["decoder_tokens"][:total] = tokens
+    row["decoder_segments"][:total] = np.repeat(np.arange(1, lengths.size + 1), lengths)
+    row["decoder_positions"][:total] = np.arange(total) - np.repeat(starts, lengths)
+    # Position t predicts token t + 1; the last token of a segment predicts nothing.
+    tokens[starts] = 0
+    loss[starts] = 0
+    row["targets"][: total - 1] = tokens[1:]
+    row["loss_weights"][: total - 1] = loss[1:]
+
+
+def _fill_encoder(
+    row: Row,
+    spans: Sequence[np.ndarray],
+    table: WindowTable,
+    model: ModelConfig,
+    pack: PackConfig,
+    encoder_pad_id: int | None,
+) -> np.ndarray:
+    """Write the windows; returns the latent slots of all spans in text order, int64."""
+    if not spans:
+        return np.empty(0, np.int64)
+    offsets = place_windows(table, model.ratio, pack)
+    if offsets is None:
+        raise RowError(
+            f"{int(table.storage.sum())} encoder positions of {len(spans)} spans do not fit encoder_rows="
+            f"{pack.encoder_rows} of encoder_row_length={pack.encoder_row_length}; pack fewer or raise them"
+        )
+    flat = {name: row[f"encoder_{name}"].reshape(-1) for name in ("tokens", "segments", "positions")}
+    sizes = np.array([len(span) for span in spans], np.int64)
+    base = (np.cumsum(sizes) - sizes)[table.span]
+    read = table.right - table.left
+    flat["tokens"][_ranges(offsets, read)] = np.concatenate(spans)[_ranges(base + table.left, read)]
+    length = read + table.markers
+    everything = _ranges(offsets, length)
+    flat["segments"][everything] = np.repeat(_order_in_row(offsets // pack.encoder_row_length), length)
+    flat["positions"][everything] = _ranges(np.zeros_like(length), length)
+    pooled = offsets + table.context
+    row["pool_weights"].reshape(-1)[_ranges(pooled, table.stop - table.start)] = 1
+    slots = _ranges(pooled // model.ratio, table.latents)
+    row["latent_segments"][slots] = np.repeat(table.span + 1, table.latents)
+    row["latent_positions"][slots] = _ranges(table.start // model.ratio, table.latents)
+    if model.has_markers:
+        marks = _ranges(offsets + read, table.markers)
+        flat["tokens"][marks] = marker_tokens(table.markers, model, encoder_pad_id)
+        row["marker_index"][slots] = marks
+    return slots
+
+
+def _link(row: Row, examples: Sequence[Example], slots: np.ndarray, model: ModelConfig) -> None:
+    """Point the placeholders at their latent slots, checking that every example has as many as its spans need."""
+    if model.memory_token_ids is None:
+        if slots.size:
+            raise RowError("model.memory_token_ids is not set, so placeholders are unknown; resolve it first")
+        return
+    placeholder = model.memory_token_ids[2]
+    where = np.flatnonzero((row["decoder_tokens"] == placeholder) & (row["decoder_segments"] > 0))
+    found = np.bincount(row["decoder_segments"][where], minlength=len(examples) + 1)[1:]
+    needed = [sum(max(-(-len(span) // model.ratio), 1) for span in example.spans) for example in examples]
+    if found.tolist() != needed:
+        worst = int(np.argmax(found != np.array(needed)))
+        raise RowError(
+            f"example {worst} of the row has {found[worst]} placeholders and its spans need {needed[worst]} at"
+            f" ratio={model.ratio}; build it with the model's ratio and tokenizers"
+        )
+    row["latent_index"][where] = slots
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenated ``arange(start, start + length)``: ``_ranges([5, 0], [2, 3]) = [5, 6, 0, 1, 2]``."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]) if ends.size else 0) + np.repeat(starts - ends + lengths, lengths)
+
+
+def _order_in_row(rows: np.ndarray) -> np.ndarray:
+    """Number the windows of each encoder row from 1, in the order given."""
+    by_row = np.argsort(rows, kind="stable")
+    grouped = rows[by_row]
+    order = np.empty_like(rows)
+    order[by_row] = np.arange(rows.size) - np.searchsorted(grouped, grouped) + 1
+    return order
+
+
+def span_tokens(row: Row, ratio: int) -> dict[int, np.ndarray]:
+    """Span id -> encoder tokens, read back from the pooled parts."""
+    tokens, weights = row["encoder_tokens"].reshape(-1, ratio), row["pool_weights"].reshape(-1, ratio) > 0
+    segments, positions = row["latent_segments"], row["latent_positions"]
+    slots = np.flatnonzero(segments)
+    slots = slots[np.lexsort((positions[slots], segments[slots]))]
+    counts = weights[slots].sum(axis=1)
+    ids, first = np.unique(segments[slots], return_index=True)
+    bounds = np.append(np.append(0, np.cumsum(counts))[first], counts.sum())
+    flat = tokens[slots][weights[slots]]
+    return {int(span): flat[bounds[i] : bounds[i + 1]] for i, span in enumerate(ids)}

@@ -1,0 +1,321 @@
+"""Sources: how the records of a prepared collection become examples, and how long each will be.
+
+Examples are planned from lengths and cut points alone (``plan``), for any records without the others; a planned example
+is a small reference (record, variant, cut bounds) from which ``example`` makes the tokens when its row is needed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lclm_jax.config import Config, ModelConfig, PackConfig, SourceConfig
+from lclm_jax.data.packing.counter_rng import draw_key, permutation, uniform
+from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
+from lclm_jax.data.packing.span_sampling import (
+    CutTable,
+    Limits,
+    Pieces,
+    make_cut_table,
+    quote_in_span,
+    walk_pieces,
+    walk_spans,
+)
+from lclm_jax.data.store.columns import Ragged, join
+from lclm_jax.data.store.records import chat_outline_of
+from lclm_jax.data.store.shards import PreparedSplit, open_split
+from lclm_jax.text.boundaries import FLAGS
+from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
+from lclm_jax.text.example import Example, expand
+from lclm_jax.text.prompts import RepetitionPrompt, continuation_prompts, repetition_prompts
+from lclm_jax.text.tokenizer import Tokenizers
+
+_ORDERS = 60_000
+
+"""Different orders of the passages of a record (a variant has 16 bits)."""
+
+
+class ExampleRef(NamedTuple):
+    """What a row index stores of one example."""
+
+    source: int
+    """Index of the source in the stage's mixture."""
+    record: int
+    variant: int
+    """cpt: 1 if the first segment is compressed; reconstruction: which request; chat: 0; qa: order of the passages."""
+    bounds: np.ndarray
+    """int32: cut indices between which the segments lie; empty for chat."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """All examples of some records of a source in one epoch, without their tokens; columns of one length."""
+
+    record: np.ndarray
+    variant: np.ndarray
+    bounds: Ragged
+    tokens: np.ndarray
+    """int64 [examples]: decoder positions, tags and placeholders included."""
+    spans: Ragged
+    """int64: encoder tokens of each span."""
+    raw_tokens: np.ndarray
+    """int64 [examples]: tokens of text represented: decoder tokens without placeholders, and encoder tokens."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Examples left out while planning, by reason."""
+
+
+class Source(ABC):
+    """One collection under one objective; see ``make_sources``."""
+
+    def __init__(self, name: str, config: SourceConfig, split: PreparedSplit, setup: "SourceSetup"):
+        self.name, self.config, self.split, self.setup = name, config, split, setup
+
+    @abstractmethod
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:
+        """All examples that ``records`` give in ``epoch``.
+
+        What a record gives is a pure function of (seed, source, epoch, record) and its lengths.
+        """
+
+    @abstractmethod
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:
+        """The example ``ref`` of the record ``columns`` at the model's ratio."""
+
+    def __len__(self) -> int:
+        """Records of one epoch."""
+        return len(self.split)
+
+    def inputs(self) -> dict[str, Any]:
+        """What the examples of this source and their order depend on beside the set-up, as plain values."""
+        return {"name": self.name, "config": self.config.model_dump(mode="json"), "data": self.split.digest}
+
+    def _key(self, epoch: int) -> int:
+        return draw_key(self.setup.seed, self.name, epoch)
+
+    @property
+    def _positions(self) -> int:
+        row = self.setup.pack.row_length
+        return row if self.config.max_tokens is None else min(row, self.config.max_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSetup:
+    """What all sources of a stage share."""
+
+    model: ModelConfig
+    pack: PackConfig
+    tokenizers: Tokenizers
+    seed: int
+    part: tuple[int, int] = (0, 1)
+    """(k, n): examples are made of part k of n of the records of each epoch."""
+    planned: ModelConfig | None = None
+    """Compression that rows are planned for; None: that of ``model``."""
+
+    @property
+    def plan_model(self) -> ModelConfig:
+        """The model that examples are measured with."""
+        return self.planned or self.model
+
+
+class _DocumentSource(Source):
+    def _cuts(self, records: np.ndarray) -> CutTable:
+        decoder = self.split.lists("cuts", records)
+        if decoder is None:
+            raise ValueError(
+                f"source {self.name}: objective={self.config.objective} cuts documents, which collection"
+                f" {self.config.collection!r} does not hold; use a collection of documents or objective=chat"
+            )
+        encoder = self.split.lists("encoder_cuts", records)
+        table = make_cut_table(records, decoder, decoder if encoder is None else encoder)
+        if self.config.spans.boundary == "token":
+            return table
+        kinds = self.split.lists("cut_kinds", records)
+        assert kinds is not None, "documents have kinds of cuts"
+        return table._replace(preferred=np.flatnonzero(kinds.values & FLAGS[self.config.spans.boundary]))
+
+
+class CptSource(_DocumentSource):
+    """Continual pre-training: documents cut into examples of alternating raw and compressed segments."""
+
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102 - see the base class
+        cuts = self._cuts(records)
+        model, pack = self.setup.plan_model, self.setup.pack
+        context = model.overlap * (2 if model.mask == "bidirectional" else 1)
+        room = pack.encoder_rows * pack.encoder_row_length
+        limits = Limits(self._positions, model.ratio, model.window, context, model.has_markers, room)
+        pieces = walk_pieces(cuts, self.config.spans, limits, self._key(epoch))
+        plan = self._measure(cuts, pieces)
+        while (halves := self._halve_what_exceeds_the_encoder(pieces, plan)) is not None:
+            pieces = halves
+            plan = self._measure(cuts, pieces)
+        return plan
+
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
+        bounds = ref.bounds.tolist()
+        segments = [Segment(bool(ref.variant ^ i & 1), bounds[i], bounds[i + 1]) for i in range(len(bounds) - 1)]
+        document, memory = DocumentTokens.from_record(columns), self.setup.tokenizers.decoder.memory_ids
+        return cpt_example_from_ids(document, segments, memory, self.setup.model.ratio)
+
+    def _measure(self, cuts: CutTable, pieces: Pieces) -> Plan:
+        sizes = pieces.bounds.sizes - 1
+        where = pieces.bounds.values + np.repeat(cuts.first[pieces.document], pieces.bounds.sizes)
+        ends = np.cumsum(pieces.bounds.sizes)
+        start, stop = np.delete(where, ends - 1), np.delete(where, ends - pieces.bounds.sizes)
+        place = np.arange(start.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        compressed = np.repeat(pieces.opens_compressed, sizes) ^ (place % 2 == 1)
+        decoder, encoder = cuts.decoder[stop] - cuts.decoder[start], cuts.encoder[stop] - cuts.encoder[start]
+        cost = np.where(compressed, -(-encoder // self.setup.plan_model.ratio) + 2, decoder)
+        spans = Ragged.from_sizes(Ragged.from_sizes(sizes, compressed).sums(), encoder[compressed])
+        return Plan(
+            record=cuts.record[pieces.document],
+            variant=pieces.opens_compressed.astype(np.int64),
+            bounds=pieces.bounds,
+            tokens=Ragged.from_sizes(sizes, cost).sums(),
+            spans=spans,
+            raw_tokens=Ragged.from_sizes(sizes, np.where(compressed, encoder + 2, decoder)).sums(),
+        )
+
+    def _halve_what_exceeds_the_encoder(self, pieces: Pieces, plan: Plan) -> Pieces | None:
+        """Cut each example whose windows do not fit a row in two, before a span; None if there is none to cut."""
+        packer = RowPacker(self.setup.plan_model.ratio, self.setup.pack)
+        usable, _ = packer.sort_out(plan.tokens, ExampleWindows(plan.spans, self.setup.plan_model))
+        halved, parts, opens = [], [], []
+        for i in np.delete(np.arange(plan.tokens.size), usable).tolist():
+            bounds = pieces.bounds.list(i)
+            first = int(pieces.opens_compressed[i])
+            spans = [k for k in range(1, bounds.size - 1) if (k % 2 == 0) == bool(first)]
+            if not spans:
+                continue
+            middle = spans[len(spans) // 2]
+            halved.append(i)
+            parts += [bounds[: middle + 1], bounds[middle:]]
+            opens += [bool(first), True]
+        if not halved:
+            return None
+        kept = np.delete(np.arange(pieces.document.size), halved)
+        sizes = np.array([part.size for part in parts])
+        return Pieces(
+            np.append(pieces.document[kept], np.repeat(pieces.document[halved], 2)),
+            np.append(pieces.opens_compressed[kept], opens),
+            join([pieces.bounds.take(kept), Ragged.from_sizes(sizes, np.concatenate(parts))]),
+        )
+
+
+class RepetitionSource(_DocumentSource):
+    """Reconstruction: consecutive spans of the documents, each to be repeated verbatim, as a whole or from a quotation.
+
+    Variants count the prompts that repeat the whole first, then those that quote; bounds of a partial one are
+    (span start, span stop, quotation start, quotation stop).
+    """
+
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
+        cuts = self._cuts(records)
+        pieces = walk_spans(cuts, self.config.spans, self._key(epoch))
+        record, bounds = cuts.record[pieces.document], pieces.bounds.values.reshape(-1, 2)
+        start, stop = bounds.T + cuts.first[pieces.document]
+        draws = [uniform(self._key(epoch) ^ salt, record, bounds[:, 0]) for salt in (1, 2, 3)]
+        quote = quote_in_span(cuts.decoder, (start, stop), self.config.quote_tokens, draws[2])
+        partial = (draws[1] < self.config.partial_share) & (quote[1] < stop)
+        overhead = np.array([prompt.overhead for prompt in self._prompts])
+        whole = len(repetition_prompts(self.setup.tokenizers.decoder))
+        of_partial = whole + (draws[0] * (overhead.size - whole)).astype(np.int64)
+        variant = np.where(partial, of_partial, (draws[0] * whole).astype(np.int64))
+        encoder, decoder = cuts.encoder[stop] - cuts.encoder[start], cuts.decoder[stop] - cuts.decoder[start]
+        # Of a partial one the quotation and what follows it are read, of a whole one all.
+        decoder = np.where(partial, cuts.decoder[stop] - cuts.decoder[quote[0]], decoder)
+        tokens = overhead[variant] + -(-encoder // self.setup.plan_model.ratio) + decoder
+        fits = tokens <= self._positions
+        four = np.stack([start, stop, *quote], axis=1) - cuts.first[pieces.document][:, None]
+        used = np.stack([fits, fits, partial & fits, partial & fits], axis=1)
+        return Plan(
+            record=record[fits],
+            variant=variant[fits],
+            bounds=Ragged.from_sizes(used[fits].sum(axis=1), four[used].astype(np.int32)),
+            tokens=tokens[fits],
+            spans=Ragged(np.arange(int(fits.sum()) + 1), encoder[fits]),
+            raw_tokens=(overhead[variant] + decoder + encoder)[fits],
+            dropped={"longer_than_example": int(fits.size - fits.sum())},
+        )
+
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
+        bounds = np.asarray(ref.bounds).tolist()
+        segment, quote = Segment(True, *bounds[:2]), Segment(False, *bounds[2:]) if len(bounds) == 4 else None
+        decoder, document = self.setup.tokenizers.decoder, DocumentTokens.from_record(columns)
+        prompt, ratio = self._prompts[ref.variant], self.setup.model.ratio
+        return reconstruction_example_from_ids(prompt, document, segment, decoder.memory_ids, ratio, quote)
+
+    def inputs(self) -> dict[str, Any]:  # noqa: D102
+        parts = [[p.head, p.tail, p.closing, p.after_quote] for p in self._prompts]
+        return super().inputs() | {"prompts": [[one.tolist() for one in part if one is not None] for part in parts]}
+
+    @property
+    def _prompts(self) -> tuple[RepetitionPrompt, ...]:
+        decoder = self.setup.tokenizers.decoder
+        return (*repetition_prompts(decoder), *(continuation_prompts(decoder) if self.config.partial_share else ()))
+
+
+class ChatSource(Source):
+    """Prepared chats: one record, one example. Objective ``qa``: its passages in another order each epoch."""
+
+    def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
+        spans = self.split.lists("span_tokens", records)
+        if spans is None:
+            raise ValueError(
+                f"source {self.name}: objective=chat needs prepared chats, which collection"
+                f" {self.config.collection!r} does not hold; use collection=chat or another objective"
+            )
+        tokens = self.split.numbers("decoder_tokens", records)
+        positions = tokens + Ragged(spans.offsets, -(-spans.values // self.setup.plan_model.ratio)).sums()
+        fits = np.flatnonzero(positions <= self._positions)
+        return Plan(
+            record=np.asarray(records, np.int64)[fits],
+            variant=self._orders(epoch, np.asarray(records, np.int64)[fits]),
+            bounds=Ragged.from_sizes(np.zeros_like(fits), np.zeros(0, np.int32)),
+            tokens=positions[fits],
+            spans=spans.take(fits),
+            raw_tokens=(tokens + spans.sums())[fits],
+            dropped={"longer_than_example": positions.size - fits.size},
+        )
+
+    def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
+        outline = chat_outline_of(columns)
+        if ref.variant:
+            order = permutation(draw_key("passages", ref.variant), len(outline.spans))
+            outline = replace(outline, spans=tuple(outline.spans[i] for i in order.tolist()))
+        return expand(outline, self.setup.model.ratio, self.setup.tokenizers.decoder.memory_ids.placeholder)
+
+    def _orders(self, epoch: int, records: np.ndarray) -> np.ndarray:
+        """Number of the order of each record's passages, int64; 0: as they are."""
+        if self.config.objective != "qa":
+            return np.zeros_like(records)
+        return 1 + (uniform(self._key(epoch), records) * _ORDERS).astype(np.int64)
+
+
+OBJECTIVES: dict[str, type[Source]] = {
+    "cpt": CptSource,
+    "reconstruction": RepetitionSource,
+    "chat": ChatSource,
+    "qa": ChatSource,
+}
+
+
+def make_sources(
+    config: Config, stage: str, tokenizers: Tokenizers, split: str = "train", part: tuple[int, int] = (0, 1)
+) -> list[Source]:
+    """The sources of a stage's mixture, in its order; collections are opened once. ``part``: see ``SourceSetup``.
+
+    Raises:
+        ValueError: A collection is not prepared, or does not suit its source's objective.
+    """
+    model = config.model.model_copy(update={"memory_token_ids": tuple(tokenizers.decoder.memory_ids)})
+    setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed, part, config.planned(model))
+    opened: dict[str, PreparedSplit] = {}
+    sources = []
+    for name in config.stages[stage].sources:
+        source = config.data.sources[name]
+        if source.collection not in opened:
+            opened[source.collection] = open_split(config, source.collection, split)
+        sources.append(OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
+    return sources

@@ -1,0 +1,112 @@
+"""Raw collections read as documents and chats, each with the split that a hash gives it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from lclm_jax.config import CollectionConfig, CorpusConfig
+from lclm_jax.data.documents import Bad, Chat, Document, Entry
+from lclm_jax.data.prepare.readers import list_entries, read_rows
+from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.row_validation import chat_of, document_of
+
+SPLITS = ("train", "validation", "held_out")
+
+"""train: training and tokenizer training; validation: to tune on; held_out: only the final evaluation reads it."""
+
+
+def split_of(name: str, config: CorpusConfig) -> str:
+    """The split by the SHA-256 of a name (or text) alone: it never depends on other documents."""
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    if share < config.held_out_share:
+        return "held_out"
+    return "validation" if share < config.held_out_share + config.validation_share else "train"
+
+
+def list_collection(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
+    """Every entry of ``collection`` in the order of names; with ``max_bytes``, a sample by hash that fits in it.
+
+    Raises:
+        ValueError: a path is missing, or there is no file to read.
+    """
+    entries = list_entries(collection, part_bytes)
+    if collection.max_bytes is not None:
+        entries = _sample(entries, collection.max_bytes)
+    if not entries:
+        raise ValueError(
+            f"a collection is empty (format={collection.format}, paths={list(collection.paths)}, endings"
+            f" {list(collection.endings)}, max_bytes={collection.max_bytes}); name files that exist"
+        )
+    return entries
+
+
+def read_documents(
+    entries: Iterable[Entry], collection: CollectionConfig, config: CorpusConfig, tally: Tally
+) -> Iterator[Document]:
+    """The documents of ``entries``.
+
+    A document's split is a hash of its name where it is a file or has an id, else of its text, so that equal rows
+    never stand in two splits.
+    """
+    named = collection.by_file or collection.columns.id is not None
+    for entry in entries:
+        for row in read_rows(entry, collection):
+            if isinstance(row, Bad):
+                tally.reject(row.reason, row.place, row.excerpt)
+            elif (raw := document_of(row, collection, tally)) is not None:
+                yield Document(raw.id, raw.text, split_of(raw.id if named else raw.text, config))
+
+
+def read_chats(
+    entries: Iterable[Entry], collection: CollectionConfig, config: CorpusConfig, tally: Tally
+) -> Iterator[Chat]:
+    """The chats of ``entries``; their splits as in ``read_documents``."""
+    for entry in entries:
+        for row in read_rows(entry, collection):
+            if isinstance(row, Bad):
+                tally.reject(row.reason, row.place, row.excerpt)
+            elif (chat := chat_of(row, collection, tally)) is not None:
+                name = chat.id if collection.columns.id else json.dumps(chat.messages, ensure_ascii=False)
+                yield Chat(chat, split_of(name, config))
+
+
+def read_corpus(
+    config: CorpusConfig, splits: Iterable[str] = SPLITS, tally: Tally | None = None, max_bytes: int = 2**62
+) -> Iterator[Document]:
+    """Documents of ``splits`` of all collections of documents; what cannot be used goes to ``tally``.
+
+    ``max_bytes`` bounds the text (in characters): each collection gives a like share of the beginnings of its files.
+
+    Raises:
+        ValueError: as ``list_collection``.
+    """
+    wanted, tally = set(splits), tally or Tally()
+    collections = [one for one in config.resolved.values() if one.records == "documents"]
+    for collection in collections:
+        entries = list_collection(collection, 2**62)
+        share = max_bytes // len(collections)
+        whole = sum(entry.size for entry in entries) <= share
+        for entry in entries:
+            room = entry.size if whole else share // len(entries)
+            for document in read_documents([entry], collection, config, tally):
+                if document.split in wanted:
+                    yield document
+                room -= len(document.text)
+                if room <= 0 and not whole:
+                    break
+
+
+def _sample(entries: Sequence[Entry], budget: int) -> list[Entry]:
+    """As many entries as fit, taken in the order of their hashes: a fair sample that stays the same."""
+    kept = set()
+    for entry in sorted(entries, key=_rank):
+        if entry.size > budget:
+            break
+        budget -= entry.size
+        kept.add((entry.id, entry.start))
+    return [entry for entry in entries if (entry.id, entry.start) in kept]
+
+
+def _rank(entry: Entry) -> bytes:
+    name = entry.id if not entry.start else f"{entry.id}:{entry.start}"
+    return hashlib.sha256(b"sample:" + name.encode()).digest()

@@ -1,0 +1,80 @@
+"""Quality, length and language filters of datatrove (extra ``[prepare]``), by name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lclm_jax.config import CollectionConfig, Config
+from lclm_jax.config.base import suggestion
+from lclm_jax.data.documents import Document
+from lclm_jax.data.prepare.corpus import read_documents
+from lclm_jax.data.prepare.datatrove_engine import engine_module
+from lclm_jax.data.prepare.parts import Part
+from lclm_jax.data.prepare.reject_counter import Tally
+
+_LENGTH = dict.fromkeys(
+    (
+        "min_avg_word_length",
+        "max_avg_word_length",
+        "max_symbol_word_ratio",
+        "max_bullet_lines_ratio",
+        "max_ellipsis_lines_ratio",
+        "max_non_alpha_words_ratio",
+        "min_stop_words",
+    )
+)
+"""The rules of GopherQualityFilter that ``length`` leaves out; it keeps ``min_doc_words`` and ``max_doc_words``."""
+
+_CLASSES = {
+    "c4_bad_words": "C4BadWordsFilter",
+    "c4_quality": "C4QualityFilter",
+    "fasttext": "FastTextClassifierFilter",
+    "fineweb_quality": "FineWebQualityFilter",
+    "gopher_quality": "GopherQualityFilter",
+    "gopher_repetition": "GopherRepetitionFilter",
+    "language": "LanguageFilter",
+    "length": "GopherQualityFilter",
+    "regex": "RegexFilter",
+    "unigram_log_probs": "UnigramLogProbFilter",
+}
+
+
+class DocumentFilters:
+    """The filters of a collection, made once.
+
+    Raises:
+        ValueError: a filter is unknown, its arguments are wrong, or what it needs is not installed.
+    """
+
+    def __init__(self, filters: Mapping[str, Mapping[str, Any]]):
+        self._filters = [(name, _make(name, arguments)) for name, arguments in filters.items()]
+        self._document = engine_module("datatrove.data").Document
+
+    def keep(self, document: Document, tally: Tally) -> bool:
+        """Whether every filter keeps ``document``; else it is counted as ``filtered_`` and the filter's reason."""
+        seen = self._document(text=document.text, id=document.id)
+        for name, one in self._filters:
+            result = one.filter(seen)
+            kept, reason = result if isinstance(result, tuple) else (result, None)
+            if not kept:
+                tally.note(f"filtered_{reason or name}")
+                return False
+        return True
+
+
+def _make(name: str, arguments: Mapping[str, Any]) -> Any:
+    if name not in _CLASSES:
+        raise ValueError(f"filter {name!r} is unknown; {suggestion(name, _CLASSES)}")
+    made = getattr(engine_module("datatrove.pipeline.filters"), _CLASSES[name])
+    try:
+        return made(**((_LENGTH if name == "length" else {}) | dict(arguments)))
+    except (TypeError, ImportError) as error:
+        raise ValueError(f"filter {name} with {dict(arguments)}: {error}") from None
+
+
+def part_documents(part: Part, collection: CollectionConfig, config: Config, tally: Tally) -> Iterator[Document]:
+    """The documents of ``part`` that its filters keep, before duplicates are taken out."""
+    documents = read_documents(part.entries, collection, config.corpus, tally)
+    if not collection.filters:
+        return documents
+    filters = DocumentFilters(collection.filters)
+    return (document for document in documents if filters.keep(document, tally))

@@ -1,0 +1,170 @@
+"""Raw rows to documents and chats: types checked, text made clean, what is broken counted by reason."""
+
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lclm_jax.config import CollectionConfig
+from lclm_jax.data.documents import Messages, RawChat, RawText, Row
+from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
+
+TRAIN_ON_PROMPT = "NA_string_only"
+"""Target of a row whose prompt is itself the text to train on, memory tags included."""
+
+
+class _Broken(Exception):
+    """A row that cannot be used: (reason, excerpt)."""
+
+
+def document_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawText | None:
+    """The document of ``row``: valid UTF-8, form C, from its first line that is not blank; None if it is rejected.
+
+    Reasons: ``missing_column``, ``wrong_type``, ``undecodable``, ``empty``; ``cut`` counts texts longer than
+    ``max_document_bytes``, which are kept up to the last whole line before it.
+    """
+    try:
+        value = _column(row, collection.columns.text)
+        if not isinstance(value, str | bytes):
+            raise _Broken("wrong_type", value)
+        content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        longest = collection.max_document_bytes
+        if longest is not None and len(content) > longest:
+            tally.note("cut")
+            content = content[:longest]
+            content = content[: content.rfind(b"\n") + 1] or _whole_characters(content)
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise _Broken("undecodable", content[:200]) from None
+        text = _without_blank_start(unicodedata.normalize("NFC", text))
+        if not text:
+            raise _Broken("empty", "")
+        return RawText(_name(row, collection), text)
+    except _Broken as broken:
+        tally.reject(broken.args[0], row.place, broken.args[1])
+        return None
+
+
+def chat_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawChat | None:
+    """The chat of ``row`` (prompt and target, messages, or context, question and answer); None if it is rejected.
+
+    Reasons: ``missing_column``, ``wrong_type``, ``invalid_json``, ``no_reply``, ``undecodable``, ``empty``.
+    """
+    try:
+        names, has = collection.columns, row.values
+        if has.get(names.prompt) is not None:
+            messages, tools, tagged = _prompted(row, collection)
+        elif has.get(names.messages) is not None:
+            messages, tools, tagged = _messages(has[names.messages]), _tools(has.get(names.tools)), None
+        elif has.get(names.question) is not None:
+            messages, tools, tagged = _asked(row, collection), None, None
+        else:
+            raise _Broken("missing_column", sorted(has))
+        if tagged is None and (not messages or messages[-1]["role"] != "assistant"):
+            raise _Broken("no_reply", messages[-1:])
+        _check_text([messages, tools, tagged])
+        return RawChat(_name(row, collection), messages, tools, tagged)
+    except _Broken as broken:
+        tally.reject(broken.args[0], row.place, broken.args[1])
+        return None
+
+
+def _prompted(row: Row, collection: CollectionConfig) -> tuple[Messages, list[Any] | None, str | None]:
+    names = collection.columns
+    messages, target = _messages(row.values[names.prompt]), _column(row, names.target)
+    if not isinstance(target, str):
+        raise _Broken("wrong_type", target)
+    if target == TRAIN_ON_PROMPT:
+        text = "".join(message["content"] for message in messages if message["role"] == "user")
+        if not text.strip():
+            raise _Broken("empty", messages)
+        return messages, None, unicodedata.normalize("NFC", text)
+    if not target:
+        raise _Broken("empty", "")
+    return [*messages, {"role": "assistant", "content": target}], _tools(row.values.get(names.tools)), None
+
+
+def _asked(row: Row, collection: CollectionConfig) -> Messages:
+    names = collection.columns
+    passages, question, answer = (_column(row, name) for name in (names.context, names.question, names.answer))
+    passages = [passages] if isinstance(passages, str) else passages
+    if not (isinstance(passages, Sequence) and all(isinstance(one, str) for one in (*passages, question, answer))):
+        raise _Broken("wrong_type", row.values)
+    spans = [f"{MEMORY_START}{passage}{MEMORY_END}\n" for passage in passages if passage.strip()]
+    if not (spans and question.strip() and answer.strip()):
+        raise _Broken("empty", row.values)
+    content = "".join(spans) + "\n" + question
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+
+def _messages(value: Any) -> Messages:
+    """A list of messages with a role and string content, from a list or its JSON; absent values are left out."""
+    chat = _from_json(value)
+    if not isinstance(chat, Sequence) or not all(isinstance(message, Mapping) for message in chat):
+        raise _Broken("wrong_type", value)
+    cleaned = [{name: part for name, part in message.items() if part is not None} for message in chat]
+    for message in cleaned:
+        if "content" not in message and message.get("tool_calls"):
+            message["content"] = ""
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise _Broken("wrong_type", message)
+    return cleaned
+
+
+def _tools(value: Any) -> list[Any] | None:
+    tools = _from_json(value)
+    if tools is None or isinstance(tools, list):
+        return tools or None
+    raise _Broken("wrong_type", value)
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise _Broken("invalid_json", value) from None
+
+
+def _column(row: Row, name: str) -> Any:
+    value = row.values.get(name)
+    if value is None:
+        raise _Broken("missing_column", sorted(row.values))
+    return value
+
+
+def _name(row: Row, collection: CollectionConfig) -> str:
+    """The row's own name, or its place."""
+    column = collection.columns.id
+    return row.place if column is None or row.values.get(column) is None else str(row.values[column])
+
+
+def _check_text(value: Any) -> None:
+    """Refuse half characters (lone surrogates), which JSON can hold and UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _Broken("undecodable", value) from None
+    except (TypeError, ValueError):
+        raise _Broken("wrong_type", value) from None
+
+
+def _whole_characters(content: bytes) -> bytes:
+    """``content`` without the beginning of a character that was cut in two."""
+    for back in range(1, min(4, len(content)) + 1):
+        if content[-back] & 0xC0 != 0x80:  # not a continuation byte: the last character starts here
+            width = 1 + (content[-back] >= 0xC0) + (content[-back] >= 0xE0) + (content[-back] >= 0xF0)
+            return content if width == back else content[:-back]
+    return content
+
+
+def _without_blank_start(text: str) -> str:
+    """Drop blank lines before the first line (its indentation stays); empty if nothing else is there."""
+    body = text.lstrip()
+    if not body:
+        return ""
+    start = len(text) - len(body)
+    return text[text.rfind("\n", 0, start) + 1 :]

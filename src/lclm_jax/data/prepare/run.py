@@ -1,0 +1,327 @@
+"""Corpus to prepared shards: tokenized once, by every tokenizer, free of the compression ratio."""
+
+import json
+import logging
+import multiprocessing
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.config import Config, RunPaths
+from lclm_jax.config.base import suggestion
+from lclm_jax.data.prepare.corpus import SPLITS
+from lclm_jax.data.prepare.deduplication import dedup_stages
+from lclm_jax.data.prepare.parts import Part, Report, my_share, plan_parts, preparation_settings, settings_key
+from lclm_jax.data.prepare.prepare_part import Tools, make_part, run_tokenizers
+from lclm_jax.data.prepare.reject_counter import left_out
+from lclm_jax.data.store.shard_cache import ShardCache
+from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest
+from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.progress import log_progress
+from lclm_jax.text.tokenizer import check_vocabularies
+
+logger = logging.getLogger(__name__)
+
+REJECTS_KEPT = 100
+
+"""Bad rows of each reason in the rejects file."""
+
+Progress = Callable[[int, int], None]
+
+"""Called with (bytes of corpus done, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A preparation before it begins."""
+
+    config: Config
+    storage: Storage
+    parts: tuple[Part, ...]
+    settings: dict[str, Any]
+    key: str
+
+
+def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
+    """Look at the corpus and the tokenizers of ``config``.
+
+    Raises:
+        ValueError: missing or empty corpus, or an unusable tokenizer.
+    """
+    # Fail before the work, not after it.
+    storage = Storage(out_dir or RunPaths(config).prepared, ShardCache.of(config))
+    tokenizers = run_tokenizers(config)
+    _ = tokenizers.decoder.memory_ids
+    check_vocabularies(config.model, tokenizers)
+    _check_collections(config)
+    parts = plan_parts(config)
+    settings = preparation_settings(config, parts, tokenizers._asdict())
+    return Plan(config, storage, tuple(parts), settings, settings_key(settings))
+
+
+def prepare_corpus(
+    config: Config,
+    out_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    workers: int = 1,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Tokenize the corpus of ``config``; returns the manifest.
+
+    Equal settings give equal bytes, whatever the number of workers. Parts that an interrupted call finished are kept; a
+    finished folder is returned as it is.
+
+    Args:
+        config: corpus, tokenizer folders (a run's own must be trained before) and ``data.shard_bytes``.
+        out_dir: folder or fsspec URL of the shards and ``manifest.json``; None: ``data.prepared`` of ``config``.
+        progress: called as the corpus is worked through.
+        workers: processes; 1: this one, with the tokenizers' threads.
+        strict: refuse bad rows instead of counting them.
+
+    Raises:
+        ValueError: missing or empty corpus, unusable tokenizer, a folder prepared with other settings, a full disk; or
+            a bad row, if ``strict`` (``BadRow``).
+    """
+    plan = plan_preparation(config, out_dir)
+    if (done := finished_manifest(plan)) is not None:
+        return done
+    _find_duplicates(plan, workers)
+    make_parts(plan, plan.parts, progress, workers, strict)
+    return finish(plan)
+
+
+def prepare_share(
+    config: Config, share: str, progress: Progress | None = None, workers: int = 1, strict: bool = False
+) -> int:
+    """Make the parts of worker k of n (``share`` "k/n") and no manifest; returns how many. Raises as prepare_corpus."""
+    plan = plan_preparation(config)
+    if any(one.dedup for one in config.corpus.resolved.values()):
+        raise PreparedError(
+            "dedup compares all parts with each other; use `lclm data prepare-on`, which does that first"
+        )
+    mine = my_share(plan.parts, share)
+    make_parts(plan, mine, progress, workers, strict)
+    return len(mine)
+
+
+def make_parts(
+    plan: Plan, parts: Sequence[Part], progress: Progress | None = None, workers: int = 1, strict: bool = False
+) -> None:
+    """Make ``parts``, in ``workers`` processes; finished ones are left alone. Raises as ``prepare_corpus``."""
+    total, worked = sum(part.size for part in parts), 0
+    for part in _made(plan, parts, min(workers, len(parts)), strict):
+        worked += part.size
+        if progress is not None:
+            progress(worked, total)
+
+
+def finish(plan: Plan) -> dict[str, Any]:
+    """Write the manifest and the rejects of a preparation whose parts are all made; returns the manifest.
+
+    Raises:
+        PreparedError: a part is missing, or no document can be trained on.
+    """
+    reports = [Report.read(plan.storage, part, plan.key) for part in plan.parts]
+    missing = [part.stem for part, report in zip(plan.parts, reports, strict=True) if report is None]
+    if missing:
+        raise PreparedError(
+            f"{len(missing)} of {len(plan.parts)} parts are not made yet, the first is {missing[0]}; prepare again"
+        )
+    manifest = _manifest(plan, [report for report in reports if report is not None])
+    _remove_leftovers(plan, manifest)
+    rejects = _rejects([report for report in reports if report is not None])
+    _check_use(manifest, rejects)
+    try:
+        plan.storage.write(REJECTS, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in rejects).encode())
+        plan.storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    except OSError as error:
+        raise PreparedError(f"cannot write {plan.storage.shown(MANIFEST)}: {error}; free some space") from error
+    return manifest
+
+
+def finished_manifest(plan: Plan) -> dict[str, Any] | None:
+    """The manifest of a folder that is whole; a shard of another size is deleted, so that it is made again."""
+    try:
+        manifest = read_manifest(plan.storage)
+    except PreparedError:
+        return None  # absent, damaged or of another format: made anew
+    if manifest.get("key") != plan.key:
+        raise PreparedError(
+            f"{plan.storage} was prepared from another corpus or with other settings; delete it or set data.prepared to"
+            " a new folder"
+        )
+    whole = True
+    for shard in _shards(manifest):
+        size = plan.storage.size(shard["file"])
+        if size != shard["bytes"] or not plan.storage.exists(lengths_name(shard["file"])):
+            logger.warning("%s is missing or cut: making it again", plan.storage.shown(shard["file"]))
+            plan.storage.delete(shard["file"])
+            whole = False
+    return manifest if whole else None
+
+
+def _check_collections(config: Config) -> None:
+    known = config.corpus.resolved
+    for name, source in config.data.sources.items():
+        if source.collection not in known:
+            raise ValueError(
+                f"data.sources.{name}.collection={source.collection!r} is not one that is prepared;"
+                f" {suggestion(source.collection, known)}"
+            )
+
+
+def _find_duplicates(plan: Plan, workers: int) -> None:
+    """Run the stages of de-duplication on this machine, if there are any."""
+    if stages := dedup_stages(plan.config, plan.parts, plan.storage, plan.key):
+        from lclm_jax.data.prepare.datatrove_engine import run_stages
+
+        logger.info("looking for duplicates")
+        run_stages("local", stages, plan.storage.shown(f"logs/{plan.key[:16]}"), {"workers": workers})
+
+
+def _made(plan: Plan, parts: Sequence[Part], workers: int, strict: bool) -> Iterator[Part]:
+    """Each part when it is made."""
+    if workers <= 1:
+        tools = Tools.of(plan.config, plan.storage, plan.key)
+        for part in parts:
+            make_part(part, tools, strict)
+            yield part
+        return
+    # Spawned, not forked: the trainer's process has threads.
+    context = multiprocessing.get_context("spawn")
+    arguments = (plan.config, plan.storage, plan.key, strict)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=arguments)
+    try:
+        waiting = {pool.submit(_work, part): part for part in parts}
+        for done in as_completed(waiting):
+            done.result()
+            yield waiting[done]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: list[Any] = []
+
+
+def _start_worker(config: Config, storage: Storage, key: str, strict: bool) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
+    _worker[:] = [Tools.of(config, storage, key), strict]
+
+
+def _work(part: Part) -> None:
+    make_part(part, *_worker)
+
+
+def _manifest(plan: Plan, reports: Sequence[Report]) -> dict[str, Any]:
+    collections: dict[str, Any] = {}
+    for name in dict.fromkeys(part.collection for part in plan.parts):
+        own = [(part, report) for part, report in zip(plan.parts, reports, strict=True) if part.collection == name]
+        collections[name] = {split: _split_entry(split, own) for split in SPLITS}
+    kinds = {name: plan.config.corpus.resolved[name].records for name in collections}
+    kinds = {name: "documents" if records == "documents" else "chat" for name, records in kinds.items()}
+    return {
+        "format": FORMAT, "key": plan.key, "settings": plan.settings, "kinds": kinds, "collections": collections
+    }  # fmt: skip
+
+
+def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> dict[str, Any]:
+    totals: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    shards = []
+    for part, report in made:
+        if split in report.shards:
+            shards.append(report.shards[split]._asdict())
+            totals.update(report.totals[split])
+        if split == part.splits[0]:  # what a row that is left out would have been in is not known
+            counts.update(report.counts)
+    tokens = {name: totals[name] for name in ("decoder_tokens", "encoder_tokens")}
+    return {
+        "records": sum(shard["records"] for shard in shards),
+        **tokens,
+        "counts": dict(sorted(counts.items())),
+        "shards": shards,
+    }
+
+
+def _shards(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for splits in manifest["collections"].values():
+        for split in splits.values():
+            yield from split["shards"]
+
+
+def _rejects(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    kept: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for report in reports:
+        for reject in report.rejects:
+            if len(kept[reject["reason"]]) < REJECTS_KEPT:
+                kept[reject["reason"]].append(reject)
+    return [reject for reason in sorted(kept) for reject in kept[reason]]
+
+
+def _check_use(manifest: dict[str, Any], rejects: Sequence[dict[str, Any]]) -> None:
+    splits = [one["train"] for one in manifest["collections"].values()]
+    if not any(one["records"] for one in splits):
+        counts = sum((Counter(one["counts"]) for one in splits), Counter())
+        raise PreparedError(
+            f"no document of the training split can be used ({left_out(counts, rejects)}); check the corpus, its"
+            " columns and shares of splits, and the tokenizers"
+        )
+
+
+def _remove_leftovers(plan: Plan, manifest: dict[str, Any]) -> None:
+    """Delete shards that an interrupted preparation with other settings left under other names."""
+    files = [shard["file"] for shard in _shards(manifest)]
+    kept = {*files, *map(lengths_name, files), *(f"{part.stem}.json" for part in plan.parts)}
+    for collection in dict.fromkeys(part.collection for part in plan.parts):
+        for name in plan.storage.names(collection):
+            if "-of-" in name and name not in kept:
+                logger.info("deleting %s, left by an interrupted preparation", plan.storage.shown(name))
+                plan.storage.delete(name)
+
+
+def train_run_tokenizer(config: Config) -> dict[str, Any]:
+    """Train the tokenizer of a run that names none, on the training split."""
+    from lclm_jax.data.prepare.corpus import read_corpus
+    from lclm_jax.data.prepare.reject_counter import Tally, left_out
+    from lclm_jax.text.tokenizer import Tokenizer
+    from lclm_jax.text.train_tokenizer import train_tokenizer
+
+    size = config.tokenizer.vocab_size
+    if size is None:
+        raise ValueError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
+    tally = Tally()
+    documents = read_corpus(config.corpus, ("train",), tally, config.tokenizer.train_bytes)
+    texts = (document.text for document in documents)
+    try:
+        folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{error} ({left_out(tally.counts, tally.rejects)})" if tally.counts else str(error)) from None
+    tokenizer = Tokenizer.from_folder(folder)
+    logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
+    return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
+
+
+def prepare_data(config: Config, workers: int | None = None, strict: bool = False) -> dict[str, Any]:
+    """Prepare the corpus of a run, after training its tokenizer if it has none yet; returns the manifest.
+
+    ``workers``: processes; None: one per core of this machine.
+    """
+    train_missing_tokenizer(config)
+    manifest = prepare_corpus(config, None, log_progress(), workers or os.cpu_count() or 1, strict)
+    for collection, splits in manifest["collections"].items():
+        counts: Counter[str] = sum((Counter(split["counts"]) for split in splits.values()), Counter())
+        noted = "".join(f", {reason} {count}" for reason, count in sorted(counts.items()))
+        records = f"{splits['train']['records']:,}"
+        logger.info("%s: %s records to train on; left out or cut:%s", collection, records, noted[1:] or " none")
+    return manifest
+
+
+def train_missing_tokenizer(config: Config) -> None:
+    """Train the tokenizer of a run that names none and has none yet."""
+    trained = RunPaths(config).decoder_tokenizer / "tokenizer.json"
+    if config.tokenizer.decoder is None and not trained.exists():
+        train_run_tokenizer(config)

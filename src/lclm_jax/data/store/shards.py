@@ -1,0 +1,341 @@
+"""Prepared shards: records of typed columns in ArrayRecord files, their lengths beside them, and a manifest on top.
+
+    manifest.json                                        collections, splits, shards, counts, settings
+    rejects.jsonl                                        samples of bad rows
+    documents/train-00000-of-00002.array_record          one record per document
+    documents/train-00000-of-00002.lengths.safetensors   what packing needs to know of each record
+    documents/train-00000-of-00002.json                  what was made of one part of the corpus: a finished part
+
+A record is a safetensors dictionary of one-dimensional columns: plain typed data, never a pickle.
+"""
+
+import bisect
+import hashlib
+import json
+import logging
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from lclm_jax.config import Config, RunPaths
+from lclm_jax.data.store.columns import Ragged, join, lists_of, map_columns
+from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
+from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+REJECTS = "rejects.jsonl"
+
+FORMAT = 2
+
+_VERIFIED_BYTES = 2**32
+
+"""Lengths files of splits up to this size are compared with their checksums when they are first opened."""
+
+
+class Shard(NamedTuple):
+    """One shard of the manifest."""
+
+    file: str
+    """Path relative to the prepared folder."""
+    records: int
+    bytes: int
+    sha256: str
+    lengths_sha256: str
+
+
+def encode_record(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Serialize one-dimensional typed columns; equal columns give equal bytes.
+
+    Raises:
+        ValueError: a column is not one-dimensional or holds objects.
+    """
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype.kind not in "uif":
+            raise ValueError(f"column {name!r} is {column.dtype} {column.shape}; records hold 1-D numeric columns")
+    return save({name: np.ascontiguousarray(column) for name, column in columns.items()})
+
+
+def decode_record(data: bytes) -> dict[str, np.ndarray]:
+    """The columns of ``encode_record``; raises ``PreparedError`` if ``data`` is not such a record."""
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise PreparedError(f"a record of {len(data)} bytes cannot be read ({error}); prepare the data again") from None
+
+
+def text_column(text: str) -> np.ndarray:
+    """UTF-8 bytes of ``text``, uint8."""
+    return np.frombuffer(text.encode("utf-8"), np.uint8)
+
+
+def column_text(column: np.ndarray) -> str:
+    """The text of ``text_column``."""
+    return column.tobytes().decode("utf-8")
+
+
+def lengths_name(shard: str) -> str:
+    """Name of the lengths file that belongs to ``shard``."""
+    return shard.removesuffix(".array_record") + ".lengths.safetensors"
+
+
+def pack_lengths(
+    scalars: Mapping[str, Sequence[int]], ragged: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Columns of a lengths file: one number per record; lists as ``NAME/values`` and ``NAME/offsets``."""
+    columns = {name: np.array(values, np.uint32) for name, values in scalars.items()}
+    for name, lists in ragged.items():
+        sizes = np.fromiter(map(len, lists), np.int64, len(lists))
+        columns[f"{name}/offsets"] = np.concatenate(([0], np.cumsum(sizes)))
+        kind = lists[0].dtype if len(lists) else np.uint32
+        columns[f"{name}/values"] = np.concatenate([np.zeros(0, kind), *lists])
+    return columns
+
+
+def read_lengths(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a lengths file, mapped; raises ``PreparedError`` if it cannot be read."""
+    try:
+        return map_columns(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
+
+
+def read_manifest(root: str | Path | Storage) -> dict[str, Any]:
+    """The manifest of a prepared folder; raises ``PreparedError`` if there is none of this format."""
+    storage = root if isinstance(root, Storage) else Storage(root)
+    try:
+        manifest = json.loads(storage.read(MANIFEST))
+    except (OSError, ValueError) as error:
+        raise PreparedError(
+            f"{storage.shown(MANIFEST)} cannot be read ({error}); run `lclm data prepare` first"
+        ) from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise PreparedError(f"{storage.shown(MANIFEST)} has format {found}, not {FORMAT}; prepare the data again")
+    return manifest
+
+
+class PreparedSplit:
+    """Random access to one split of one collection: ``len``, ``read``, ``read_many``, lengths without reading records.
+
+    Files are opened when first needed, so the object can be sent to worker processes. Shards of a remote folder are
+    copied to ``cache`` then; see ``Storage``.
+
+    Args:
+        root: prepared folder, a local path or an fsspec URL.
+        collection: a collection of its manifest.
+        split: ``train``, ``validation`` or ``held_out``.
+        cache: where copies of remote shards are kept.
+
+    Raises:
+        PreparedError: there is no such split, or a shard does not have the size that the manifest says.
+    """
+
+    def __init__(self, root: str | Path, collection: str, split: str, cache: ShardCache = UNBOUNDED):
+        self.root, self.collection, self.split = root, collection, split
+        self.storage = Storage(root, cache)
+        collections = read_manifest(self.storage)["collections"]
+        if collection not in collections or split not in collections[collection]:
+            known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
+            raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
+        try:
+            self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
+        except (KeyError, TypeError) as error:
+            shown = self.storage.shown(MANIFEST)
+            raise PreparedError(
+                f"{shown} is damaged where it lists {collection}/{split} ({error}); prepare the data again"
+            ) from None
+        self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
+        most = _most_open(self.storage)
+        self._readers: Recent[int, tuple[ArrayRecordReader, HeldFile]] = Recent(most)
+        self._lengths: Recent[int, tuple[dict[str, np.ndarray], HeldFile]] = Recent(most)
+        self._verified: set[int] = set()
+
+    def __reduce__(self):
+        return PreparedSplit, (self.root, self.collection, self.split, self.storage.cache)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the checksums of all shards: equal digests mean equal records in equal order."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """Columns of record ``index``; raises ``IndexError`` outside, ``PreparedError`` on a damaged shard."""
+        return self.read_many([index])[0]
+
+    def read_many(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
+        """Records in the order of ``indices``, one read per shard."""
+        places = [self._place(index) for index in indices]
+        wanted: dict[int, list[int]] = {}
+        for shard, row in places:
+            wanted.setdefault(shard, []).append(row)
+        found = {shard: iter(self._records(shard, rows)) for shard, rows in wanted.items()}
+        return [decode_record(next(found[shard])) for shard, _ in places]
+
+    def column(self, name: str) -> np.ndarray:
+        """One number per record from the lengths files (``decoder_tokens``, ...), uint32 [records]."""
+        return np.concatenate(
+            [np.zeros(0, np.uint32), *(self._shard_lengths(i)[name] for i in range(len(self.shards)))]
+        )
+
+    def ragged(self, name: str, index: int) -> np.ndarray | None:
+        """The list of record ``index`` from the lengths files (``cuts``, ...), uint32; None if there is none."""
+        shard, row = self._place(index)
+        lengths = self._shard_lengths(shard)
+        offsets = lengths.get(f"{name}/offsets")
+        if offsets is None:
+            return None
+        return lengths[f"{name}/values"][offsets[row] : offsets[row + 1]]
+
+    def numbers(self, name: str, records: np.ndarray) -> np.ndarray:
+        """One number for each of ``records`` from the lengths files (``decoder_tokens``, ...), int64."""
+        found = np.empty(len(records), np.int64)
+        for shard, places, rows in self._by_shard(records):
+            found[places] = self._shard_lengths(shard)[name][rows]
+        return found
+
+    def lists(self, name: str, records: np.ndarray) -> Ragged | None:
+        """The lists of ``records`` from the lengths files (``cuts``, ...), int64; None if there are none such."""
+        parts, order = [], [np.zeros(0, np.int64)]
+        for shard, places, rows in self._by_shard(records):
+            part = lists_of(self._shard_lengths(shard), name, rows)
+            if part is None:
+                return None
+            parts.append(part)
+            order.append(places)
+        if not parts:
+            return Ragged(np.zeros(1, np.int64), np.zeros(0, np.int64)) if self._has_lists(name) else None
+        return join(parts).take(np.argsort(np.concatenate(order), kind="stable"))
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; raises ``PreparedError`` that names the first that differs."""
+        for shard in self.shards:
+            files = ((shard.file, shard.sha256), (lengths_name(shard.file), shard.lengths_sha256))
+            for name, expected in files:
+                if (actual := self.storage.digest(name, expected)) != expected:
+                    raise PreparedError(
+                        f"{self.storage.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {expected[:12]}..;"
+                        " delete it and prepare the data again"
+                    )
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {self.collection}/{self.split} is outside [0, {len(self)})")
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, int(index) - self._starts[shard]
+
+    def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
+        try:
+            return self._readers.get(shard, lambda: self._open(shard))[0].read(rows)
+        except RuntimeError as error:
+            name = self.storage.shown(self.shards[shard].file)
+            raise PreparedError(f"shard {name} is damaged ({error}); delete it and prepare the data again") from None
+
+    def _open(self, shard: int) -> tuple[ArrayRecordReader, HeldFile]:
+        held = self.storage.hold(self.shards[shard].file, self.shards[shard].sha256)
+        self._check_size(held.path, self.shards[shard])
+        return ArrayRecordReader(str(held.path)), held
+
+    @staticmethod
+    def _check_size(path: Path, shard: Shard) -> None:
+        """A truncated file is found for the price of a look at its size."""
+        if not path.is_file():
+            raise PreparedError(f"shard {path} is missing; prepare the data again")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise PreparedError(
+                f"shard {path} is damaged: {size} bytes instead of {shard.bytes}; delete it and prepare the data again"
+            )
+
+    def _by_shard(self, records: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(shard, places in ``records``, rows of the shard) of every shard that ``records`` touches."""
+        records = np.asarray(records, np.int64)
+        if records.size and not 0 <= records.min() <= records.max() < len(self):
+            raise IndexError(f"a record of {self.collection}/{self.split} is outside [0, {len(self)})")
+        shards = np.searchsorted(self._starts, records, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        touched, first = np.unique(shards[order], return_index=True)
+        for shard, places in zip(touched.tolist(), np.split(order, first)[1:], strict=True):
+            yield shard, places, records[places] - self._starts[shard]
+
+    def _has_lists(self, name: str) -> bool:
+        return bool(self.shards) and f"{name}/offsets" in self._shard_lengths(0)
+
+    def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
+        return self._lengths.get(shard, lambda: self._open_lengths(shard))[0]
+
+    def _open_lengths(self, shard: int) -> tuple[dict[str, np.ndarray], HeldFile]:
+        one = self.shards[shard]
+        held = self.storage.hold(lengths_name(one.file), one.lengths_sha256)
+        # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed. Of a
+        # large corpus, whole files are not read for a few lengths: `lclm data validate` does it once.
+        small = sum(other.bytes for other in self.shards) <= _VERIFIED_BYTES
+        if small and shard not in self._verified:
+            if file_digest(held.path) != one.lengths_sha256:
+                raise PreparedError(
+                    f"{held.path} is damaged (its checksum differs); delete it and prepare the data again"
+                )
+            self._verified.add(shard)
+        return read_lengths(held.path), held
+
+
+def open_split(config: Config, collection: str, split: str) -> PreparedSplit:
+    """A split of the run's prepared data; raises as ``PreparedSplit``."""
+    found = PreparedSplit(RunPaths(config).prepared, collection, split, ShardCache.of(config))
+    needed, most = sum(shard.bytes for shard in found.shards), config.data.cache_bytes
+    if found.storage.remote and most is not None and needed > most:
+        logger.warning(
+            "data.cache_bytes=%d is less than the %d bytes of %s/%s: rows take records from all shards, so they"
+            " will be fetched again and again; raise it",
+            *(most, needed, collection, split),
+        )
+    return found
+
+
+def _most_open(storage: Storage) -> int:
+    """How many shards of a split a process keeps open, and how many lengths files.
+
+    A corpus may have more of them than a process may open. An open copy cannot give way in a cache that has a bound.
+    """
+    if storage.remote and storage.cache.most_bytes is not None:
+        return 1
+    return min(4096, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Key, Value]):
+    """Values by key, at most ``most`` of them; safe to be used by several threads."""
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, threading.Lock()
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """The value of ``key``; ``make`` is called if it is not at hand."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+        return value

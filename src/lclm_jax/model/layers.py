@@ -1,0 +1,181 @@
+"""How modules declare parameters: shape, logical axes and initialiser in one place.
+
+Linen keeps names, random streams and shape checks; the rest of the program sees a plain nested dict of float32 arrays.
+"""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+
+from lclm_jax.config import LoraConfig
+from lclm_jax.model.functional import product, rms_norm
+from lclm_jax.model.lora import dropped, low_rank_equations
+from lclm_jax.parallel.shard_map import axis_names, mapped
+from lclm_jax.parallel.sharding import constrain
+
+LAYER_AXIS = "layers"
+DROPOUT = "dropout"
+"""Name of the random stream of LoRA's dropout; without it nothing is dropped."""
+
+
+class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
+    """A new parameter with its logical axis names; Linen's own boxes would also constrain it, by other rules."""
+
+    value: Any
+    axes: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        """The array."""
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Declared":
+        """The same axes around another array."""
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+        """Called by ``nn.scan``: the stacked parameter gains the axis of the layers."""
+        return self.replace(axes=(*self.axes[:index], LAYER_AXIS, *self.axes[index:]))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+        """Called by ``nn.scan``: one layer of a stacked parameter."""
+        return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
+
+
+class Module(nn.Module):
+    """Base of the modules: declares parameters, and constrains activations except while they are being born."""
+
+    def declare(self, name: str, init: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        """The float32 parameter ``name``."""
+
+        def born(key):
+            return Declared(init(key, shape, jnp.float32), axes)
+
+        if self.is_initializing():
+            return self.param(name, born)
+        return self.param(name, lambda key: jnp.zeros(shape, jnp.float32))
+
+    def constrained(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """``constrain``; initialisation runs on dummy inputs that fit no mesh."""
+        return x if self.is_initializing() else constrain(x, *axes)
+
+
+class Projection(Module):
+    """A linear map ``einsum(equation, x, kernel)``, with a bias over the last axis if ``bias``.
+
+    The kernel starts as a normal of variance ``gain / fan_in`` (LeCun et al. 1998, Efficient BackProp); ``gain`` below
+    one tames the maps that write to the residual stream. Biases start at zero.
+
+    With ``lora`` a low-rank update is added (arXiv 2106.09685): ``alpha / rank * (x A) B``, of which training drops
+    inputs. A starts uniform as in the peft package, B at zero, so that the update is nothing at first.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    contracted: int = 1
+    gain: float = 1.0
+    bias: bool = False
+    lora: LoraConfig | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The product, in the dtype of ``x``."""
+        inputs, outputs = range(self.contracted), range(self.contracted, len(self.shape))
+        init = nn.initializers.variance_scaling(self.gain, "fan_in", "normal", inputs, outputs)
+        out = product(self.equation, x, self.declare("kernel", init, self.shape, self.axes))
+        if self.bias:
+            bias = self.declare("bias", nn.initializers.zeros, self.shape[-1:], ("norm",))
+            out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)
+        return out if self.lora is None else out + self._low_rank(x, self.lora)
+
+    def _low_rank(self, x: jax.Array, lora: LoraConfig) -> jax.Array:
+        """The update, in the dtype of ``x``."""
+        cut = self.contracted
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", range(cut), (cut,))
+        lora_a = self.declare("lora_a", init, (*self.shape[:cut], lora.rank), (*self.axes[:cut], "lora_rank"))
+        shape, axes = (lora.rank, *self.shape[cut:]), ("lora_rank", *self.axes[cut:])
+        lora_b = self.declare("lora_b", nn.initializers.zeros, shape, axes)
+        if lora.dropout and self.has_rng(DROPOUT):
+            x = dropped(x, lora.dropout, self.make_rng(DROPOUT))
+        down, up = low_rank_equations(self.equation, cut)
+        return product(up, product(down, x, lora_a), lora_b) * (lora.alpha / lora.rank)
+
+
+class Norm(Module):
+    """RMSNorm over the last axis; the scale starts at one."""
+
+    size: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The normalised ``x``, in its dtype."""
+        return rms_norm(x, self.declare("scale", nn.initializers.ones, (self.size,), ("norm",)), self.eps)
+
+
+class Table(Module):
+    """An embedding table; rows start as a normal of standard deviation ``std`` (Qwen3 and Llama: 0.02)."""
+
+    rows: int
+    width: int
+    std: float
+    axes: tuple[str, str] = ("vocab", "param_embed")
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The table [V, D], float32."""
+        init = nn.initializers.normal(self.std)
+        return self.declare("table", init, (self.rows, self.width), self.axes)
+
+
+def lookup(
+    table_VD: jax.Array, tokens_BS: jax.Array, table_axes: tuple[str, str], token_axes: tuple[str, str], dtype: str
+) -> jax.Array:
+    """x_BSD in ``dtype``: rows ``tokens_BS`` of the table, without moving the table.
+
+    Every device looks up its columns for the tokens of all devices that hold other columns; then tokens are swapped for
+    columns (all-to-all). A device so receives its own positions' embeddings once, [B, S, D] / devices, where gathering
+    the table would cost all of it; and the gradient of its columns needs nobody else's, and adds up in float32.
+
+    Args:
+        table_VD: embedding table.
+        tokens_BS: ids, int32.
+        table_axes: logical axes of the table.
+        token_axes: logical axes of the tokens; the result has them too, and its width is whole.
+        dtype: of the result.
+    """
+    vocab, width = (axis_names(name) for name in table_axes)
+    spread = axis_names(*token_axes)
+    shared = tuple(axis for axis in width if axis in spread)
+    absent = tuple(axis for axis in width if axis not in spread)
+
+    def local(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
+        ids_P = tokens_BS.reshape(-1)
+        ids_NP = jax.lax.all_gather(ids_P, shared) if shared else ids_P[None]
+        # Rounded after the lookup, so that a token's gradients add up in float32 whatever the table is kept in.
+        columns_NPD = _rows(table_VD.astype(jnp.float32), ids_NP, vocab).astype(dtype)
+        if shared:
+            columns_NPD = jax.lax.all_to_all(columns_NPD, shared, 0, 0)
+        columns = jax.lax.all_gather(columns_NPD, absent) if absent else columns_NPD[None]
+        sizes = [jax.lax.axis_size(axis) for axis in (*absent, *shared)]
+        columns = columns.reshape(*sizes, ids_P.size, -1)
+        # From one axis for every mesh axis, in the order they were asked, to the order that cuts the table's columns.
+        order = [(*absent, *shared).index(axis) for axis in width]
+        x_BSD = columns.transpose(len(sizes), *order, len(sizes) + 1).reshape(*tokens_BS.shape, -1)
+        return jax.lax.psum(x_BSD, vocab) if vocab else x_BSD
+
+    return mapped(local, [table_axes, token_axes], (*token_axes, "embed"))(table_VD, tokens_BS)
+
+
+def _rows(table_VD: jax.Array, ids_NP: jax.Array, vocab: tuple[str, ...]) -> jax.Array:
+    """Rows of this device's part of the table; zeros for ids that lie in another's."""
+    if not vocab:
+        return table_VD[ids_NP]
+    ids_NP = ids_NP - jax.lax.axis_index(vocab) * table_VD.shape[0]
+    mine_NP = (ids_NP >= 0) & (ids_NP < table_VD.shape[0])
+    rows_NPD = table_VD[jnp.where(mine_NP, ids_NP, 0)]
+    return jnp.where(mine_NP[..., None], rows_NPD, 0.0)

@@ -1,0 +1,1 @@
+"""Golden cases: our numbers beside those of the PyTorch implementation."""

@@ -1,0 +1,157 @@
+"""Texts to ids with offsets and pre-tokens. Long texts are tokenized in stretches: the same ids for a third less time.
+
+A stretch ends after a letter or digit and before a single space. That this is an end of a pre-token is asked of the
+tokenizer, by giving it the pre-token before the place together with what follows; where it is not, the text is
+tokenized as a whole. Like cuts, this rests on patterns that never look behind and see one character ahead.
+"""
+
+import copy
+import itertools
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import normalizers
+
+from lclm_jax.text.tokenizer import Tokenizer
+
+_STRETCH = 4096
+
+_FOLLOWING = 16
+
+_END = re.compile(r"[^\W_](?= \S)")
+
+
+class Encoded(NamedTuple):
+    """One tokenized text."""
+
+    ids: np.ndarray
+    """int32 [tokens]."""
+    starts: np.ndarray
+    """int32 [tokens]: character at which a token begins; tokens that share a character all cover it."""
+    ends: np.ndarray
+    """int32 [tokens]: character after it."""
+    opens: np.ndarray
+    """bool [tokens]: whether a pre-token begins with it."""
+
+
+class StretchEncoder:
+    """Tokenizes many texts at once, on all cores.
+
+    Args:
+        tokenizer: The tokenizer; special-token strings in texts are plain characters.
+        stretch: Characters of a stretch, about.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stretch: int = _STRETCH):
+        self._backend, self._offsets, self._stretch = tokenizer.backend(plain=True), TokenOffsets(tokenizer), stretch
+        self._of_normal = _without_form_c(self._backend)
+
+    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+        """Tokenize ``texts``; no special tokens are added."""
+        bounds = [[0, *self._ends(text), len(text)] for text in texts]
+        pieces = [text[i:j] for text, own in zip(texts, bounds, strict=True) for i, j in itertools.pairwise(own)]
+        parts = iter(self._encode(pieces))
+        found = [list(itertools.islice(parts, len(own) - 1)) for own in bounds]
+        right = self._end_pre_tokens(texts, bounds, found)
+        wrong = [i for i in range(len(texts)) if not right[i]]
+        for i, whole in zip(wrong, self._encode([texts[i] for i in wrong]), strict=True):
+            found[i], bounds[i] = [whole], [0, len(texts[i])]
+        return [_joined(own, starts) for own, starts in zip(found, bounds, strict=True)]
+
+    def _ends(self, text: str) -> Iterator[int]:
+        """Where stretches may end."""
+        if self._backend.pre_tokenizer is None:
+            return
+        at = self._stretch
+        while at < len(text) and (match := _END.search(text, at - 1)) is not None:
+            yield match.end()
+            at = match.end() + self._stretch
+
+    def _end_pre_tokens(
+        self, texts: Sequence[str], bounds: Sequence[Sequence[int]], found: Sequence[Sequence[Encoded]]
+    ) -> list[bool]:
+        """Of each text, whether all its stretches end where a pre-token does."""
+        pieces, places, owners = [], [], []
+        for i, (text, own, parts) in enumerate(zip(texts, bounds, found, strict=True)):
+            for start, end, part in zip(own, own[1:-1], parts, strict=False):
+                last = start + int(part.starts[np.flatnonzero(part.opens)[-1]])
+                pieces.append(text[last : end + _FOLLOWING])
+                places.append(end - last)
+                owners.append(i)
+        right = [True] * len(texts)
+        for i, place, one in zip(owners, places, self._encode(pieces), strict=True):
+            right[i] &= bool(np.any(one.opens & (one.starts == place)))
+        return right
+
+    def _encode(self, texts: list[str]) -> list[Encoded]:
+        normal = all(unicodedata.is_normalized("NFC", text) for text in texts)  # quickly seen
+        backend = self._of_normal if normal else self._backend
+        found = backend.encode_batch(texts, add_special_tokens=False) if texts else []
+        return [self._columns(text, one) for text, one in zip(texts, found, strict=True)]
+
+    def _columns(self, text: str, encoding: tokenizers.Encoding) -> Encoded:
+        ids = np.array(encoding.ids, np.int32)
+        words = np.array(encoding.word_ids, np.float64)  # None becomes nan, which differs from everything
+        opens = np.append(True, words[1:] != words[:-1])[: len(words)]
+        return Encoded(ids, *self._offsets(text, ids, encoding), opens)
+
+
+def _without_form_c(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """For texts that are in Unicode's form C already: what would only bring them there is left out."""
+    if not isinstance(backend.normalizer, normalizers.NFC):
+        return backend
+    changed = copy.deepcopy(backend)
+    changed.normalizer, changed.encode_special_tokens = None, backend.encode_special_tokens
+    return changed
+
+
+def _joined(parts: Sequence[Encoded], starts: Sequence[int]) -> Encoded:
+    """The stretches of one text, which begin at the characters ``starts``."""
+    if len(parts) == 1:
+        return parts[0]
+    shift = np.repeat(np.array(starts[: len(parts)], np.int32), [len(part.ids) for part in parts])
+    ids, first, last, opens = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Encoded(ids, first + shift, last + shift, opens)
+
+
+class TokenOffsets:
+    """Offsets of tokens; of a byte-level tokenizer from the lengths of its tokens, which takes a tenth of the time."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._lengths = _byte_lengths(tokenizer)
+
+    def __call__(self, text: str, ids: np.ndarray, encoding: tokenizers.Encoding) -> tuple[np.ndarray, np.ndarray]:
+        """First character of each token, and the one after its last; int32. Tokens may share a character."""
+        if self._lengths is not None and text:
+            stops = np.cumsum(self._lengths[ids])
+            data = np.frombuffer(text.encode(), np.uint8)
+            if stops.size and stops[-1] == data.size:  # else the tokenizer has changed the text
+                begun = np.cumsum((data & 0xC0) != 0x80, dtype=np.int32)  # characters up to each byte, its own included
+                return begun[np.append(0, stops[:-1])] - 1, begun[stops - 1]
+        flat = itertools.chain.from_iterable(encoding.offsets)  # an array of pairs takes twice as long
+        starts, ends = np.fromiter(flat, np.int32, 2 * len(ids)).reshape(-1, 2).T
+        return starts, ends
+
+
+def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray | None:
+    """Bytes of text of each id, int64 [vocabulary]; None if it is not byte-level, or changes more than Unicode's form.
+
+    (Texts come in form C already.)
+    """
+    settings = json.loads(tokenizer.json)
+    if (settings.get("decoder") or {}).get("type") != "ByteLevel":
+        return None
+    if (settings.get("normalizer") or {}).get("type") not in (None, "NFC"):
+        return None
+    lengths = np.zeros(tokenizer.vocab_size, np.int64)
+    backend = tokenizer.backend(plain=True)
+    for token, index in backend.get_vocab(with_added_tokens=False).items():
+        lengths[index] = len(token)  # whose characters stand for bytes
+    for index, added in backend.get_added_tokens_decoder().items():
+        lengths[index] = len(added.content.encode())
+    return lengths

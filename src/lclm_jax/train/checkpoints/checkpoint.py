@@ -1,0 +1,326 @@
+"""Checkpoints of one stage: asynchronous, atomic, restored on any mesh.
+
+A checkpoint is a folder ``STEP/`` with three Orbax items: ``params`` (in ``model.param_dtype``, large leaves chunked by
+layer so that one layer can be read alone: ``train.slices``), ``rest`` (step, random key, optimizer state) and
+``meta`` (JSON: the data position, the resolved configuration, its hash). Orbax writes into a temporary folder and
+renames it, so a folder named by a number is complete; leftovers of a killed save are removed before the next save.
+
+A save is *sealed* in the background: its files are read back into a manifest of checksums, and only then do older
+checkpoints go. A damaged one is renamed to ``damaged-STEP-...`` and the one before is used; nothing of it is deleted.
+"""
+
+import functools
+import logging
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lclm_jax.config import CheckpointConfig
+from lclm_jax.parallel import agreed
+from lclm_jax.train.checkpoints.integrity import defect, fingerprint, has_manifest, write_manifest
+from lclm_jax.train.core.freeze import path_name
+from lclm_jax.train.core.state import TrainState
+
+logger = logging.getLogger(__name__)
+# Orbax logs tracebacks of failures that it also raises; one message, ours, is enough.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+# Layers below this size stay together: chunks cost time and space of their own.
+CHUNK_BYTES = 2**20
+# Tables and heads are cut to chunks of at most this size, so that they too can be read in pieces.
+TABLE_CHUNK_BYTES = 2**24
+# What Orbax and tensorstore raise when a file cannot be written or read.
+_STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read or trusted; the message names the folder and the fix."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint whose files or values are not those that were saved; an older one may be intact."""
+
+
+class Checkpoints:
+    """The checkpoints below ``folder``; close it (or leave its ``with``) to wait for the last save.
+
+    Args:
+        folder: absolute or relative; made if it does not exist, unless read only.
+        settings: which checkpoints are kept; None opens the folder for reading only.
+    """
+
+    def __init__(self, folder: Path, settings: CheckpointConfig | None = None):
+        self.folder = folder.absolute()
+        _hush_late_callbacks()
+        self._settings = settings
+        self._manager: ocp.CheckpointManager | None = None
+        self._sealing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        if settings is None and not agreed(f"is {self.folder}", self.folder.is_dir()):
+            return
+        options = ocp.CheckpointManagerOptions(
+            create=settings is not None,
+            read_only=settings is None,
+            cleanup_tmp_directories=settings is not None,
+        )
+        try:
+            if settings is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise CheckpointError(f"cannot open {self.folder} for checkpoints: {_line(error)}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._manager is None:
+            return
+        try:
+            self.wait()
+        except CheckpointError as second:
+            if error is None:
+                raise
+            logger.debug("the save in flight failed too: %s", second)  # the error on its way out is the one to report
+        finally:
+            self._close(self._manager)
+
+    def _close(self, manager: ocp.CheckpointManager) -> None:
+        try:
+            manager.close()
+        except _STORAGE_ERRORS as error:  # Orbax raises the failure of a save once in every thread; we had it already
+            logger.debug("closing after a failed save: %s", _line(error))
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if self._manager is None:
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, as process 0 sees it."""
+        steps = self.steps()
+        return agreed(f"latest {self.folder}", steps[-1] if steps else None)
+
+    def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+        """Copy ``state`` to the host and write it in the background; first waits for the save before.
+
+        Raises:
+            CheckpointError: this save could not begin, or the one before failed; older checkpoints are intact.
+        """
+        assert self._manager is not None, "opened for reading only"
+        self.wait()
+        rest = {"step": state.step, "rng": state.rng, "opt_state": state.opt_state}
+        meta = {**meta, "fingerprint": fingerprint({"params": state.params, **rest})}
+        try:
+            self._manager.reload()  # a checkpoint may have been set aside since
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(state.params, save_args=_by_layer(state.params)),
+                    rest=ocp.args.PyTreeSave(rest),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+                force=True,
+            )
+        except _STORAGE_ERRORS as error:
+            self._fail_save(error)
+        self._sealing = threading.Thread(target=self._seal, args=(step,), name=f"seal checkpoint {step}")
+        self._sealing.start()
+
+    def wait(self) -> None:
+        """Block until the last save is complete and sealed; raises ``CheckpointError`` if it failed."""
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raise ``CheckpointError`` if a save that ran in the background has failed; never blocks."""
+        if (error := self._failure) is not None:
+            self._failure = None
+            self._fail_save(error)
+
+    def _seal(self, step: int) -> None:
+        """Wait for the save of ``step``, read it back into its manifest, then let older checkpoints go."""
+        assert self._manager is not None and self._settings is not None
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_manifest(self.folder / str(step))
+                keep = retained(self._sealed_steps(), self._settings.keep_last, self._settings.keep_every)
+                for old in self._sealed_steps():
+                    if old not in keep:
+                        shutil.rmtree(self.folder / str(old))
+        except _STORAGE_ERRORS as error:
+            self._failure = error
+
+    def seal(self, step: int) -> None:
+        """Write the manifest of a checkpoint that was killed before it got one; call it once its values are checked."""
+        if jax.process_index() == 0 and self._settings is not None and not has_manifest(self.folder / str(step)):
+            write_manifest(self.folder / str(step))
+
+    def _sealed_steps(self) -> list[int]:
+        return [step for step in self.steps() if has_manifest(self.folder / str(step))]
+
+    def check(self, step: int, checksums: bool = True) -> None:
+        """Raise ``DamagedCheckpoint`` if the files of ``step`` are not those that were written."""
+        if (fault := defect(self.folder / str(step), checksums)) is not None:
+            raise DamagedCheckpoint(f"checkpoint {self.folder / str(step)} is damaged: {fault}")
+
+    def set_aside(self, step: int, why: str = "damaged") -> Path:
+        """Rename the folder of ``step``, so that it no longer counts as a checkpoint; returns its new path."""
+        aside = self.folder / f"{why}-{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        (self.folder / str(step)).rename(aside)
+        if self._manager is not None:
+            self._manager.reload()
+        return aside
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes have agreed to stop after ``step`` updates, because one was told to."""
+        return self._manager is not None and self._manager.reached_preemption(step)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON stored with the checkpoint of ``step``."""
+        return dict(self._restore(step, meta=ocp.args.JsonRestore())["meta"])
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of ``step`` in the shapes, dtypes and shardings of ``abstract`` (any mesh).
+
+        Raises:
+            CheckpointError: damaged, of another model, or holding a value that is not finite.
+        """
+        rest = {"step": abstract.step, "rng": abstract.rng, "opt_state": abstract.opt_state}
+        restored = self._restore(step, params=_onto(abstract.params), rest=_onto(rest))
+        state = TrainState(params=restored["params"], **restored["rest"])
+        self._compare(step, {"params": state.params, **restored["rest"]})
+        check_finite({"params": state.params, "opt_state": state.opt_state}, str(self.folder / str(step)))
+        return state
+
+    def restore_params(self, step: int, abstract: Any) -> Any:
+        """The parameters of ``step`` alone, in the structure and shapes of ``abstract``.
+
+        A leaf of ``abstract`` with a sharding comes back as a JAX array that lies so, one without as NumPy.
+
+        Raises:
+            CheckpointError: damaged, of another model, or holding a value that is not finite.
+        """
+        params = self._restore(step, params=_onto(abstract))["params"]
+        check_finite(params, str(self.folder / str(step)))
+        return params
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        if self._manager is None or step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has: {known}")
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except _STORAGE_ERRORS as error:
+            raise self._unreadable(step, error) from error
+
+    def _compare(self, step: int, restored: Any) -> None:
+        """Raise ``DamagedCheckpoint`` if a restored array differs from what was saved."""
+        saved = self.meta(step).get("fingerprint", {})
+        changed = [name for name, value in fingerprint(restored).items() if saved.get(name, value) != value]
+        if changed:
+            raise DamagedCheckpoint(
+                f"checkpoint {self.folder / str(step)} is damaged: the values of {changed[0]} are not those saved"
+            )
+
+    def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
+        older = [other for other in self.steps() if other < step]
+        way = f"delete that folder to go on from step {older[-1]}" if older else "delete that folder to begin again"
+        return DamagedCheckpoint(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}); {way}")
+
+    def _fail_save(self, error: BaseException) -> NoReturn:
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # what was half written holds space
+                shutil.rmtree(leftover, ignore_errors=True)
+        kept = self.steps()
+        intact = f"the checkpoint of step {max(kept)} is intact" if kept else "there is no earlier checkpoint"
+        raise CheckpointError(
+            f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: free some space, then"
+            " start again to go on"
+        ) from error
+
+
+def retained(steps: list[int], keep_last: int, keep_every: int | None) -> set[int]:
+    """Which of ``steps`` stay: the newest ``keep_last``, and every multiple of ``keep_every``.
+
+    Example:
+        ``retained([2, 4, 6, 8], 1, 4)`` is ``{4, 8}``.
+    """
+    return {step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)}
+
+
+def check_finite(tree: Any, where: str) -> None:
+    """Raise ``CheckpointError`` naming the first leaf of ``tree`` that holds a NaN or an infinity."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = [(path_name(path), leaf) for path, leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if all(isinstance(leaf, np.ndarray) for _, leaf in leaves):
+        finite = [bool(np.isfinite(leaf).all()) for _, leaf in leaves]
+    else:
+        finite = jax.device_get(_all_finite([leaf for _, leaf in leaves])).tolist()
+    bad = [name for (name, _), good in zip(leaves, finite, strict=True) if not good]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"checkpoint {where} holds a value that is not finite in {bad[0]}{more}; delete that folder to go on from"
+            " an earlier one"
+        )
+
+
+@jax.jit
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def _onto(abstract: Any) -> Any:
+    """How to restore a tree of ``jax.ShapeDtypeStruct``: on the devices of its shardings, or on the host."""
+
+    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+        if leaf.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    return ocp.args.PyTreeRestore(abstract, restore_args=jax.tree.map(how, abstract))
+
+
+def _by_layer(params: Any) -> Any:
+    """Save arguments that cut large stacked leaves into one chunk a layer, and large tables into pieces."""
+
+    def cut(path: Any, leaf: Any) -> ocp.SaveArgs:
+        layer_bytes = leaf.nbytes // leaf.shape[0]
+        if "layers" in path_name(path).split("/") and layer_bytes >= CHUNK_BYTES:
+            return ocp.SaveArgs(chunk_byte_size=layer_bytes, shard_axes=(0,))
+        return ocp.SaveArgs(chunk_byte_size=TABLE_CHUNK_BYTES if leaf.nbytes > TABLE_CHUNK_BYTES else None)
+
+    return jax.tree_util.tree_map_with_path(cut, params)
+
+
+@functools.cache
+def _hush_late_callbacks() -> None:
+    """Drop the tracebacks of tensorstore's callbacks that come after a failed read or write was reported."""
+    passed_on = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            passed_on(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _line(error: BaseException) -> str:
+    """The first line of what ``error`` says."""
+    text = str(error).strip() or type(error).__name__
+    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        return "disk full"  # the libraries' own line begins with the file and is often longer than what is kept of it
+    return text.splitlines()[0][:300]

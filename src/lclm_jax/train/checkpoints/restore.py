@@ -1,0 +1,112 @@
+"""What a stage goes on from: its newest intact checkpoint of the same settings and rows, or fresh parameters."""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lclm_jax.data.loading.loader import Loader
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from lclm_jax.train.checkpoints.emergency_checkpoint import LocalCopies
+from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.checkpoints.provenance import check_provenance
+from lclm_jax.train.core.optimizer import Optimizer
+from lclm_jax.train.core.stage_run import StageRun
+from lclm_jax.train.core.state import TrainState, abstract_state, fresh_state, with_fresh_lora, without_missing_lora
+
+logger = logging.getLogger(__name__)
+
+
+def starting_state(
+    run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: LocalCopies
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state to go on from and the JSON stored with it; None for a stage that begins."""
+    model = run.config.model
+    abstract = abstract_state(model, optimizer, run.mesh)
+    damaged: list[str] = []
+    latest = checkpoints.latest()
+    newer = copies.newest()
+    if newer is not None and newer > (latest or 0) and (found := copies.restore(newer, abstract)) is not None:
+        check_provenance(run.config, run.stage, found[1]["provenance"], run.force)
+        logger.info("%s: going on from the local copy of step %d", run.stage, newer)
+        return found
+    while latest is not None:
+        try:
+            return _restore(run, abstract, checkpoints, latest)
+        except DamagedCheckpoint as fault:
+            aside = set_aside(checkpoints, latest, "damaged")
+            damaged.append(str(aside))
+            latest = checkpoints.latest()
+            next_best = f"step {latest}" if latest is not None else "none: there is no other"
+            logger.warning("%s; it is kept as %s. Going on from %s", fault, aside, next_best)
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint of stage {run.stage} is damaged ({', '.join(damaged)}); delete"
+            f" {checkpoints.folder.parent} to train the stage again, or bring back a copy of one"
+        )
+    seed = run.config.seed + list(run.config.stages).index(run.stage)
+    return fresh_state(run.initial_params(), model, optimizer, run.mesh, seed), None
+
+
+def _restore(
+    run: StageRun, abstract: TrainState, checkpoints: Checkpoints, step: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """State and meta of the checkpoint of ``step``, whose files and values are checked."""
+    _check_together(checkpoints, step)
+    meta = checkpoints.meta(step)
+    check_provenance(run.config, run.stage, meta["provenance"], run.force)
+    model = run.config.model
+
+    def stored() -> Collection[str]:
+        return SavedParams(checkpoints.folder / str(step)).shapes
+
+    params = without_missing_lora(abstract.params, model, stored)
+    state = checkpoints.restore(step, abstract._replace(params=params))
+    checkpoints.seal(step)
+    return state._replace(params=with_fresh_lora(state.params, model, run.config.seed, run.mesh)), meta
+
+
+def _check_together(checkpoints: Checkpoints, step: int) -> None:
+    """Raise ``DamagedCheckpoint`` on all processes if the first one finds the files of ``step`` changed."""
+    fault: DamagedCheckpoint | None = None
+    if jax.process_index() == 0:
+        try:
+            checkpoints.check(step)
+        except DamagedCheckpoint as found:
+            fault = found
+    if jax.process_count() > 1:
+        with jax.transfer_guard("allow"):
+            if bool(multihost_utils.broadcast_one_to_all(np.array(fault is not None))) and fault is None:
+                fault = DamagedCheckpoint(f"checkpoint {checkpoints.folder / str(step)} is damaged")
+    if fault is not None:
+        raise fault
+
+
+def set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:
+    """Rename the checkpoint of ``step`` so that none takes it for one, on all processes together; its new folder."""
+    aside = checkpoints.folder / f"{why}-{step}"
+    if jax.process_index() == 0:
+        aside = checkpoints.set_aside(step, why)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoint set aside")
+    return aside
+
+
+def check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: Loader) -> list[str]:
+    """Refuse other rows than the checkpoint's; what differs in settings and rows where the run is forced to go on."""
+    if not meta:
+        return []
+    forced = check_provenance(run.config, run.stage, meta["provenance"], run.force)
+    if meta["index_digest"] == loader.digest:
+        return forced
+    rows = f"index {meta['index_digest'][:12]}, now {loader.digest[:12]}"
+    if not run.force:
+        raise CheckpointError(
+            f"{checkpoints.folder} was trained on other rows ({rows}); bring the prepared data back, or delete"
+            f" {checkpoints.folder.parent} to train the stage again"
+        )
+    return [*forced, f"rows: {rows}"]

@@ -1,0 +1,1 @@
+"""The training step, what it is made of, and the loop over steps."""

@@ -1,0 +1,1 @@
+"""Metrics, events, log lines, progress and trackers."""

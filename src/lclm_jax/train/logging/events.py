@@ -1,0 +1,46 @@
+"""What happened to a stage besides its steps: starts, saves, failures, rewinds, stops; one line of JSON each.
+
+``metrics.jsonl`` is cut back when a stage goes on from a checkpoint; this file never is, so the time that restarts
+cost stays known.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.train.logging.records import read_metrics
+
+NAME = "events.jsonl"
+
+Event = dict[str, Any]
+
+
+class Events:
+    """``events.jsonl`` of a stage, appended to by the first process only."""
+
+    def __init__(self, folder: Path, writes: bool = True):
+        self._path = folder / NAME if writes else None
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, kind: str, **facts: Any) -> None:
+        """Append an event with the time (seconds since the epoch) and this process's number.
+
+        A disk that is full costs the line, not the run: the checkpoint policy decides what that is worth.
+        """
+        if self._path is None:
+            return
+        line = json.dumps({"time": time.time(), "pid": os.getpid(), "kind": kind, **facts})
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                file.write(line.encode() + b"\n")
+        except OSError:
+            return
+
+
+def read_events(folder: Path) -> Iterator[Event]:
+    """Events of a stage in order."""
+    return read_metrics(folder / NAME)

@@ -1,0 +1,1 @@
+"""What watches over a run: spikes, non-finite updates, preemption, stragglers, a stalled loader."""

@@ -1,0 +1,101 @@
+"""Batches for the loop with a time limit: a loader that stalls or dies is opened again where it stood."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lclm_jax.batch import Batch
+from lclm_jax.data.loading.loader import BatchStats, Loader, Position
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+
+
+class DataStalled(ValueError):
+    """The loader gave nothing in time, or died, several times in a row."""
+
+
+class Feeder:
+    """Iterates over (batch, stats) from ``start`` on; close it (or use ``with``) at the end.
+
+    Rows are a pure function of their number, so opening the loader again changes nothing but the time it takes.
+
+    Args:
+        open_loader: where to begin -> the loader of the rest.
+        start: where training goes on.
+        batch_rows: global rows of a batch.
+        timeout_seconds: longest wait for a batch; None: for ever.
+    """
+
+    def __init__(
+        self, open_loader: Callable[[Position], Loader], start: Position, batch_rows: int, timeout_seconds: float | None
+    ):
+        self._open, self._begin, self._row, self._batch_rows = open_loader, start, start.rows, batch_rows
+        self._timeout = timeout_seconds
+        self.restarts = 0
+        """Times the loader was opened again."""
+        self._start()
+
+    def _start(self) -> None:
+        begin, taken = self._begin, (self._row - self._begin.rows) // self._batch_rows
+        self.loader = self._open(
+            begin._replace(rows=self._row, step=None if begin.step is None else begin.step + taken)
+        )
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
+        self._over = threading.Event()
+        arguments = (self.loader, self._queue, self._over)
+        threading.Thread(target=_pump, args=arguments, name="feeder", daemon=True).start()
+
+    def __enter__(self) -> "Feeder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.loader.close()
+
+    def __next__(self) -> tuple[Batch, BatchStats]:
+        for attempt in range(1, _ATTEMPTS + 1):
+            fault = None
+            try:
+                taken = self._queue.get(timeout=self._timeout)
+            except queue.Empty:
+                fault = f"no batch for {self._timeout:g} s (train.data_timeout_seconds)"
+            else:
+                if not isinstance(taken, BaseException):
+                    self._row += self._batch_rows
+                    return taken
+                if isinstance(taken, ValueError | StopIteration):  # wrong or damaged data stay so: no second try
+                    raise taken
+                fault = f"the loader died ({type(taken).__name__}: {str(taken).splitlines()[0] if str(taken) else ''})"
+            where = f"process {jax.process_index()} at row {self._row} (step {self._row // self._batch_rows})"
+            if attempt == _ATTEMPTS:
+                raise DataStalled(f"{where}: {fault}, {_ATTEMPTS} times in a row; look at the disk and the workers")
+            logger.warning("%s: %s; opening the loader again", where, fault)
+            self.restarts += 1
+            self._over.set()
+            # A stalled loader may also stall when it is closed: it must not take the loop with it.
+            threading.Thread(target=self.loader.close, daemon=True).start()
+            self._start()
+        raise AssertionError("unreachable")
+
+
+def _pump(loader: Loader, out: queue.Queue[Any], over: threading.Event) -> None:
+    """Move batches from ``loader`` to ``out``; what it raises is handed over as the last entry."""
+    while not over.is_set():
+        try:
+            entry: Any = next(loader)
+        except Exception as error:  # noqa: BLE001 - raised again by the thread that reads
+            entry = error
+        while not over.is_set():
+            try:
+                out.put(entry, timeout=0.5)
+                break
+            except queue.Full:
+                continue
+        if isinstance(entry, BaseException):
+            return
