@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.config import RunPaths, load_config
+from lclm_jax.errors import LclmError
 from lclm_jax.ops.run_folder import claim_run
 from lclm_jax.pipeline import run_pipeline
 
@@ -70,7 +71,7 @@ def test_a_second_call_does_nothing(finished_run, caplog):
 
 def test_other_settings_in_the_same_folder_are_refused(finished_run):
     config, _ = finished_run
-    with pytest.raises(ValueError, match="seed: 0 -> 5"):
+    with pytest.raises(LclmError, match="seed: 0 -> 5"):
         claim_run(config.model_copy(update={"seed": 5}))
     claim_run(config.model_copy(update={"run_dir": str(Path(config.run_dir).parent / "run")}))
     claim_run(config.model_copy(update={"train": config.train.model_copy(update={"log_every": 7})}))
@@ -80,7 +81,7 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path):
     config = load_config(DEMO, [f"run_dir={tmp_path}"])
     for text in ("", "[1", "seed"):
         (tmp_path / "config.yaml").write_text(text)
-        with pytest.raises(ValueError, match=r"config\.yaml is damaged; delete it"):
+        with pytest.raises(LclmError, match=r"config\.yaml is damaged; delete it"):
             claim_run(config)
 
 
@@ -88,7 +89,7 @@ def test_a_corpus_without_held_out_files_is_refused_before_the_work(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.txt").write_text("text")
     folder = [f"corpus.path={tmp_path / 'corpus'}", "corpus.kind=folder", "corpus.held_out_share=0"]
-    with pytest.raises(ValueError, match="no file of the corpus falls into the split held_out"):
+    with pytest.raises(LclmError, match="no file of the corpus falls into the split held_out"):
         run_pipeline(load_config(DEMO, [*folder, f"run_dir={tmp_path / 'run'}"]))
 
 
@@ -99,7 +100,7 @@ def test_a_key_added_by_a_later_version_does_not_refuse_the_run(tmp_path):
     without = [line for line in path.read_text().splitlines() if not line.startswith("  embedding_std")]
     assert len(without) < len(path.read_text().splitlines())
     path.write_text("\n".join(without))
-    with pytest.raises(ValueError, match="embedding_std"):
+    with pytest.raises(LclmError, match="embedding_std"):
         claim_run(config)
     model = config.model.model_copy(update={"embedding_std": 0.02})
     claim_run(config.model_copy(update={"model": model}))

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lclm_jax.errors import LclmError
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` so that a reader sees the old file or the new one, never a part."""
@@ -12,7 +14,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as ``write_json`` does; raises ``ValueError`` if the disk refuses."""
+    """Write ``text`` to ``path`` as ``write_json`` does; raises ``LclmError`` if the disk refuses."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,6 +24,6 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise ValueError(
+        raise LclmError(
             f"cannot write {path}: {error.strerror}; free some space or choose another folder, then call again"
         ) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.prepare.run import prepare_data, train_run_tokenizer
+from lclm_jax.errors import LclmError
 from lclm_jax.files import write_json
 from lclm_jax.ops.pipeline_state import Ledger
 from lclm_jax.ops.run_folder import _flatten, own_run
@@ -33,7 +34,7 @@ class Step:
 def run_pipeline(config: Config) -> dict[str, Any]:
     """Run every step that is not done; returns the content of report.json.
 
-    Raises ``ValueError`` as ``own_run`` does, and as the steps do.
+    Raises ``LclmError`` as ``own_run`` does, and as the steps do.
     """
     with own_run(config):
         return _run_steps(config)
@@ -96,7 +97,7 @@ def _survey_corpus(config: Config) -> dict[str, Any]:
         logger.info("%s: %d files, %.1f MB", split, files[split], sizes[split] / 1e6)
     for split in ("train", "held_out"):
         if not (files[split] or rows):
-            raise ValueError(
+            raise LclmError(
                 f"no file of the corpus falls into the split {split} ({files.total()} files, held_out_share"
                 f" {config.corpus.held_out_share:g}, validation_share {config.corpus.validation_share:g}): training"
                 " and evaluation need one each; add files or change the shares"

@@ -15,6 +15,7 @@ from lclm_jax.ablate.published import compare_published
 from lclm_jax.ablate.summary import summarise
 from lclm_jax.ablate.variants import Variant
 from lclm_jax.config.study import Measurement, PublishedConfig, StudyConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.report.study import figures, sections
 from lclm_jax.report.study.document import Cell, Folded, Section, Table, Text, html, markdown
 from lclm_jax.report.study.plots import pareto_front
@@ -98,15 +99,15 @@ def test_without_a_baseline_nothing_is_compared(grid):
 
 def test_refuses_what_it_can_not_report(grid):
     study, variants, results = grid
-    with pytest.raises(ValueError, match="no variant of mask-overlap has run"):
+    with pytest.raises(LclmError, match="no variant of mask-overlap has run"):
         summarise(study, variants, {})
-    with pytest.raises(ValueError, match="primary=repetition_loss"):
+    with pytest.raises(LclmError, match="primary=repetition_loss"):
         less = {
             name: replace(one, measures={"train_loss": one.measures["train_loss"]}) for name, one in results.items()
         }
         summarise(study.model_copy(update={"primary": "repetition_loss"}), variants, less)
     other = replace(results["both"], seeds=(5, 6, 7, 8))
-    with pytest.raises(ValueError, match=r"both ran with seeds \[5, 6, 7, 8\], baseline with"):
+    with pytest.raises(LclmError, match=r"both ran with seeds \[5, 6, 7, 8\], baseline with"):
         summarise(study, variants, {**results, "both": other})
 
 

@@ -15,6 +15,7 @@ from lclm_jax.ablate.variants import expand, variant_config
 from lclm_jax.config import MeshConfig, load_study
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.packing.rows import unpack_row
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh
 from lclm_jax.train.core.stages import load_tokenizers, resolve
 
@@ -156,7 +157,7 @@ def test_a_study_stops_at_a_failure_goes_on_and_skips_what_is_done(study, tmp_pa
     yaml, out, switch = template.parents[3] / "study.yaml", tmp_path / "out", tmp_path / "switch"
     tree = load_study(yaml, [f"run_dir={out}", "seeds=[0, 1]"])
     command = [sys.executable, "-c", STAND_IN, str(yaml), str(out), str(switch), "[4.0, 4.2]", str(template)]
-    with pytest.raises(ValueError, match=r"job 1 \(ratio=8, seeds 0, 1\) ended with status 3"):
+    with pytest.raises(LclmError, match=r"job 1 \(ratio=8, seeds 0, 1\) ended with status 3"):
         run_study(tree, command)
     switch.touch()
     assert [number for number, _ in open_jobs(tree)] == [1, 2]

@@ -6,6 +6,7 @@ from scipy import stats
 
 from lclm_jax.ablate import statistics
 from lclm_jax.ablate.statistics import Interval
+from lclm_jax.errors import LclmError
 
 # The worked example of docs/ablations/README.md.
 BASELINE = {0: 1.00, 1: 1.10, 2: 1.20}
@@ -50,11 +51,11 @@ def test_equal_differences_in_all_seeds():
 
 
 def test_refuses_what_can_not_be_paired():
-    with pytest.raises(ValueError, match=r"seeds \[0, 1, 3\] and \[0, 1, 2\] differ"):
+    with pytest.raises(LclmError, match=r"seeds \[0, 1, 3\] and \[0, 1, 2\] differ"):
         statistics.paired({0: 1.0, 1: 1.0, 3: 1.0}, BASELINE, "lower", 0.95)
-    with pytest.raises(ValueError, match="run at least two seeds"):
+    with pytest.raises(LclmError, match="run at least two seeds"):
         statistics.mean_interval([1.0], 0.95)
-    with pytest.raises(ValueError, match="diverged"):
+    with pytest.raises(LclmError, match="diverged"):
         statistics.mean_interval([1.0, math.nan], 0.95)
 
 
@@ -108,9 +109,9 @@ def test_detectable_and_seeds_needed_agree_with_tables():
     assert statistics.detectable(3.0, 10_000, 0.95, 0.8) == pytest.approx(3 * 2.8016 / 100, rel=1e-3)
     assert statistics.seeds_needed(1.0, 0.001, 0.95, 0.8) == 2
     assert statistics.seeds_needed(1.0, 0.0, 0.95, 0.8) == 2
-    with pytest.raises(ValueError, match="lost in a spread"):
+    with pytest.raises(LclmError, match="lost in a spread"):
         statistics.seeds_needed(1e-6, 1.0, 0.95, 0.8)
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(LclmError, match="above 0"):
         statistics.seeds_needed(0.0, 1.0, 0.95, 0.8)
 
 

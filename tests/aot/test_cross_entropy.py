@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from lclm_jax.kernels.cross_entropy import HIDDEN, OUTPUT_TABLE, POSITIONS, Shards, cross_entropy
-from lclm_jax.parallel import AXES, axis_names, spec_for, use_mesh
-from lclm_jax.parallel import shard_map as mapped
+from lclm_jax.parallel import AXES, axis_names, mapped, spec_for, use_mesh
 
 WIDTH, VOCABULARY, LENGTH, CHUNK = 2560, 151936, 16384, 1024
 LOGITS = 4 * CHUNK * VOCABULARY

@@ -7,6 +7,7 @@ import pytest
 from lclm_jax.bench.torch_batch import padding_factor, windows_of
 from lclm_jax.bench.torch_step import TorchStep
 from lclm_jax.config import parse_config
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import init_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.train.core.loss import loss_sums
@@ -90,5 +91,5 @@ def _with_memory_rows(params, model):
 
 def test_what_it_does_not_have_is_refused(config, batch):
     other = config.model_copy(update={"model": config.model.model_copy(update={"pooling": "concat"})})
-    with pytest.raises(ValueError, match="--no-torch"):
+    with pytest.raises(LclmError, match="--no-torch"):
         TorchStep(other, "only", {}, batch)

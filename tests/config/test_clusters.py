@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.config import ConfigError, apply_environment, load_config
+from lclm_jax.errors import LclmError
 from lclm_jax.ops.run_folder import claim_run
 from lclm_jax.train.checkpoints.provenance import ChangedConfigError, check_provenance, provenance
 
@@ -112,5 +113,5 @@ def test_a_folder_takes_a_run_of_another_layout(tmp_path):
     folder = f"run_dir={tmp_path}"
     claim_run(load_config(EXPERIMENT, [folder], ROOT / "clusters" / "v5p-128.yaml"))
     claim_run(load_config(EXPERIMENT, [folder, "model.remat=none"], ROOT / "clusters" / "h100-256.yaml"))
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(LclmError, match="another configuration"):
         claim_run(load_config(EXPERIMENT, [folder, "model.ratio=8"], ROOT / "clusters" / "h100-256.yaml"))

@@ -9,6 +9,7 @@ from lclm_jax.data.demo.function_chats import chats_of
 from lclm_jax.data.documents import Document
 from lclm_jax.data.prepare.corpus import list_collection, read_corpus, read_documents, split_of
 from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import split_memory
 
 
@@ -54,9 +55,9 @@ def test_text_is_normalized_and_starts_with_its_first_line(tmp_path):
 
 
 def test_missing_and_empty_corpus_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"names no file to read.*check the path"):
+    with pytest.raises(LclmError, match=r"names no file to read.*check the path"):
         entries_of(CorpusConfig(kind="folder", path=str(tmp_path / "none")))
-    with pytest.raises(ValueError, match=r"a collection is empty.*name files that exist"):
+    with pytest.raises(LclmError, match=r"a collection is empty.*name files that exist"):
         entries_of(folder(tmp_path, a="x" * 9).model_copy(update={"max_bytes": 5}))
 
 

@@ -14,6 +14,7 @@ from lclm_jax.data.loading.row_index import IndexFailure
 from lclm_jax.data.packing.rows import unpack_row
 from lclm_jax.data.packing.sources import ExampleRef, make_sources
 from lclm_jax.data.store.shards import PreparedSplit
+from lclm_jax.errors import LclmError
 
 
 def batches(config, tokenizers, **options):
@@ -166,14 +167,14 @@ def test_epochs_cut_at_other_places(run, edited):
 
 def test_what_cannot_be_loaded_is_an_error_with_a_fix(run, edited, tmp_path):
     values, tokenizers = run
-    with pytest.raises(ValueError, match=r"batch_rows=8 .* not a multiple of the 3 parts"):
+    with pytest.raises(LclmError, match=r"batch_rows=8 .* not a multiple of the 3 parts"):
         make_loader(edited(values), "mixed", tokenizers, host=((0,), 3))
     pack = {"row_length": 8, "encoder_rows": 4, "encoder_row_length": 128}
     with pytest.raises(IndexFailure, match="source repeat: none of its examples fits a row of 8"):
         short = edited(values, stage={"pack": pack, "mixture": {"repeat": 1.0}})
         make_loader(short, "mixed", tokenizers, index_folder=tmp_path / "index")
     wrong = {"cpt": values["data"]["sources"]["cpt"] | {"collection": "chat"}}
-    with pytest.raises(ValueError, match="cuts documents, which collection 'chat' does not hold"):
+    with pytest.raises(LclmError, match="cuts documents, which collection 'chat' does not hold"):
         bad = edited(values, data={"sources": values["data"]["sources"] | wrong})
         make_loader(bad, "mixed", tokenizers, index_folder=tmp_path / "index")
 

@@ -9,6 +9,7 @@ from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.loading.loader import Position, make_loader
 from lclm_jax.data.loading.ratios import RatioSchedule
 from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -146,5 +147,5 @@ def test_impossible_ratios_are_refused(config):
         with_ratios([4, 12])
     with pytest.raises(ConfigError, match=r"needs model.pooling=mean or attention, not concat"):
         with_ratios([4, 8], pooling="concat")
-    with pytest.raises(ValueError, match=r"made 1 updates with 4 rows.*cannot go on with another batch_rows"):
+    with pytest.raises(LclmError, match=r"made 1 updates with 4 rows.*cannot go on with another batch_rows"):
         open_loader(config, start=Position(2 * ROWS, step=1))

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from lclm_jax.data.packing.counter_rng import Shuffle, draw_key, permutation, random_bits, uniform
 from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture, Supply
+from lclm_jax.errors import LclmError
 
 
 def walk(mixture, sources, blocks, rows_of_a_block=10):
@@ -41,7 +42,7 @@ def test_shares_change_with_the_rows_and_exhausted_sources_follow_their_rule():
         walk(stops, 2, 4)
     with pytest.raises(Exhausted, match="all sources"):
         walk(Mixture([supplies[1]], [(0, [1])], 80, 0), 1, 4)
-    with pytest.raises(ValueError, match="at least zero"):
+    with pytest.raises(LclmError, match="at least zero"):
         Mixture(supplies, [(0, [1, -1])], 80, 0)
 
 

@@ -9,6 +9,7 @@ from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store import shard_writer
 from lclm_jax.data.store.records import chat_messages_of, chat_outline_of
 from lclm_jax.data.store.shards import PreparedError, PreparedSplit, column_text, lengths_name, read_manifest
+from lclm_jax.errors import LclmError
 from lclm_jax.text.document import DocumentTokens
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
@@ -196,7 +197,7 @@ def test_tokenizer_without_memory_tokens_and_useless_corpus(corpus, tokenizers, 
     shutil.copytree(tokenizers[0], bare)
     text = (bare / "tokenizer.json").read_text().replace("<|memory", "<|other")
     (bare / "tokenizer.json").write_text(text)
-    with pytest.raises(ValueError, match=r"lacks <\|memory_start\|>"):
+    with pytest.raises(LclmError, match=r"lacks <\|memory_start\|>"):
         prepare_corpus(make_config(corpus, (bare, bare)), tmp_path / "out")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "a.txt").write_text("x")
@@ -226,9 +227,9 @@ def test_a_split_without_records_is_empty_columns(corpus, tokenizers, tmp_path):
 def test_unknown_collections_and_small_tables_are_refused_before_the_work(corpus, tokenizers, tmp_path):
     config = make_config(corpus, tokenizers)
     small = config.model.model_copy(update={"encoder": config.model.encoder.model_copy(update={"vocab_size": 200})})
-    with pytest.raises(ValueError, match=r"model.encoder.vocab_size=200 is below the \d+ ids of its tokenizer"):
+    with pytest.raises(LclmError, match=r"model.encoder.vocab_size=200 is below the \d+ ids of its tokenizer"):
         prepare_corpus(config.model_copy(update={"model": small}), tmp_path)
     source = config.data.sources["chat"].model_copy(update={"collection": "chats"})
     data = config.data.model_copy(update={"sources": {"chat": source}})
-    with pytest.raises(ValueError, match=r"data.sources.chat.collection='chats' .* did you mean 'chat'"):
+    with pytest.raises(LclmError, match=r"data.sources.chat.collection='chats' .* did you mean 'chat'"):
         prepare_corpus(config.model_copy(update={"data": data}), tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Bad, Row
 from lclm_jax.data.prepare.readers import list_entries, read_rows
+from lclm_jax.errors import LclmError
 
 ROWS = [{"text": f"row {i} " + "é" * (i % 7), "n": i} for i in range(40)]
 
@@ -136,14 +137,14 @@ def test_corrupt_tables_are_counted(tmp_path, form):
 
 
 def test_missing_paths_and_equal_names_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="names no file to read"):
+    with pytest.raises(LclmError, match="names no file to read"):
         list_entries(CollectionConfig(format="text", paths=(str(tmp_path / "none"),)), 1)
-    with pytest.raises(ValueError, match="names no file to read"):
+    with pytest.raises(LclmError, match="names no file to read"):
         list_entries(CollectionConfig(format="text", paths=("memory://none",)), 1)
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.txt").write_text(folder)
-    with pytest.raises(ValueError, match=r"one name.*name the folder above both"):
+    with pytest.raises(LclmError, match=r"one name.*name the folder above both"):
         list_entries(CollectionConfig(format="text", paths=(str(tmp_path / "a"), str(tmp_path / "b"))), 1)
-    with pytest.raises(ValueError, match="name the files to read"):
+    with pytest.raises(LclmError, match="name the files to read"):
         CollectionConfig(format="jsonl")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from lclm_jax.batch import batch_shapes
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
 from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row, unpack_row
+from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 
 TINY = BackboneConfig(vocab_size=64, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8)
@@ -153,7 +154,7 @@ def test_an_empty_span_gets_a_latent_that_pools_nothing_on_request():
         np.zeros(6, np.float32),
         (np.empty(0, np.int32), np.array([3], np.int32)),
     )
-    with pytest.raises(ValueError, match="span 0 is empty"):
+    with pytest.raises(LclmError, match="span 0 is empty"):
         assemble_row([example], config, pack)
     row = assemble_row([example], config, pack, allow_empty_spans=True)
     slots = row["latent_index"][[1, 4]]

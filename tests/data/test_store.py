@@ -13,6 +13,7 @@ from lclm_jax.data.store.shards import (
     pack_lengths,
     text_column,
 )
+from lclm_jax.errors import LclmError
 
 DTYPES = st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64, np.float32])
 COLUMN = DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, st.integers(0, 20)))
@@ -37,7 +38,7 @@ def test_text_columns(text):
 
 @pytest.mark.parametrize("column", [np.zeros((2, 2)), np.array(["a"]), np.array([object()])])
 def test_only_plain_one_dimensional_columns(column):
-    with pytest.raises(ValueError, match="1-D numeric"):
+    with pytest.raises(LclmError, match="1-D numeric"):
         encode_record({"c": column})
 
 

@@ -4,12 +4,13 @@ import types
 import pytest
 
 from lclm_jax.data.store.storage import PreparedError, Storage, driver_errors, file_system
+from lclm_jax.errors import LclmError
 
 
 @pytest.mark.parametrize("url", ["nowhere://x/y", "gs://bucket/x"])
 def test_what_cannot_be_opened_says_what_is_missing(url, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ValueError, match=f"{url} cannot be opened .*gs:// needs the package gcsfs"):
+    with pytest.raises(LclmError, match=f"{url} cannot be opened .*gs:// needs the package gcsfs"):
         file_system(url)
 
 

@@ -16,6 +16,7 @@ from lclm_jax.data.packing.windows import (
     plan_windows,
     window_types,
 )
+from lclm_jax.errors import LclmError
 
 CASES = sorted(Path(__file__).parents[3].joinpath("shared/reference/cases").glob("*/case.json"))
 TINY = BackboneConfig(vocab_size=64, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8)
@@ -54,7 +55,7 @@ def test_windows_of_the_golden_cases(path):
 
 
 def test_an_empty_span_is_refused_unless_allowed():
-    with pytest.raises(ValueError, match="span 1 is empty"):
+    with pytest.raises(LclmError, match="span 1 is empty"):
         plan_spans([3, 0], model(ratio=4, window=8))
     table = plan_spans([3, 0], model(ratio=4, window=8), allow_empty=True)
     assert table.latents.tolist() == [1, 1]
@@ -113,5 +114,5 @@ def test_learned_markers_are_numbered_in_their_window():
     counts = np.array([2, 0, 3])
     assert marker_tokens(counts, model(pooling="slots"), None).tolist() == [64, 65, 64, 65, 66]
     assert marker_tokens(counts, model(pooling="eos"), 5).tolist() == [5] * 5
-    with pytest.raises(ValueError, match="pooling=eos marks latents with the encoder's pad token"):
+    with pytest.raises(LclmError, match="pooling=eos marks latents with the encoder's pad token"):
         marker_tokens(counts, model(pooling="eos"), None)

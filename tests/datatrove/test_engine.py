@@ -9,6 +9,7 @@ from lclm_jax.config import parse_config
 from lclm_jax.data.prepare.executors import run_on
 from lclm_jax.data.prepare.filters import DocumentFilters
 from lclm_jax.data.prepare.run import plan_preparation, prepare_corpus
+from lclm_jax.errors import LclmError
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(vocab_size=512, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_size=32)
@@ -62,12 +63,12 @@ def test_duplicates_are_counted_and_every_way_gives_the_same_bytes(raw, tmp_path
 
 
 def test_wrong_filters_and_options_say_what_to_do(raw, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="did you mean 'gopher_quality'"):
+    with pytest.raises(LclmError, match="did you mean 'gopher_quality'"):
         DocumentFilters({"gopher_qualty": {}})
-    with pytest.raises(ValueError, match="filter length with"):
+    with pytest.raises(LclmError, match="filter length with"):
         DocumentFilters({"length": {"words": 5}})
-    with pytest.raises(ValueError, match="give its arguments by -o"):
+    with pytest.raises(LclmError, match="give its arguments by -o"):
         run_on("slurm", plan_preparation(make_config(raw, None, tmp_path)), 2, {})
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"cannot start its jobs: .*sbatch"):
+    with pytest.raises(LclmError, match=r"cannot start its jobs: .*sbatch"):
         run_on("slurm", plan_preparation(make_config(raw, None, tmp_path)), 2, {"time": "1:00", "partition": "a"})

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.eval.statistics import mean_by_position, ratio
 
 
@@ -42,7 +43,7 @@ def test_positions_without_weight_at_the_end_are_cut():
 
 
 def test_empty_measurements_are_refused():
-    with pytest.raises(ValueError, match="held-out"):
+    with pytest.raises(LclmError, match="held-out"):
         ratio(np.array([]), np.array([]), np.array([]))
-    with pytest.raises(ValueError, match="sum to 0"):
+    with pytest.raises(LclmError, match="sum to 0"):
         ratio(np.ones(2), np.zeros(2), np.arange(2))

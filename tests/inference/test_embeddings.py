@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from lclm_jax.cli.model import encode
+from lclm_jax.errors import LclmError
 from lclm_jax.inference import embeddings
 from lclm_jax.inference.embeddings import encode_prompts
 from lclm_jax.inference.generate import Generator
@@ -156,9 +157,9 @@ def test_bad_prompts_name_their_line(exported, tmp_path, monkeypatch, line, mess
 def test_requests_that_cannot_work(exported, prompts, tmp_path):
     with pytest.raises(PromptError, match="holds no prompt"):
         encode_prompts(exported, write(tmp_path / "none.jsonl", []), tmp_path / "out")
-    with pytest.raises(ValueError, match="would replace the prompts"):
+    with pytest.raises(LclmError, match="would replace the prompts"):
         encode_prompts(exported, prompts, prompts)
-    with pytest.raises(ValueError, match="format 'gguf'"):
+    with pytest.raises(LclmError, match="format 'gguf'"):
         encode_prompts(exported, prompts, tmp_path / "out", file_format="gguf")
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
     with pytest.raises(PromptError, match="line 1: not UTF-8"):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.data.packing.rows import assemble_batch
+from lclm_jax.errors import LclmError
 from lclm_jax.inference import generate
 from lclm_jax.inference.generate import Generator, pack_for
 from lclm_jax.inference.sampling import Sampling, pick
@@ -97,12 +98,12 @@ def test_bad_tags_are_refused(generator, prompt, message):
 
 
 def test_bad_requests_are_refused(generator):
-    with pytest.raises(ValueError, match="prompt is empty"):
+    with pytest.raises(LclmError, match="prompt is empty"):
         generator.generate([""])
-    with pytest.raises(ValueError, match="max_positions=40960"):
+    with pytest.raises(LclmError, match="max_positions=40960"):
         generator.generate(PROMPTS[:1], Sampling(max_new_tokens=50_000))
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"repetition_penalty": 0.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(LclmError, match=next(iter(wrong))):
             Sampling(**wrong)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from lclm_jax.batch import batch_shapes
 from lclm_jax.data.packing.rows import assemble_batch
+from lclm_jax.errors import LclmError
 from lclm_jax.inference import windows
 from lclm_jax.inference.generate import pack_for
 from lclm_jax.inference.sampling import Sampling
@@ -77,9 +78,9 @@ def test_an_empty_span_has_a_vector_of_zeros(generator):
 def test_prompts_of_another_ratio_are_refused(generator):
     example = generator.example("<|memory_start|>a few words<|memory_end|>")
     wrong = Example(example.tokens[example.tokens != generator.model.memory_token_ids[2]], example.loss, example.spans)
-    with pytest.raises(ValueError, match="placeholders"):
+    with pytest.raises(LclmError, match="placeholders"):
         list(generator.embeddings([wrong]))
-    with pytest.raises(ValueError, match="batch_windows=0"):
+    with pytest.raises(LclmError, match="batch_windows=0"):
         SpanEncoder(generator.params, generator.model, generator.mesh, 0, batch_windows=0)
 
 

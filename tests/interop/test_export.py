@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_weight_map import flatten, tensor_table
 from lclm_jax.interop.load import load_backbone, load_hf
 from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
@@ -91,7 +92,7 @@ def test_a_causal_folder_serves_as_either_tower(make_tiny, random_params, export
     assert "head" not in encoder
     _, decoder = load_backbone(folder, "decoder")
     assert decoder["head"]["kernel"].shape == (24, 300)
-    with pytest.raises(ValueError, match="neither encoder nor decoder"):
+    with pytest.raises(LclmError, match="neither encoder nor decoder"):
         load_backbone(folder, "both")
 
 
@@ -192,13 +193,13 @@ def test_an_index_that_lies_is_refused(make_tiny, random_params, export, tmp_pat
 def test_export_refuses_what_it_would_lose(make_tiny, random_params, export, tmp_path):
     model = make_tiny()
     params = random_params(model, 0)
-    with pytest.raises(ValueError, match="float64"):
+    with pytest.raises(LclmError, match="float64"):
         export(params, model, tmp_path / "a", dtype="float64")
     small = model.model_copy(update={"decoder": model.decoder.model_copy(update={"vocab_size": 100})})
-    with pytest.raises(ValueError, match=r"decoder/embed/table has shape \(300, 24\), not \(100, 24\)"):
+    with pytest.raises(LclmError, match=r"decoder/embed/table has shape \(300, 24\), not \(100, 24\)"):
         export(params, small, tmp_path / "b")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.txt").write_text("x")
-    with pytest.raises(ValueError, match="no export"):
+    with pytest.raises(LclmError, match="no export"):
         export(params, model, tmp_path / "c")
     assert (tmp_path / "c" / "thesis.txt").exists()

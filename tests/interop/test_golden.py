@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lclm_jax.errors import LclmError
 from lclm_jax.parity.check import EXACT, LATENTS, Tolerance, compare, same
 from lclm_jax.parity.greedy import golden_greedy
 from lclm_jax.parity.run import run_golden
@@ -60,7 +61,7 @@ def test_wrong_expectations_fail(tmp_path):
 
 
 def test_a_folder_without_cases_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no golden cases"):
+    with pytest.raises(LclmError, match="no golden cases"):
         list(run_golden(tmp_path, golden_greedy))
 
 

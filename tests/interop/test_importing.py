@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lclm_jax.cli.main import cli
 from lclm_jax.config import BackboneConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.interop import hub
 from lclm_jax.interop.import_hf import ImportOptions, import_model
 from lclm_jax.interop.load import load_hf
@@ -116,7 +117,7 @@ def test_memory_rows_as_given(release, tmp_path, rng):
     np.testing.assert_array_equal(after["model.embed_tokens.weight"][ids], rows)
     assert not np.array_equal(after["lm_head.weight"][ids], rows)
     save_file({"memory_rows": rows[:2]}, tmp_path / "rows.safetensors")
-    with pytest.raises(ValueError, match=r"memory_rows has shape \(2, 24\), the table needs \(3, 24\)"):
+    with pytest.raises(LclmError, match=r"memory_rows has shape \(2, 24\), the table needs \(3, 24\)"):
         import_model(tmp_path / "Qwen3-float32", tmp_path / "out", "decoder", options)
 
 
@@ -172,11 +173,11 @@ def test_memory_tokens_move_no_other_token(plain_tokenizer, tmp_path):
 
 def test_what_is_wrong_is_said(release, tmp_path):
     source = release()
-    with pytest.raises(ValueError, match="say with --role"):
+    with pytest.raises(LclmError, match="say with --role"):
         import_model(source, tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(ValueError, match="no import"):
+    with pytest.raises(LclmError, match="no import"):
         import_model(source, tmp_path / "mine", "decoder")
     index = next(source.glob("*.index.json"))
     names = json.loads(index.read_text())["weight_map"]
@@ -205,7 +206,7 @@ def test_quantized_tensors_are_refused(release, tmp_path):
 
 def test_sources_are_folders_or_repositories(tmp_path, monkeypatch):
     assert hub.resolve_source(str(tmp_path)) == tmp_path
-    with pytest.raises(ValueError, match="neither a folder nor a repository id"):
+    with pytest.raises(LclmError, match="neither a folder nor a repository id"):
         hub.resolve_source(str(tmp_path / "no" / "such" / "folder"))
     asked = {}
 
@@ -214,7 +215,7 @@ def test_sources_are_folders_or_repositories(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    with pytest.raises(ValueError, match="repository owner/name has no safetensors; pickled weights are never"):
+    with pytest.raises(LclmError, match="repository owner/name has no safetensors; pickled weights are never"):
         hub.resolve_source("owner/name")
     (tmp_path / "model.safetensors").touch()
     assert hub.resolve_source("owner/name", "v1") == tmp_path
@@ -225,5 +226,5 @@ def test_sources_are_folders_or_repositories(tmp_path, monkeypatch):
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    with pytest.raises(ValueError, match=r"cannot be fetched \(no route to host\); name a local"):
+    with pytest.raises(LclmError, match=r"cannot be fetched \(no route to host\); name a local"):
         hub.resolve_source("owner/name")

@@ -13,6 +13,7 @@ import transformers
 
 from lclm_jax.config import BackboneConfig, LoraConfig, LoraTowers, MeshConfig, RunPaths, parse_config
 from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_weight_map import flatten
 from lclm_jax.interop.import_hf import import_model
 from lclm_jax.interop.init_from_hf import imported_params
@@ -97,7 +98,7 @@ def test_another_model_or_tokenizer_is_refused(lclm, tmp_path):
     train_tokenizer(["quite another text, with other pairs of letters"], 290, tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"have another id in the run's tokenizer .*set tokenizer.decoder to"):
         imported_params(parse_config(values | {"tokenizer": {"decoder": str(tmp_path / "other")}}), mesh)
-    with pytest.raises(ValueError, match=r"init.lclm=.*must be null"):
+    with pytest.raises(LclmError, match=r"init.lclm=.*must be null"):
         parse_config(values | {"init": {"lclm": str(lclm), "encoder": "x"}})
 
 
@@ -121,7 +122,7 @@ def run(lclm, tmp_path):
 def test_import_train_export(run, lclm, our_logits, tmp_path):
     with pytest.raises(SavedError, match="has no checkpoint; train first"):
         open_params(run)
-    with pytest.raises(ValueError, match="no reader was given"):
+    with pytest.raises(LclmError, match="no reader was given"):
         train(run)
     train(run, read_imports=imported_params)
     export_run(run, tmp_path / "out", "bfloat16", lora="peft")

@@ -13,6 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from lclm_jax.config import MeshConfig, ModelConfig, parse_config
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.export import export_model
 from lclm_jax.interop.hf_weight_map import flatten, nest
 from lclm_jax.interop.import_hf import import_model
@@ -83,7 +84,7 @@ def test_merged_while_it_is_read(model, params, tokenizer, our_logits, tmp_path,
             np.testing.assert_array_equal(whole[1], leaves.read(path, (1,)) + update, err_msg=path)
         else:
             np.testing.assert_array_equal(whole, leaves.read(path), err_msg=path)
-    with pytest.raises(ValueError, match="read by the layer or whole"):
+    with pytest.raises(LclmError, match="read by the layer or whole"):
         streamed.read("decoder/layers/attn/q/kernel", (slice(0, 1), slice(2)))
     folder = export(params, model, tmp_path / "out", tokenizer, merge=True)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "decoder")
@@ -151,7 +152,7 @@ def test_an_import_keeps_the_updates_and_an_export_of_it_merges_or_keeps_them(pa
     streamed = ExportedLeaves(LeavesInMemory(params), load_hf(peft_folder)[0], merge=True)
     check_same(found, nest({path: streamed.read(path) for path in streamed.shapes}))
     assert "LoRA of the decoder | rank 3, alpha 7" in (tmp_path / "merged" / "README.md").read_text()
-    with pytest.raises(ValueError, match="no LoRA to write"):
+    with pytest.raises(LclmError, match="no LoRA to write"):
         export_folder(tmp_path / "merged", tmp_path / "none", lora="peft")
     assert not list(tmp_path.glob("none*"))
 
@@ -189,9 +190,9 @@ def test_runs_start_from_the_updates_of_a_folder(model, params, peft_folder, tmp
 
 def test_errors(model, params, tmp_path):
     bare = LeavesInMemory(without_lora(params))
-    with pytest.raises(ValueError, match="no LoRA to write"):
+    with pytest.raises(LclmError, match="no LoRA to write"):
         write_peft(bare, model.plain, tmp_path)
-    with pytest.raises(ValueError, match="older than model"):
+    with pytest.raises(LclmError, match="older than model"):
         write_peft(bare, model, tmp_path)
     older = ExportedLeaves(bare, model, merge=True)
     kernel = params["decoder"]["layers"]["attn"]["q"]["kernel"]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.chunked_attention import chunked_attention
 from lclm_jax.kernels.reference_attention import reference_attention
@@ -83,11 +84,11 @@ def test_bfloat16_keeps_float32_softmax(rng):
 def test_errors_name_the_shapes_and_the_fix(rng):
     q, k, v, segments = inputs(rng)
     both = (segments, segments)
-    with pytest.raises(ValueError, match="backend 'flash' is unknown; set model"):
+    with pytest.raises(LclmError, match="backend 'flash' is unknown; set model"):
         attention(q, k, v, segments=both, causal=True, backend="flash")
-    with pytest.raises(ValueError, match="key heads must divide"):
+    with pytest.raises(LclmError, match="key heads must divide"):
         attention(q[:, :, :3], k, v, segments=both, causal=True)
-    with pytest.raises(ValueError, match="equal k, v"):
+    with pytest.raises(LclmError, match="equal k, v"):
         attention(q, k, v[:, :5], segments=both, causal=True)
-    with pytest.raises(ValueError, match="one id per query"):
+    with pytest.raises(LclmError, match="one id per query"):
         attention(q, k, v, segments=(segments[:, :3], segments), causal=True)

@@ -5,8 +5,7 @@ import pytest
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
-from lclm_jax.parallel import axis_names, make_mesh, use_mesh
-from lclm_jax.parallel import shard_map as mapped
+from lclm_jax.parallel import axis_names, make_mesh, mapped, use_mesh
 
 IDS = (3, 317, 9)
 ROWS, LENGTH, WIDTH, VOCABULARY = 4, 12, 8, 400

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lclm_jax.errors import LclmError
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool, reference, traffic
 from lclm_jax.kernels.pooling import pool
 
@@ -164,17 +165,17 @@ def test_the_least_is_every_input_and_output_once():
 def test_refusals(monkeypatch):
     x, weights, scales = jnp.ones((1, 8, 96)), jnp.ones((1, 8)), Scales(jnp.ones(96))
     auto = Pooling("mean", 4, 1e-6)
-    with pytest.raises(ValueError, match="'pallas_tpu' cannot do this: the program is compiled for cpu"):
+    with pytest.raises(LclmError, match="'pallas_tpu' cannot do this: the program is compiled for cpu"):
         normed_pool(auto._replace(backend="pallas_tpu"), x, weights, scales)
-    with pytest.raises(ValueError, match="width 96 is not a multiple of 128"):
+    with pytest.raises(LclmError, match="width 96 is not a multiple of 128"):
         normed_pool(auto._replace(backend="pallas_tpu", interpret=True), x, weights, scales)
-    with pytest.raises(ValueError, match="ratio 1 is not one of"):
+    with pytest.raises(LclmError, match="ratio 1 is not one of"):
         normed_pool(auto._replace(backend="pallas_gpu", ratio=1, interpret=True), x, weights, scales)
-    with pytest.raises(ValueError, match="backend 'triton' is unknown"):
+    with pytest.raises(LclmError, match="backend 'triton' is unknown"):
         normed_pool(auto._replace(backend="triton"), x, weights, scales)
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(LclmError, match="go together"):
         normed_pool(auto._replace(latent_eps=1e-6), x, weights, scales)
-    with pytest.raises(ValueError, match="marker_index"):
+    with pytest.raises(LclmError, match="marker_index"):
         normed_pool(auto._replace(kind="eos", backend="pallas_gpu", interpret=True), x, weights, scales)
     monkeypatch.setattr("lclm_jax.kernels.platform.platform", lambda: "tpu")
     assert normed_pool(auto, x, weights, scales).shape == (1, 2, 96)  # auto: the reference, where the kernel refuses

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.kernels.pooling import pool
 
 HIDDEN = jnp.arange(1 * 2 * 4 * 3, dtype=jnp.float32).reshape(1, 2, 4, 3)
@@ -37,9 +38,9 @@ def test_mean_of_bfloat16_sums_in_float32():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="multiple of ratio=3"):
+    with pytest.raises(LclmError, match="multiple of ratio=3"):
         pool(HIDDEN, WEIGHTS, 3, "mean")
-    with pytest.raises(ValueError, match="pooling 'max' is unknown"):
+    with pytest.raises(LclmError, match="pooling 'max' is unknown"):
         pool(HIDDEN, WEIGHTS, 2, "max")
-    with pytest.raises(ValueError, match="marker_index"):
+    with pytest.raises(LclmError, match="marker_index"):
         pool(HIDDEN, WEIGHTS, 2, "eos")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.config.load import describe_keys
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import backbone_json
 from lclm_jax.interop.hf_weight_map import flatten, nest
 from lclm_jax.model import abstract_params, forward, init_params, logits, token_nll
@@ -179,7 +180,7 @@ def test_a_key_matters(name):
         return
     with use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         if kind == "refusal":
-            with pytest.raises(ValueError, match="compiled for cpu"):
+            with pytest.raises(LclmError, match="compiled for cpu"):
                 program(model)
         elif kind == "program":
             assert program(model) != program(base)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.model import abstract_params, embed, encode, forward, init_params, logical_axes, logits, token_nll
 
 KERNELS = {"attn/k/kernel", "attn/o/kernel", "attn/q/kernel", "attn/v/kernel"}
@@ -183,5 +184,5 @@ def test_concat_and_attention_adapter_run_on_the_pooled_width(make_model, batche
 def test_errors(make_model, small, mesh):
     params, batch = small
     for ids, text in [(None, "memory_token_ids is not set"), ((1, 1, 2), "three different"), ((1, 2, 64), "below")]:
-        with pytest.raises(ValueError, match=text):
+        with pytest.raises(LclmError, match=text):
             embed(params, make_model(memory_token_ids=ids), batch)

@@ -12,6 +12,7 @@ from lclm_jax.batch import Batch, batch_shapes
 from lclm_jax.config import PackConfig, StageConfig
 from lclm_jax.config.registry.adapters import ADAPTERS
 from lclm_jax.config.registry.poolings import POOLINGS
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_weight_map import tensor_table
 from lclm_jax.model import abstract_params, init_params, logical_axes
 from lclm_jax.model.adapter import adapter_of
@@ -104,7 +105,7 @@ def test_the_rest_starts_with_the_values_that_it_has_without(learned, make_model
 def test_what_the_published_format_lacks_is_not_exported(changes, make_model):
     name, value = next(iter(changes.items()))
     name, value = ("adapter.type", value["type"]) if name == "adapter" else (name, value)
-    with pytest.raises(ValueError, match=f"model.{name}={value} is not part of the published format"):
+    with pytest.raises(LclmError, match=f"model.{name}={value} is not part of the published format"):
         tensor_table(make_model(**changes))
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.files import write_json
 from lclm_jax.ops.pipeline_state import Ledger
 
@@ -35,7 +36,7 @@ def test_an_interrupted_step_is_not_done_and_its_time_counts(tmp_path):
 def test_a_damaged_ledger_says_what_to_do(tmp_path):
     path = tmp_path / "pipeline.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match="delete it"):
+    with pytest.raises(LclmError, match="delete it"):
         Ledger(path)
 
 

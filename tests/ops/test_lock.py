@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.ops.run_folder import locked
 
 HOLD = "import sys, pathlib; from lclm_jax.ops.run_folder import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
@@ -13,7 +14,7 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=r"another process is working in .*run; wait"), locked(tmp_path / "run"):
+        with pytest.raises(LclmError, match=r"another process is working in .*run; wait"), locked(tmp_path / "run"):
             pass
         other.kill()
     with locked(tmp_path / "run"):
@@ -22,5 +23,5 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write .*lock: Not a directory"), locked(tmp_path / "file" / "run"):
+    with pytest.raises(LclmError, match=r"cannot write .*lock: Not a directory"), locked(tmp_path / "file" / "run"):
         pass

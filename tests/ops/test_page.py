@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.report.html_report import write_page
 
 BEGIN = {
@@ -36,5 +37,5 @@ def test_a_page_of_two_runs(run, step, tmp_path):
 
 
 def test_a_run_without_a_step_is_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="has no metrics of any step; train first"):
+    with pytest.raises(LclmError, match="has no metrics of any step; train first"):
         write_page([run([], [])], tmp_path / "page.html")

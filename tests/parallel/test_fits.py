@@ -2,6 +2,7 @@ import jax
 import pytest
 
 from lclm_jax.config import MeshConfig, parse_config
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import check_fits, make_mesh
 
 
@@ -51,13 +52,13 @@ def test_what_fits_passes_and_idle_devices_are_named(fits, caplog):
     ids=["heads", "vocabulary", "width"],
 )
 def test_sizes_of_the_model(fits, make_backbone, sizes, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LclmError, match=message):
         fits(sizes, decoder=make_backbone(**changes), memory_token_ids=(1, 2, 3))
 
 
 def test_rows_and_positions(fits):
-    with pytest.raises(ValueError, match=r"4 rows, which is not a multiple of the 8 .*batch_rows a multiple of 16"):
+    with pytest.raises(LclmError, match=r"4 rows, which is not a multiple of the 8 .*batch_rows a multiple of 16"):
         fits(dict(fsdp=8), stage={"microbatches": 2})
     message = r"row_length=24, which is not a multiple of 16, 2 pieces for each of the 8 devices of mesh.context"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LclmError, match=message):
         fits(dict(fsdp=1, context=8), pack={"row_length": 24})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig
-from lclm_jax.parallel import axis_names, make_mesh, use_mesh
-from lclm_jax.parallel import shard_map as mapped
+from lclm_jax.errors import LclmError
+from lclm_jax.parallel import axis_names, make_mesh, mapped, use_mesh
 
 
 def _centred(x_BSE, scale_E):
@@ -46,16 +46,16 @@ def test_pieces_several_results_and_absent_arguments():
 
 def test_errors_are_those_of_constrain():
     run = mapped(lambda x: x, [("batch", "embed")], ("batch", "embed"))
-    with pytest.raises(ValueError, match="mapped needs a mesh"):
+    with pytest.raises(LclmError, match="mapped needs a mesh"):
         run(jnp.zeros((4, 4)))
-    with pytest.raises(ValueError, match=r"'embd' is not in .*; did you mean 'embed'"):
+    with pytest.raises(LclmError, match=r"'embd' is not in .*; did you mean 'embed'"):
         mapped(lambda x: x, [("batch", "embed")], ("batch", "embd"))
     with use_mesh(make_mesh(MeshConfig(fsdp=4, context=2))):
         with pytest.raises(
             ValueError, match=r"axis 'batch' of argument 0 \(6, 4\) has size 6, not a multiple of the 4"
         ):
             run(jnp.zeros((6, 4)))
-        with pytest.raises(ValueError, match="has 3 axes and 2 names"):
+        with pytest.raises(LclmError, match="has 3 axes and 2 names"):
             run(jnp.zeros((4, 4, 4)))
-        with pytest.raises(ValueError, match="2 arguments for in_axes of 1"):
+        with pytest.raises(LclmError, match="2 arguments for in_axes of 1"):
             run(jnp.zeros((4, 4)), None)

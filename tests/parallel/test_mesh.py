@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import AXES, make_mesh, row_parts
 from lclm_jax.parallel.mesh import _arranged
 
@@ -21,13 +22,13 @@ def test_some_of_the_devices():
 
 
 def test_errors_name_the_product_and_the_devices():
-    with pytest.raises(ValueError, match="takes 4 devices and there are 8"):
+    with pytest.raises(LclmError, match="takes 4 devices and there are 8"):
         make_mesh(MeshConfig(fsdp=4))
-    with pytest.raises(ValueError, match="a multiple of 3 devices and there are 8"):
+    with pytest.raises(LclmError, match="a multiple of 3 devices and there are 8"):
         make_mesh(MeshConfig(tensor=3))
-    with pytest.raises(ValueError, match="at most one is -1; change fsdp, tensor"):
+    with pytest.raises(LclmError, match="at most one is -1; change fsdp, tensor"):
         make_mesh(MeshConfig(tensor=-1))
-    with pytest.raises(ValueError, match="change context"):
+    with pytest.raises(LclmError, match="change context"):
         make_mesh(MeshConfig(context=0))
 
 
@@ -43,7 +44,7 @@ def test_slices_differ_along_replica_then_fsdp():
     assert (slices((4, 2, 1, 2)) == np.arange(4)[:, None, None, None]).all()
     both = slices((2, 4, 2, 1))
     assert (both == np.array([[0, 0, 1, 1], [2, 2, 3, 3]])[:, :, None, None]).all()
-    with pytest.raises(ValueError, match=r"does not spread over 4 slices.*make mesh.replica a multiple of 4"):
+    with pytest.raises(LclmError, match=r"does not spread over 4 slices.*make mesh.replica a multiple of 4"):
         _arranged((1, 1, 4, 4), devices)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parallel.zigzag import from_zigzag, natural_order, pieces_of, to_zigzag
 
@@ -35,5 +36,5 @@ def test_without_context_nothing_happens():
 
 def test_positions_that_do_not_divide_are_refused():
     mesh, message = make_mesh(MeshConfig(fsdp=4, context=2)), r"6 positions are no multiple of 4, .* pack.row_length"
-    with use_mesh(mesh), pytest.raises(ValueError, match=message):
+    with use_mesh(mesh), pytest.raises(LclmError, match=message):
         to_zigzag(jnp.zeros((4, 6)), "batch", "seq")

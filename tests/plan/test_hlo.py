@@ -3,6 +3,7 @@
 
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.plan.hlo import arrays_of, parse, trip_count
 from lclm_jax.plan.kernels import Causality
 from lclm_jax.plan.program_cost import count, replica_group
@@ -238,5 +239,5 @@ def test_types():
 
 
 def test_text_without_an_entry():
-    with pytest.raises(ValueError, match="no ENTRY"):
+    with pytest.raises(LclmError, match="no ENTRY"):
         parse("HloModule empty")

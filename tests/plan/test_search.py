@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.plan import search
 from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate
@@ -60,7 +61,7 @@ def per_chip(candidate):
 
 def test_what_cannot_fit_is_not_tried():
     large = conftest.small_config(data__pack={"row_length": 2**30, "encoder_rows": 2, "encoder_row_length": 64})
-    with pytest.raises(ValueError, match="nothing fits"):
+    with pytest.raises(LclmError, match="nothing fits"):
         candidates(large, "all", NODE)
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.plan.topologies import parse_topology
 
 
@@ -49,5 +50,5 @@ def test_a_topology_is_found_by_its_own_name(name):
     ],
 )
 def test_bad_names(name, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(LclmError, match=says):
         parse_topology(name)

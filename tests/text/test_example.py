@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lclm_jax.errors import LclmError
 from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
 from lclm_jax.text.example import (
@@ -109,17 +110,17 @@ def test_chat_loss_on_the_last_reply_or_on_all(pair):
 
 def test_chats_that_cannot_be_trained_on(pair, tmp_path):
     decoder, encoder = pair
-    with pytest.raises(ValueError, match=r"ends with the assistant's reply, not with 'user'; add it"):
+    with pytest.raises(LclmError, match=r"ends with the assistant's reply, not with 'user'; add it"):
         chat_outline([{"role": "user", "content": "x"}], decoder, encoder)
-    with pytest.raises(ValueError, match="not with None"):
+    with pytest.raises(LclmError, match="not with None"):
         chat_outline([], decoder, encoder)
     for path in decoder.folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "chat_template.jinja").write_text("{{ add_generation_prompt }}{{ messages[0].content }}")
     odd = Tokenizer(tmp_path)
-    with pytest.raises(ValueError, match="use a template whose prompt is a prefix"):
+    with pytest.raises(LclmError, match="use a template whose prompt is a prefix"):
         chat_outline([{"role": "user", "content": "x"}], odd, encoder, target="y")
-    with pytest.raises(ValueError, match="use another template"):
+    with pytest.raises(LclmError, match="use another template"):
         repetition_prompts(odd)
 
 
@@ -127,7 +128,7 @@ def test_empty_span_is_refused_but_for_prompts_that_ask(pair):
     decoder, encoder = pair
     text = f"a {memory('')} b"
     for make in (cpt_example, prompt_example):
-        with pytest.raises(ValueError, match="is empty"):
+        with pytest.raises(LclmError, match="is empty"):
             make(text, decoder, encoder, 4)
     example = prompt_example(text, decoder, encoder, 4, allow_empty=True)
     assert len(placeholder_ranges(example.tokens, decoder.memory_ids.placeholder)) == 1

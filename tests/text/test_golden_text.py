@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.text.example import chat_example, cpt_example, placeholder_ranges, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
 
@@ -22,7 +23,7 @@ def test_tokenizer_cases(reference, golden_pair):
     assert decoder.special_tokens == cases["decoder_special_ids"]
     assert (decoder.pad_id, decoder.eos_id) == (cases["decoder_pad_id"], cases["decoder_eos_id"])
     assert encoder.pad_id == cases["encoder_pad_id"]
-    with pytest.raises(ValueError, match=r"lacks <\|memory_start\|>.*add them"):
+    with pytest.raises(LclmError, match=r"lacks <\|memory_start\|>.*add them"):
         _ = encoder.memory_ids
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.memory_tokens import add_memory_tokens, copy_tokenizer, plan_rows
 from lclm_jax.text.chunked_encoding import StretchEncoder
 from lclm_jax.text.cuts import CutFinder
@@ -80,7 +81,7 @@ def test_special_and_memory_tokens(folder):
     assert tokenizer.encode("</s>").tolist() == [tokenizer.eos_id]
     assert tokenizer.eos_id not in tokenizer.encode("x </s>", plain=True)
     assert Tokenizer(folder / "tokenizer.model").digest == tokenizer.digest
-    with pytest.raises(ValueError, match="has no chat template"):
+    with pytest.raises(LclmError, match="has no chat template"):
         tokenizer.render_chat([])
 
 
@@ -123,13 +124,13 @@ def test_added_tokens_and_import(models, tmp_path):
     assert plan_rows(source, out, 421).fresh == {421, 422, 423}
     np.testing.assert_array_equal(Tokenizer(out).encode("a <pad> b"), Tokenizer(source).encode("a <pad> b"))
     (source / "added_tokens.json").write_text(json.dumps({"<pad>": 500}))
-    with pytest.raises(ValueError, match=r"gives '<pad>' the id 500, the model has room for it at 420"):
+    with pytest.raises(LclmError, match=r"gives '<pad>' the id 500, the model has room for it at 420"):
         Tokenizer(source)
 
 
 def test_what_is_no_model_is_an_error(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
-    with pytest.raises(ValueError, match="is not a SentencePiece model"):
+    with pytest.raises(LclmError, match="is not a SentencePiece model"):
         read_sentencepiece(tmp_path / "tokenizer.model")
-    with pytest.raises(ValueError, match=r"tokenizer.json or a SentencePiece"):
+    with pytest.raises(LclmError, match=r"tokenizer.json or a SentencePiece"):
         Tokenizer(tmp_path / "none")

@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import compile_template
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.tokenizer import Tokenizer
@@ -60,21 +61,21 @@ def test_it_travels_to_worker_processes(folder):
     ("size", "texts", "words"), [(200, TEXTS, "below 262.*raise"), (300, [], "no text"), (300, [""], "no text")]
 )
 def test_bad_training_input(tmp_path, size, texts, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(LclmError, match=words):
         train_tokenizer(texts, size, tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
 
 
 def test_bad_folders(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"a tokenizer folder holds a tokenizer.json"):
+    with pytest.raises(LclmError, match=r"a tokenizer folder holds a tokenizer.json"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a tokenizer"):
+    with pytest.raises(LclmError, match="is not a tokenizer"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    with pytest.raises(ValueError, match=r"put a chat_template.jinja"):
+    with pytest.raises(LclmError, match=r"put a chat_template.jinja"):
         Tokenizer(tmp_path).render_chat([])
-    with pytest.raises(ValueError, match="set eos_token"):
+    with pytest.raises(LclmError, match="set eos_token"):
         _ = Tokenizer(tmp_path).eos_id
     templates = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "{{ messages[0].content }}!"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
@@ -87,10 +88,10 @@ def test_templates_are_sandboxed_and_have_the_usual_helpers(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(ValueError, match="roles must alternate; check the messages"):
+    with pytest.raises(LclmError, match="roles must alternate; check the messages"):
         Tokenizer(tmp_path).render_chat([])
     (tmp_path / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(ValueError, match="unsafe"):
+    with pytest.raises(LclmError, match="unsafe"):
         Tokenizer(tmp_path).render_chat([])
-    with pytest.raises(ValueError, match="does not compile"):
+    with pytest.raises(LclmError, match="does not compile"):
         compile_template("{% if %}")

@@ -4,6 +4,7 @@ from typing import ClassVar
 import pytest
 
 from lclm_jax.data.loading.loader import Position
+from lclm_jax.errors import LclmError
 from lclm_jax.train.supervise.resilient_loader import DataStalled, Feeder
 
 
@@ -59,6 +60,6 @@ def test_damaged_data_are_not_tried_again():
     def fail(row):
         raise ValueError("shard 3 is damaged")
 
-    with feeder(fail, first=12) as batches, pytest.raises(ValueError, match="shard 3 is damaged"):
+    with feeder(fail, first=12) as batches, pytest.raises(LclmError, match="shard 3 is damaged"):
         next(batches)
     assert Rows.opened == [(12, 10)]

@@ -2,6 +2,7 @@ import jax
 import pytest
 
 from lclm_jax.config import StageConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.train.core.freeze import FROZEN, groups_of, label_leaves, merge, path_name, split, stage_rules
 
@@ -41,7 +42,7 @@ def test_a_later_stage_trains_everything(model):
     ],
 )
 def test_a_wrong_table_is_an_error(model, rules, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LclmError, match=message):
         label_leaves(rules, abstract_params(model))
 
 
@@ -51,5 +52,5 @@ def test_split_and_merge_are_inverse(model):
     assert set(trainable) == {"adapter", "decoder"}
     assert set(trainable["decoder"]) == {"memory_rows"}
     assert merge(trainable, frozen) == params
-    with pytest.raises(ValueError, match="more than one branch"):
+    with pytest.raises(LclmError, match="more than one branch"):
         merge(trainable, params)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder
@@ -195,7 +196,7 @@ def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, caplog):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
         log.write({"step": 9})
-        with pytest.raises(ValueError, match=r"cannot write .*metrics.jsonl .*1 lines are lost.*free some space"):
+        with pytest.raises(LclmError, match=r"cannot write .*metrics.jsonl .*1 lines are lost.*free some space"):
             log.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -275,7 +276,7 @@ def test_a_local_copy_is_newer_than_the_checkpoint(config, tmp_path, caplog):
             raise ValueError("stop here")
         return batch
 
-    with pytest.raises(ValueError, match="stop here"):
+    with pytest.raises(LclmError, match="stop here"):
         one_stage.run_only(again, change=stop)
     with caplog.at_level("INFO"):
         one_stage.run_only(again)

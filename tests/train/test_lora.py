@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import ConfigError
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.model.lora import is_lora
 from lclm_jax.parallel import use_mesh
@@ -113,7 +114,7 @@ def test_lora_and_its_tower_train_or_not_as_the_stage_says(make_config, lora_mod
         labels = labels_of(make_config(lr=lr, model=lora_model), lora_model)
         assert (labels[kernel], labels[lora]) == expected
         assert labels["encoder/layers/attn/q/lora_b"] is FROZEN
-    with pytest.raises(ValueError, match=r"'decoder/\..*lora.*' takes no parameter"):
+    with pytest.raises(LclmError, match=r"'decoder/\..*lora.*' takes no parameter"):
         labels_of(make_config(lr={"decoder_lora": 1e-3}, model=lora_model), lora_model.plain)
 
 
@@ -128,6 +129,6 @@ def test_what_cannot_be_meant_is_an_error(make_config, lora_model, make_model):
         ({"alpha": 0}, "greater than 0"),
         ({"dropout": 1.0}, "less than 1"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(LclmError, match=message):
             make_model(lora={"decoder": wrong})
     assert make_model(lora=None) == make_model() == lora_model.plain

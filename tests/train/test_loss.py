@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.errors import LclmError
 from lclm_jax.train.core.loss import LossSums, loss_sums, sum_nll
 
 
@@ -33,7 +34,7 @@ def test_z_loss_is_weighed_as_the_loss_and_not_reported(monkeypatch, normalisati
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"\(1, 2\), weights \(2,\)"):
+    with pytest.raises(LclmError, match=r"\(1, 2\), weights \(2,\)"):
         sum_nll(jnp.zeros((1, 2)), jnp.zeros(2), "per_token")
 
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from lclm_jax.config import MeshConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh
 from lclm_jax.train.logging.profiling import Profile
 from lclm_jax.train.supervise.out_of_memory import OutOfMemory, memory_advice, remedies
@@ -21,7 +22,7 @@ def test_a_trace_holds_the_steps_of_its_range(tmp_path):
     nothing.end(0, None)
     nothing.close()
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ValueError, match='is not a range; write "FIRST-LAST"'):
+    with pytest.raises(LclmError, match='is not a range; write "FIRST-LAST"'):
         Profile("9-2", tmp_path)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import StageConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.train.core.schedule import Schedule, stage_schedules
 
 SHARED = Path(__file__).parents[3] / "shared" / "reference" / "lr_schedule.json"
@@ -56,7 +57,7 @@ def test_constant_and_warm_up_longer_than_the_run():
 
 def test_a_floor_above_the_peak_is_an_error_in_a_stage():
     stage = StageConfig(lr={"adapter": 1e-7}, steps=10, mixture={"cpt": 1}, min_lr=1e-6)
-    with pytest.raises(ValueError, match=r"min_lr=1e-06 is above the peak learning rate 1e-07 of part adapter"):
+    with pytest.raises(LclmError, match=r"min_lr=1e-06 is above the peak learning rate 1e-07 of part adapter"):
         stage_schedules(stage, ("adapter",))
 
 

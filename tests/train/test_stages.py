@@ -10,6 +10,7 @@ import pytest
 from lclm_jax.config import MeshConfig, RunPaths, parse_config
 from lclm_jax.data.loading.ratios import RatioSchedule
 from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.train_tokenizer import train_tokenizer
@@ -61,9 +62,9 @@ def edited(values, **stages):
 
 def test_the_chain_of_stages(values, caplog):
     config = edited(values)
-    with pytest.raises(ValueError, match="stage0 starts from base, which is not finished; train base first"):
+    with pytest.raises(LclmError, match="stage0 starts from base, which is not finished; train base first"):
         train(config, only_stage="stage0")
-    with pytest.raises(ValueError, match="'stage2' is unknown; did you mean 'stage0'"):
+    with pytest.raises(LclmError, match="'stage2' is unknown; did you mean 'stage0'"):
         train(config, only_stage="stage2")
     with pytest.raises(CheckpointError, match="has no checkpoint; train first"):
         load_params(config)

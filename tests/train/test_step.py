@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import OBJECTIVES, MeshConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.train.core.loss import sum_nll
@@ -179,7 +180,7 @@ def test_bfloat16_parameters_compute_what_their_values_do_in_float32(make_config
 
 def test_rows_that_do_not_divide_over_the_mesh_are_an_error(make_config):
     config = make_config(microbatches=4)
-    with pytest.raises(ValueError, match="batch_rows a multiple of 32"):
+    with pytest.raises(LclmError, match="batch_rows a multiple of 32"):
         start(config, make_mesh(MeshConfig()))
 
 

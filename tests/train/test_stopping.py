@@ -7,6 +7,7 @@ import time
 import pytest
 
 from lclm_jax.config.train import StopConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.train.supervise import preemption as stopping
 from lclm_jax.train.supervise.preemption import job_deadline, maintenance_notice, stop_requests
 
@@ -42,7 +43,7 @@ def test_the_end_of_the_job_asks_in_time(monkeypatch):
 def test_deadlines_of_schedulers(tmp_path, monkeypatch):
     assert job_deadline({}) is None
     assert job_deadline({"LCLM_DEADLINE": "1700000000"}) == 1.7e9
-    with pytest.raises(ValueError, match="LCLM_DEADLINE='soon' is not a time; set it to seconds"):
+    with pytest.raises(LclmError, match="LCLM_DEADLINE='soon' is not a time; set it to seconds"):
         job_deadline({"LCLM_DEADLINE": "soon"})
     flux = tmp_path / "flux"
     flux.write_text("#!/bin/sh\necho 120\n")

@@ -21,7 +21,7 @@ class Measurer:
         mesh: where the parameters lie.
 
     Raises:
-        ValueError: the held-out split has no file long enough.
+        LclmError: the held-out split has no file long enough.
     """
 
     def __init__(self, config: Config, base: Config, tokenizers: Tokenizers, mesh: Mesh):

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lclm_jax.errors import LclmError
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -56,11 +58,9 @@ class VariantResult:
 
     @classmethod
     def read(cls, path: Path) -> "VariantResult":
-        """Read what ``write`` wrote; raises ``ValueError`` that names the file if it is damaged."""
+        """Read what ``write`` wrote; raises ``LclmError`` that names the file if it is damaged."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**values, "cost": Cost(**values["cost"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is no result of a variant ({error}); delete it to run the variant again"
-            ) from None
+        except (LclmError, ValueError, KeyError, TypeError) as error:
+            raise LclmError(f"{path} is no result of a variant ({error}); delete it to run the variant again") from None

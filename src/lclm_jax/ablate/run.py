@@ -22,6 +22,7 @@ from lclm_jax.ablate.train_vmapped_seeds import Progress, Trained, train_togethe
 from lclm_jax.ablate.variants import BASELINE, expand, pilot_of, shared_config, variant_config, variant_hash
 from lclm_jax.config import Config, StudyConfig
 from lclm_jax.data.prepare.run import prepare_data
+from lclm_jax.errors import LclmError
 from lclm_jax.ops.run_folder import own_run
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.tokenizer import Tokenizers
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _CURVE_POINTS = 100
 
 
-class StudyTooSmall(ValueError):
+class StudyTooSmall(LclmError):
     """The study could not find what it was made to find; the message says how many seeds could."""
 
 
@@ -46,7 +47,7 @@ def run_study(study: StudyConfig, command: Sequence[str], anyway: bool = False) 
 
     Raises:
         StudyTooSmall: the smallest effect is below what the seeds can find.
-        ValueError: a job failed; what is done is kept, and the same call goes on.
+        LclmError: a job failed; what is done is kept, and the same call goes on.
     """
     prepare(study)
     total, begun = len(jobs_of(study)), time.monotonic()
@@ -60,7 +61,7 @@ def run_study(study: StudyConfig, command: Sequence[str], anyway: bool = False) 
         logger.info("[%d/%d] %s, seeds %s%s", number + 1, total, job.variant.name, _list(job.seeds), eta)
         finished = subprocess.run([*command, str(number)], check=False)
         if finished.returncode:
-            raise ValueError(
+            raise LclmError(
                 f"job {number} ({job.variant.name}, seeds {_list(job.seeds)}) ended with status {finished.returncode};"
                 " what is done is kept: mend it and run the same command again"
             )

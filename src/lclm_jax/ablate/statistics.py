@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special, stats
 
+from lclm_jax.errors import LclmError
+
 Direction = Literal["lower", "higher"]
 Verdict = Literal["better", "worse", "tie"]
 Values = Mapping[int, float]
@@ -59,13 +61,13 @@ def mean_interval(values: Sequence[float], confidence: float) -> Interval:
     """Mean of independent values with the half-width of its Student t interval.
 
     Raises:
-        ValueError: fewer than two values, or one that is not finite.
+        LclmError: fewer than two values, or one that is not finite.
     """
     array = np.asarray(values, np.float64)
     if array.size < 2:
-        raise ValueError(f"{array.size} value gives no interval; run at least two seeds")
+        raise LclmError(f"{array.size} value gives no interval; run at least two seeds")
     if not np.isfinite(array).all():
-        raise ValueError(f"{list(values)} has values that are not finite; report the seeds as diverged instead")
+        raise LclmError(f"{list(values)} has values that are not finite; report the seeds as diverged instead")
     error = float(array.std(ddof=1)) / math.sqrt(array.size)
     return Interval(float(array.mean()), error * _quantile(confidence, array.size))
 
@@ -80,10 +82,10 @@ def paired(variant: Values, other: Values, better: Direction, confidence: float)
         confidence: of the interval, say 0.95.
 
     Raises:
-        ValueError: the seeds differ, are fewer than two, or one of them diverged.
+        LclmError: the seeds differ, are fewer than two, or one of them diverged.
     """
     if set(variant) != set(other):
-        raise ValueError(
+        raise LclmError(
             f"seeds {sorted(variant)} and {sorted(other)} differ, so nothing pairs them; run both on the same seeds"
         )
     differences = np.array([variant[seed] - other[seed] for seed in variant])
@@ -157,10 +159,10 @@ def detectable(sd: float, seeds: int, confidence: float, power: float) -> float:
         power: chance of finding the difference.
 
     Raises:
-        ValueError: fewer than two seeds.
+        LclmError: fewer than two seeds.
     """
     if seeds < 2:
-        raise ValueError(f"seeds={seeds} gives no interval; run at least two")
+        raise LclmError(f"seeds={seeds} gives no interval; run at least two")
     threshold = _quantile(confidence, seeds)
     low, high = 0.0, threshold
     while _chance(high, threshold, seeds - 1) < power:
@@ -175,10 +177,10 @@ def seeds_needed(effect: float, sd: float, confidence: float, power: float) -> i
     """The fewest seeds with which a difference of ``effect`` is ``detectable``.
 
     Raises:
-        ValueError: ``effect`` is not positive, or would take more than 10,000 seeds.
+        LclmError: ``effect`` is not positive, or would take more than 10,000 seeds.
     """
     if effect <= 0:
-        raise ValueError(f"effect={effect} can not be sized for; name the smallest difference that matters, above 0")
+        raise LclmError(f"effect={effect} can not be sized for; name the smallest difference that matters, above 0")
     standardised = effect / sd if sd else math.inf
 
     def enough(seeds: int) -> bool:
@@ -187,7 +189,7 @@ def seeds_needed(effect: float, sd: float, confidence: float, power: float) -> i
     low, high = 1, 2  # low is too few
     while not enough(high):
         if high > _MAX_SEEDS:
-            raise ValueError(f"effect={effect} is lost in a spread of {sd}; look for a larger effect or train longer")
+            raise LclmError(f"effect={effect} is lost in a spread of {sd}; look for a larger effect or train longer")
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -209,7 +211,7 @@ def sd_of_differences_bound(baseline: Sequence[float], upper: float | None = 0.8
         upper: confidence of the upper limit; None takes the spread as it is.
 
     Raises:
-        ValueError: fewer than two values, or one that is not finite.
+        LclmError: fewer than two values, or one that is not finite.
     """
     mean_interval(baseline, 0.95)  # checks
     count = len(baseline)
@@ -225,7 +227,7 @@ def sd_of_pilot_bound(baseline: Values, pilot: Values, upper: float = 0.8) -> fl
     ``sd_of_differences_bound``.
 
     Raises:
-        ValueError: the seeds differ, are fewer than two, or a value is not finite.
+        LclmError: the seeds differ, are fewer than two, or a value is not finite.
     """
     count = len(baseline)
     return paired(pilot, baseline, "lower", 0.95).sd * math.sqrt((count - 1) / stats.chi2.ppf(1 - upper, count - 1))

@@ -15,6 +15,7 @@ from lclm_jax.ablate.results import VariantResult
 from lclm_jax.ablate.statistics import Comparison, Interval, Values
 from lclm_jax.ablate.variants import Variant, pilot_of
 from lclm_jax.config.study import Measurement, StudyConfig
+from lclm_jax.errors import LclmError
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
         results: those that exist, by name of the variant.
 
     Raises:
-        ValueError: nothing has run, no result has the primary measure, or the seeds of two results differ.
+        LclmError: nothing has run, no result has the primary measure, or the seeds of two results differ.
     """
     results = {one.name: _sound(results[one.name], study.primary) for one in variants if one.name in results}
     if not results:
-        raise ValueError(f"no variant of {study.name} has run; `lclm ablate` runs them")
+        raise LclmError(f"no variant of {study.name} has run; `lclm ablate` runs them")
     _check_seeds(results)
     names: list[Measurement] = [
         study.primary,
@@ -123,7 +124,7 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
     ]
     measures = [one for name in names if (one := _measure(name, study, variants[0].name, results)).values]
     if not measures or measures[0].name != study.primary:
-        raise ValueError(f"no result of {study.name} has primary={study.primary}; name one of {', '.join(MEASURES)}")
+        raise LclmError(f"no result of {study.name} has primary={study.primary}; name one of {', '.join(MEASURES)}")
     primary = measures[0]
     diverged = {name: found for name, one in results.items() if (found := _diverged(one, study.primary))}
     missing = [one.name for one in variants if one.name not in results]
@@ -154,7 +155,7 @@ def _check_seeds(results: Mapping[str, VariantResult]) -> None:
     first, *others = results.values()
     for one in others:
         if set(one.seeds) != set(first.seeds):
-            raise ValueError(
+            raise LclmError(
                 f"{one.variant} ran with seeds {sorted(one.seeds)}, {first.variant} with {sorted(first.seeds)}, so"
                 " nothing pairs them; run both with the study's seeds"
             )
@@ -223,7 +224,7 @@ def _sizing(study: StudyConfig, primary: MeasureSummary, baseline: str) -> Sizin
     terms = (study.confidence, study.power)
     try:
         needed = statistics.seeds_needed(study.smallest_effect, bound, *terms)
-    except ValueError:
+    except (LclmError, ValueError):
         needed = None
     sds = [one.sd for one in primary.comparisons.values()]
     sd = float(np.sqrt(np.mean(np.square(sds)))) if sds else None

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
 from lclm_jax.data.loading.loader import BatchStats, Loader, make_loader
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import use_mesh
 from lclm_jax.text.tokenizer import Tokenizers
@@ -63,13 +64,13 @@ def train_together(configs: Sequence[Config], tokenizers: Tokenizers, mesh: Mesh
     """Train the runs ``configs``, which differ in their seed alone, from random weights.
 
     Raises:
-        ValueError: they start from imported weights, or draw several ratios a stage: these have no common program.
+        LclmError: they start from imported weights, or draw several ratios a stage: these have no common program.
     """
     first = configs[0]
     if first.init.given:
-        raise ValueError("seeds trained together start from random weights; set together: false, or remove init")
+        raise LclmError("seeds trained together start from random weights; set together: false, or remove init")
     if any(stage.ratios for stage in first.stages.values()) and len(configs) > 1:
-        raise ValueError("a stage with several ratios draws them by seed; train its seeds one by one")
+        raise LclmError("a stage with several ratios draws them by seed; train its seeds one by one")
     with use_mesh(mesh):
         params = [init_params(config.model, jax.random.key(config.seed)) for config in configs]
         losses, tokens, seconds, compiling = [], 0.0, 0.0, 0.0

@@ -11,6 +11,7 @@ import numpy as np
 from lclm_jax.bench.cases import Case, Function, attention_cases, cross_entropy_cases, pooling_cases
 from lclm_jax.bench.timing import Peaks, measure_peaks, on_cpu, seconds_of, speed, surroundings
 from lclm_jax.bench.torch_attention import torch_rows
+from lclm_jax.errors import LclmError
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def _row(case: Case, name: str, run: Function, expected: tuple[Any, Any], peaks:
         if peaks is not None:
             row["forward"] = speed(case, 0, seconds_of(lambda: forward(*case.arrays)), peaks)
             row["both"] = speed(case, 1, seconds_of(lambda: both(bar, *case.arrays)), peaks)
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+    except (LclmError, ValueError, NotImplementedError, RuntimeError) as error:
         row["refused"] = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return row
 

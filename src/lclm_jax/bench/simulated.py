@@ -15,6 +15,7 @@ from lclm_jax.data.packing.counter_rng import draw_key, random_bits, uniform
 from lclm_jax.data.packing.sources import OBJECTIVES, Source, SourceSetup
 from lclm_jax.data.store.columns import Ragged
 from lclm_jax.data.store.shards import PreparedSplit
+from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizers
 
 _SHORTEST, _LONGEST = 32, 2**19
@@ -82,7 +83,7 @@ def simulated_sources(config: Config, stage: str, tokenizers: Tokenizers, tokens
     """The sources of ``stage`` that read documents, over a simulated corpus of ``tokens``.
 
     Raises:
-        ValueError: The stage has none.
+        LclmError: The stage has none.
     """
     ids: tuple[int, int, int] = tuple(tokenizers.decoder.memory_ids)  # type: ignore[assignment]
     model: ModelConfig = config.model.model_copy(update={"memory_token_ids": ids})
@@ -94,6 +95,6 @@ def simulated_sources(config: Config, stage: str, tokenizers: Tokenizers, tokens
         if config.data.sources[name].objective in ("cpt", "reconstruction")
     ]
     if not names:
-        raise ValueError(f"stage {stage} has no source of documents to simulate; name another stage")
+        raise LclmError(f"stage {stage} has no source of documents to simulate; name another stage")
     settings = [(name, config.data.sources[name]) for name in names]
     return [OBJECTIVES[one.objective](name, one, cast(PreparedSplit, split), setup) for name, one in settings]

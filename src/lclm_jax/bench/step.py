@@ -18,6 +18,7 @@ from lclm_jax.bench.timing import measure_peaks, on_cpu, surroundings
 from lclm_jax.config import Config, MeshConfig
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.loader import batch_stats, make_loader
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parallel.hardware import peak_flops
@@ -43,12 +44,12 @@ def bench_step(
         ``ratios`` has that of each repetition.
 
     Raises:
-        ValueError: the stage is unknown, or the corpus is not prepared.
+        LclmError: the stage is unknown, or the corpus is not prepared.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for PyTorch as well
     stage = stage or list(config.stages)[-1]
     if stage not in config.stages:
-        raise ValueError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
+        raise LclmError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
     tokenizers = load_tokenizers(config)
     config = resolve(config, tokenizers)
     with make_loader(config, stage, tokenizers) as loader:

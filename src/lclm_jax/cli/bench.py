@@ -7,6 +7,7 @@ import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import load_config
+from lclm_jax.errors import LclmError
 
 
 @click.group()
@@ -34,7 +35,7 @@ def kernels(only: tuple[str, ...], json_file: Path | None) -> None:
     write_result(json_file, result)
     _show_kernels(result)
     if not all(row.get("right", True) for row in result["rows"]):
-        raise ValueError("a kernel differs from float32 by more than rounding; see the rows marked WRONG")
+        raise LclmError("a kernel differs from float32 by more than rounding; see the rows marked WRONG")
 
 
 @bench.command("step")

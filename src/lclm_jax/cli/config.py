@@ -8,6 +8,7 @@ import yaml
 
 from lclm_jax.cli.options import cluster_option, config_argument, set_option
 from lclm_jax.config import config_hash, convert_experiment, describe_keys, dump_config, load_config, read_yaml
+from lclm_jax.errors import LclmError
 
 
 @click.group()
@@ -57,7 +58,7 @@ def convert(file: Path, out: Path, recipe: Path) -> None:
     out.write_text(yaml.safe_dump(base | values, sort_keys=False, width=120), encoding="utf-8")
     try:
         load_config(out)
-    except ValueError:
+    except (LclmError, ValueError):
         out.unlink()
         raise
     for name, reason in left_out:

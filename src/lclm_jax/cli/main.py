@@ -5,10 +5,12 @@ import logging
 import os
 import signal
 import sys
+from types import TracebackType
 
 import click
 
 from lclm_jax import __version__
+from lclm_jax.errors import LclmError
 
 # command -> (module, attribute, one line of help); the module is imported when the command runs.
 COMMANDS = {
@@ -31,7 +33,7 @@ COMMANDS = {
     ),
     "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step and the data path."),
     "ablate": ("lclm_jax.cli.ablate", "ablate", "Train variants on the same batches and compare them over seeds."),
-    "golden": ("lclm_jax.cli.model", "golden", "Compare with stored outputs of the PyTorch implementation."),
+    "golden": ("lclm_jax.cli.golden", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 
 
@@ -68,6 +70,7 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Run the command line; user errors become one or two lines and exit status 1."""
+    sys.excepthook = _show_defect
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to stop, as by Ctrl-C
     try:
         cli.main(standalone_mode=False)
@@ -78,15 +81,22 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ValueError, OSError) as error:
+    except (LclmError, OSError) as error:
         if os.environ.get("LCLM_TRACEBACK"):
             raise
         click.echo(f"error: {_message(error)}\n(LCLM_TRACEBACK=1 shows where)", err=True)
         sys.exit(1)
 
 
-def _message(error: ValueError | OSError) -> str:
+def _message(error: LclmError | OSError) -> str:
     """What ``error`` says; an error of the operating system gets a hint, as it has none of its own."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}; check the path, its permissions and the free space"
     return str(error)
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """An exception that no user can mend keeps its traceback, and asks to be reported."""
+    sys.__excepthook__(kind, error, traceback)
+    if not isinstance(error, LclmError):
+        click.echo("This is a defect of lclm_jax or of a library: please report it with the lines above.", err=True)

@@ -8,6 +8,7 @@ import click
 import yaml
 
 from lclm_jax.cli.options import json_option, load_run, run_argument, write_result
+from lclm_jax.errors import LclmError
 
 
 @click.command("eval")
@@ -90,7 +91,7 @@ def generate(
     if prompt is None:
         prompt = _read_prompt(file or sys.stdin.buffer)
     if not prompt.strip():
-        raise ValueError("the prompt is empty; give at least one word")
+        raise LclmError("the prompt is empty; give at least one word")
     split_memory(prompt)  # before the model is loaded, and with places counted in what the user wrote
 
     from lclm_jax.inference.generate import Generator
@@ -110,7 +111,7 @@ def _read_prompt(file: BinaryIO) -> str:
     try:
         return file.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise LclmError(
             f"the prompt is not UTF-8 text ({error.reason} at byte {error.start}); convert it, for example with iconv"
         ) from None
 

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ValidationError
 from lclm_jax.config.base import Tree, suggestion
 from lclm_jax.config.study import StudyConfig
 from lclm_jax.config.tree import Config
+from lclm_jax.errors import LclmError
 
 
-class ConfigError(ValueError):
+class ConfigError(LclmError):
     """A configuration that cannot be used; the message names the key, the value and the fix."""
 
 

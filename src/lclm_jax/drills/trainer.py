@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from lclm_jax.config import Config, RunPaths, dump_config
+from lclm_jax.errors import LclmError
 from lclm_jax.train.checkpoints.provenance import checkpoints_folder
 
 _POLL_SECONDS = 0.05
@@ -20,7 +21,7 @@ DEVICES = 2
 """Devices of the run, however many processes share them: the same topology, so the same bits."""
 
 
-class DrillFailure(ValueError):
+class DrillFailure(LclmError):
     """Training did not do what it has to after a fault; the message says what was awaited and what came."""
 
 
@@ -90,7 +91,7 @@ class Trainer:
         for line in reversed(lines):
             try:
                 return int(json.loads(line)["step"]) + 1
-            except (ValueError, KeyError, TypeError):
+            except (LclmError, ValueError, KeyError, TypeError):
                 continue
         return 0
 

@@ -31,7 +31,7 @@ class Probe:
         mesh: where the parameters lie.
 
     Raises:
-        ValueError: the held-out split is not prepared, or has no file long enough.
+        LclmError: the held-out split is not prepared, or has no file long enough.
     """
 
     def __init__(self, config: Config, stage: str, tokenizers: Tokenizers, mesh: Mesh):

@@ -39,7 +39,7 @@ def evaluate(
         of the continuations and of the repetitions), ``examples``, ``files``, ``skipped`` and ``settings``.
 
     Raises:
-        ValueError: if the split is not prepared, or has no file long enough.
+        LclmError: if the split is not prepared, or has no file long enough.
     """
     settings = config.eval
     memory = tokenizers.decoder.memory_ids

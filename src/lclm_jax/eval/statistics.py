@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lclm_jax.errors import LclmError
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -44,17 +46,17 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, clusters: np.ndarray
         count: what to report as count; None: the sum of the denominators.
 
     Raises:
-        ValueError: if the arrays differ in length, are empty, or the denominators sum to 0.
+        LclmError: if the arrays differ in length, are empty, or the denominators sum to 0.
     """
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if not top.shape == bottom.shape == np.shape(clusters) or top.ndim != 1 or not top.size:
-        raise ValueError(
+        raise LclmError(
             f"numerators {top.shape}, denominators {bottom.shape} and clusters {np.shape(clusters)} must be equally"
             " long, with at least one example each; measure on more held-out text"
         )
     total = float(bottom.sum())
     if total == 0:
-        raise ValueError("the denominators sum to 0, so there is no ratio; measure on more held-out text")
+        raise LclmError("the denominators sum to 0, so there is no ratio; measure on more held-out text")
     value = float(top.sum()) / total
     _, group = np.unique(clusters, return_inverse=True)
     groups = int(group.max()) + 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.packing.windows import plan_spans
+from lclm_jax.errors import LclmError
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.prompts import PromptError, PromptLine, read_prompts
 from lclm_jax.inference.stream import TensorStream, read_records
@@ -76,13 +77,13 @@ def encode_prompts(
 
     Raises:
         PromptError: a line holds no usable prompt.
-        ValueError: the folder cannot be read, or torch is missing for ``pt``.
+        LclmError: the folder cannot be read, or torch is missing for ``pt``.
     """
     if file_format not in FORMATS:
-        raise ValueError(f"format {file_format!r} is unknown; use one of {', '.join(FORMATS)}")
+        raise LclmError(f"format {file_format!r} is unknown; use one of {', '.join(FORMATS)}")
     metadata = out.with_name(out.name + ".jsonl")
     if prompts.resolve() in (out.resolve(), metadata.resolve()):
-        raise ValueError(f"{out} and its metadata {metadata.name} would replace the prompts; name another file")
+        raise LclmError(f"{out} and its metadata {metadata.name} would replace the prompts; name another file")
     if file_format == "pt":
         require_torch()
     progress = progress or (lambda *_: None)
@@ -112,7 +113,7 @@ def _plan(folder: Path, path: Path, model: ModelConfig, progress: Progress) -> l
         try:
             example = prompt_example(entry.prompt, decoder, encoder, model.ratio)
             plans.append(_plan_one(entry, example, model))
-        except ValueError as error:
+        except (LclmError, ValueError) as error:
             raise PromptError(f"{path}, line {entry.line}: {error}") from None
         progress("prompts read", len(plans), 0)
     if not plans:
@@ -123,9 +124,9 @@ def _plan(folder: Path, path: Path, model: ModelConfig, progress: Progress) -> l
 def _plan_one(entry: PromptLine, example: Example, model: ModelConfig) -> Plan:
     positions, limit = len(example.tokens), model.decoder.max_positions
     if not positions:
-        raise ValueError("the prompt has no token; give at least one to continue")
+        raise LclmError("the prompt has no token; give at least one to continue")
     if positions >= limit:
-        raise ValueError(
+        raise LclmError(
             f"{positions} positions leave no room for a new token in the decoder's max_positions={limit}; shorten the"
             " prompt or compress more of it"
         )

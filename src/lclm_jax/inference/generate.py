@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from lclm_jax.batch import Batch
 from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
 from lclm_jax.data.packing.windows import place_windows, plan_spans
+from lclm_jax.errors import LclmError
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.inference.windows import (
@@ -92,15 +93,15 @@ class Generator:
     def example(self, prompt: Prompt) -> Example:
         """Tokens and spans of a prompt: text as it is, or chat messages; memory tags inside either.
 
-        Raises ``ValueError`` on unbalanced or nested tags, empty spans, and prompts without any token.
+        Raises ``LclmError`` on unbalanced or nested tags, empty spans, and prompts without any token.
         """
         example = prompt_example(prompt, self.decoder_tokenizer, self.encoder_tokenizer, self.model.ratio)
         if not len(example.tokens):
-            raise ValueError("the prompt is empty; give at least one token to continue")
+            raise LclmError("the prompt is empty; give at least one token to continue")
         return example
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Generation]:
-        """Answer several prompts at once; raises ``ValueError`` on prompts that cannot be read (see ``example``)."""
+        """Answer several prompts at once; raises ``LclmError`` on prompts that cannot be read (see ``example``)."""
         sampling = sampling or Sampling()
         return self.generate_examples([self.example(prompt) for prompt in prompts], sampling)
 
@@ -140,7 +141,7 @@ class Generator:
         """Yield the next token of every row, step by step; None for rows that have stopped.
 
         Raises:
-            ValueError: a prompt and its new tokens exceed the decoder's ``max_positions``.
+            LclmError: a prompt and its new tokens exceed the decoder's ``max_positions``.
         """
         if not examples:
             return
@@ -148,7 +149,7 @@ class Generator:
         longest = max(len(example.tokens) for example in examples)
         limit = self.model.decoder.max_positions
         if longest + sampling.max_new_tokens > limit:
-            raise ValueError(
+            raise LclmError(
                 f"{longest} prompt positions and max_new_tokens={sampling.max_new_tokens} exceed the decoder's"
                 f" max_positions={limit}; shorten the prompt, compress more of it, or ask for fewer tokens"
             )

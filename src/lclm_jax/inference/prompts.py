@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lclm_jax.errors import LclmError
+
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
-class PromptError(ValueError):
+class PromptError(LclmError):
     """A line that holds no usable prompt; the message names the file, the line and the fix."""
 
 
@@ -40,8 +42,8 @@ def read_prompts(path: Path) -> Iterator[PromptLine]:
             try:
                 found = _read_line(number, line)
                 if found.id in seen:
-                    raise ValueError(f"id {found.id!r} is that of line {seen[found.id]}; give every prompt its own")
-            except ValueError as error:
+                    raise LclmError(f"id {found.id!r} is that of line {seen[found.id]}; give every prompt its own")
+            except (LclmError, ValueError) as error:
                 raise PromptError(f"{path}, line {number}: {error}") from None
             seen[found.id] = number
             yield found
@@ -51,24 +53,24 @@ def _read_line(number: int, line: bytes) -> PromptLine:
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error}); write one object per line") from None
+        raise LclmError(f"not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
+    except (LclmError, ValueError) as error:
+        raise LclmError(f"not JSON ({error}); write one object per line") from None
     if not isinstance(values, dict):
-        raise ValueError(f'{type(values).__name__} instead of an object; write {{"prompt": ...}}')
+        raise LclmError(f'{type(values).__name__} instead of an object; write {{"prompt": ...}}')
     given = [name for name in ("prompt", "messages") if name in values]
     if len(given) != 1:
-        raise ValueError(f"has {' and '.join(given) or 'neither prompt nor messages'}; give exactly one of the two")
+        raise LclmError(f"has {' and '.join(given) or 'neither prompt nor messages'}; give exactly one of the two")
     prompt = values.pop(given[0])
     if isinstance(prompt, list):
         _check_messages(prompt)
     elif not isinstance(prompt, str) or given == ["messages"]:
-        raise ValueError(f"{given[0]} is {type(prompt).__name__}; give chat messages, or text as prompt")
+        raise LclmError(f"{given[0]} is {type(prompt).__name__}; give chat messages, or text as prompt")
     if not prompt:
-        raise ValueError(f"{given[0]} is empty; give at least one token to continue")
+        raise LclmError(f"{given[0]} is empty; give at least one token to continue")
     name = values.pop("id", number)
     if isinstance(name, bool) or not isinstance(name, str | int) or name in ("", "__metadata__"):
-        raise ValueError(f"id {name!r} is no usable name; give a text or a whole number")
+        raise LclmError(f"id {name!r} is no usable name; give a text or a whole number")
     return PromptLine(number, str(name), prompt, values)
 
 
@@ -76,4 +78,4 @@ def _check_messages(messages: list[Any]) -> None:
     for index, message in enumerate(messages):
         fields = message if isinstance(message, dict) else {}
         if not isinstance(fields.get("role"), str) or not isinstance(fields.get("content"), str):
-            raise ValueError(f"message {index} lacks a text under role or content; give it both")
+            raise LclmError(f"message {index} lacks a text under role or content; give it both")

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.errors import LclmError
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Settings of one generation; the defaults are greedy.
 
     Raises:
-        ValueError: for a setting outside its limits.
+        LclmError: for a setting outside its limits.
     """
 
     max_new_tokens: int = 64
@@ -29,9 +31,9 @@ class Sampling:
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+            raise LclmError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
-            raise ValueError(
+            raise LclmError(
                 f"temperature={self.temperature} must be 0 or more, top_p={self.top_p} in (0, 1] and"
                 f" repetition_penalty={self.repetition_penalty} above 0"
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.safetensors_io import DTYPES
 
 SYNC_SECONDS = 1.0
@@ -105,7 +106,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (LclmError, ValueError):
             break
         if not line.endswith(b"\n") or not isinstance(record, dict):
             break

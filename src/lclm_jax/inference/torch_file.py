@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lclm_jax.errors import LclmError
+
 
 def require_torch() -> None:
-    """Raise ``ValueError``, saying how to install it, if torch is missing."""
+    """Raise ``LclmError``, saying how to install it, if torch is missing."""
     try:
         import torch  # noqa: F401 - asked for before any work is done
     except ImportError:
-        raise ValueError(
+        raise LclmError(
             "--format pt needs torch, which is not installed; run pip install 'lclm-jax[torch]', or write safetensors"
         ) from None
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.packing.windows import WindowTable, marker_tokens, plan_spans
+from lclm_jax.errors import LclmError
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.lclm import embed, encode_pooled
 from lclm_jax.parallel import use_mesh
@@ -63,7 +64,7 @@ class SpanEncoder:
 
     def __init__(self, params: Any, model: ModelConfig, mesh: Mesh, pad_id: int, batch_windows: int = BATCH_WINDOWS):
         if batch_windows < 1:
-            raise ValueError(f"batch_windows={batch_windows} must be at least 1; the default is {BATCH_WINDOWS}")
+            raise LclmError(f"batch_windows={batch_windows} must be at least 1; the default is {BATCH_WINDOWS}")
         self._params, self._model, self._mesh = params, model, mesh
         self._pad_id, self.batch_windows = pad_id, batch_windows
 
@@ -148,7 +149,7 @@ def prompt_batch(
         model: compression and memory-token ids.
 
     Raises:
-        ValueError: a prompt's placeholders do not match its spans.
+        LclmError: a prompt's placeholders do not match its spans.
     """
     assert model.memory_token_ids is not None, "resolved before a model runs"
     length = bucket(max(len(example.tokens) for example in examples))
@@ -161,7 +162,7 @@ def prompt_batch(
         tokens[row, : len(example.tokens)] = example.tokens
         places = [np.arange(*ends) for ends in placeholder_ranges(example.tokens, model.memory_token_ids[2])]
         if [len(place) for place in places] != [len(span) for span in spans]:
-            raise ValueError(
+            raise LclmError(
                 f"a prompt has runs of {[len(place) for place in places]} placeholders and its spans have"
                 f" {[len(span) for span in spans]} latents; build it with the model's ratio and tokenizers"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import backbone_json, write_json
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
 from lclm_jax.interop.memory_tokens import copy_tokenizer
@@ -40,11 +41,11 @@ def export_model(
 def new_export(out_dir: Path) -> Iterator[Path]:
     """An empty folder to write; it takes the name ``out_dir`` and the place of an earlier export when all is written.
 
-    Raises ``ValueError`` if ``out_dir`` holds something else.
+    Raises ``LclmError`` if ``out_dir`` holds something else.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
-        raise ValueError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
+        raise LclmError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
     part = out_dir.with_name(out_dir.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -81,11 +82,11 @@ def write_model(
         shard_bytes: largest size of one weight file.
 
     Raises:
-        ValueError: for another ``dtype``, parameters that are not of ``model``, or a tokenizer without the memory
+        LclmError: for another ``dtype``, parameters that are not of ``model``, or a tokenizer without the memory
             tokens or with more ids than the table has rows.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
+        raise LclmError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
     table = tensor_table(model)
     leaves = LeavesInMemory(leaves) if isinstance(leaves, Mapping) else leaves
     check_leaves(leaves, table)
@@ -120,14 +121,14 @@ def model_json(model: ModelConfig) -> dict[str, Any]:
 
 
 def check_leaves(leaves: Leaves, table: Sequence[Tensor]) -> None:
-    """Raise ``ValueError`` with the full difference unless ``leaves`` are exactly those of ``table``."""
+    """Raise ``LclmError`` with the full difference unless ``leaves`` are exactly those of ``table``."""
     expected, found = shapes_of(table), leaves.shapes
     lines = [f"missing {path} {expected[path]}" for path in sorted(expected.keys() - found.keys())]
     lines += [f"unexpected {path} {found[path]}" for path in sorted(found.keys() - expected.keys())]
     both = sorted(expected.keys() & found.keys())
     lines += [f"{p} has shape {found[p]}, not {expected[p]}" for p in both if found[p] != expected[p]]
     if lines:
-        raise ValueError("the parameters are not those of the model configuration:\n  " + "\n  ".join(lines))
+        raise LclmError("the parameters are not those of the model configuration:\n  " + "\n  ".join(lines))
 
 
 def block_reader(
@@ -152,7 +153,7 @@ def block_reader(
 
 def _check_rows(role: str, tokenizer: Tokenizer, rows: int) -> None:
     if tokenizer.vocab_size > rows:
-        raise ValueError(
+        raise LclmError(
             f"the {role}'s tokenizer has {tokenizer.vocab_size} ids, its table {rows} rows; set"
             f" model.{role}.vocab_size to {tokenizer.vocab_size} or more, or use the tokenizer it was trained with"
         )

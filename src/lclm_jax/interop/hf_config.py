@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.safetensors_io import CheckpointError
 
 FAMILIES = {"qwen3": ("Qwen3ForCausalLM", "Qwen3Model"), "llama": ("LlamaForCausalLM", "LlamaModel")}
@@ -27,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; name a complete model folder") from None
-    except ValueError as error:
+    except (LclmError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}; fetch it again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object; fetch it again")

@@ -14,6 +14,7 @@ import numpy as np
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.config.registry.adapters import ADAPTERS
 from lclm_jax.config.registry.poolings import POOLINGS
+from lclm_jax.errors import LclmError
 from lclm_jax.model.adapter import attention_shape
 
 TABLE_PATH = "decoder/embed/table"
@@ -102,7 +103,7 @@ def backbone_tensors(backbone: BackboneConfig, folder: str, prefix: str) -> list
 def adapter_tensors(model: ModelConfig) -> list[Tensor]:
     """Tensors of ``adapter.safetensors``: norm, two linear layers, and attention layers if the type has them.
 
-    Raises ``ValueError`` for a model that has no place in the published format.
+    Raises ``LclmError`` for a model that has no place in the published format.
     """
     _check_published(model)
     pooled, width = model.latent_size, model.decoder.hidden_size
@@ -123,7 +124,7 @@ def adapter_tensors(model: ModelConfig) -> list[Tensor]:
 def _check_published(model: ModelConfig) -> None:
     """The format is what the PyTorch implementation and vLLM read: what they do not have cannot be written for them."""
     if model.pool_before_last:
-        raise ValueError(
+        raise LclmError(
             f"model.pool_before_last={model.pool_before_last} is not part of the published format (0 is), so this model"
             " cannot be exported; evaluate it from its checkpoints"
         )
@@ -133,7 +134,7 @@ def _check_published(model: ModelConfig) -> None:
     }
     for name, (value, known) in published.items():
         if value not in known:
-            raise ValueError(
+            raise LclmError(
                 f"model.{name}={value} is not part of the published format (only {', '.join(known)} are), so this model"
                 " cannot be exported; evaluate it from its checkpoints"
             )
@@ -149,11 +150,11 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def leaf(params: Mapping[str, Any], path: str) -> Any:
-    """The leaf at ``path``; raises ``ValueError`` naming the path if the parameters lack it."""
+    """The leaf at ``path``; raises ``LclmError`` naming the path if the parameters lack it."""
     node: Any = params
     for part in path.split("/"):
         if not isinstance(node, Mapping) or part not in node:
-            raise ValueError(f"the parameters have no {path}; they do not belong to this model configuration")
+            raise LclmError(f"the parameters have no {path}; they do not belong to this model configuration")
         node = node[part]
     return node
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from lclm_jax.errors import LclmError
+
 # Weights, configuration and tokenizer; never pickles, never code.
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*tokenizer.model", "LICENSE*")
 # The error of whichever HTTP client the library is built on, and OSError.
@@ -21,23 +23,23 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit of the repository; None: its main branch.
 
     Raises:
-        ValueError: neither a folder nor a repository that can be fetched, or one without safetensors.
+        LclmError: neither a folder nor a repository that can be fetched, or one without safetensors.
     """
     path = Path(source)
     if path.is_dir():
         return path
     if path.exists() or not _REPOSITORY.fullmatch(source):
-        raise ValueError(f"{source} is neither a folder nor a repository id (OWNER/NAME); name a model folder")
+        raise LclmError(f"{source} is neither a folder nor a repository id (OWNER/NAME); name a model folder")
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(FETCHED)))
     except _FETCH_ERRORS as error:
         line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise LclmError(
             f"there is no folder {source}, and the repository of that id cannot be fetched ({line}); name a local"
             " folder, check the id, or log in if it is private"
         ) from None
     if not any(folder.rglob("*.safetensors")):
-        raise ValueError(
+        raise LclmError(
             f"repository {source} has no safetensors; pickled weights are never fetched, because loading a pickle can"
             " run any code: convert them where you trust their source"
         )

@@ -16,6 +16,7 @@ import yaml
 
 from lclm_jax import __version__
 from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import FAMILIES, read_backbone, read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor, adapter_tensors, backbone_tensors
 from lclm_jax.interop.load import open_backbone, read_model
@@ -72,13 +73,13 @@ def import_model(
         The keys that a run's configuration needs (``lclm.yaml``).
 
     Raises:
-        ValueError: unknown role, an ``out_dir`` that is no import, or (``CheckpointError``) tensors that are missing,
+        LclmError: unknown role, an ``out_dir`` that is no import, or (``CheckpointError``) tensors that are missing,
             unexpected, misshaped, pickled, quantized or not finite, with the full difference.
     """
     options = options or ImportOptions()
     role = _role(source, role)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / RECORD).is_file():
-        raise ValueError(f"{out_dir} holds files that are no import; name a new folder or empty this one")
+        raise LclmError(f"{out_dir} holds files that are no import; name a new folder or empty this one")
     part = out_dir.with_name(out_dir.name + ".part")
     if part.exists():
         shutil.rmtree(part)
@@ -90,7 +91,7 @@ def import_model(
         else:
             config = {role: _model_keys(_import_backbone(source, part, role, options))}
             tokenizers = {role: str(out_dir)}
-    except ValueError:
+    except (LclmError, ValueError):
         shutil.rmtree(part)
         raise
     keys = {"model": config, "tokenizer": tokenizers, "init": {role: str(out_dir)}}
@@ -106,12 +107,10 @@ def _role(source: Path, role: str | None) -> str:
     complete = (source / "model_config.json").is_file() and (source / "decoder").is_dir()
     if role is None:
         if not complete:
-            raise ValueError(
-                f"{source} is no complete LCLM; say with --role whether it becomes an encoder or a decoder"
-            )
+            raise LclmError(f"{source} is no complete LCLM; say with --role whether it becomes an encoder or a decoder")
         return "lclm"
     if role not in ROLES:
-        raise ValueError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}")
+        raise LclmError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}")
     return role
 
 

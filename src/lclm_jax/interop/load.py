@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import read_backbone, read_json
 from lclm_jax.interop.hf_weight_map import (
     MEMORY_ROWS_PATH,
@@ -114,7 +115,7 @@ def load_backbone(folder: Path, role: str) -> tuple[BackboneConfig, dict[str, An
     ``memory_rows``). Raises ``CheckpointError`` as ``load_hf`` does.
     """
     if role not in ("encoder", "decoder"):
-        raise ValueError(f"role={role!r} is neither encoder nor decoder; name one of the two")
+        raise LclmError(f"role={role!r} is neither encoder nor decoder; name one of the two")
     folder = Path(folder)
     backbone = read_backbone(folder)
     blocks = open_backbone(folder, backbone, role)

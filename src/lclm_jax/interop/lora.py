@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from lclm_jax.config import LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.model import LoraTarget
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import write_json
 from lclm_jax.interop.hf_weight_map import Tensor, backbone_tensors, tensor_table
 from lclm_jax.interop.param_source import Leaves, shapes_of
@@ -71,7 +72,7 @@ class ExportedLeaves:
         if not self._merge or name != "kernel" or f"{parent}/lora_a" not in self._leaves.shapes:
             return array
         if len(index) > 1 or not all(isinstance(cut, int) for cut in index):
-            raise ValueError(f"{path} was asked for at {index}; a merged kernel is read by the layer or whole")
+            raise LclmError(f"{path} was asked for at {index}; a merged kernel is read by the layer or whole")
         lora = getattr(self._model.lora, path.split("/")[0])
         lora_a, lora_b = (self._leaves.read(f"{parent}/{leaf}", index) for leaf in ("lora_a", "lora_b"))
         if index:
@@ -96,13 +97,13 @@ def write_peft(leaves: Leaves, model: ModelConfig, out_dir: Path, dtype: str = "
         dtype: float32, bfloat16 or float16.
 
     Raises:
-        ValueError: the model has no LoRA, or the parameters lack its leaves.
+        LclmError: the model has no LoRA, or the parameters lack its leaves.
     """
     if model.plain == model:
-        raise ValueError("the model has no LoRA to write; leave out --lora peft, or train with model.lora")
+        raise LclmError("the model has no LoRA to write; leave out --lora peft, or train with model.lora")
     model = with_lora_of(model, leaves.shapes)
     if model.plain == model:
-        raise ValueError("the checkpoint has no LoRA leaves, it is older than model.lora; export a later stage or step")
+        raise LclmError("the checkpoint has no LoRA leaves, it is older than model.lora; export a later stage or step")
     for tower in TOWERS:
         if getattr(model.lora, tower) is not None:
             (out_dir / FOLDER / tower).mkdir(parents=True)

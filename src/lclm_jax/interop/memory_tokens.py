@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import load_file
 
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor
 from lclm_jax.interop.param_source import FolderBlocks
@@ -155,7 +156,7 @@ def read_memory_rows(path: Path, width: int) -> np.ndarray:
     array = load_file(path).get("memory_rows")
     if array is None or array.shape != (3, width):
         shape = None if array is None else array.shape
-        raise ValueError(
+        raise LclmError(
             f"{path}: memory_rows has shape {shape}, the table needs {(3, width)}; one row per memory token"
         )
     return array.astype(np.float32)

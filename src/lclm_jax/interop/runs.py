@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from lclm_jax.config import Config, ModelConfig, RunPaths
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.export import SHARD_BYTES, new_export, write_model
 from lclm_jax.interop.load import open_parts, read_model
 from lclm_jax.interop.lora import ExportedLeaves, read_peft, with_lora_of, write_peft
@@ -40,7 +41,7 @@ def export_run(
         (stage, step) of the checkpoint that was exported.
 
     Raises:
-        ValueError: there is no such checkpoint, no LoRA to write, or what ``export_model`` raises.
+        LclmError: there is no such checkpoint, no LoRA to write, or what ``export_model`` raises.
     """
     paths = RunPaths(config)
     config = resolve(config)
@@ -63,7 +64,7 @@ def export_run(
 def export_folder(folder: Path, out_dir: Path, dtype: str = "float32", lora: str = "merge") -> None:
     """Write a complete LCLM folder (an import) again, through our layout: same tensors, another ``dtype`` or shards.
 
-    ``lora`` says what becomes of adapter folders in ``folder/lora``. Raises ``ValueError`` if the folder is not
+    ``lora`` says what becomes of adapter folders in ``folder/lora``. Raises ``LclmError`` if the folder is not
     complete, has no LoRA for ``lora="peft"``, or what ``export_model`` raises.
     """
     model = read_model(folder)
@@ -76,7 +77,7 @@ def export_folder(folder: Path, out_dir: Path, dtype: str = "float32", lora: str
 
 def _write(leaves: Leaves, model: ModelConfig, part: Path, dtype: str, lora: str, tokenizers: dict[str, Path]) -> None:
     if lora not in LORA_CHOICES:
-        raise ValueError(f"lora={lora!r} is unknown; use one of {', '.join(LORA_CHOICES)}")
+        raise LclmError(f"lora={lora!r} is unknown; use one of {', '.join(LORA_CHOICES)}")
     if lora == "peft":  # first: a model without LoRA is refused before its weights are written
         write_peft(leaves, model, part, dtype)
     exported = ExportedLeaves(leaves, model, merge=lora == "merge")

@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lclm_jax.errors import LclmError
+
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = {
     "float32": ("F32", np.dtype(np.float32)),
@@ -19,7 +21,7 @@ DTYPES = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(LclmError):
     """A folder of weights that cannot be read as what it should be."""
 
 
@@ -173,7 +175,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, LclmError, ValueError) as error:
         raise CheckpointError(f"{index} is not an index of safetensors ({error!r}); fetch it again") from None
 
 

@@ -17,6 +17,7 @@ from types import ModuleType
 
 import jax
 
+from lclm_jax.errors import LclmError
 from lclm_jax.kernels.platform import platform
 from lclm_jax.kernels.request import AttentionRequest
 
@@ -66,18 +67,18 @@ def attention(
         [B, S, H, d] in the queries' dtype.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or a named one that cannot honour the request.
+        LclmError: shapes that do not fit together, an unknown backend, or a named one that cannot honour the request.
     """
     _check(q_BSHd, k_BTKd, v_BTKd, segments)
     request = _request(q_BSHd, k_BTKd, causal, to_itself=segments[0] is segments[1], offset=offset_B is not None)
     name = choose(request) if backend == "auto" else backend
     if name not in BACKENDS:
-        raise ValueError(
+        raise LclmError(
             f"attention backend {name!r} is unknown; set model.attention to auto or one of {', '.join(BACKENDS)}"
         )
     reason = _module(name).refusal(request)
     if reason is not None:
-        raise ValueError(f"attention backend {name!r} {reason}: {request}; set model.attention to auto")
+        raise LclmError(f"attention backend {name!r} {reason}: {request}; set model.attention to auto")
     return _module(name).run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
 
 
@@ -118,17 +119,17 @@ def _request(q_BSHd: jax.Array, k_BTKd: jax.Array, causal: bool, *, to_itself: b
 def _check(q_BSHd, k_BTKd, v_BTKd, segments) -> None:
     q_segments_BS, kv_segments_BT = segments
     if k_BTKd.shape != v_BTKd.shape or q_BSHd.ndim != 4 or k_BTKd.ndim != 4:
-        raise ValueError(
+        raise LclmError(
             f"attention got q {q_BSHd.shape}, k {k_BTKd.shape}, v {v_BTKd.shape}; it needs q [B, S, H, d] and equal"
             " k, v [B, T, K, d]"
         )
     if q_BSHd.shape[0] != k_BTKd.shape[0] or q_BSHd.shape[3] != k_BTKd.shape[3] or q_BSHd.shape[2] % k_BTKd.shape[2]:
-        raise ValueError(
+        raise LclmError(
             f"attention got q {q_BSHd.shape} and k {k_BTKd.shape}; rows and head width must be equal and the key heads"
             " must divide the query heads"
         )
     if q_segments_BS.shape != q_BSHd.shape[:2] or kv_segments_BT.shape != k_BTKd.shape[:2]:
-        raise ValueError(
+        raise LclmError(
             f"attention got segments {q_segments_BS.shape} and {kv_segments_BT.shape} for q {q_BSHd.shape} and k"
             f" {k_BTKd.shape}; they need one id per query and per key"
         )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.errors import LclmError
 from lclm_jax.kernels import platform as target
 from lclm_jax.kernels.gpu import pooling as gpu
 from lclm_jax.kernels.pooling import pool
@@ -67,11 +68,11 @@ def normed_pool(
         markers_BL: for ``eos``: position in its row of each slot's marker, int32.
 
     Raises:
-        ValueError: R is not a multiple of N, an unknown kind or backend, markers or a scale missing, or a backend that
+        LclmError: R is not a multiple of N, an unknown kind or backend, markers or a scale missing, or a backend that
             was named and cannot do this.
     """
     if (scales.latent_E is None) != (how.latent_eps is None):
-        raise ValueError(f"latent_eps={how.latent_eps} and a latent scale go together; give both or neither")
+        raise LclmError(f"latent_eps={how.latent_eps} and a latent scale go together; give both or neither")
     how = how._replace(backend=_chosen(how, x_BRE))
     scales = jax.tree.map(lambda scale: scale.astype(jnp.float32), scales)
     if how.backend == "reference":
@@ -136,7 +137,7 @@ def traffic(how: Pooling, shape_BRE: tuple[int, int, int], dtype: Any, platform:
 def _marker_states(how, x_BRE, pool_weights_BR, markers_BL):
     """(states of the slots' markers [B, L, E], 1 or for gaps 0 [B, L])."""
     if markers_BL is None:
-        raise ValueError("pooling eos needs batch.marker_index, which is None; build the batch with the same model")
+        raise LclmError("pooling eos needs batch.marker_index, which is None; build the batch with the same model")
     full_BL = pool_weights_BR.reshape(*markers_BL.shape, how.ratio).max(-1) > 0
     return jnp.take_along_axis(x_BRE, markers_BL[..., None], axis=1), full_BL.astype(jnp.float32)
 
@@ -151,7 +152,7 @@ def _norm(x_BRE: jax.Array, scale_E: jax.Array | None, eps: float) -> jax.Array:
 def _chosen(how: Pooling, x_BRE: jax.Array) -> str:
     """The backend, ``auto`` resolved; a named one that cannot do it raises."""
     if how.backend not in ("auto", "reference", *_KERNELS):
-        raise ValueError(f"pooling backend {how.backend!r} is unknown; use auto, reference, {' or '.join(_KERNELS)}")
+        raise LclmError(f"pooling backend {how.backend!r} is unknown; use auto, reference, {' or '.join(_KERNELS)}")
     if how.backend == "reference":
         return "reference"
     platform = target.platform()
@@ -164,7 +165,7 @@ def _chosen(how: Pooling, x_BRE: jax.Array) -> str:
     if not how.interpret and platform != _PLATFORM[how.backend]:
         why = f"the program is compiled for {platform}"
     if why is not None:
-        raise ValueError(f"pooling backend {how.backend!r} cannot do this: {why}; use auto or reference")
+        raise LclmError(f"pooling backend {how.backend!r} cannot do this: {why}; use auto or reference")
     return how.backend
 
 
@@ -188,7 +189,7 @@ def _by_kernel(how: Pooling, x_BRE: jax.Array, pool_weights_BR: jax.Array, scale
     """``mean`` (of N = 1 for ``eos``) or ``concat`` of whole groups, padded to what the kernel's blocks hold."""
     rows, positions, width = x_BRE.shape
     if positions % how.ratio:
-        raise ValueError(f"encoder rows of {positions} positions are not a multiple of ratio={how.ratio}; change one")
+        raise LclmError(f"encoder rows of {positions} positions are not a multiple of ratio={how.ratio}; change one")
     shares_GN = pool_weights_BR.reshape(-1, how.ratio)
     if how.kind == "mean":
         shares_GN = shares_GN / jnp.maximum(shares_GN.sum(-1, keepdims=True), 1.0)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.errors import LclmError
+
 
 def pool(
     hidden_BMRE: jax.Array,
@@ -27,11 +29,11 @@ def pool(
         [B, L, E], or [B, L, N * E] for ``concat``, in the dtype of ``hidden_BMRE``; sums are float32.
 
     Raises:
-        ValueError: R is not a multiple of N, an unknown kind, or markers missing.
+        LclmError: R is not a multiple of N, an unknown kind, or markers missing.
     """
     rows, encoder_rows, positions, width = hidden_BMRE.shape
     if positions % ratio:
-        raise ValueError(f"encoder rows of {positions} positions are not a multiple of ratio={ratio}; change one")
+        raise LclmError(f"encoder rows of {positions} positions are not a multiple of ratio={ratio}; change one")
     slots = encoder_rows * positions // ratio
     weights_BLN = pool_weights_BMR.reshape(rows, slots, ratio)
     if kind == "eos":
@@ -41,7 +43,7 @@ def pool(
         kept_BLNE = jnp.where(weights_BLN[..., None] > 0, hidden_BLNE, 0)
         return kept_BLNE.reshape(rows, slots, ratio * width)
     if kind != "mean":
-        raise ValueError(f"pooling {kind!r} is unknown; set model.pooling to mean, concat or eos")
+        raise LclmError(f"pooling {kind!r} is unknown; set model.pooling to mean, concat or eos")
     count_BL = jnp.maximum(weights_BLN.sum(-1), 1.0)
     sum_BLE = (hidden_BLNE.astype(jnp.float32) * weights_BLN[..., None]).sum(2)
     return (sum_BLE / count_BL[..., None]).astype(hidden_BMRE.dtype)
@@ -50,7 +52,7 @@ def pool(
 def _pick_markers(hidden_BMRE: jax.Array, weights_BLN: jax.Array, marker_index_BL: jax.Array | None) -> jax.Array:
     """Hidden state of each slot's marker; slots without a token are zero."""
     if marker_index_BL is None:
-        raise ValueError("pooling eos needs batch.marker_index, which is None; build the batch with the same model")
+        raise LclmError("pooling eos needs batch.marker_index, which is None; build the batch with the same model")
     rows, encoder_rows, positions, width = hidden_BMRE.shape
     flat_BRE = hidden_BMRE.reshape(rows, encoder_rows * positions, width)
     picked_BLE = jnp.take_along_axis(flat_BRE, marker_index_BL[..., None], axis=1)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.model.block import Sight, StackOptions, layers, see
 from lclm_jax.model.layers import Module, Norm, Table, lookup
 
@@ -78,11 +79,11 @@ class Decoder(Module):
 
 
 def memory_ids(model: ModelConfig) -> tuple[int, int, int]:
-    """Ids of the memory tokens; raises ``ValueError`` while they are not resolved or lie outside the table."""
+    """Ids of the memory tokens; raises ``LclmError`` while they are not resolved or lie outside the table."""
     ids = model.memory_token_ids
     if ids is None:
-        raise ValueError("model.memory_token_ids is not set; resolve it from the decoder's tokenizer before running")
+        raise LclmError("model.memory_token_ids is not set; resolve it from the decoder's tokenizer before running")
     rows = model.decoder.vocab_size
     if len(set(ids)) != 3 or min(ids) < 0 or max(ids) >= rows:
-        raise ValueError(f"model.memory_token_ids={ids} must be three different ids below vocab_size={rows}")
+        raise LclmError(f"model.memory_token_ids={ids} must be three different ids below vocab_size={rows}")
     return ids

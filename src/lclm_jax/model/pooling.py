@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
 from lclm_jax.model.adapter import NORM_EPS
 from lclm_jax.model.functional import rms_norm
@@ -86,7 +87,7 @@ def pool_rows(
     hidden_BLNE = constrain(hidden_BLNE, rows, "latents", None, "embed")
     pooled_BLE = cast(jax.Array, pooling.apply({"params": params["adapter"]["pool"]}, hidden_BLNE, weights_BLN))
     if pooled_BLE.shape != (*full_BL.shape, model.latent_size):
-        raise ValueError(
+        raise LclmError(
             f"pooling {model.pooling} gave {pooled_BLE.shape}, not {(*full_BL.shape, model.latent_size)}; correct its"
             " __call__, or the width on its line of config/registry/poolings.py"
         )
@@ -97,7 +98,7 @@ def _groups(model: ModelConfig, hidden_BRE: jax.Array, weights_BR: jax.Array) ->
     """(hidden_BLNE, weights_BLN in which every group has a real position, full_BL: whether it truly has)."""
     rows, positions, width = hidden_BRE.shape
     if positions % model.ratio:
-        raise ValueError(f"encoder rows of {positions} positions are not a multiple of ratio={model.ratio}; change one")
+        raise LclmError(f"encoder rows of {positions} positions are not a multiple of ratio={model.ratio}; change one")
     slots = positions // model.ratio
     weights_BLN = weights_BR.reshape(rows, slots, model.ratio)
     full_BL = weights_BLN.max(-1) > 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from lclm_jax.errors import LclmError
 from lclm_jax.files import write_json
 
 _SAMPLE_SECONDS = 0.5
@@ -27,8 +28,8 @@ class Ledger:
         if path.exists():
             try:
                 self.steps = dict(json.loads(path.read_text(encoding="utf-8"))["steps"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
+            except (LclmError, ValueError, KeyError, TypeError) as error:
+                raise LclmError(
                     f"{path} is damaged ({error!r}); delete it: finished work is recognised by its own files"
                 ) from None
 
@@ -77,7 +78,7 @@ class Ledger:
             entry["peak_memory_bytes"] = max(entry["peak_memory_bytes"], _resident_bytes(process))
             if now - saved > _SAVE_SECONDS:
                 saved = now
-                with suppress(ValueError):  # a full disk is reported when the step ends
+                with suppress(LclmError):  # a full disk is reported when the step ends
                     self._save()
 
     def _save(self) -> None:

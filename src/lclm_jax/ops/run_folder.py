@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lclm_jax.config import Config, RunPaths, dump_config, parse_config
+from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -21,20 +22,20 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` (made if absent) while the block runs.
 
     Raises:
-        ValueError: another process holds it, or it cannot be written.
+        LclmError: another process holds it, or it cannot be written.
     """
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; choose a run_dir that can be written") from None
+        raise LclmError(f"cannot write {path}: {error.strerror}; choose a run_dir that can be written") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
-                raise ValueError(
+                raise LclmError(
                     f"another process is working in {folder}; wait until it ends, or set run_dir to another folder"
                 ) from None
             logger.debug("%s: this file system has no locks (%s)", folder, error.strerror)
@@ -54,7 +55,7 @@ FREE_KEYS = (
 def own_run(config: Config, force: bool = False) -> Iterator[None]:
     """Work alone in the run's folder, which is claimed first (``claim_run``); ``force``: whatever was changed.
 
-    Raises ``ValueError`` if another process works in it, or it belongs to another configuration.
+    Raises ``LclmError`` if another process works in it, or it belongs to another configuration.
     """
     with locked(RunPaths(config).root):
         claim_run(config, force)
@@ -65,7 +66,7 @@ def claim_run(config: Config, force: bool = False) -> None:
     """Store the resolved configuration in the run's folder, or (without ``force``) check that the stored one agrees.
 
     Raises:
-        ValueError: the folder belongs to a run whose other keys than ``FREE_KEYS`` differ.
+        LclmError: the folder belongs to a run whose other keys than ``FREE_KEYS`` differ.
     """
     path = RunPaths(config).resolved_config
     if path.exists() and not force:
@@ -80,7 +81,7 @@ def claim_run(config: Config, force: bool = False) -> None:
         if changed:
             shown = ", ".join(f"{name}: {stored.get(name)!r} -> {mine.get(name)!r}" for name in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            raise ValueError(
+            raise LclmError(
                 f"{path.parent} holds a run of another configuration ({shown}{more}); set run_dir to a new folder or"
                 " delete this one"
             )
@@ -97,7 +98,7 @@ def _read_stored(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
     if not isinstance(stored, dict):
-        raise ValueError(f"{path} is damaged; delete it if this configuration is the one that made the run")
+        raise LclmError(f"{path} is damaged; delete it if this configuration is the one that made the run")
     return stored
 
 

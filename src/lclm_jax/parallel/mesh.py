@@ -11,6 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lclm_jax.config import MeshConfig
+from lclm_jax.errors import LclmError
 
 AXES = ("replica", "fsdp", "context", "tensor")
 
@@ -19,7 +20,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange ``devices`` (default: all of JAX's) as ``config`` says.
 
     Raises:
-        ValueError: a size is not positive (or -1, once), or the product is not the number of devices.
+        LclmError: a size is not positive (or -1, once), or the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
@@ -27,13 +28,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
     free = [axis for axis, size in sizes.items() if size == -1]
     if bad or len(free) > 1:
-        raise ValueError(f"mesh {shown}: sizes are positive and at most one is -1; change {', '.join(bad or free)}")
+        raise LclmError(f"mesh {shown}: sizes are positive and at most one is -1; change {', '.join(bad or free)}")
     product = math.prod(size for size in sizes.values() if size > 0)
     if free and len(devices) % product == 0:
         sizes[free[0]] = len(devices) // product
         product = len(devices)
     if product != len(devices):
-        raise ValueError(
+        raise LclmError(
             f"mesh {shown} takes {'a multiple of ' if free else ''}{product} devices and there are {len(devices)};"
             " set one axis of mesh to -1, or change the sizes"
         )
@@ -56,7 +57,7 @@ def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
     """``devices`` in the ``shape`` of ``AXES``, neighbours on fast links; slices lie along ``replica``, then ``fsdp``.
 
     Raises:
-        ValueError: the slices (TPU slices, or machines with NVLink) cannot be told apart along these two axes.
+        LclmError: the slices (TPU slices, or machines with NVLink) cannot be told apart along these two axes.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
@@ -67,7 +68,7 @@ def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
     across_replica = math.gcd(replica, slices)
     across_fsdp = slices // across_replica
     if fsdp % across_fsdp:
-        raise ValueError(
+        raise LclmError(
             f"mesh replica={replica}, fsdp={fsdp} does not spread over {slices} slices, which only these two axes may"
             f" cross; make mesh.replica a multiple of {slices}"
         )

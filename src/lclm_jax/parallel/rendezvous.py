@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from lclm_jax.errors import LclmError
+
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
@@ -21,7 +23,7 @@ GRACE_SECONDS = 5.0
 _TICK = 0.2
 
 
-class StartError(ValueError):
+class StartError(LclmError):
     """The processes of a run did not come together; the message names those that are missing."""
 
 
@@ -74,7 +76,7 @@ class Connection:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         try:
             return [dict(json.loads(line)) for line in lines]
-        except (ValueError, TypeError):  # some other program found the port
+        except (LclmError, ValueError, TypeError):  # some other program found the port
             return None
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel.sharding import TABLE, checked_spec, spec_for
 
 Axes = tuple[str | None, ...]
@@ -27,7 +28,7 @@ def mapped(function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any)
         A function of the same arguments, global arrays in and out; acts under ``use_mesh``.
 
     Raises:
-        ValueError: (when called) as ``constrain``: no mesh, unknown name, wrong rank, indivisible size; or a number of
+        LclmError: (when called) as ``constrain``: no mesh, unknown name, wrong rank, indivisible size; or a number of
             arguments other than that of ``in_axes``.
     """
     out_specs = jax.tree.map(spec_for, out_axes, is_leaf=_is_axes)
@@ -35,11 +36,9 @@ def mapped(function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any)
     def call(*arguments: jax.Array | None) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
-            raise ValueError("mapped needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
+            raise LclmError("mapped needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
         if len(arguments) != len(in_axes):
-            raise ValueError(
-                f"{len(arguments)} arguments for in_axes of {len(in_axes)}; name the axes of each argument"
-            )
+            raise LclmError(f"{len(arguments)} arguments for in_axes of {len(in_axes)}; name the axes of each argument")
         in_specs = tuple(
             jax.sharding.PartitionSpec() if x is None else checked_spec(mesh, axes, x.shape, f"argument {number}")
             for number, (x, axes) in enumerate(zip(arguments, in_axes, strict=True))

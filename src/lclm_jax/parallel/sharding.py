@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lclm_jax.batch import Batch
 from lclm_jax.config.base import suggestion
+from lclm_jax.errors import LclmError
 
 # Activations first, then parameters. An empty tuple: the axis is not sharded.
 TABLE: dict[str, tuple[str, ...]] = {
@@ -47,17 +48,17 @@ def spec_for(logical_axes: Sequence[str | None]) -> PartitionSpec:
     """Partition of an array with these logical axes; None is an axis that is not sharded.
 
     Raises:
-        ValueError: a name is not in the table, or two axes would use the same mesh axis.
+        LclmError: a name is not in the table, or two axes would use the same mesh axis.
     """
     parts: list[Any] = []
     used: dict[str, str] = {}
     for name in logical_axes:
         if name is not None and name not in TABLE:
-            raise ValueError(f"logical axis {name!r} is not in parallel.sharding.TABLE; {suggestion(name, TABLE)}")
+            raise LclmError(f"logical axis {name!r} is not in parallel.sharding.TABLE; {suggestion(name, TABLE)}")
         mesh_axes = () if name is None else TABLE[name]
         for axis in mesh_axes:
             if axis in used:
-                raise ValueError(
+                raise LclmError(
                     f"logical axes {used[axis]!r} and {name!r} both use mesh axis {axis!r}; an array may use it once:"
                     " rename one of the two axes"
                 )
@@ -70,7 +71,7 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     """Pin the sharding of ``x`` by logical axis names; acts under ``use_mesh`` and raises without it.
 
     Raises:
-        ValueError: no mesh, unknown name, wrong number of names, a mesh axis used twice, or a size that its mesh
+        LclmError: no mesh, unknown name, wrong number of names, a mesh axis used twice, or a size that its mesh
             axes do not divide.
     """
     mesh = _current_mesh("constrain")
@@ -111,7 +112,7 @@ def batch_sharding(mesh: Mesh, markers: bool = False, objectives: bool = False) 
 def params_sharding(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
     """Shardings of a pytree of parameters from its ``logical_axes`` (tuples of names) and ``shapes``.
 
-    ``shapes`` is a pytree of arrays or ``jax.ShapeDtypeStruct``. Raises ``ValueError`` as ``constrain`` does.
+    ``shapes`` is a pytree of arrays or ``jax.ShapeDtypeStruct``. Raises ``LclmError`` as ``constrain`` does.
     """
 
     def place(path, axes, leaf):
@@ -124,7 +125,7 @@ def params_sharding(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
 def checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int, ...], what: str) -> PartitionSpec:
     """Partition of an array of ``shape`` on ``mesh``; errors, which call the array ``what``, as ``constrain``'s."""
     if len(logical_axes) != len(shape):
-        raise ValueError(
+        raise LclmError(
             f"{what} of shape {tuple(shape)} has {len(shape)} axes and {len(logical_axes)} names {tuple(logical_axes)}"
             " were given; name every axis (None: not sharded)"
         )
@@ -133,7 +134,7 @@ def checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int
         mesh_axes = () if part is None else part if isinstance(part, tuple) else (part,)
         devices = math.prod(mesh.shape[axis] for axis in mesh_axes)
         if size % devices:
-            raise ValueError(
+            raise LclmError(
                 f"axis {name!r} of {what} {tuple(shape)} has size {size}, not a multiple of the {devices} devices of"
                 f" mesh axes {mesh_axes}; change the size or mesh.{mesh_axes[-1]}"
             )
@@ -143,5 +144,5 @@ def checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int
 def _current_mesh(who: str) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        raise ValueError(f"{who} needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
+        raise LclmError(f"{who} needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
     return mesh

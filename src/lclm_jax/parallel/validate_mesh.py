@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config, ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel.sharding import ENCODER_ROWS, TABLE, widest
 
 logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ def check_fits(config: Config, mesh: Mesh, stages: Iterable[str] | None = None) 
     """Check that ``mesh`` divides every size of ``config`` that it cuts; ``stages``: None is all.
 
     Raises:
-        ValueError: it does not; the message names the key, the mesh axes and what would do.
+        LclmError: it does not; the message names the key, the mesh axes and what would do.
     """
     for key, size, axis, fix in _model_sizes(config.model):
         _check(mesh, key, size, axis, fix)
@@ -69,7 +70,7 @@ def _check(mesh: Mesh, key: str, size: int, axis: str, fix: str, pieces: int = 1
         shown = " * ".join(f"mesh.{name}" for name in TABLE[axis])
         what = key if key.endswith("which") else f"{key}={size}"
         of = f"{devices * pieces}, {pieces} pieces for each of " if pieces > 1 else ""
-        raise ValueError(f"{what} is not a multiple of {of}the {devices} devices of {shown}; {fix}")
+        raise LclmError(f"{what} is not a multiple of {of}the {devices} devices of {shown}; {fix}")
 
 
 def _pieces(mesh: Mesh, axis: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel.shard_map import Axes, axis_names, mapped
 
 
@@ -35,7 +36,7 @@ def to_zigzag(x: jax.Array, *axes: str) -> jax.Array:
         axes: logical names of all its axes.
 
     Raises:
-        ValueError: (when traced) the positions are no multiple of twice the devices that share them.
+        LclmError: (when traced) the positions are no multiple of twice the devices that share them.
     """
     return _exchange(_send, x, axes)
 
@@ -61,7 +62,7 @@ def _exchange(local: Any, x: jax.Array, axes: Axes) -> jax.Array:
     if devices == 1:
         return x
     if x.shape[1] % pieces_in(devices):
-        raise ValueError(
+        raise LclmError(
             f"{x.shape[1]} positions are no multiple of {2 * devices}, two pieces for each of the {devices} devices of"
             " mesh.context; change pack.row_length or mesh.context"
         )

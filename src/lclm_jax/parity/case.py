@@ -13,6 +13,7 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig, PackConfig
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.windows import plan_spans, plan_windows
+from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import read_json
 from lclm_jax.interop.load import load_hf
 from lclm_jax.text.example import Example, chat_example, cpt_example, latent_count, prompt_example
@@ -51,7 +52,7 @@ class Case:
             return chat_example(sample["messages"], *common, target=sample["target"])
         if sample["kind"] == "prompt":
             return prompt_example(sample["messages"], *common, allow_empty="path" in sample)
-        raise ValueError(f"{self.name}: sample kind {sample['kind']!r} is not sft, cpt or prompt")
+        raise LclmError(f"{self.name}: sample kind {sample['kind']!r} is not sft, cpt or prompt")
 
     def prompt(self, name: str) -> Example:
         """Where generation of a sample starts."""
@@ -101,7 +102,7 @@ class Case:
 def load_case(folder: Path, checkpoints: Path, changes: Mapping[str, Any] | None = None) -> Case:
     """Read ``folder/case.json``, its keys replaced by ``changes``, and the checkpoint it names.
 
-    Raises ``ValueError`` if either cannot be read.
+    Raises ``LclmError`` if either cannot be read.
     """
     values = {**read_json(folder / "case.json"), **(changes or {})}
     checkpoint = checkpoints / values["checkpoint"]

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lclm_jax.config import MeshConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parity.case import load_case
 from lclm_jax.parity.check import Check
@@ -29,7 +30,7 @@ def run_golden(directory: str | Path, greedy: Greedy) -> Iterator[Check]:
     A case (or its checkpoint) that cannot be read or run is a failed check; the others are compared all the same.
 
     Raises:
-        ValueError: if the directory holds nothing of that format.
+        LclmError: if the directory holds nothing of that format.
     """
     directory = Path(directory)
     cases = sorted(path.parent for path in directory.glob("cases/*/case.json"))
@@ -41,7 +42,7 @@ def run_golden(directory: str | Path, greedy: Greedy) -> Iterator[Check]:
     }
     present = [name for name in single if (directory / name).is_file()]
     if not cases and not runs and not present:
-        raise ValueError(f"{directory} holds no golden cases; name a folder with cases/NAME/case.json")
+        raise LclmError(f"{directory} holds no golden cases; name a folder with cases/NAME/case.json")
     # Products in full float32: accelerators round their inputs by default.
     with jax.default_matmul_precision("highest"), use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         for name in present:
@@ -62,6 +63,6 @@ def _attempt(name: str, checks: Iterator[Check]) -> Iterator[Check]:
     """``checks``, and one that failed if they end in an error: bad data, a missing key, a missing file."""
     try:
         yield from checks
-    except (ValueError, KeyError, OSError) as error:
+    except (LclmError, ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         yield Check(name, f"stopped by {type(error).__name__} ({reason})", np.inf, np.inf, "no error", False)

@@ -8,6 +8,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lclm_jax.errors import LclmError
 from lclm_jax.plan.compiled import CompiledStep, LoweredStep
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -40,7 +41,7 @@ def load(key: str) -> CompiledStep | None:
     try:
         with gzip.open(_path(key), "rt", encoding="utf-8") as file:
             return CompiledStep(**json.load(file))
-    except (OSError, EOFError, ValueError, TypeError):
+    except (OSError, EOFError, LclmError, ValueError, TypeError):
         return None
 
 

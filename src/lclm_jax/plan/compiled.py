@@ -59,7 +59,7 @@ def lower_step(config: Config, stage: str, topology: Topology) -> LoweredStep:
     Only shapes go in, so nothing is allocated, whatever the size of the model.
 
     Raises:
-        ValueError: the mesh, the rows or the heads do not divide, or the topology is unknown to the compiler.
+        LclmError: the mesh, the rows or the heads do not divide, or the topology is unknown to the compiler.
     """
     config = _with_plain_numbers(config, stage)
     mesh = make_mesh(config.mesh, compile_only_devices(topology))

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lclm_jax.errors import LclmError
+
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _START = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
@@ -118,7 +120,7 @@ def parse(text: str) -> Program:
     Computations may carry an execution thread, and an instruction (a kernel's configuration) may span lines.
 
     Raises:
-        ValueError: there is no entry computation.
+        LclmError: there is no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry, current, pending = "", None, ""
@@ -138,7 +140,7 @@ def parse(text: str) -> Program:
             computations[current.name] = current
             current = None
     if not entry:
-        raise ValueError("the text has no ENTRY computation; give the text of a compiled HLO module")
+        raise LclmError("the text has no ENTRY computation; give the text of a compiled HLO module")
     return Program(computations, entry)
 
 
@@ -165,14 +167,14 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
     counter begins: not at 0 where the compiler has peeled off the first run.
 
     Raises:
-        ValueError: no number is noted, and the condition compares with several.
+        LclmError: no number is noted, and the condition compares with several.
     """
     noted = _TRIPS.search(loop.attributes)
     if noted:
         return int(noted[1])
     values = set(_constants(program, loop.called()["condition"][0]))
     if len(values) != 1:
-        raise ValueError(f"the trip count of loop {loop.name} is unknown; its condition compares with {sorted(values)}")
+        raise LclmError(f"the trip count of loop {loop.name} is unknown; its condition compares with {sorted(values)}")
     return -(-(values.pop() - _first(program, computation, loop)) // _stride(program, loop))
 
 
@@ -232,7 +234,7 @@ def backend_config(instruction: Instruction) -> dict:
         return {}
     try:
         return json.JSONDecoder().raw_decode(instruction.attributes[start + len("backend_config=") :])[0]
-    except ValueError:
+    except (LclmError, ValueError):
         return {}
 
 

@@ -110,7 +110,7 @@ class StagePlan:
 
 
 def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = True) -> StagePlan:
-    """Compile the train step of ``stage`` for ``topology`` and count it; raises ``ValueError`` as ``lower_step``.
+    """Compile the train step of ``stage`` for ``topology`` and count it; raises ``LclmError`` as ``lower_step``.
 
     ``reuse``: take the result of an earlier call with the same program from the cache. Where the compiler of GPUs is
     not installed, the plan is by formula (``Program.compile_s`` is None).

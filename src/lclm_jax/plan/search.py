@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lclm_jax.config import Config, MeshConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.plans import StagePlan, plan_stage, shown
@@ -34,7 +35,7 @@ def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
             entry = (round(math.log(seconds) / TIE), memory, seconds, candidate)
             groups.setdefault((rows, remat), []).append(entry)
     if not groups:
-        raise ValueError(
+        raise LclmError(
             f"by the formula nothing fits {topology.name}; take more chips, or chips with more memory, or a shorter row"
         )
     ordered = (enumerate(sorted(group, key=lambda entry: entry[:3])) for group in groups.values())

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel.hardware import CHIPS, Chip
 
 GPU_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc")
@@ -61,21 +62,21 @@ class Topology(NamedTuple):
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology called ``name``; raises ``ValueError`` that says which names there are."""
+    """The topology called ``name``; raises ``LclmError`` that says which names there are."""
     match = _NAME.fullmatch(name.strip().lower())
     if match is None:
-        raise ValueError(
+        raise LclmError(
             f"topology {name!r} is unknown; write v5p:4x4x4, v5p-128, v5e-256, v6e:8x8, 2xv5e-256, h100:8 or h100:8x8"
         )
     chip, slices = CHIPS[match["kind"]], int(match["slices"] or 1)
     shape = tuple(map(int, match["shape"].split("x"))) if match["shape"] else _named_shape(chip, int(match["count"]))
     if 0 in shape or slices == 0:
-        raise ValueError(f"topology {name!r} has no chips; sizes are positive")
+        raise LclmError(f"topology {name!r} has no chips; sizes are positive")
     if chip.dimensions == 0:
         return _nodes(name, chip, shape, slices)
     if len(shape) != chip.dimensions:
         example = "4x4x4" if chip.dimensions == 3 else "8x8"
-        raise ValueError(
+        raise LclmError(
             f"topology {name!r}: {chip.name} slices have {chip.dimensions} dimensions; write {chip.name}:{example}"
         )
     return Topology(chip, shape, slices)
@@ -106,7 +107,7 @@ def compile_only_devices(topology: Topology) -> list[Any]:
     """Devices that programs can be compiled for and not run on; call ``prepare_environment`` first.
 
     Raises:
-        ValueError: the compiler is not installed, or knows no such slice.
+        LclmError: the compiler is not installed, or knows no such slice.
     """
     import jax
 
@@ -116,7 +117,7 @@ def compile_only_devices(topology: Topology) -> list[Any]:
     except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
         needs = " and ".join(GPU_PACKAGES) if gpus else "libtpu (the extra [tpu] of lclm-jax)"
         said = str(error).splitlines()[0]
-        raise ValueError(
+        raise LclmError(
             f"cannot describe {topology.name}: {said}; install {needs} and name a slice that exists"
         ) from error
 
@@ -164,12 +165,12 @@ def _named_shape(chip: Chip, count: int) -> tuple[int, ...]:
     shapes, cores = (_SHAPES_3D, 2) if chip.dimensions == 3 else (_SHAPES_2D, 1)
     if count % cores or count // cores not in shapes:
         known = ", ".join(f"{chip.name}-{chips * cores}" for chips in shapes)
-        raise ValueError(f"{chip.name}-{count} is no slice known by number; use {known}, or its shape")
+        raise LclmError(f"{chip.name}-{count} is no slice known by number; use {known}, or its shape")
     return shapes[count // cores]
 
 
 def _nodes(name: str, chip: Chip, shape: tuple[int, ...], slices: int) -> Topology:
     if len(shape) > 2 or (len(shape) == 2 and slices > 1):
-        raise ValueError(f"topology {name!r}: write {chip.name}:GPUS for one node or {chip.name}:NODESxGPUS for more")
+        raise LclmError(f"topology {name!r}: write {chip.name}:GPUS for one node or {chip.name}:NODESxGPUS for more")
     nodes, gpus = (slices, shape[0]) if len(shape) == 1 else shape
     return Topology(chip, (gpus,), nodes)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from lclm_jax.config import Config, RunPaths, dump_config
+from lclm_jax.errors import LclmError
 from lclm_jax.ops.status import run_status
 from lclm_jax.report import plots
 from lclm_jax.report.run_report import read_json
@@ -48,7 +49,7 @@ def write_page(configs: Sequence[Config], out: Path) -> None:
     """Write the page about the runs of ``configs`` (``run_dir`` set) to ``out``; it needs no other file and no network.
 
     Raises:
-        ValueError: a run has not trained a step.
+        LclmError: a run has not trained a step.
     """
     runs = [read_run(config, name) for config, name in zip(configs, _names(configs), strict=True)]
     environment = jinja2.Environment(
@@ -79,13 +80,13 @@ def _names(configs: Sequence[Config]) -> list[str]:
 
 
 def read_run(config: Config, name: str) -> Run:
-    """Read the files of a run; raises ``ValueError`` if it has not trained a step."""
+    """Read the files of a run; raises ``LclmError`` if it has not trained a step."""
     paths = RunPaths(config)
     folders = {stage: paths.stage(stage) for stage in config.stages}
     curves = {stage: list(records.read_metrics(folder / records.NAME)) for stage, folder in folders.items()}
     curves = {stage: steps for stage, steps in curves.items() if steps}
     if not curves:
-        raise ValueError(f"{paths.root} has no metrics of any step; train first")
+        raise LclmError(f"{paths.root} has no metrics of any step; train first")
     return Run(
         name,
         config,

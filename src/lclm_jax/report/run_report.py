@@ -12,6 +12,7 @@ import numpy as np
 from lclm_jax import __version__
 from lclm_jax.config import Config, RunPaths, config_hash, dump_config
 from lclm_jax.data.loading.index_summary import read_info
+from lclm_jax.errors import LclmError
 from lclm_jax.files import write_json
 from lclm_jax.report import plots
 from lclm_jax.train.logging.records import read_metrics
@@ -44,9 +45,9 @@ def build_report(config: Config, steps: Mapping[str, Mapping[str, Any]]) -> dict
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in ``path``; raises ``ValueError`` that names the command that makes it."""
+    """The JSON in ``path``; raises ``LclmError`` that names the command that makes it."""
     if not path.exists():
-        raise ValueError(f"{path} is missing; run `lclm pipeline` to make it")
+        raise LclmError(f"{path} is missing; run `lclm pipeline` to make it")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -9,6 +9,8 @@ from jinja2 import Template, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lclm_jax.errors import LclmError
+
 
 class _Generation(Extension):
     """``{% generation %}`` marks replies for other trainers; here its body is rendered as it stands."""
@@ -30,7 +32,7 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 
 @lru_cache(maxsize=16)
 def compile_template(source: str) -> Template:
-    """Compile a chat template; raises ``ValueError`` on a syntax error.
+    """Compile a chat template; raises ``LclmError`` on a syntax error.
 
     A template comes from a foreign folder: the sandbox keeps it from touching anything but its own variables.
     """
@@ -43,4 +45,4 @@ def compile_template(source: str) -> Template:
     try:
         return environment.from_string(source)
     except TemplateError as error:
-        raise ValueError(f"the chat template does not compile: {error}; fix chat_template.jinja") from None
+        raise LclmError(f"the chat template does not compile: {error}; fix chat_template.jinja") from None

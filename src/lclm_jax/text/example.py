@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
 
@@ -157,12 +158,12 @@ def chat_outline(
         tools: tools that the template is given.
 
     Raises:
-        ValueError: the chat ends without a reply, or the template does not render a reply after its own prompt.
+        LclmError: the chat ends without a reply, or the template does not render a reply after its own prompt.
     """
     chat = [*messages] if target is None else [*messages, {"role": "assistant", "content": target}]
     if not chat or chat[-1]["role"] != "assistant":
         role = chat[-1]["role"] if chat else None
-        raise ValueError(f"a chat to train on ends with the assistant's reply, not with {role!r}; add it or a target")
+        raise LclmError(f"a chat to train on ends with the assistant's reply, not with {role!r}; add it or a target")
     whole = decoder.render_chat(chat, tools=tools)
     outline = outline_pieces(split_memory(whole), decoder, encoder)
     ends = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
@@ -172,7 +173,7 @@ def chat_outline(
         if answered.startswith(prompt) and whole.startswith(answered):
             outline.loss[_length(prompt, decoder) : _length(answered, decoder)] = 1
         elif end == ends[-1]:
-            raise ValueError(
+            raise LclmError(
                 f"the chat template of {decoder.folder} renders the reply elsewhere than after its generation prompt;"
                 " use a template whose prompt is a prefix of the whole chat"
             )

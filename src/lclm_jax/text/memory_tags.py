@@ -3,6 +3,8 @@
 import re
 from typing import Literal, NamedTuple
 
+from lclm_jax.errors import LclmError
+
 MEMORY_START = "<|memory_start|>"
 MEMORY_END = "<|memory_end|>"
 MEMORY = "<|memory|>"
@@ -12,7 +14,7 @@ MEMORY_TOKENS = (MEMORY_START, MEMORY_END, MEMORY)
 _TAG = re.compile("|".join(re.escape(token) for token in MEMORY_TOKENS))
 
 
-class MemoryTagError(ValueError):
+class MemoryTagError(LclmError):
     """Memory tags that do not pair up; the message names the tag, its place and the fix."""
 
 

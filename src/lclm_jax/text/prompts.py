@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from lclm_jax.errors import LclmError
 from lclm_jax.text.example import outline_pieces
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def _prompt(request: str, decoder: Tokenizer) -> RepetitionPrompt:
     opening = decoder.render_chat([question], add_generation_prompt=True)
     whole = decoder.render_chat([question, {"role": "assistant", "content": "x"}])
     if not whole.startswith(f"{opening}x"):
-        raise ValueError(
+        raise LclmError(
             f"the chat template of {decoder.folder} does not render a reply after its generation prompt; repetition"
             " examples need that: use another template"
         )

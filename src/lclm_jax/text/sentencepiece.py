@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from lclm_jax.errors import LclmError
+
 MODEL_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 """File names of models in a folder."""
 
@@ -45,18 +47,18 @@ def read_sentencepiece(path: Path) -> tuple[str, dict[str, str]]:
     """The model at ``path`` as the text of a ``tokenizer.json``, and the names of its bos, eos, pad and unk tokens.
 
     Raises:
-        ValueError: it is no SentencePiece model, of an unknown kind, or the two libraries disagree on its ids.
+        LclmError: it is no SentencePiece model, of an unknown kind, or the two libraries disagree on its ids.
     """
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # made at run time
     try:
         proto.ParseFromString(path.read_bytes())
         if not proto.pieces:
-            raise ValueError("no pieces")
-    except (OSError, ValueError, DecodeError) as error:
-        raise ValueError(f"{path} is not a SentencePiece model ({error}); name another tokenizer") from None
+            raise LclmError("no pieces")
+    except (OSError, LclmError, ValueError, DecodeError) as error:
+        raise LclmError(f"{path} is not a SentencePiece model ({error}); name another tokenizer") from None
     spec = proto.trainer_spec
     if spec.model_type not in (_UNIGRAM, _BPE) or not spec.split_by_whitespace or spec.treat_whitespace_as_suffix:
-        raise ValueError(
+        raise LclmError(
             f"{path}: only unigram and BPE models whose pieces begin at white space can be cut into spans; export the"
             " tokenizer as a tokenizer.json"
         )
@@ -118,7 +120,7 @@ def _check(proto: Any, built: tokenizers.Tokenizer, path: Path) -> None:
         expected, found = theirs.encode(text), built.encode(text, add_special_tokens=False).ids
         # (Of two ways to cut "..." that are equally likely, the libraries may take different ones.)
         if sorted(expected) != sorted(found):
-            raise ValueError(
+            raise LclmError(
                 f"{path}: the ids of {text[:40]!r} differ from SentencePiece's own; export the tokenizer as a"
                 " tokenizer.json"
             )

@@ -12,6 +12,7 @@ import tokenizers
 from jinja2 import TemplateError
 
 from lclm_jax.config import ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import compile_template
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
@@ -45,7 +46,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Read the folder (or SentencePiece model) at ``path``; raises ``ValueError`` if it holds no tokenizer."""
+        """Read the folder (or SentencePiece model) at ``path``; raises ``LclmError`` if it holds no tokenizer."""
         return cls(path)
 
     def __reduce__(self):
@@ -111,11 +112,11 @@ class Tokenizer:
 
     @cached_property
     def memory_ids(self) -> MemoryIds:
-        """Ids of the memory tokens; raises ``ValueError`` if the vocabulary lacks one."""
+        """Ids of the memory tokens; raises ``LclmError`` if the vocabulary lacks one."""
         ids = [self.token_id(token) for token in MEMORY_TOKENS]
         missing = [token for token, index in zip(MEMORY_TOKENS, ids, strict=True) if index is None]
         if missing:
-            raise ValueError(
+            raise LclmError(
                 f"tokenizer {self.folder} lacks {', '.join(missing)}; a decoder's tokenizer needs the memory tokens:"
                 " add them as special tokens (train_tokenizer does, lclm import does)"
             )
@@ -123,7 +124,7 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int:
-        """Id that ends a reply; raises ``ValueError`` if ``tokenizer_config.json`` names none."""
+        """Id that ends a reply; raises ``LclmError`` if ``tokenizer_config.json`` names none."""
         return self._named("eos_token")
 
     @property
@@ -138,13 +139,13 @@ class Tokenizer:
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> str:
-        """Text of ``messages`` by the folder's chat template; raises ``ValueError`` if there is none or it refuses."""
+        """Text of ``messages`` by the folder's chat template; raises ``LclmError`` if there is none or it refuses."""
         named = {f"{kind}_token": self._special_name(f"{kind}_token") or "" for kind in ("bos", "eos", "pad", "unk")}
         values = named | {"messages": list(messages), "tools": tools} | variables
         try:
             return self._template.render(add_generation_prompt=add_generation_prompt, **values)
         except TemplateError as error:
-            raise ValueError(f"chat template of {self.folder}: {error}; check the messages' roles and keys") from None
+            raise LclmError(f"chat template of {self.folder}: {error}; check the messages' roles and keys") from None
 
     @cached_property
     def _template(self):
@@ -153,7 +154,7 @@ class Tokenizer:
         if isinstance(source, list):  # several named templates: [{"name": ..., "template": ...}]
             source = {entry["name"]: entry["template"] for entry in source}.get("default")
         if not source:
-            raise ValueError(f"tokenizer {self.folder} has no chat template; put a chat_template.jinja in the folder")
+            raise LclmError(f"tokenizer {self.folder} has no chat template; put a chat_template.jinja in the folder")
         return compile_template(source)
 
     def _special_name(self, key: str) -> str | None:
@@ -164,7 +165,7 @@ class Tokenizer:
         name = self._special_name(key)
         index = None if name is None else self.token_id(name)
         if index is None:
-            raise ValueError(
+            raise LclmError(
                 f"tokenizer {self.folder} has {key}={name!r}; set {key} in tokenizer_config.json to an entry of the"
                 " vocabulary"
             )
@@ -175,7 +176,7 @@ def _build(source: bytes, folder: Path) -> tokenizers.Tokenizer:
     try:
         built = tokenizers.Tokenizer.from_str(source.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception on malformed files
-        raise ValueError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; export it again") from error
+        raise LclmError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; export it again") from error
     # A post-processor only adds special tokens and trims offsets; cut points need untrimmed ones.
     built.post_processor = None
     built.no_truncation()
@@ -190,7 +191,7 @@ def _with_added_tokens(source: str, listed: dict[str, int], wanted: Sequence[str
         if built.token_to_id(token) is None:
             built.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
         if token in listed and built.token_to_id(token) != listed[token]:
-            raise ValueError(
+            raise LclmError(
                 f"{folder}: added_tokens.json gives {token!r} the id {listed[token]}, the model has room for it at"
                 f" {built.token_to_id(token)}; export the tokenizer as a tokenizer.json"
             )
@@ -201,7 +202,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(
+        raise LclmError(
             f"cannot read {path}: {error.strerror}; a tokenizer folder holds a tokenizer.json or a SentencePiece"
             " tokenizer.model"
         ) from None
@@ -212,8 +213,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}; export the tokenizer again") from None
+    except (LclmError, ValueError) as error:
+        raise LclmError(f"{path} is not valid JSON: {error}; export the tokenizer again") from None
 
 
 class Tokenizers(NamedTuple):
@@ -224,14 +225,14 @@ class Tokenizers(NamedTuple):
 
 
 def check_vocabularies(model: ModelConfig, tokenizers: Tokenizers) -> None:
-    """Raise ``ValueError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped)."""
+    """Raise ``LclmError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped)."""
     for part, tower, ids in (
         ("decoder", model.decoder, tokenizers.decoder.vocab_size),
         # Of the encoder's special tokens none stands in a span, so a table may lack their rows.
         ("encoder", model.encoder, tokenizers.encoder.plain_vocab_size),
     ):
         if ids > tower.vocab_size:
-            raise ValueError(
+            raise LclmError(
                 f"model.{part}.vocab_size={tower.vocab_size} is below the {ids} ids of its tokenizer"
                 f" {getattr(tokenizers, part).folder}; set it to {ids} or more, or name the tokenizer of the model"
             )

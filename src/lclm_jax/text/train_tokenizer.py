@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -36,10 +37,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) 
         ``out_dir``.
 
     Raises:
-        ValueError: ``vocab_size`` below the bytes and special tokens, no text at all, or a disk that refuses.
+        LclmError: ``vocab_size`` below the bytes and special tokens, no text at all, or a disk that refuses.
     """
     if vocab_size < _SMALLEST:
-        raise ValueError(
+        raise LclmError(
             f"vocab_size={vocab_size} is below {_SMALLEST}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens; raise"
             " tokenizer.vocab_size"
         )
@@ -60,7 +61,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) 
     counted = _Counted(texts)
     built.train_from_iterator(counted, trainer)
     if not counted.characters:
-        raise ValueError("no text to train a tokenizer on; the training split of the corpus is empty: check corpus")
+        raise LclmError("no text to train a tokenizer on; the training split of the corpus is empty: check corpus")
     built.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return _save(built, Path(out_dir))
 
@@ -103,4 +104,4 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        raise LclmError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error

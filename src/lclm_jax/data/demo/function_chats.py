@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lclm_jax.data.documents import Document
+from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 
 Messages = list[dict[str, str]]
@@ -78,7 +79,7 @@ def _functions(document: Document, counts: Counter[str]) -> Iterator[Function]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old sources
             tree = ast.parse(document.text)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, LclmError, ValueError, RecursionError):
         counts["unparseable"] += 1
         return
     lines = document.text.split("\n")

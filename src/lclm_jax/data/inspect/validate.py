@@ -11,6 +11,7 @@ from lclm_jax.data.store.columns import map_columns
 from lclm_jax.data.store.records import RAGGED, SCALARS, lengths_of
 from lclm_jax.data.store.shards import PreparedSplit, Shard, column_text, lengths_name, read_manifest
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.errors import LclmError
 from lclm_jax.text.boundaries import boundary_kinds
 from lclm_jax.text.cuts import byte_positions
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
@@ -79,7 +80,7 @@ def _split(
                 checker = _Checker(shard, kind, lengths, tokenizers)
                 defects = list(_records(checker, reader, first, sample))
             yield from defects
-        except ValueError as error:
+        except (LclmError, ValueError) as error:
             yield Defect(shard.file, str(error))
         first += shard.records
     if tokens != entry["decoder_tokens"]:

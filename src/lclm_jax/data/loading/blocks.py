@@ -119,13 +119,13 @@ def write_block(path: Path, block: Block) -> None:
 
 
 def read_block(path: Path) -> Block:
-    """The block stored at ``path``, memory-mapped; raises ``OSError`` or ``ValueError``."""
+    """The block stored at ``path``, memory-mapped; raises ``OSError`` or ``LclmError``."""
     about = read_about(path)
     return Block(_cursor(about["cursor"]), _cursor(about["after"]), map_columns(path), about["dropped"])
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What is stored of a block beside its columns; raises ``OSError`` or ``ValueError``."""
+    """What is stored of a block beside its columns; raises ``OSError`` or ``LclmError``."""
     return json.loads(read_metadata(path)["about"])
 
 

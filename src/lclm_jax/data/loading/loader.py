@@ -25,6 +25,7 @@ from lclm_jax.data.loading.workers import end_with_parent, owned
 from lclm_jax.data.packing.mixture import Cursor
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
+from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 from lclm_jax.text.tokenizer import Tokenizers
 
@@ -304,11 +305,11 @@ def make_loader(
         index_folder: Where the index is kept; default: ``index`` in the stage's folder.
 
     Raises:
-        ValueError: ``batch_rows`` is not a multiple of the parts, or a source cannot be used.
+        LclmError: ``batch_rows`` is not a multiple of the parts, or a source cannot be used.
     """
     rows, parts = config.stages[stage].batch_rows, host[1]
     if rows % parts:
-        raise ValueError(
+        raise LclmError(
             f"batch_rows={rows} (stage {stage}) is not a multiple of the {parts} parts that the mesh makes of a batch"
             f" (mesh.replica * mesh.fsdp): use {rows // parts * parts or parts}"
         )

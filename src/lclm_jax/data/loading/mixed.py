@@ -15,6 +15,7 @@ from lclm_jax.data.loading.loader import BatchMaker, BatchStats, Loader, Positio
 from lclm_jax.data.loading.ratios import RatioSchedule
 from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.packing.sources import make_sources
+from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizers
 
 
@@ -55,8 +56,8 @@ class MixedLoader(Loader):
 
     @property
     def index(self) -> RowIndex:
-        """There are several; raises ``ValueError``."""
-        raise ValueError(f"a stage with ratios {self.maker.schedule.ratios} has a row index for each, not one")
+        """There are several; raises ``LclmError``."""
+        raise LclmError(f"a stage with ratios {self.maker.schedule.ratios} has a row index for each, not one")
 
     @property
     def digest(self) -> str:
@@ -115,7 +116,7 @@ def make_mixed_loader(
         makers.append(BatchMaker(index, settings.batch_rows, 0, host, cache))
     first = start.rows // settings.batch_rows
     if start.step not in (None, first):
-        raise ValueError(
+        raise LclmError(
             f"stage {stage} has made {start.step} updates with {start.rows} rows, which is not batch_rows="
             f"{settings.batch_rows} each; a stage with ratios cannot go on with another batch_rows: set it back"
         )

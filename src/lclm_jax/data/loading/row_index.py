@@ -30,6 +30,7 @@ from lclm_jax.data.packing.block_sizing import make_layout, make_mixture
 from lclm_jax.data.packing.counter_rng import draw_key
 from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture
 from lclm_jax.data.packing.sources import ExampleRef, Source
+from lclm_jax.errors import LclmError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _IN_FOLDER = 1000
 _EMPTY_BLOCKS = 100
 
 
-class IndexFailure(ValueError):
+class IndexFailure(LclmError):
     """A row index that cannot be built or read; the message names the source or file and the fix."""
 
 
@@ -135,7 +136,7 @@ class RowIndex:
             block = read_block(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, LclmError, ValueError, KeyError) as error:
             logger.warning("making block %d of the row index again: %s", cursor.block, error)
             return None
         if block.cursor != cursor:
@@ -209,7 +210,7 @@ def open_index(config: Config, stage: str, sources: Sequence[Source], folder: st
                 shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
         raise IndexFailure(f"cannot write the row index {own}: {error.strerror}; free some space") from error
-    except ValueError as error:
+    except (LclmError, ValueError) as error:
         raise IndexFailure(str(error)) from None
     return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, layout)))
 
@@ -225,7 +226,7 @@ def _stored_layout(folder: Path, digest: str) -> dict[str, Any] | None:
         stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, LclmError, ValueError) as error:
         logger.warning("making the row index again: %s", error)
         return None
     return stored["layout"] if stored.get("digest") == digest else None

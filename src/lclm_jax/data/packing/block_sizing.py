@@ -10,6 +10,7 @@ from lclm_jax.data.packing.counter_rng import Shuffle, draw_key
 from lclm_jax.data.packing.mixture import Mixture, Supply
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.sources import Source
+from lclm_jax.errors import LclmError
 
 SAMPLE_RECORDS, SAMPLE_TOKENS = 4096, 2**21
 """A sample ends with the first of the two that it reaches."""
@@ -63,12 +64,12 @@ def make_layout(config: Config, stage: str, sources: Sequence[Source]) -> dict[s
     """Plain values that ``make_mixture`` needs beside the configuration; stored with the index.
 
     Raises:
-        ValueError: No sampled example of a source fits a row.
+        LclmError: No sampled example of a source fits a row.
     """
     pack, measures = config.pack(stage), [measure(source, config.seed) for source in sources]
     for source, one in zip(sources, measures, strict=True):
         if not one.examples:
-            raise ValueError(
+            raise LclmError(
                 f"source {source.name}: none of its examples fits a row of {pack.row_length} positions and"
                 f" {pack.encoder_rows} encoder rows; change its span lengths or max_tokens, or data.pack"
             )
@@ -85,7 +86,7 @@ def make_mixture(config: Config, stage: str, sources: Sequence[Source], layout: 
         rule, epochs, part = source.config.when_exhausted, source.config.epochs, source.setup.part
         records = len(source) // part[1]
         if not records:
-            raise ValueError(
+            raise LclmError(
                 f"source {source.name} has {len(source)} records, which {part[1]} ratios cannot share; give it more"
             )
         limit = None if rule == "repeat" else epochs * records

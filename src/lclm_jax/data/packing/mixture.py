@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lclm_jax.data.packing.counter_rng import Shuffle, draw_key, uniform
+from lclm_jax.errors import LclmError
 
 
 class Cursor(NamedTuple):
@@ -23,7 +24,7 @@ class Cursor(NamedTuple):
     """Records of each source that the blocks before it took, all epochs together."""
 
 
-class Exhausted(ValueError):
+class Exhausted(LclmError):
     """A source with the rule ``stop`` has no records left, or no source has."""
 
 
@@ -58,7 +59,7 @@ class Mixture:
     ):
         for _, weights in shares:
             if min(weights) < 0 or not sum(weights) > 0:
-                raise ValueError(f"mixture weights {list(weights)} must be at least zero, and one above it")
+                raise LclmError(f"mixture weights {list(weights)} must be at least zero, and one above it")
         self._supplies, self._shares, self._positions, self._seed = supplies, shares, positions, seed
         self._phase = [float(uniform(draw_key("mixture", seed), i)[0]) for i in range(len(supplies))]
 

@@ -11,12 +11,13 @@ import numpy as np
 from lclm_jax.batch import Batch, batch_shapes
 from lclm_jax.config import ModelConfig, PackConfig
 from lclm_jax.data.packing.windows import WindowTable, marker_tokens, place_windows, plan_spans
+from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 
 Row = dict[str, np.ndarray]
 
 
-class RowError(ValueError):
+class RowError(LclmError):
     """Examples that cannot be laid out as a row; the message names the number, the limit and the fix."""
 
 

@@ -26,6 +26,7 @@ from lclm_jax.data.packing.span_sampling import (
 from lclm_jax.data.store.columns import Ragged, join
 from lclm_jax.data.store.records import chat_outline_of
 from lclm_jax.data.store.shards import PreparedSplit, open_split
+from lclm_jax.errors import LclmError
 from lclm_jax.text.boundaries import FLAGS
 from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
 from lclm_jax.text.example import Example, expand
@@ -123,7 +124,7 @@ class _DocumentSource(Source):
     def _cuts(self, records: np.ndarray) -> CutTable:
         decoder = self.split.lists("cuts", records)
         if decoder is None:
-            raise ValueError(
+            raise LclmError(
                 f"source {self.name}: objective={self.config.objective} cuts documents, which collection"
                 f" {self.config.collection!r} does not hold; use a collection of documents or objective=chat"
             )
@@ -262,7 +263,7 @@ class ChatSource(Source):
     def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
         spans = self.split.lists("span_tokens", records)
         if spans is None:
-            raise ValueError(
+            raise LclmError(
                 f"source {self.name}: objective=chat needs prepared chats, which collection"
                 f" {self.config.collection!r} does not hold; use collection=chat or another objective"
             )
@@ -307,7 +308,7 @@ def make_sources(
     """The sources of a stage's mixture, in its order; collections are opened once. ``part``: see ``SourceSetup``.
 
     Raises:
-        ValueError: A collection is not prepared, or does not suit its source's objective.
+        LclmError: A collection is not prepared, or does not suit its source's objective.
     """
     model = config.model.model_copy(update={"memory_token_ids": tuple(tokenizers.decoder.memory_ids)})
     setup = SourceSetup(model, config.pack(stage), tokenizers, config.seed, part, config.planned(model))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lclm_jax.config import ModelConfig, PackConfig
+from lclm_jax.errors import LclmError
 
 
 class Window(NamedTuple):
@@ -73,7 +74,7 @@ class Run(NamedTuple):
 
 
 def plan_windows(num_tokens: int, model: ModelConfig) -> list[Window]:
-    """Windows of a span of ``num_tokens`` encoder tokens, in order; raises ``ValueError`` on an empty span."""
+    """Windows of a span of ``num_tokens`` encoder tokens, in order; raises ``LclmError`` on an empty span."""
     table = plan_spans([num_tokens], model)
     columns = (table.left, table.start, table.stop, table.right, table.markers)
     return [Window(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
@@ -87,13 +88,13 @@ def num_latents(num_tokens: int, ratio: int) -> int:
 def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig, allow_empty: bool = False) -> WindowTable:
     """Windows of spans of ``lengths`` encoder tokens, as columns.
 
-    Raises ``ValueError`` on an empty span unless ``allow_empty``: then it is a window without tokens and with one
+    Raises ``LclmError`` on an empty span unless ``allow_empty``: then it is a window without tokens and with one
     latent that pools nothing (poolings without markers only; so the public implementation serves an empty region).
     """
     sizes = np.asarray(lengths, np.int64)
     empty = sizes == 0
     if empty.any() and (not allow_empty or model.has_markers):
-        raise ValueError(
+        raise LclmError(
             f"memory span {int(np.argmax(empty))} is empty; a span needs at least one token: remove its tags"
         )
     ratio, window, overlap = model.ratio, model.window, model.overlap
@@ -120,7 +121,7 @@ def marker_tokens(counts: np.ndarray, model: ModelConfig, pad_id: int | None) ->
     """
     if model.has_pad_markers:
         if pad_id is None:
-            raise ValueError(f"pooling={model.pooling} marks latents with the encoder's pad token; pass its id")
+            raise LclmError(f"pooling={model.pooling} marks latents with the encoder's pad token; pass its id")
         return np.full(int(counts.sum()), pad_id)
     return model.encoder.vocab_size + np.concatenate([np.arange(count) for count in counts.tolist()])
 

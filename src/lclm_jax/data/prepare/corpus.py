@@ -9,6 +9,7 @@ from lclm_jax.data.documents import Bad, Chat, Document, Entry
 from lclm_jax.data.prepare.readers import list_entries, read_rows
 from lclm_jax.data.prepare.reject_counter import Tally
 from lclm_jax.data.prepare.row_validation import chat_of, document_of
+from lclm_jax.errors import LclmError
 
 SPLITS = ("train", "validation", "held_out")
 
@@ -27,13 +28,13 @@ def list_collection(collection: CollectionConfig, part_bytes: int) -> list[Entry
     """Every entry of ``collection`` in the order of names; with ``max_bytes``, a sample by hash that fits in it.
 
     Raises:
-        ValueError: a path is missing, or there is no file to read.
+        LclmError: a path is missing, or there is no file to read.
     """
     entries = list_entries(collection, part_bytes)
     if collection.max_bytes is not None:
         entries = _sample(entries, collection.max_bytes)
     if not entries:
-        raise ValueError(
+        raise LclmError(
             f"a collection is empty (format={collection.format}, paths={list(collection.paths)}, endings"
             f" {list(collection.endings)}, max_bytes={collection.max_bytes}); name files that exist"
         )
@@ -78,7 +79,7 @@ def read_corpus(
     ``max_bytes`` bounds the text (in characters): each collection gives a like share of the beginnings of its files.
 
     Raises:
-        ValueError: as ``list_collection``.
+        LclmError: as ``list_collection``.
     """
     wanted, tally = set(splits), tally or Tally()
     collections = [one for one in config.resolved.values() if one.records == "documents"]

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from lclm_jax.config.base import suggestion
+from lclm_jax.errors import LclmError
 
 EXECUTORS = {
     "local": ("datatrove.executor.local", "LocalPipelineExecutor"),
@@ -24,11 +25,11 @@ class Stage(NamedTuple):
 
 
 def engine_module(name: str) -> ModuleType:
-    """A module of datatrove; raises ``ValueError`` if the extra is not installed."""
+    """A module of datatrove; raises ``LclmError`` if the extra is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise LclmError(
             f"{name} cannot be imported ({error}); install the extra: pip install 'lclm-jax[prepare]'"
         ) from None
 
@@ -36,7 +37,7 @@ def engine_module(name: str) -> ModuleType:
 def run_stages(executor: str, stages: Sequence[Stage], logs: str, options: Mapping[str, Any]) -> None:
     """Run ``stages`` one after the other; see ``run_on``."""
     if executor not in EXECUTORS:
-        raise ValueError(f"executor {executor!r} is unknown; {suggestion(executor, EXECUTORS)}")
+        raise LclmError(f"executor {executor!r} is unknown; {suggestion(executor, EXECUTORS)}")
     module, name = EXECUTORS[executor]
     make, previous = getattr(engine_module(module), name), None
     for stage in stages:
@@ -48,13 +49,13 @@ def run_stages(executor: str, stages: Sequence[Stage], logs: str, options: Mappi
         try:
             previous = make(pipeline=stage.steps, tasks=stage.tasks, **given)
         except TypeError as error:
-            raise ValueError(f"executor {executor} with {dict(options)}: {error}; give its arguments by -o") from None
+            raise LclmError(f"executor {executor} with {dict(options)}: {error}; give its arguments by -o") from None
     if previous is None:
         return
     try:
         previous.run()
     except (FileNotFoundError, subprocess.CalledProcessError) as error:  # of sbatch, which has said why
-        raise ValueError(
+        raise LclmError(
             f"executor {executor} with {dict(options)} cannot start its jobs: {error}; call it where sbatch can be"
             " called, with arguments that the cluster takes (-o)"
         ) from None

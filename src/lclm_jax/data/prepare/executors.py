@@ -41,7 +41,7 @@ def run_on(executor: str, plan: Plan, tasks: int, options: Mapping[str, Any], st
         strict: refuse bad rows.
 
     Raises:
-        ValueError: an unknown executor, wrong options, or the extra is not installed.
+        LclmError: an unknown executor, wrong options, or the extra is not installed.
     """
     tasks = min(tasks, len(plan.parts))
     stages = [

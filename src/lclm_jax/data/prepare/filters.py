@@ -10,6 +10,7 @@ from lclm_jax.data.prepare.corpus import read_documents
 from lclm_jax.data.prepare.datatrove_engine import engine_module
 from lclm_jax.data.prepare.parts import Part
 from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.errors import LclmError
 
 _LENGTH = dict.fromkeys(
     (
@@ -42,7 +43,7 @@ class DocumentFilters:
     """The filters of a collection, made once.
 
     Raises:
-        ValueError: a filter is unknown, its arguments are wrong, or what it needs is not installed.
+        LclmError: a filter is unknown, its arguments are wrong, or what it needs is not installed.
     """
 
     def __init__(self, filters: Mapping[str, Mapping[str, Any]]):
@@ -63,12 +64,12 @@ class DocumentFilters:
 
 def _make(name: str, arguments: Mapping[str, Any]) -> Any:
     if name not in _CLASSES:
-        raise ValueError(f"filter {name!r} is unknown; {suggestion(name, _CLASSES)}")
+        raise LclmError(f"filter {name!r} is unknown; {suggestion(name, _CLASSES)}")
     made = getattr(engine_module("datatrove.pipeline.filters"), _CLASSES[name])
     try:
         return made(**((_LENGTH if name == "length" else {}) | dict(arguments)))
     except (TypeError, ImportError) as error:
-        raise ValueError(f"filter {name} with {dict(arguments)}: {error}") from None
+        raise LclmError(f"filter {name} with {dict(arguments)}: {error}") from None
 
 
 def part_documents(part: Part, collection: CollectionConfig, config: Config, tally: Tally) -> Iterator[Document]:

@@ -12,6 +12,7 @@ from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.corpus import SPLITS, list_collection, split_of
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizer
 
 
@@ -64,7 +65,7 @@ class Report:
             if values["key"] != key:
                 return None
             shards = {split: Shard(**shard) for split, shard in values["shards"].items()}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, LclmError, ValueError, KeyError, TypeError):
             return None  # absent or damaged: made again
         except OSError as error:
             raise PreparedError(f"cannot read {storage.shown(part.stem)}.json: {error}; try again") from None
@@ -82,7 +83,7 @@ def plan_parts(config: Config) -> list[Part]:
     as they are read, and a part has a shard in each split.
 
     Raises:
-        ValueError: files are missing.
+        LclmError: files are missing.
     """
     parts: list[Part] = []
     for name, collection in config.corpus.resolved.items():

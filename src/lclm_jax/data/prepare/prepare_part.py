@@ -18,6 +18,7 @@ from lclm_jax.data.prepare.reject_counter import Tally
 from lclm_jax.data.store.records import Columns, chat_columns, document_columns
 from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.errors import LclmError
 from lclm_jax.text.cuts import CutFinder, TokenizedText, common_cuts
 from lclm_jax.text.example import Outline, chat_outline, outline_pieces
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, MemoryTagError, split_memory
@@ -185,6 +186,6 @@ def _chat_outline(chat: RawChat, tools: Tools, tally: Tally) -> Outline | None:
         return chat_outline(chat.messages, tools.decoder, tools.encoder, replies="all", tools=chat.tools)
     except MemoryTagError as error:
         tally.reject("unbalanced_tags", chat.id, str(error))
-    except ValueError as error:
+    except (LclmError, ValueError) as error:
         tally.reject("template", chat.id, str(error))
     return None

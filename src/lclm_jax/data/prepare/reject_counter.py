@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lclm_jax.errors import LclmError
+
 SAMPLES = 3
 """Bad rows kept of each reason and part."""
 _EXCERPT = 200
@@ -17,7 +19,7 @@ def left_out(counts: Mapping[str, int], rejects: Sequence[Mapping[str, Any]]) ->
     return f"left out: {reasons}{sample}"
 
 
-class BadRow(ValueError):
+class BadRow(LclmError):
     """A bad row where none is allowed (``--strict``)."""
 
 

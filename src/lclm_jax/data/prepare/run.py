@@ -21,6 +21,7 @@ from lclm_jax.data.prepare.reject_counter import left_out
 from lclm_jax.data.store.shard_cache import ShardCache
 from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.errors import LclmError
 from lclm_jax.progress import log_progress
 from lclm_jax.text.tokenizer import check_vocabularies
 
@@ -50,7 +51,7 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
     """Look at the corpus and the tokenizers of ``config``.
 
     Raises:
-        ValueError: missing or empty corpus, or an unusable tokenizer.
+        LclmError: missing or empty corpus, or an unusable tokenizer.
     """
     # Fail before the work, not after it.
     storage = Storage(out_dir or RunPaths(config).prepared, ShardCache.of(config))
@@ -83,7 +84,7 @@ def prepare_corpus(
         strict: refuse bad rows instead of counting them.
 
     Raises:
-        ValueError: missing or empty corpus, unusable tokenizer, a folder prepared with other settings, a full disk; or
+        LclmError: missing or empty corpus, unusable tokenizer, a folder prepared with other settings, a full disk; or
             a bad row, if ``strict`` (``BadRow``).
     """
     plan = plan_preparation(config, out_dir)
@@ -168,7 +169,7 @@ def _check_collections(config: Config) -> None:
     known = config.corpus.resolved
     for name, source in config.data.sources.items():
         if source.collection not in known:
-            raise ValueError(
+            raise LclmError(
                 f"data.sources.{name}.collection={source.collection!r} is not one that is prepared;"
                 f" {suggestion(source.collection, known)}"
             )
@@ -292,14 +293,14 @@ def train_run_tokenizer(config: Config) -> dict[str, Any]:
 
     size = config.tokenizer.vocab_size
     if size is None:
-        raise ValueError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
+        raise LclmError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
     tally = Tally()
     documents = read_corpus(config.corpus, ("train",), tally, config.tokenizer.train_bytes)
     texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{error} ({left_out(tally.counts, tally.rejects)})" if tally.counts else str(error)) from None
+    except (LclmError, ValueError) as error:
+        raise LclmError(f"{error} ({left_out(tally.counts, tally.rejects)})" if tally.counts else str(error)) from None
     tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}

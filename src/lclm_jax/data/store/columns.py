@@ -8,6 +8,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from lclm_jax.errors import LclmError
+
 
 class Ragged(NamedTuple):
     """List i is ``values[offsets[i] : offsets[i + 1]]``."""
@@ -64,7 +66,7 @@ def map_columns(path: Path) -> dict[str, np.ndarray]:
     """Columns of a safetensors file of one-dimensional integers, as views of the mapped file.
 
     Raises:
-        ValueError: The file is not such a file.
+        LclmError: The file is not such a file.
         OSError: It cannot be opened.
     """
     with path.open("rb") as file:
@@ -76,7 +78,7 @@ def map_columns(path: Path) -> dict[str, np.ndarray]:
             continue
         (count,), (first, last) = entry["shape"], entry["data_offsets"]
         if start + last > len(mapped):
-            raise ValueError(f"{path} is cut: column {name} would end at byte {start + last} of {len(mapped)}")
+            raise LclmError(f"{path} is cut: column {name} would end at byte {start + last} of {len(mapped)}")
         dtype = _DTYPES[entry["dtype"]]
         columns[name] = np.frombuffer(mapped, dtype, count, start + first) if count else np.zeros(0, dtype)
     return columns
@@ -93,7 +95,7 @@ def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
     size = int.from_bytes(file.read(8), "little")
     text = file.read(min(size, _MAX_HEADER))
     if not 0 < len(text) == size:
-        raise ValueError(f"{path} is cut or no safetensors file: its header would have {size} bytes")
+        raise LclmError(f"{path} is cut or no safetensors file: its header would have {size} bytes")
     return json.loads(text), 8 + size
 
 

@@ -30,6 +30,7 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.store.columns import Ragged, join, lists_of, map_columns
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
+from lclm_jax.errors import LclmError
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,11 @@ def encode_record(columns: Mapping[str, np.ndarray]) -> bytes:
     """Serialize one-dimensional typed columns; equal columns give equal bytes.
 
     Raises:
-        ValueError: a column is not one-dimensional or holds objects.
+        LclmError: a column is not one-dimensional or holds objects.
     """
     for name, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in "uif":
-            raise ValueError(f"column {name!r} is {column.dtype} {column.shape}; records hold 1-D numeric columns")
+            raise LclmError(f"column {name!r} is {column.dtype} {column.shape}; records hold 1-D numeric columns")
     return save({name: np.ascontiguousarray(column) for name, column in columns.items()})
 
 
@@ -107,7 +108,7 @@ def read_lengths(path: Path) -> dict[str, np.ndarray]:
     """Columns of a lengths file, mapped; raises ``PreparedError`` if it cannot be read."""
     try:
         return map_columns(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, LclmError, ValueError, KeyError) as error:
         raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
 
 
@@ -116,7 +117,7 @@ def read_manifest(root: str | Path | Storage) -> dict[str, Any]:
     storage = root if isinstance(root, Storage) else Storage(root)
     try:
         manifest = json.loads(storage.read(MANIFEST))
-    except (OSError, ValueError) as error:
+    except (OSError, LclmError, ValueError) as error:
         raise PreparedError(
             f"{storage.shown(MANIFEST)} cannot be read ({error}); run `lclm data prepare` first"
         ) from None

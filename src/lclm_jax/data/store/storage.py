@@ -17,6 +17,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
+from lclm_jax.errors import LclmError
 
 _FETCHING = threading.Lock()
 
@@ -174,12 +175,12 @@ def file_system(url: str) -> tuple[Any, str]:
     """(file system, path inside it) of ``url``, or of a local path.
 
     Raises:
-        ValueError: Its scheme is unknown, or what serves it is not installed.
+        LclmError: Its scheme is unknown, or what serves it is not installed.
     """
     try:
         return url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ValueError(
+    except (ImportError, LclmError, ValueError) as error:
+        raise LclmError(
             f"{url} cannot be opened ({error}); use a local path or a URL that fsspec knows: gs:// needs the package"
             " gcsfs, s3:// s3fs, az:// adlfs"
         ) from None
@@ -204,5 +205,5 @@ def driver_errors() -> Iterator[None]:
         raise OSError(f"{error}; look at the credentials and the address of the store") from error
 
 
-class PreparedError(ValueError):
+class PreparedError(LclmError):
     """Prepared data that is missing, damaged or made by other settings; the message names the file and the fix."""

@@ -29,7 +29,7 @@ def write_report(
         What the report says, as plain values.
 
     Raises:
-        ValueError: nothing has run, no result has the primary measure, or the seeds of two results differ.
+        LclmError: nothing has run, no result has the primary measure, or the seeds of two results differ.
     """
     summary = summarise(study, variants, results)
     out.mkdir(parents=True, exist_ok=True)

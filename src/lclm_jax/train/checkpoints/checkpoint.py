@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lclm_jax.config import CheckpointConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import agreed
 from lclm_jax.train.checkpoints.integrity import defect, fingerprint, has_manifest, write_manifest
 from lclm_jax.train.core.freeze import path_name
@@ -41,7 +42,7 @@ TABLE_CHUNK_BYTES = 2**24
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(LclmError):
     """A checkpoint that cannot be written, read or trusted; the message names the folder and the fix."""
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lclm_jax.errors import LclmError
 from lclm_jax.train.core.freeze import path_name
 
 NAME = "manifest.json"
@@ -47,7 +48,7 @@ def defect(folder: Path, checksums: bool = True) -> str | None:
         return None
     try:
         entries = json.loads((folder / NAME).read_text(encoding="utf-8"))["sha256"]
-    except (ValueError, KeyError):
+    except (LclmError, ValueError, KeyError):
         return f"its {NAME} is damaged"
     for name, (size, _) in entries.items():
         path = folder / name

@@ -13,13 +13,14 @@ from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.load import describe_keys
+from lclm_jax.errors import LclmError
 
 _TOWERS = ("encoder", "decoder")
 # LoRA counts from the stage that trains it; a run may go on with another layout of the arithmetic on other devices.
 _NOT_OF_MODEL = {"lora", "remat", "attention"}
 
 
-class ChangedConfigError(ValueError):
+class ChangedConfigError(LclmError):
     """A stage's checkpoint was made with other settings; the message names them and how to go on."""
 
 

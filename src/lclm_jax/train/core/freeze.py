@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from lclm_jax.config import StageConfig
+from lclm_jax.errors import LclmError
 
 FROZEN = None
 """Group of the leaves that do not train."""
@@ -50,7 +51,7 @@ def label_leaves(rules: Sequence[Rule], params: Any) -> Any:
         rest of the decoder does not; ``adapter/fc1/bias`` is an error, because no rule covers it.
 
     Raises:
-        ValueError: a leaf matches no rule, a rule matches no leaf, or nothing trains.
+        LclmError: a leaf matches no rule, a rule matches no leaf, or nothing trains.
     """
     used: set[str] = set()
 
@@ -60,14 +61,14 @@ def label_leaves(rules: Sequence[Rule], params: Any) -> Any:
             if re.fullmatch(pattern, name):
                 used.add(pattern)
                 return group
-        raise ValueError(f"parameter {name} matches no rule of the freeze table; add a rule for it")
+        raise LclmError(f"parameter {name} matches no rule of the freeze table; add a rule for it")
 
     labels = jax.tree_util.tree_map_with_path(label, params)
     for pattern, _ in rules:
         if pattern not in used:
-            raise ValueError(f"freeze rule {pattern!r} takes no parameter; correct the pattern or remove the rule")
+            raise LclmError(f"freeze rule {pattern!r} takes no parameter; correct the pattern or remove the rule")
     if not any(group is not FROZEN for group in jax.tree.leaves(labels, is_leaf=lambda x: x is None)):
-        raise ValueError("the freeze table trains nothing; give one part of the stage a learning rate")
+        raise LclmError("the freeze table trains nothing; give one part of the stage a learning rate")
     return labels
 
 
@@ -98,7 +99,7 @@ def merge(*branches: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts with disjoint leaves as one, keys sorted at every level as JAX sorts them.
 
     Raises:
-        ValueError: two branches hold the same leaf.
+        LclmError: two branches hold the same leaf.
     """
     merged: dict[str, Any] = {}
     for name in sorted({name for branch in branches for name in branch}):
@@ -108,7 +109,7 @@ def merge(*branches: Mapping[str, Any]) -> dict[str, Any]:
         elif all(isinstance(node, Mapping) for node in nodes):
             merged[name] = merge(*nodes)
         else:
-            raise ValueError(f"parameter {name} stands in more than one branch; each leaf trains or is frozen")
+            raise LclmError(f"parameter {name} stands in more than one branch; each leaf trains or is frozen")
     return merged
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import OBJECTIVES, ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import Params, forward, token_nll_and_lse
 
 Normalisation = Literal["per_token", "per_row"]
@@ -88,7 +89,7 @@ def sum_nll(nll_BS: jax.Array, weights_BS: jax.Array, normalisation: Normalisati
         weights [[1, 1], [1, 0]] and nats [[1, 3], [5, 9]] sum to 9 over 3 tokens, or to 2 + 5 over 2 rows.
     """
     if nll_BS.shape != weights_BS.shape:
-        raise ValueError(f"nll has shape {nll_BS.shape}, weights {weights_BS.shape}; give one of each per position")
+        raise LclmError(f"nll has shape {nll_BS.shape}, weights {weights_BS.shape}; give one of each per position")
     weighted_BS = jnp.where(weights_BS > 0, nll_BS * weights_BS, 0.0)
     row_total, row_weight = weighted_BS.sum(axis=1), weights_BS.sum(axis=1)
     tokens, none = row_weight.sum(), jnp.zeros((), jnp.float32)

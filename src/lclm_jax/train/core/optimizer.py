@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lclm_jax.config import OptimizerConfig, StageConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.train.core.freeze import groups_of, label_leaves, merge, path_name, select, split, stage_rules
 from lclm_jax.train.core.schedule import stage_schedules
 from lclm_jax.train.core.update_rules import direction, round_at_random
@@ -48,7 +49,7 @@ class Optimizer:
     def __post_init__(self):
         missing = set(groups_of(self.labels)) - set(self.groups)
         if missing:
-            raise ValueError(f"no settings for group {', '.join(sorted(missing))}; give it a schedule and a decay")
+            raise LclmError(f"no settings for group {', '.join(sorted(missing))}; give it a schedule and a decay")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,7 +137,7 @@ def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -
     """The optimizer of ``stage`` for ``params`` (arrays or shapes): parts as groups, memory rows without decay.
 
     Raises:
-        ValueError: the stage trains nothing, or a floor lies above a peak learning rate.
+        LclmError: the stage trains nothing, or a floor lies above a peak learning rate.
     """
     labels = label_leaves(stage_rules(stage, params), params)
     schedules = stage_schedules(stage, groups_of(labels))
@@ -153,7 +154,7 @@ def _moved(params: Any, directions: Any, rate: jax.Array, decay: float, key: jax
         moved = wide - rate * (towards.astype(jnp.float32) + decay * wide)
         if param.dtype == jnp.bfloat16:
             if key is None:
-                raise ValueError("bfloat16 parameters are rounded at random; give Optimizer.update a key")
+                raise LclmError("bfloat16 parameters are rounded at random; give Optimizer.update a key")
             moved = round_at_random(moved, jax.random.fold_in(key, number))
         found.append(moved)
     return jax.tree.unflatten(structure, found)

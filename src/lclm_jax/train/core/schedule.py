@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lclm_jax.config import StageConfig
+from lclm_jax.errors import LclmError
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class Schedule:
 
 
 def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Callable[[Any], Any]]:
-    """Schedule of each of ``parts``; raises ``ValueError`` for a frozen part or a floor above the peak."""
+    """Schedule of each of ``parts``; raises ``LclmError`` for a frozen part or a floor above the peak."""
     schedules: dict[str, Callable[[Any], Any]] = {}
     for part in parts:
         peak = stage.peak_lr(part)
         if peak is None:
-            raise ValueError(f"part {part} is frozen in this stage; it has no learning rate")
+            raise LclmError(f"part {part} is frozen in this stage; it has no learning rate")
         if peak < stage.min_lr:
-            raise ValueError(
+            raise LclmError(
                 f"min_lr={stage.min_lr} is above the peak learning rate {peak} of part {part}; lower min_lr or raise"
                 " the peak"
             )

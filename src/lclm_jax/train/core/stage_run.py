@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.loading.loader import Loader, Position
+from lclm_jax.errors import LclmError
 from lclm_jax.train.core.in_training_eval import Probe
 from lclm_jax.train.logging.progress import Reporter
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(LclmError):
     """Too many updates in a row were not finite, or too many loss spikes were undone."""
 
 

@@ -13,6 +13,7 @@ from lclm_jax.config import Config, RunPaths, load_config
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.index_summary import summarize
 from lclm_jax.data.loading.loader import Position, make_loader
+from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import agreed, check_fits, make_mesh, row_parts, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers, check_vocabularies
@@ -63,12 +64,12 @@ def train(
         force: go on from checkpoints that were made with other settings or data.
 
     Raises:
-        ValueError: unknown stage, the stage before is not finished, data are missing, settings have changed
+        LclmError: unknown stage, the stage before is not finished, data are missing, settings have changed
             (``ChangedConfigError``), a checkpoint failed (``CheckpointError``), or training diverged.
         Interrupted: the process was asked to stop; the state was saved.
     """
     if only_stage is not None and only_stage not in config.stages:
-        raise ValueError(f"stage {only_stage!r} is unknown; {suggestion(only_stage, config.stages)}")
+        raise LclmError(f"stage {only_stage!r} is unknown; {suggestion(only_stage, config.stages)}")
     tokenizers = load_tokenizers(config)
     config = resolve(config, tokenizers)
     mesh = make_mesh(config.mesh)
@@ -100,7 +101,7 @@ def _train_stages(config: Config, only_stage: str | None, hands: _Hands) -> None
             continue
         parent = parent_of(config, stage)
         if parent is not None and not finished(config, parent, hands.force):
-            raise ValueError(f"stage {stage} starts from {parent}, which is not finished; train {parent} first")
+            raise LclmError(f"stage {stage} starts from {parent}, which is not finished; train {parent} first")
         run_stage(_stage_run(config, stage, hands))
 
 
@@ -134,7 +135,7 @@ def load_params(
         ema: read the averages of the parameters that the stage trained (``train.optimizer.ema_decay``).
 
     Raises:
-        ValueError: there is no such checkpoint, it is damaged or has no averages (``CheckpointError``), or it is of
+        LclmError: there is no such checkpoint, it is damaged or has no averages (``CheckpointError``), or it is of
             another model.
     """
     stage, step = latest_checkpoint(config, stage, step)
@@ -161,9 +162,9 @@ def open_params(config: Config, stage: str | None = None, step: int | None = Non
 
 
 def latest_checkpoint(config: Config, stage: str | None = None, step: int | None = None) -> tuple[str, int]:
-    """(stage, step) of the checkpoint that ``load_params`` reads; raises ``ValueError`` if there is none."""
+    """(stage, step) of the checkpoint that ``load_params`` reads; raises ``LclmError`` if there is none."""
     if stage is not None and stage not in config.stages:
-        raise ValueError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
+        raise LclmError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
     for name in [stage] if stage else reversed(config.stages):
         with Checkpoints(checkpoints_folder(config, name)) as checkpoints:
             steps = checkpoints.steps()
@@ -180,7 +181,7 @@ def load_tokenizers(config: Config) -> Tokenizers:
     """The run's tokenizers; the same object twice where there is one folder."""
     paths = RunPaths(config)
     if config.tokenizer.decoder is None and not (paths.decoder_tokenizer / "tokenizer.json").exists():
-        raise ValueError(f"{paths.root} has no tokenizer yet; run `lclm data prepare` or `lclm pipeline`")
+        raise LclmError(f"{paths.root} has no tokenizer yet; run `lclm data prepare` or `lclm pipeline`")
     decoder = Tokenizer.from_folder(paths.decoder_tokenizer)
     same = paths.encoder_tokenizer == paths.decoder_tokenizer
     tokenizers = Tokenizers(decoder, decoder if same else Tokenizer.from_folder(paths.encoder_tokenizer))
@@ -206,7 +207,7 @@ def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
             return _params_of_run(config, tokenizers, mesh)
         if starts_from_imports(config, stage):
             if read_imports is None:
-                raise ValueError("config.init names imported weights and no reader was given; pass read_imports")
+                raise LclmError("config.init names imported weights and no reader was given; pass read_imports")
             plain = config.model_copy(update={"model": config.model.plain})
             return with_fresh_lora(read_imports(plain, mesh), config.model, config.seed, mesh)
         if parent is None:
@@ -231,7 +232,7 @@ def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
     probe = None
     if config.train.probe.every_steps is not None:
         if make_probe is None:
-            raise ValueError("train.probe is set and nothing that measures was given; pass make_probe")
+            raise LclmError("train.probe is set and nothing that measures was given; pass make_probe")
         probe = make_probe(config, stage, tokenizers, mesh)
     return StageRun(config, stage, mesh, open_loader, initial_params, reporter, probe, force)
 
@@ -241,12 +242,12 @@ def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Any:
     folder, _, place = (config.init.run or "").partition("@")
     stage, _, step = place.partition("@")
     if step and not step.isdigit():
-        raise ValueError(f"init.run={config.init.run!r}: {step!r} is no step; write FOLDER@STAGE@STEP")
+        raise LclmError(f"init.run={config.init.run!r}: {step!r} is no step; write FOLDER@STAGE@STEP")
     other = load_config(Path(folder) / "config.yaml").model_copy(update={"run_dir": folder})
     theirs = load_tokenizers(other)
     for role in Tokenizers._fields:
         if getattr(theirs, role).digest != getattr(tokenizers, role).digest:
-            raise ValueError(f"init.run={config.init.run!r} has another {role} tokenizer; set tokenizer.{role} to its")
+            raise LclmError(f"init.run={config.init.run!r} has another {role} tokenizer; set tokenizer.{role} to its")
     found = latest_checkpoint(other, stage or None, int(step) if step else None)
     logger.info("starting from %s, %s step %d", folder, *found)
     return load_params(other.model_copy(update={"model": config.model}), *found, mesh)

@@ -34,7 +34,7 @@ def step_key(state: TrainState) -> jax.Array:
 
 
 def params_shardings(model: ModelConfig, mesh: Mesh) -> Any:
-    """Shardings of the parameters; raises ``ValueError`` where the mesh does not divide a size."""
+    """Shardings of the parameters; raises ``LclmError`` where the mesh does not divide a size."""
     return params_sharding(mesh, logical_axes(model), abstract_params(model))
 
 

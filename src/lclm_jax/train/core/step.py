@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
 from lclm_jax.config.train import parse_skip_range
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel import batch_sharding, row_parts
 from lclm_jax.train.core.freeze import merge, split
 from lclm_jax.train.core.loss import LossSums, divisor, loss_sums
@@ -29,13 +30,13 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
     that tell objectives apart; and ``finite_rows``, bool [rows]: whether a row's own loss was finite.
 
     Raises:
-        ValueError: the rows of a microbatch do not divide over the mesh.
+        LclmError: the rows of a microbatch do not divide over the mesh.
     """
     stage = config.stages[stage_name]
     devices = mesh.shape["replica"] * mesh.shape["fsdp"]
     rows = stage.batch_rows // stage.microbatches
     if rows % devices:
-        raise ValueError(
+        raise LclmError(
             f"stages.{stage_name}: {rows} rows a microbatch (batch_rows={stage.batch_rows} /"
             f" microbatches={stage.microbatches}) do not divide over {devices} devices (mesh.replica * mesh.fsdp);"
             f" make batch_rows a multiple of {devices * stage.microbatches}"

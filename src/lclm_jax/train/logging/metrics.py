@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax.data.loading.loader import BatchStats
+from lclm_jax.errors import LclmError
 from lclm_jax.train.logging.records import Record, read_metrics, working_seconds
 
 logger = logging.getLogger(__name__)
@@ -79,14 +80,14 @@ class MetricsLog:
         """Close the file.
 
         Raises:
-            ValueError: lines are left that could not be written.
+            LclmError: lines are left that could not be written.
         """
         if self._file is None:
             return
         error = self._flush()
         self._file.close()
         if error is not None:
-            raise ValueError(
+            raise LclmError(
                 f"cannot write {self._path} ({error.strerror}), {len(self._waiting)} lines are lost; checkpoints are"
                 " intact: free some space, then start again to go on"
             ) from error

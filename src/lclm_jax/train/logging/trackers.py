@@ -11,13 +11,14 @@ from typing import Any
 import jax
 
 from lclm_jax.config import Config, RunPaths
+from lclm_jax.errors import LclmError
 from lclm_jax.train.logging.progress import Reporter
 from lclm_jax.train.logging.records import Record
 
 _PATIENCE_SECONDS = 60.0
 
 
-class TrackerError(ValueError):
+class TrackerError(LclmError):
     """A tracker that is not installed."""
 
 

@@ -7,10 +7,11 @@ import jax
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config
+from lclm_jax.errors import LclmError
 from lclm_jax.parallel.zigzag import pieces_in
 
 
-class OutOfMemory(ValueError):
+class OutOfMemory(LclmError):
     """``stage`` does not fit the devices' memory; the message names the cheapest remedies."""
 
     def __init__(self, stage: str, message: str):

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from lclm_jax.config.train import StopConfig
+from lclm_jax.errors import LclmError
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def job_deadline(environment: Any = os.environ) -> float | None:
     for name in ("LCLM_DEADLINE", "SLURM_JOB_END_TIME"):
         if text := environment.get(name):
             if not text.isdigit():
-                raise ValueError(f"{name}={text!r} is not a time; set it to seconds since the epoch")
+                raise LclmError(f"{name}={text!r} is not a time; set it to seconds since the epoch")
             return float(text)
     if environment.get("FLUX_JOB_ID"):
         command = ["flux", "job", "timeleft"]

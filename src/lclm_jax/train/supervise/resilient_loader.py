@@ -10,13 +10,14 @@ import jax
 
 from lclm_jax.batch import Batch
 from lclm_jax.data.loading.loader import BatchStats, Loader, Position
+from lclm_jax.errors import LclmError
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 
 
-class DataStalled(ValueError):
+class DataStalled(LclmError):
     """The loader gave nothing in time, or died, several times in a row."""
 
 

@@ -22,7 +22,7 @@ def list_entries(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
     """Everything ``collection`` reads, in the order of names; large files in parts of about ``part_bytes`` if possible.
 
     Raises:
-        ValueError: a path does not exist, or two files have one name.
+        LclmError: a path does not exist, or two files have one name.
     """
     return _READERS[collection.format].list_entries(collection, part_bytes)
 

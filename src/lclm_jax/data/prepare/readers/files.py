@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.store.storage import driver_errors, file_system
+from lclm_jax.errors import LclmError
 
 _WILDCARDS = set("*?[")
 
@@ -24,13 +25,13 @@ def list_files(collection: CollectionConfig) -> list[File]:
     """The files of ``collection.paths`` in the order of their names.
 
     Raises:
-        ValueError: a path names nothing, or two files have one name.
+        LclmError: a path names nothing, or two files have one name.
     """
     found: dict[str, File] = {}
     for path in collection.paths:
         for file in _expand(path, collection.endings):
             if file.name in found and found[file.name].path != file.path:
-                raise ValueError(
+                raise LclmError(
                     f"{found[file.name].path} and {file.path} have one name in their collection, {file.name!r}; name"
                     " the folder above both, or make them two collections"
                 )
@@ -51,11 +52,9 @@ def _expand(path: str, endings: tuple[str, ...]) -> Iterator[File]:
         with driver_errors():
             files = _local(path, endings) if "://" not in path else _remote(path, endings)
     except OSError as error:
-        raise ValueError(f"cannot list {path}: {error}") from None
+        raise LclmError(f"cannot list {path}: {error}") from None
     if not files:
-        raise ValueError(
-            f"{path} names no file to read (endings: {', '.join(endings)}); check the path and the endings"
-        )
+        raise LclmError(f"{path} names no file to read (endings: {', '.join(endings)}); check the path and the endings")
     yield from files
 
 
