@@ -31,15 +31,16 @@ def _packages() -> dict[str, Package]:
     def add(name: str, holds: str, *may_import: str) -> None:
         rows[name] = Package(holds, frozenset(may_import))
 
-    base = ("errors", "files", "progress")
+    base = ("types", "errors", "files", "progress")
+    add("types", "types that many packages name: JSON values, trees of arrays")
     add("errors", "the one family of errors that a user can cause")
-    add("files", "files that are written whole or not at all", "errors")
+    add("files", "files that are written whole or not at all", "types", "errors")
     add("progress", "progress of long work as log lines")
     add("config", "the configuration tree: every key with its default, limits, role and documentation", *base)
-    add("batch", "`Batch`, the fixed layout that data hands to the model", "config")
+    add("batch", "`Batch`, the fixed layout that data hands to the model", "types", "config")
     add("text", "tokenizers, chat templates, memory tags, span placement, examples", *base, "config")
     add("data", "raw files to prepared shards, packed rows, row index, batches", *base, "config", "batch", "text")
-    add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays", "errors")
+    add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays", "types", "errors")
     add("parallel", "the mesh, the one sharding table, start-up of several processes", *base, "config", "batch")
     add(
         "model",
