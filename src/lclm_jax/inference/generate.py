@@ -32,7 +32,7 @@ from lclm_jax.interop.load import load_hf
 from lclm_jax.model.kv_cache import KVCache, init_cache
 from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
 from lclm_jax.parallel import make_mesh, params_sharding, use_mesh
-from lclm_jax.text.example import Example, prompt_example
+from lclm_jax.text.example import Example, expand, make_outline, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
 
 
@@ -189,6 +189,23 @@ class Generator:
             with use_mesh(self.mesh):
                 x_BSD = _splice(self.params, batch, pooled_BLE, model=self.model)
             yield np.asarray(x_BSD[0, : len(example.tokens)])
+
+    def latents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Latents of each text as the decoder reads them, ``[ceil(tokens / N), D]`` in the compute dtype.
+
+        The strings of special tokens in a text are read as ordinary characters. Raises ``LclmError`` on a text without
+        tokens.
+        """
+        memory = self.decoder_tokenizer.memory_ids
+        tags = np.array([memory.start, memory.end], np.int32)
+        examples = []
+        for number, text in enumerate(texts):
+            span = self.encoder_tokenizer.encode(text, plain=True)
+            if not len(span):
+                raise LclmError(f"text {number} has no token; there is nothing to compress: leave it out")
+            outline = make_outline([tags], [np.zeros(2, np.float32)], [1], [span])
+            examples.append(expand(outline, self.model.ratio, memory.placeholder))
+        return [x_SD[1:-1] for x_SD in self.embeddings(examples)]
 
     def _pooled(
         self, examples: Sequence[Example], progress: Callable[[int], None] | None = None

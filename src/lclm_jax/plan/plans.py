@@ -109,11 +109,11 @@ class StagePlan:
         return None if self.days is None else self.days * 24 * self.choice.chips
 
 
-def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = True) -> StagePlan:
+def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = True, compiled: bool = True) -> StagePlan:
     """Compile the train step of ``stage`` for ``topology`` and count it; raises ``LclmError`` as ``lower_step``.
 
-    ``reuse``: take the result of an earlier call with the same program from the cache. Where the compiler of GPUs is
-    not installed, the plan is by formula (``Program.compile_s`` is None).
+    ``reuse``: take the result of an earlier call with the same program from the cache. Without ``compiled``, and where
+    the compiler of GPUs is not installed, the plan is by formula (``Program.compile_s`` is None).
     """
     settings, pack = config.stages[stage], config.pack(stage)
     backend = backend_of(config, topology)
@@ -138,17 +138,17 @@ def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = Tru
         peak_flops=topology.num_chips * topology.chip.flops,
         program=None,
     )
-    if not can_compile(topology):
+    if not compiled or not can_compile(topology):
         guess = _program_by_formula(by_formula(config, stage, topology), estimate(config, stage, mesh))
         return dataclasses.replace(plan, program=guess)
     lowered = lower_step(config, stage, topology)
     key = cache.key_of(lowered)
-    compiled = cache.load(key) if reuse else None
-    if compiled is None:
-        compiled = compile_step(lowered)
-        cache.store(key, compiled)
-    program = None if compiled.why_not else _program(config, compiled, lowered.wiring, backend)
-    return dataclasses.replace(plan, program=program, why_not=compiled.why_not)
+    step = cache.load(key) if reuse else None
+    if step is None:
+        step = compile_step(lowered)
+        cache.store(key, step)
+    program = None if step.why_not else _program(config, step, lowered.wiring, backend)
+    return dataclasses.replace(plan, program=program, why_not=step.why_not)
 
 
 def shown(mesh: dict[str, int]) -> str:
