@@ -1,5 +1,6 @@
 import json
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from lclm_jax.bench.simulated import SimulatedSplit, simulated_sources
 from lclm_jax.config import parse_config
 from lclm_jax.data.loading.loader import BatchMaker, Loader, Position, RecordCache
 from lclm_jax.data.loading.row_index import open_index
-from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -63,7 +64,7 @@ def test_an_index_of_350_billion_tokens_is_entered_anywhere(run, tmp_path):
     cursor = Cursor(block, 50_000_000, index.maker.mixture.draws_before(block))
     index.know(cursor)
     rows = [str(index.row(row)) for row in (50_000_003, 50_000_090, 2)]
-    batches = BatchMaker(index, 4, 50_000_000, ((0,), 1), RecordCache())
+    batches = BatchMaker([index], RatioSchedule(config, "only"), 4, 50_000_000, ((0,), 1), RecordCache())
     with Loader(batches, 100, 0, 0) as loader:
         taken = [next(loader)[0] for _ in range(3)]
         state = loader.state()
@@ -71,9 +72,9 @@ def test_an_index_of_350_billion_tokens_is_entered_anywhere(run, tmp_path):
     assert len(json.dumps(state)) < 1000
     fresh = open_index(config, "only", sources, tmp_path / "b")
     position = Position.from_state(state)
-    fresh.know(position.cursor)
+    fresh.know(*position.cursors)
     assert [str(fresh.row(row)) for row in (50_000_003, 50_000_090, 2)] == rows
-    halves = [BatchMaker(fresh, 4, position.rows, ((part,), 2), RecordCache())(0)[0] for part in (0, 1)]
+    halves = [replace(batches, indices=[fresh], first_row=position.rows, host=((part,), 2))(0)[0] for part in (0, 1)]
     again = [np.concatenate(both) for both in zip(*halves, strict=True) if both[0] is not None]
     for left, right in zip((x for x in fourth if x is not None), again, strict=True):
         assert np.array_equal(left, right), "two hosts go on where one stopped"

@@ -64,16 +64,15 @@ def test_resume_continues_where_the_rows_ended(run, edited, reference):
         assert len(loader) == 4
     rest = batches(config, tokenizers, start=Position.from_state(state))
     assert_equal(first + rest, reference)
-    assert state["rows_consumed"] == 16 and state["index_digest"] == loader.index.digest
+    assert state["rows_consumed"] == 16 and state["index_digest"] == loader.digest == loader.indices[4].digest
     assert len(json.dumps(state)) < 1000
 
 
 KILLED = """
 import json, sys
 from lclm_jax.config import parse_config
-from lclm_jax.data.loader import make_loader
-from lclm_jax.data.sources import Tokenizers
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.data.loading.loader import make_loader
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 config = parse_config(json.loads(sys.argv[1]))
 tokenizer = Tokenizer.from_folder(config.tokenizer.decoder)
 loader = make_loader(config, "mixed", Tokenizers(tokenizer, tokenizer), index_folder=sys.argv[2])
@@ -109,9 +108,10 @@ def test_rows_hold_whole_examples_and_stats_count_them(run, edited, reference):
     values, tokenizers = run
     with make_loader(edited(values), "mixed", tokenizers) as loader:
         batch, stats = next(loader)
-        refs = [loader.index.row(row) for row in range(8)]
-        info = index_info(loader.index, 48)
-        objectives = [source.config.objective for source in loader.maker.sources]
+        index = loader.indices[4]
+        refs = [index.row(row) for row in range(8)]
+        info = index_info(index, 48)
+        objectives = [source.config.objective for source in index.maker.sources]
     for row, segments, found in zip(refs, batch.decoder_segments, batch.objectives, strict=True):
         first = np.unique(segments, return_index=True)[1][int(segments.min() == 0) :]
         assert [OBJECTIVES[number] for number in found[first]] == [objectives[ref.source] for ref in row]
@@ -183,10 +183,12 @@ def test_the_record_cache_keeps_to_its_budget(run, edited):
     values, tokenizers = run
     config = edited(values)
     source = make_sources(config, "mixed", tokenizers)[0]
-    cache = RecordCache(1)
+    cache = RecordCache(20_000)
     wanted = [(source, i % len(source.split)) for i in range(12)]
     for columns, (_, record) in zip(cache.get(wanted), wanted, strict=True):
         assert "text" not in columns
         assert np.array_equal(columns["cuts"], source.split.read(record)["cuts"])
     assert isinstance(source.split, PreparedSplit)
-    assert len(cache._records) == 1
+    assert 0 < len(cache._records) < len({record for _, record in wanted})
+    assert cache._records.currsize <= 20_000
+    assert len(RecordCache(1).get(wanted)) == 12

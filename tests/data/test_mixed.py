@@ -7,7 +7,7 @@ import pytest
 
 from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.loading.loader import Position, make_loader
-from lclm_jax.data.loading.ratios import RatioSchedule
+from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
@@ -119,8 +119,8 @@ def test_resuming_hosts_and_workers_change_nothing(config, tmp_path):
 def test_ratios_take_different_records_of_an_epoch(config):
     with open_loader(config) as loader:
         seen = []
-        for maker in loader.maker.makers:
-            mixture = maker.index.maker.mixture
+        for index in loader.indices.values():
+            mixture = index.maker.mixture
             supply = mixture._supplies[0]
             epochs = [
                 set(mixture.records(0, range(e * supply.records, (e + 1) * supply.records))[0][1].tolist())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig, RunPaths, parse_config
-from lclm_jax.data.loading.ratios import RatioSchedule
+from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params

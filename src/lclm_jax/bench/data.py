@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import psutil
 from lclm_jax.bench.raw_text import RawSplit, plain_batches, write_parquet
 from lclm_jax.config import Config
 from lclm_jax.data.loading.index_summary import index_info
-from lclm_jax.data.loading.loader import BatchMaker, Loader, Position, RecordCache, make_loader
+from lclm_jax.data.loading.loader import BatchMaker, Loader, RecordCache, make_loader
 from lclm_jax.data.loading.row_index import open_index
+from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.packing.sources import OBJECTIVES, SourceSetup, make_sources
 from lclm_jax.text.tokenizer import Tokenizers
 
@@ -98,8 +100,8 @@ def _prepared(config: Config, stage: str, tokenizers: Tokenizers, folder: Path, 
     changed = config.model_copy(update={"stages": {**config.stages, stage: endless}, "data": data})
     with make_loader(changed, stage, tokenizers, index_folder=folder) as first:
         maker, rows = first.maker, config.stages[stage].batch_rows
-        index_info(maker.index, 64 * rows)
-    cold = BatchMaker(maker.index, rows, Position().rows, maker.host, RecordCache(1))
+        index_info(maker.indices[0], 64 * rows)
+    cold = replace(maker, first_row=0, cache=RecordCache(1))
     with Loader(cold, 10**6, workers, max(config.data.prefetch, 2 * workers)) as loader:
         for _ in range(_WARM_UP + 2 * workers):
             next(loader)
@@ -139,12 +141,13 @@ def _raw(config: Config, stage: str, tokenizers: Tokenizers, parquet: Path, how:
     with tempfile.TemporaryDirectory() as folder:
         usage, start = _Usage(), time.perf_counter()
         index = open_index(config, stage, [source], folder)
-        maker = BatchMaker(index, config.stages[stage].batch_rows, 0, ((0,), 1), RecordCache())
+        rows_of_batch, schedule = config.stages[stage].batch_rows, RatioSchedule(config, stage)
+        maker = BatchMaker([index], schedule, rows_of_batch, 0, ((0,), 1), RecordCache())
         rows = len(index.block_of(0))
         whole, rest = divmod(rows, maker.batch_rows)
         batches = [maker(number) for number in range(whole)]
         # What was tokenized for the last few rows counts too.
-        single = BatchMaker(index, 1, rows - rest, maker.host, maker.cache)
+        single = replace(maker, batch_rows=1, first_row=rows - rest)
         batches += [single(number) for number in range(rest)]
         wall = time.perf_counter() - start
     share, read = usage.since()

@@ -24,7 +24,7 @@ from lclm_jax.data.loading.blocks import Block, write_block
 from lclm_jax.data.loading.loader import BatchMaker, Loader, RecordCache
 from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.packing.counter_rng import draw_key, uniform
-from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.train.core.stages import load_tokenizers
 
 _MADE = 5
@@ -112,7 +112,9 @@ def answer(folder: Path) -> dict[str, float]:
         fresh = open_index(config, stage, sources, elsewhere)
         fresh.know(Cursor(block, row, tuple(draws)))
         rows = config.stages[stage].batch_rows
-        with Loader(BatchMaker(fresh, rows, questions["resume"], ((0,), 1), RecordCache()), 10**6, 0, 0) as loader:
+        schedule = RatioSchedule(config, stage)
+        maker = BatchMaker([fresh], schedule, rows, questions["resume"], ((0,), 1), RecordCache())
+        with Loader(maker, 10**6, 0, 0) as loader:
             next(loader)
             state = len(json.dumps(loader.state()))
     return {

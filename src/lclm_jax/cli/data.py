@@ -16,7 +16,7 @@ from lclm_jax.data.inspect.show import LEGEND, render_rows
 from lclm_jax.data.inspect.show_html import render_page
 from lclm_jax.data.loading.loader import Loader, make_loader
 from lclm_jax.data.loading.prebuild import prebuild
-from lclm_jax.data.loading.ratios import RatioSchedule
+from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.packing.row_layout_search import Fill, MakeSources, propose
 from lclm_jax.data.packing.sources import make_sources
 from lclm_jax.ops.run_folder import own_run

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,25 @@ def first_info(index: RowIndex, stage: StageConfig) -> dict[str, Any]:
     info = index_info(index, wanted)
     write_info(path, info)
     return info
+
+
+def joined_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics of several row indices as of one."""
+    rows = sum(info["rows"] for info in infos)
+    sources: dict[str, dict[str, Any]] = {}
+    for info in infos:
+        for name, one in info["sources"].items():
+            known = sources.setdefault(name, {key: type(value)() for key, value in one.items()})
+            for key, value in one.items():
+                known[key] = dict(Counter(known[key]) + Counter(value)) if key == "dropped" else known[key] + value
+    return {
+        "rows": rows,
+        "examples": sum(info["examples"] for info in infos),
+        "decoder_fill": sum(info["decoder_fill"] * info["rows"] for info in infos) / rows,
+        "encoder_fill": sum(info["encoder_fill"] * info["rows"] for info in infos) / rows,
+        "raw_tokens": sum(info["raw_tokens"] for info in infos),
+        "sources": sources,
+    }
 
 
 def write_info(path: Path, info: Mapping[str, Any]) -> None:

@@ -5,9 +5,11 @@ processes and the number of hosts change when it is made, never what it holds, a
 number. (Rows are not batched by Grain: ``batch`` before a multi-process ``prefetch`` once lost data, Grain issue 1129.)
 """
 
+import contextlib
 import gc
+import hashlib
+import json
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,17 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 from absl import flags
+from cachetools import LRUCache
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
-from lclm_jax.data.loading.index_summary import first_info
+from lclm_jax.data.loading.index_summary import first_info, joined_info, write_info
 from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.loading.workers import end_with_parent, owned
-from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
+from lclm_jax.data.store.records import Columns
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 from lclm_jax.text.tokenizer import Tokenizers
@@ -40,27 +44,20 @@ class Position(NamedTuple):
 
     rows: int = 0
     """Global rows already trained on: ``state()["rows_consumed"]`` of a checkpoint."""
-    cursor: Cursor | None = None
-    """Where the block of the last of them begins, so that the rows before it need not be counted again."""
-    index_digest: str | None = None
-    """The index that ``cursor`` belongs to; of another one it is not used."""
     cursors: tuple[Cursor, ...] = ()
-    """The same for each ratio of a stage with several, in the place of ``cursor``."""
+    """Where the block of the last of them begins, so that the rows before it need not be counted again; one for each
+    ratio."""
+    index_digest: str | None = None
+    """The index that ``cursors`` belong to; of another one they are not used."""
     step: int | None = None
     """Updates already made; None: as many as ``rows`` take."""
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Position":
         """What ``Loader.state`` said, from a checkpoint."""
-        if "cursors" in state:
-            cursors = tuple(Cursor(block, row, tuple(draws)) for block, row, draws in state["cursors"])
-            return cls(state["rows_consumed"], None, state["index_digest"], cursors, state.get("step"))
-        if "cursor" not in state:  # a checkpoint of an earlier version
-            return cls(state["rows_consumed"], step=state.get("step"))
-        block, row, draws = state["cursor"]
-        return cls(
-            state["rows_consumed"], Cursor(block, row, tuple(draws)), state["index_digest"], (), state.get("step")
-        )
+        stored = state.get("cursors", [state["cursor"]] if "cursor" in state else [])  # none: of an earlier version
+        cursors = tuple(Cursor(block, row, tuple(draws)) for block, row, draws in stored)
+        return cls(state["rows_consumed"], cursors, state.get("index_digest") if cursors else None, state.get("step"))
 
 
 class BatchStats(NamedTuple):
@@ -103,58 +100,48 @@ class RecordCache:
     """The most recently used records of all collections, without the columns that examples do not need."""
 
     def __init__(self, budget_bytes: int = _CACHE_BYTES):
-        self._budget, self._bytes = budget_bytes, 0
-        self._records: OrderedDict[tuple[str, int], dict[str, np.ndarray]] = OrderedDict()
+        self._records: LRUCache[tuple[str, int], Columns] = LRUCache(budget_bytes, getsizeof=_size)
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        return RecordCache, (self._budget,)
+        return RecordCache, (int(self._records.maxsize),)
 
-    def get(self, wanted: Sequence[tuple[Source, int]]) -> list[dict[str, np.ndarray]]:
-        """Columns of each (source, record); those not at hand are read with one call per collection."""
+    def get(self, wanted: Sequence[tuple[Source, int]]) -> list[Columns]:
+        """Columns of each (source, record); those that are not in the cache are read with one call per collection."""
         keys = [(source.config.collection, record) for source, record in wanted]
         splits = {source.config.collection: source.split for source, _ in wanted}
         with self._lock:
             found = {key: self._records[key] for key in keys if key in self._records}
-            for key in found:
-                self._records.move_to_end(key)
         missing: dict[str, list[int]] = {}
         for collection, record in dict.fromkeys(key for key in keys if key not in found):
             missing.setdefault(collection, []).append(record)
         for collection, records in missing.items():
             for record, columns in zip(records, splits[collection].read_many(records), strict=True):
-                found[collection, record] = {k: v for k, v in columns.items() if k not in _UNUSED_COLUMNS}
-                self._keep((collection, record), found[collection, record])
+                kept = {name: column for name, column in columns.items() if name not in _UNUSED_COLUMNS}
+                found[collection, record] = kept
+                with self._lock, contextlib.suppress(ValueError):  # a record above the budget is not kept
+                    self._records[collection, record] = kept
         return [found[key] for key in keys]
 
-    def _keep(self, key: tuple[str, int], columns: dict[str, np.ndarray]) -> None:
-        with self._lock:
-            if key in self._records:
-                return
-            self._records[key] = columns
-            self._bytes += sum(column.nbytes for column in columns.values())
-            while self._bytes > self._budget and len(self._records) > 1:
-                _, old = self._records.popitem(last=False)
-                self._bytes -= sum(column.nbytes for column in old.values())
+
+def _size(columns: Columns) -> int:
+    return sum(column.nbytes for column in columns.values())
 
 
 @dataclass(frozen=True, eq=False)
 class BatchMaker:
-    """Batch number -> this host's batch; may be sent to worker processes."""
+    """Batch number -> this host's batch at the ratio of its step; may be sent to worker processes."""
 
-    index: RowIndex
+    indices: Sequence[RowIndex]
+    """One for each of ``schedule.ratios``, in their order."""
+    schedule: RatioSchedule
     batch_rows: int
     """Rows of a batch over all hosts."""
     first_row: int
-    """Global row that batch 0 begins with."""
+    """Global row that batch 0 begins with; rows of all ratios count together."""
     host: tuple[Sequence[int], int]
     """(parts of each batch that this host takes, number of parts): parts are equal and consecutive."""
     cache: RecordCache
-
-    @property
-    def sources(self) -> Sequence[Source]:
-        """The sources of the stage."""
-        return self.index.maker.sources
 
     def rows(self, number: int) -> list[int]:
         """Global rows of this host in batch ``number``, in order."""
@@ -162,36 +149,46 @@ class BatchMaker:
         first = self.first_row + number * self.batch_rows
         return [row for part in self.host[0] for row in range(first + part * size, first + (part + 1) * size)]
 
-    def examples(self, refs: Sequence[Sequence[ExampleRef]]) -> list[list[Example]]:
-        """The examples of rows that hold ``refs``."""
-        flat = [ref for row in refs for ref in row]
-        records = iter(self.cache.get([(self.sources[ref.source], ref.record) for ref in flat]))
-        return [[self.sources[ref.source].example(ref, next(records)) for ref in row] for row in refs]
+    def find(self, row: int) -> tuple[RowIndex, int]:
+        """The index that holds global ``row``, and the row's number in it."""
+        step, rest = divmod(row, self.batch_rows)
+        which, before = self.schedule.place(step)
+        return self.indices[which], before * self.batch_rows + rest
+
+    def rows_before(self, row: int) -> list[int]:
+        """How many of the global rows before ``row`` each index holds."""
+        step, rest = divmod(row, self.batch_rows)
+        counts = [steps * self.batch_rows for steps in self.schedule.steps_before(step)]
+        if rest:
+            counts[self.schedule.place(step)[0]] += rest
+        return counts
 
     def __call__(self, number: int) -> tuple[Batch, BatchStats]:
         """Make batch ``number`` (from 0 at ``first_row``)."""
         return self.batch(self.rows(number))
 
     def batch(self, rows: Sequence[int]) -> tuple[Batch, BatchStats]:
-        """The global ``rows`` as one batch."""
-        setup = self.sources[0].setup
+        """The global ``rows``, which are of one step, as one batch."""
+        found = [self.find(row) for row in rows]
+        refs = [index.row(row) for index, row in found]
+        sources = found[0][0].maker.sources
+        setup = sources[0].setup
         pad = setup.tokenizers.encoder.pad_id if setup.model.has_pad_markers else None
-        refs = [self.index.row(row) for row in rows]
-        batch = assemble_batch(self.examples(refs), setup.model, setup.pack, pad)
-        batch = batch._replace(objectives=self._objectives(refs, batch.decoder_segments))
+        batch = assemble_batch(self._examples(sources, refs), setup.model, setup.pack, pad)
+        batch = batch._replace(objectives=_objectives(sources, refs, batch.decoder_segments))
         return batch, batch_stats(batch)
 
-    def _objectives(self, refs: Sequence[Sequence[ExampleRef]], segments_BS: np.ndarray) -> np.ndarray:
-        """``Batch.objectives`` of rows whose segments 1.. are ``refs``."""
-        numbers = [OBJECTIVES.index(source.config.objective) for source in self.sources]
-        by_segment = ([-1, *(numbers[ref.source] for ref in row)] for row in refs)
-        return np.stack(
-            [np.array(row, np.int8)[segments] for row, segments in zip(by_segment, segments_BS, strict=True)]
-        )
+    def _examples(self, sources: Sequence[Source], refs: Sequence[Sequence[ExampleRef]]) -> list[list[Example]]:
+        flat = [ref for row in refs for ref in row]
+        records = iter(self.cache.get([(sources[ref.source], ref.record) for ref in flat]))
+        return [[sources[ref.source].example(ref, next(records)) for ref in row] for row in refs]
 
-    def find(self, row: int) -> tuple["BatchMaker", int]:
-        """The maker of global ``row``, and the row's number in its index: here this one, and the same."""
-        return self, row
+
+def _objectives(sources: Sequence[Source], refs: Sequence[Sequence[ExampleRef]], segments_BS: np.ndarray) -> np.ndarray:
+    """``Batch.objectives`` of rows whose segments 1.. are ``refs``; int8 [B, S]."""
+    numbers = [OBJECTIVES.index(source.config.objective) for source in sources]
+    by_segment = ([-1, *(numbers[ref.source] for ref in row)] for row in refs)
+    return np.stack([np.array(row, np.int8)[segments] for row, segments in zip(by_segment, segments_BS, strict=True)])
 
 
 class Loader(Iterator[tuple[Batch, BatchStats]]):
@@ -234,36 +231,44 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         self.close()
 
     @property
-    def index(self) -> RowIndex:
-        """The row index that the batches come from."""
-        return self.maker.index
+    def indices(self) -> dict[int, RowIndex]:
+        """The row index of each ratio."""
+        return dict(zip(self.maker.schedule.ratios, self.maker.indices, strict=True))
 
     @property
     def digest(self) -> str:
         """Digest of all that the order of rows depends on."""
-        return self.index.digest
+        if not self.maker.schedule.listed:
+            return self.maker.indices[0].digest
+        values = [[index.digest, ratio] for ratio, index in self.indices.items()]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def info(self, stage: StageConfig) -> dict[str, Any]:
-        """What the first rows of the stage hold; see ``first_info``."""
-        return first_info(self.index, stage)
+        """What the first rows of the stage hold, those of all ratios together; see ``first_info``."""
+        schedule = self.maker.schedule
+        if not schedule.listed:
+            return first_info(self.maker.indices[0], stage)
+        infos = [
+            first_info(index, stage.model_copy(update={"steps": steps}))
+            for index, steps in zip(self.maker.indices, schedule.steps_before(stage.steps), strict=True)
+            if steps
+        ]
+        together = joined_info(infos)
+        write_info(self.maker.indices[0].folder.parents[1] / "mixed" / "info.json", together)
+        return together
 
     def describe(self, row: int) -> list[dict[str, Any]]:
         """Where the examples of global ``row`` come from: source, record, variant and bounds of each."""
-        maker, own = self.maker.find(row)
+        index, own = self.maker.find(row)
         return [
-            {**ref._asdict(), "source": maker.sources[ref.source].name, "bounds": np.asarray(ref.bounds).tolist()}
-            for ref in maker.index.row(own)
+            {**ref._asdict(), "source": index.maker.sources[ref.source].name, "bounds": np.asarray(ref.bounds).tolist()}
+            for ref in index.row(own)
         ]
 
     def row(self, row: int) -> tuple[int, Batch, BatchStats]:
         """(N, batch of one row, what it holds) of global ``row``, whether or not it is still to come."""
-        maker, own = self.maker.find(row)
-        return maker.sources[0].setup.model.ratio, *maker.batch([own])
-
-    @property
-    def indices(self) -> dict[int, RowIndex]:
-        """The row index of each ratio."""
-        return {self.maker.sources[0].setup.model.ratio: self.index}
+        index, _ = self.maker.find(row)
+        return index.maker.sources[0].setup.model.ratio, *self.maker.batch([row])
 
     def state(self, rows: int | None = None) -> dict[str, Any]:
         """What a checkpoint stores: rows consumed by all hosts together, the index's digest, where its block begins.
@@ -273,8 +278,12 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         """
         if rows is None:
             rows = self.maker.first_row + self._done * self.maker.batch_rows
-        cursor = self.index.block_of(max(rows - 1, 0)).cursor
-        return {"rows_consumed": rows, "index_digest": self.index.digest, "cursor": [*cursor[:2], list(cursor.draws)]}
+        cursors = []
+        for index, count in zip(self.maker.indices, self.maker.rows_before(rows), strict=True):
+            cursor = index.block_of(max(count - 1, 0)).cursor
+            cursors.append([*cursor[:2], list(cursor.draws)])
+        of_blocks = {"cursors": cursors} if self.maker.schedule.listed else {"cursor": cursors[0]}
+        return {"rows_consumed": rows, "index_digest": self.digest, **of_blocks}
 
     def close(self) -> None:
         """End the pipeline's threads and processes."""
@@ -313,16 +322,24 @@ def make_loader(
             f"batch_rows={rows} (stage {stage}) is not a multiple of the {parts} parts that the mesh makes of a batch"
             f" (mesh.replica * mesh.fsdp): use {rows // parts * parts or parts}"
         )
-    folder = index_folder or RunPaths(config).stage(stage) / "index"
-    if config.stages[stage].ratios:
-        from lclm_jax.data.loading.mixed import make_mixed_loader  # which builds on this module
-
-        return make_mixed_loader(config, stage, tokenizers, start, host, split, Path(folder))
-    sources = make_sources(config, stage, tokenizers, split)
-    index = open_index(config, stage, sources, folder)
-    if start.cursor is not None and start.index_digest == index.digest:
-        index.know(start.cursor)
+    folder = Path(index_folder or RunPaths(config).stage(stage) / "index")
+    schedule, step = RatioSchedule(config, stage), start.rows // rows
+    if schedule.listed and start.step not in (None, step):
+        raise LclmError(
+            f"stage {stage} has made {start.step} updates with {start.rows} rows, which is not batch_rows={rows} each;"
+            " a stage with ratios cannot go on with another batch_rows: set it back"
+        )
+    indices = []
+    for number, ratio in enumerate(schedule.ratios):
+        own = config.model_copy(update={"model": config.model.model_copy(update={"ratio": ratio})})
+        sources = make_sources(own, stage, tokenizers, split, (number, len(schedule.ratios)))
+        indices.append(open_index(own, stage, sources, folder / f"ratio-{ratio}" if schedule.listed else folder))
+    first_row = step * rows if schedule.listed else start.rows
+    maker = BatchMaker(tuple(indices), schedule, rows, first_row, host, RecordCache())
     # A forced change of batch_rows parts the count of updates from that of rows.
-    batches = max(0, config.stages[stage].steps - (start.rows // rows if start.step is None else start.step))
-    maker = BatchMaker(index, rows, start.rows, host, RecordCache())
-    return Loader(maker, batches, config.data.workers, config.data.prefetch)
+    batches = max(0, config.stages[stage].steps - (step if start.step is None else start.step))
+    loader = Loader(maker, batches, config.data.workers, config.data.prefetch)
+    if start.cursors and start.index_digest == loader.digest:
+        for index, cursor in zip(indices, start.cursors, strict=True):
+            index.know(cursor)
+    return loader

@@ -1,15 +1,23 @@
-"""Which records of which source a block of a stage takes.
+"""Which records of which source a block of a stage takes, and which compression ratio each step has.
 
 A stage is a sequence of blocks. Each takes the next records of every source, as many as its share of the decoder
 positions asks for, so any block can be computed without the ones before it. Records of a source are taken in an order
 that is shuffled over the whole collection and changes with every epoch.
+
+With several ratios, every ratio has a row index of its own, packed for it alone, so no ratio pays for another's
+placeholders. The indices share the records: in each epoch of a source every ratio takes another part of them, and the
+parts rotate from epoch to epoch, so all epochs together read every document at every ratio. A step's ratio is a hash of
+(seed, stage, step); its batch is the next one of its ratio. Both are known without making a batch, so order, resuming
+and the number of hosts are as with a single ratio.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lclm_jax.config import Config
 from lclm_jax.data.packing.counter_rng import Shuffle, draw_key, uniform
 from lclm_jax.errors import LclmError
 
@@ -106,3 +114,36 @@ class Mixture:
             raise Exhausted("all sources are exhausted")
         wanted = self._positions * shares / shares.sum()
         return [float(one) / supply.positions for one, supply in zip(wanted, self._supplies, strict=True)]
+
+
+class RatioSchedule:
+    """Step -> ratio; for a stage without ``ratios`` it is ``model.ratio`` at every step."""
+
+    def __init__(self, config: Config, stage: str):
+        settings = config.stages[stage]
+        weights = Counter(settings.ratios or (config.model.ratio,))
+        self.listed = bool(settings.ratios)
+        """Whether the stage lists ratios: its indices and its checkpoints are then kept by ratio."""
+        self.ratios = tuple(sorted(weights))
+        """The different ratios, ascending."""
+        share = np.array([weights[ratio] for ratio in self.ratios], np.float64)
+        steps = settings.steps if len(self.ratios) > 1 else 0
+        draws = uniform(draw_key("ratios", config.seed, stage), np.arange(steps))
+        self._which = np.searchsorted(np.cumsum(share / share.sum())[:-1], draws, side="right")
+        drawn = self._which[:, None] == np.arange(share.size)[None]
+        self._before = np.concatenate([np.zeros((1, share.size), np.int64), np.cumsum(drawn, axis=0)])
+
+    def ratio(self, step: int) -> int:
+        """N of update ``step``, from 0."""
+        return self.ratios[self.place(step)[0]]
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(which of ``ratios``, how many steps before this one drew it too)."""
+        if len(self.ratios) == 1:
+            return 0, step
+        which = int(self._which[step])
+        return which, int(self._before[step, which])
+
+    def steps_before(self, step: int) -> list[int]:
+        """How many of the steps before ``step`` have each of ``ratios``."""
+        return [step] if len(self.ratios) == 1 else self._before[step].tolist()
