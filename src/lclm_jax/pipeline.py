@@ -1,89 +1,57 @@
-"""Corpus to report: the whole life of an LCLM in steps that can be killed and continued.
+"""Corpus to report: the steps of a whole run, which can be killed at any point and resumed.
 
-Each step is done or not done by the ledger (``pipeline.json``); training keeps its own checkpoints, so a killed stage
-goes on from the last of them. A step is redone when the configuration it depends on has changed.
+``pipeline.json`` says which steps are done; training keeps its own checkpoints, so a killed stage resumes from the
+latest one. A step runs again when the settings that it depends on have changed.
 """
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.prepare.run import prepare_data, train_run_tokenizer
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_json
-from lclm_jax.ops.pipeline_state import Ledger
-from lclm_jax.ops.run_folder import _flatten, own_run
+from lclm_jax.ops.pipeline_state import PipelineState, Step, run_steps
+from lclm_jax.ops.run_folder import own_run
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step: ``run`` returns what the report shows of it; ``free`` names the free keys it depends on."""
-
-    name: str
-    run: Callable[[Config], dict[str, Any]]
-    free: tuple[str, ...] = ()
-
-
-def run_pipeline(config: Config) -> dict[str, Any]:
+def run_pipeline(config: Config) -> JsonObject:
     """Run every step that is not done; returns the content of report.json.
 
     Raises ``LclmError`` as ``own_run`` does, and as the steps do.
     """
-    with own_run(config):
-        return _run_steps(config)
-
-
-def _run_steps(config: Config) -> dict[str, Any]:
     paths = RunPaths(config)
-    ledger = Ledger(paths.progress)
-    steps = list(pipeline_steps(config))
-    redo = False
-    for number, step in enumerate(steps, 1):
-        fingerprint = _fingerprint(config, step)
-        title = f"[{number}/{len(steps)}] {step.name}"
-        if not redo and ledger.done(step.name, fingerprint):
-            logger.info("%s: done before", title)
-            continue
-        redo = True  # what follows a step that ran is stale
-        logger.info("%s", title)
-        with ledger.record(step.name, fingerprint) as entry:
-            entry["result"] = step.run(config)
-        logger.info(
-            "%s: done in %.1f s, peak memory %.0f MB", title, entry["wall_seconds"], entry["peak_memory_bytes"] / 1e6
-        )
-    if not redo:
-        logger.info("Nothing to do: %s is complete; delete %s to start over", paths.report, paths.root)
+    with own_run(config):
+        if not run_steps(config, list(pipeline_steps(config)), paths.progress):
+            logger.info("Nothing to do: %s is complete; delete %s to start over", paths.report, paths.root)
     return json.loads(paths.report.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def pipeline_steps(config: Config) -> Iterator[Step]:
-    """The steps of ``config`` in order."""
-    yield Step("corpus", _survey_corpus)
+    """The steps of ``config`` in order.
+
+    Every key that decides a result is fixed for the run's folder (``claim_run``), but for those of ``eval``.
+    """
+    evaluation = json.dumps({f"eval.{name}": value for name, value in config.eval.model_dump(mode="json").items()})
+    yield Step("corpus", _survey_corpus, "{}")
     if config.tokenizer.decoder is None:
-        yield Step("tokenizer", train_run_tokenizer)
-    yield Step("prepare", prepare_data)
+        yield Step("tokenizer", train_run_tokenizer, "{}")
+    yield Step("prepare", prepare_data, "{}")
     for name in config.stages:
-        yield Step(f"train {name}", partial(_train_stage, stage=name))
-    yield Step("evaluate", _evaluate, free=("eval.",))
-    yield Step("export", _export)
-    yield Step("generate", _generate, free=("eval.",))
-    yield Step("report", _report, free=("eval.",))
+        yield Step(f"train {name}", partial(_train_stage, stage=name), "{}")
+    yield Step("evaluate", _evaluate, evaluation)
+    yield Step("export", _export, "{}")
+    yield Step("generate", _generate, evaluation)
+    yield Step("report", _report, evaluation)
 
 
-def _fingerprint(config: Config, step: Step) -> str:
-    """The free keys that the step depends on; every other key is held fixed by ``claim_run``."""
-    flat = _flatten(config.model_dump(mode="json"))
-    return json.dumps({name: value for name, value in flat.items() if step.free and name.startswith(step.free)})
-
-
-def _survey_corpus(config: Config) -> dict[str, Any]:
+def _survey_corpus(config: Config) -> JsonObject:
     from lclm_jax.data.prepare.corpus import SPLITS, list_collection, split_of
 
     files, sizes, rows = Counter[str](), Counter[str](), False
@@ -105,7 +73,7 @@ def _survey_corpus(config: Config) -> dict[str, Any]:
     return {split: {"files": files[split], "bytes": sizes[split]} for split in (*SPLITS, "rows") if files[split]}
 
 
-def _train_stage(config: Config, stage: str) -> dict[str, Any]:
+def _train_stage(config: Config, stage: str) -> JsonObject:
     from lclm_jax.eval.probe import Probe
     from lclm_jax.interop.init_from_hf import imported_params
     from lclm_jax.train.core.stages import train
@@ -114,7 +82,7 @@ def _train_stage(config: Config, stage: str) -> dict[str, Any]:
     return {}
 
 
-def _evaluate(config: Config) -> dict[str, Any]:
+def _evaluate(config: Config) -> JsonObject:
     from lclm_jax.eval.run import evaluate
     from lclm_jax.parallel import make_mesh
     from lclm_jax.train.core.stages import load_params, load_tokenizers
@@ -125,14 +93,14 @@ def _evaluate(config: Config) -> dict[str, Any]:
     return {}
 
 
-def _export(config: Config) -> dict[str, Any]:
+def _export(config: Config) -> JsonObject:
     from lclm_jax.interop.runs import export_run
 
     stage, step = export_run(config, RunPaths(config).export)
     return {"stage": stage, "step": step}
 
 
-def _generate(config: Config) -> dict[str, Any]:
+def _generate(config: Config) -> JsonObject:
     from lclm_jax.eval.sample_answers import sample_answers
 
     paths = RunPaths(config)
@@ -140,9 +108,9 @@ def _generate(config: Config) -> dict[str, Any]:
     return {}
 
 
-def _report(config: Config) -> dict[str, Any]:
+def _report(config: Config) -> JsonObject:
     from lclm_jax.report.run_report import build_report
 
-    report = build_report(config, Ledger(RunPaths(config).progress).steps)
+    report = build_report(config, PipelineState(RunPaths(config).progress).steps)
     logger.info("%s", RunPaths(config).report)
     return {name: report[name] for name in ("recovered_share", "verbatim_token_accuracy", "held_out_tokens")}

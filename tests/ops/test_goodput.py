@@ -2,7 +2,7 @@
 
 import pytest
 
-from lclm_jax.ops.goodput import goodput, share, total
+from lclm_jax.ops.goodput import goodput, productive_fraction, total
 
 # Turned to at 100, begins at 110; steps 0 to 3 take 20 + 4 + 4 + 4; a save of 2 s is in step 3. Killed during step 4,
 # after step 3 (saved at 3, so step 3 is made again); begins again at 160. Steps 3 and 4: 10 + 4. Stopped, saved in 3 s.
@@ -40,14 +40,14 @@ def test_seconds_by_kind():
         "start": 10,
         "restart": (160 - 142 + 4) + (200 - 178),
     }
-    assert share(found) == pytest.approx(19.75 / sum(found.values()))
+    assert productive_fraction(found) == pytest.approx(19.75 / sum(found.values()))
 
 
 def test_events_of_an_earlier_version_and_no_events():
     old = [{"kind": "begin", "time": 5.0, "redone_seconds": 0}, {"kind": "begin", "time": 9.0, "redone_seconds": 2.0}]
     assert goodput(RECORDS, old)["restart"] == 6
     assert goodput(RECORDS, [])["restart"] == goodput(RECORDS, [])["start"] == 0
-    assert share(goodput([], [])) is None
+    assert productive_fraction(goodput([], [])) is None
 
 
 def test_total():

@@ -1,28 +1,29 @@
-"""Where the time of a stage went, from its metrics and events; restarts included.
+"""Where the time of a stage went, from its metrics and events, restarts included.
 
-A step's record says how its wall time was spent. What a restart costs is in the events: the records of steps that are
-made once more are cut off, and their seconds go into the ``begin`` event; what a stage does after its last step (save,
-probe) is in events marked ``final``.
+The record of a step says how its wall time was spent. The cost of a restart is in the events: records of steps that are
+repeated are cut off, and their seconds go into the ``begin`` event. What a stage does after its last step (save, probe)
+is in events marked ``final``.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+from lclm_jax.types import ReadOnlyJson
 
 KINDS = ("step", "compile", "data_wait", "checkpoint", "evaluation", "logging", "start", "restart")
-"""What time goes to. step: computing, all that is nothing else. data_wait: the loop stood still for a batch (the device
-may still have been busy). start: from turning to the stage to its first step. restart: from the last sign of life
-before a death or stop to the first step after, and the steps that were made once more."""
+"""What time is spent on. step: computing, and all that is not listed apart. data_wait: the loop waited for a batch (the
+device may still have been busy). start: from opening the stage to its first step. restart: from the last sign of life
+before an exit or crash to the first step after it, and the steps that were repeated."""
 
 _SPENT = ("compile", "data_wait", "checkpoint", "evaluation", "logging")
 _FINAL = {"save": "checkpoint", "probe": "evaluation"}
 
 
-def goodput(records: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def goodput(records: Iterable[ReadOnlyJson], events: Iterable[ReadOnlyJson]) -> dict[str, float]:
     """Seconds by kind (``KINDS``) of one stage.
 
     Args:
         records: of ``metrics.jsonl``.
-        events: of ``events.jsonl``, in order; those of a run of an earlier version say less, and less is counted.
+        events: of ``events.jsonl``, in order; those of earlier versions hold less, and less is counted.
     """
     seconds = dict.fromkeys(KINDS, 0.0)
     for record in records:
@@ -50,7 +51,7 @@ def total(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {kind: sum(part[kind] for part in parts) for kind in KINDS}
 
 
-def share(seconds: Mapping[str, float]) -> float | None:
-    """Goodput: the part of the time that steps took; None before the first."""
+def productive_fraction(seconds: Mapping[str, float]) -> float | None:
+    """Goodput: the fraction of the time that was spent on steps; None before the first step."""
     whole = sum(seconds.values())
     return seconds["step"] / whole if whole else None

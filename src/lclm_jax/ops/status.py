@@ -1,36 +1,93 @@
-"""Where a run is, how it does and when it ends, from its files alone: it may be live, dead or finished.
+"""Progress, health and time left of a run, from its files alone: it may be running, dead or finished.
 
 Nothing here imports JAX, so the answer comes at once, on any machine that sees the run's folder.
 """
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 from lclm_jax.config import Config, RunPaths
-from lclm_jax.ops.goodput import goodput, share, total
+from lclm_jax.ops.goodput import goodput, productive_fraction, total
 from lclm_jax.train.logging import events, records
 from lclm_jax.train.logging.records import working_seconds
+from lclm_jax.types import JsonObject
 
 RECENT = 50
-"""Steps that means are taken over."""
+"""Number of steps that recent means are taken over."""
 _SILENT_SECONDS = 120.0
-_COUNTED = ("save_failed", "spike", "rewind", "stop")
+
+State = Literal["not begun", "finished", "stopped", "running", "silent"]
+"""``stopped``: saved and exited on request. ``silent``: no sign of life for long, the processes may be dead."""
 
 
-def run_status(config: Config, now: float | None = None) -> dict[str, Any]:
-    """Plain values of the whole run, and of each stage under ``stages``.
+class Recent(TypedDict):
+    """Means over the last ``RECENT`` steps of a stage."""
+
+    loss_nats: float | None
+    raw_tokens_per_s: float
+    decoder_fill: float
+    data_wait_share: float
+    step_seconds: float
+    """Wall time per step; saves and evaluation included, as they recur, compilation not."""
+    learning_rates: dict[str, float]
+    """Part of the model -> rate of the last step."""
+    mfu: NotRequired[float]
+    memory_bytes: NotRequired[float]
+
+
+class StageStatus(TypedDict):
+    """One stage."""
+
+    state: State
+    done_steps: int
+    steps: int
+    checkpoints: list[int]
+    last_sign_unix_seconds: float | None
+    recent: Recent | None
+    """None before the first step."""
+    skipped_steps: int
+    nonfinite_steps: int
+    restarts: int
+    redone_steps: int
+    failed_saves: int
+    spikes: int
+    rewinds: int
+    stops: int
+    last_failure: str | None
+    """Why the last failed save failed."""
+    goodput_seconds: dict[str, float]
+    """By kind, see ``goodput.KINDS``."""
+    goodput: float | None
+    eta_seconds: float | None
+    eta_is_rough: bool
+    """Derived from the pace of an earlier stage."""
+
+
+class RunStatus(TypedDict):
+    """A whole run."""
+
+    name: str
+    stage: str
+    """The stage that it is at."""
+    state: State
+    """Of that stage."""
+    silent_seconds: float | None
+    """Since the last sign of life; None if there was none."""
+    eta_seconds: float | None
+    """Training time left; None before the first step."""
+    goodput_seconds: dict[str, float]
+    goodput: float | None
+    stages: dict[str, StageStatus]
+
+
+def run_status(config: Config, now: float | None = None) -> RunStatus:
+    """Status of a run and of each of its stages, as plain values.
 
     Args:
         config: the run, ``run_dir`` set.
         now: seconds since the epoch; None: the clock.
-
-    Returns:
-        ``name``, ``stage`` (the one it is at), its ``state`` (see ``_state``), ``silent_seconds`` (since the last sign
-        of life; None if there was none), ``eta_seconds`` (None if no step tells), ``goodput_seconds`` by kind,
-        ``goodput`` and ``stages``.
     """
     now = time.time() if now is None else now
     stages = {name: stage_status(config, name, now) for name in config.stages}
@@ -44,15 +101,15 @@ def run_status(config: Config, now: float | None = None) -> dict[str, Any]:
         "stage": current,
         "state": stages[current]["state"],
         "silent_seconds": now - max(signs) if signs else None,
-        "eta_seconds": None if any(one is None for one in left) else sum(left),
+        "eta_seconds": None if None in left else sum(one for one in left if one is not None),
         "goodput_seconds": seconds,
-        "goodput": share(seconds),
+        "goodput": productive_fraction(seconds),
         "stages": stages,
     }
 
 
-def stage_status(config: Config, stage: str, now: float) -> dict[str, Any]:
-    """Plain values of one stage; ``recent`` holds means over the last ``RECENT`` steps."""
+def stage_status(config: Config, stage: str, now: float) -> StageStatus:
+    """Status of one stage, without an estimate of its time left."""
     folder = RunPaths(config).stage(stage)
     steps, happened = list(records.read_metrics(folder / records.NAME)), list(events.read_events(folder))
     saved = sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
@@ -70,50 +127,50 @@ def stage_status(config: Config, stage: str, now: float) -> dict[str, Any]:
         "nonfinite_steps": sum(bool(step["nonfinite"]) for step in steps),
         "restarts": max(0, counts["begin"] - 1),
         "redone_steps": sum(event["redone_steps"] for event in happened if event["kind"] == "begin"),
-        **{f"{kind}s" if kind != "save_failed" else "failed_saves": counts[kind] for kind in _COUNTED},
+        "failed_saves": counts["save_failed"],
+        "spikes": counts["spike"],
+        "rewinds": counts["rewind"],
+        "stops": counts["stop"],
         "last_failure": next((one["message"] for one in reversed(happened) if one["kind"] == "save_failed"), None),
         "goodput_seconds": seconds,
-        "goodput": share(seconds),
+        "goodput": productive_fraction(seconds),
+        "eta_seconds": None,
+        "eta_is_rough": False,
     }
 
 
-def _recent(steps: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Means over the last steps: loss, speed, share of data wait, seconds of a step; None before the first step."""
+def _recent(steps: list[JsonObject]) -> Recent | None:
     last = steps[-RECENT:]
     if not last:
         return None
     losses = [step["loss_nats"] for step in last if step["loss_nats"] is not None]
     working = sum(working_seconds(step) for step in last)
-    means = {
+    recent: Recent = {
         "loss_nats": sum(losses) / len(losses) if losses else None,
         "raw_tokens_per_s": sum(step["raw_tokens"] for step in last) / working,
         "decoder_fill": sum(step["decoder_fill"] for step in last) / len(last),
         "data_wait_share": sum(step["data_wait_seconds"] for step in last) / sum(step["wall_seconds"] for step in last),
-        # Saves and evaluation come again, compilation does not.
         "step_seconds": sum(step["wall_seconds"] - step.get("compile_seconds", 0.0) for step in last) / len(last),
         "learning_rates": {n.split("/")[1]: v for n, v in last[-1].items() if n.startswith("learning_rate/")},
     }
-    memory = [step["memory_bytes"] for step in steps[-1000:] if "memory_bytes" in step]
-    return (
-        means
-        | ({"mfu": last[-1]["mfu"]} if "mfu" in last[-1] else {})
-        | ({"memory_bytes": memory[-1]} if memory else {})
-    )
+    if "mfu" in last[-1]:
+        recent["mfu"] = last[-1]["mfu"]
+    if memory := [step["memory_bytes"] for step in steps[-1000:] if "memory_bytes" in step]:
+        recent["memory_bytes"] = memory[-1]
+    return recent
 
 
-def _last_sign(folder: Path, steps: list[dict[str, Any]], happened: list[dict[str, Any]]) -> float | None:
+def _last_sign(folder: Path, steps: list[JsonObject], happened: list[JsonObject]) -> float | None:
     """When the stage last wrote a step or an event, seconds since the epoch."""
     times = [step["unix_seconds"] for step in steps[-1:] if "unix_seconds" in step]
     times += [event["time"] for event in happened[-1:]]
-    if not times and steps:  # lines of an earlier version carry no time
+    if not times and steps:  # records of an earlier version hold no time
         times = [(folder / records.NAME).stat().st_mtime]
     return max(times, default=None)
 
 
-def _state(
-    steps: int, saved: list[int], happened: list[dict[str, Any]], recent: Mapping[str, Any] | None, age: float | None
-) -> str:
-    """``not begun``, ``finished``, ``stopped`` (saved on request), ``running``, or ``silent``: it may be dead."""
+def _state(steps: int, saved: list[int], happened: list[JsonObject], recent: Recent | None, age: float | None) -> State:
+    """The state of a stage; ``age``: seconds since its last sign of life, None if there was none."""
     if saved and saved[-1] >= steps:
         return "finished"
     if age is None:
@@ -124,10 +181,10 @@ def _state(
     return "running" if age < patience else "silent"
 
 
-def _add_estimates(config: Config, stages: dict[str, dict[str, Any]]) -> None:
-    """Give each stage ``eta_seconds``, by its own pace or, before it begins, by that of the last stage that did.
+def _add_estimates(config: Config, stages: dict[str, StageStatus]) -> None:
+    """Set ``eta_seconds`` of each stage from its own pace or, before it begins, from that of the last stage that did.
 
-    A foreign pace is scaled by decoder positions, which is rough: other parts may train.
+    The pace of another stage is scaled by decoder positions, which is rough: other parts may train.
     """
     per_position: float | None = None
     for name, stage in stages.items():

@@ -25,7 +25,7 @@ def build_report(config: Config, steps: Mapping[str, Mapping[str, Any]]) -> dict
 
     Args:
         config: the run.
-        steps: the pipeline's ledger.
+        steps: the steps of the pipeline, by name.
 
     Returns:
         The content of report.json.
