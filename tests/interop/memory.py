@@ -26,7 +26,7 @@ from lclm_jax.parallel import make_mesh
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from lclm_jax.train.checkpoints.checkpoint import CHUNK_BYTES, TABLE_CHUNK_BYTES
-from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 
 SMALL = dict(num_layers=12, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=20_000)
 SIZES = {
@@ -124,7 +124,7 @@ def main(action: str, folder: Path, size: str) -> None:
     elif action == "import":  # the tables grow, so that their mean is taken too
         import_model(folder / "source", folder / "import", options=ImportOptions(pad_to=128))
     else:
-        export_model(SavedParams(folder / "1"), model, folder / "export", dtype="bfloat16", **tokenizers)
+        export_model(LazyCheckpoint(folder / "1"), model, folder / "export", dtype="bfloat16", **tokenizers)
     values = {"parameters": nbytes, "layer": layer, "before": before, "peak": peak()}
     sys.stdout.write(json.dumps(values) + "\n")
 

@@ -83,7 +83,7 @@ def test_runs_that_differ_are_told_apart(tmp_path, monkeypatch):
         def read(self, path):
             return [self.value]
 
-    monkeypatch.setattr(drill, "SavedParams", Params)
+    monkeypatch.setattr(drill, "LazyCheckpoint", Params)
     assert "has no final checkpoint" in drill.compare(one, other)[0]
     for trainer in (one, other):
         (trainer.checkpoints / "2").mkdir(parents=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 
 spec = importlib.util.spec_from_file_location("launch", Path(__file__).with_name("launch.py"))
 launching = importlib.util.module_from_spec(spec)
@@ -58,7 +58,7 @@ def losses(folder):
 
 
 def parameters(folder, step=STEPS):
-    saved = SavedParams(folder / "stages" / "base" / "checkpoints" / str(step))
+    saved = LazyCheckpoint(folder / "stages" / "base" / "checkpoints" / str(step))
     return {path: saved.read(path) for path in saved.shapes}
 
 

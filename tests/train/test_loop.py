@@ -273,7 +273,7 @@ def test_a_local_copy_is_newer_than_the_checkpoint(config, tmp_path, caplog):
 
     def stop(number, batch):
         if number == 5:
-            raise ValueError("stop here")
+            raise LclmError("stop here")
         return batch
 
     with pytest.raises(LclmError, match="stop here"):

@@ -8,7 +8,7 @@ from lclm_jax.config import OptimizerConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.train.core.optimizer import Group, Optimizer
 from lclm_jax.train.core.schedule import Schedule
-from lclm_jax.train.core.update_rules import direction
+from lclm_jax.train.core.update_rules import update_rule
 
 LABELS = {"a": {"w": "one"}, "b": {"w": "two"}, "c": {"w": None}}
 
@@ -72,7 +72,7 @@ def test_a_group_without_signal_does_not_move_and_does_not_count():
     for step in (0, 2, 4):
         rate = history[step]["learning_rate/one"]
         tree = {"a": {"w": expected}}
-        towards, moments = direction(optimizer.settings).update({"a": {"w": gradients[step][0]}}, moments, tree)
+        towards, moments = update_rule(optimizer.settings).update({"a": {"w": gradients[step][0]}}, moments, tree)
         expected = expected - rate * (towards["a"]["w"] + 0.1 * expected)
     np.testing.assert_allclose(values["a"]["w"], expected, rtol=1e-6)
 

@@ -5,25 +5,25 @@ import pytest
 from lclm_jax.config import MeshConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.logging.profiling import Profile
+from lclm_jax.train.logging.profiling import StepProfiler
 from lclm_jax.train.supervise.out_of_memory import OutOfMemory, memory_advice, remedies
 
 
-def test_a_trace_holds_the_steps_of_its_range(tmp_path):
-    profile = Profile("2-3", tmp_path / "profile")
+def test_a_trace_holds_the_steps_of_its_range(make_config, tmp_path):
+    profile = StepProfiler("2-3", tmp_path / "profile")
     for step in range(5):
         profile.begin(step)
         assert profile._running == (step in (2, 3))
         result = jnp.ones(4).sum()
         profile.end(step, result)
     assert list(tmp_path.rglob("*.xplane.pb")) and list(tmp_path.rglob("perfetto_trace.json.gz"))
-    nothing = Profile(None, tmp_path / "none")
+    nothing = StepProfiler(None, tmp_path / "none")
     nothing.begin(0)
     nothing.end(0, None)
     nothing.close()
     assert not (tmp_path / "none").exists()
     with pytest.raises(LclmError, match='is not a range; write "FIRST-LAST"'):
-        Profile("9-2", tmp_path)
+        make_config(train={"profile_steps": "9-2"})
 
 
 def test_a_full_memory_names_the_three_cheapest_remedies(make_config):

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lclm_jax.train.logging.log_summary import format_seconds
-from lclm_jax.train.logging.progress import BarReporter, LineReporter
+from lclm_jax.train.logging.progress import LogReporter, ProgressBarReporter
 
 
 def record(step, loss=2.0):
@@ -28,7 +28,7 @@ def record(step, loss=2.0):
 
 
 def told(caplog, every, first, last, records, probe=None):
-    reporter = LineReporter(every)
+    reporter = LogReporter(every)
     with caplog.at_level(logging.INFO, logger="lclm_jax"):
         reporter.start("stage0", first, last)
         if probe:
@@ -67,7 +67,7 @@ def test_the_gain_of_the_last_probe_is_told(caplog):
 
 
 def test_lines_tell_objectives_apart_by_tokens(caplog):
-    reporter = LineReporter(every=2)
+    reporter = LogReporter(every=2)
     with caplog.at_level(logging.INFO, logger="lclm_jax"):
         reporter.start("stage0", 0, 2)
         first = {"loss_nats/cpt": 1.0, "loss_tokens/cpt": 30, "loss_nats/chat": None, "loss_tokens/chat": 0}
@@ -79,7 +79,7 @@ def test_lines_tell_objectives_apart_by_tokens(caplog):
 
 def test_a_bar_shows_loss_and_rates():
     output = io.StringIO()
-    reporter = BarReporter(Console(file=output, force_terminal=True, width=140), interval_seconds=0)
+    reporter = ProgressBarReporter(Console(file=output, force_terminal=True, width=140), interval_seconds=0)
     reporter.start("stage0", 0, 2)
     reporter.step(record(0))
     reporter.step(record(1, loss=4.0))
@@ -91,7 +91,7 @@ def test_a_bar_shows_loss_and_rates():
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_narrow_terminal_shows_every_number(width):
     output = io.StringIO()
-    reporter = BarReporter(Console(file=output, force_terminal=True, width=width), interval_seconds=0)
+    reporter = ProgressBarReporter(Console(file=output, force_terminal=True, width=width), interval_seconds=0)
     rates = {f"learning_rate/{part}": 1e-3 for part in ("adapter", "encoder", "decoder", "memory_rows")}
     reporter.start("base_varied", 0, 1800)
     reporter.step(record(1233) | rates | {"learning_rate/decoder": 1e-5})

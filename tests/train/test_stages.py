@@ -19,7 +19,7 @@ from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoint
 from lclm_jax.train.core.stages import finished, load_params, train
 from lclm_jax.train.core.state import random_params
 from lclm_jax.train.logging.records import read_metrics
-from lclm_jax.train.supervise.step_monitor import Watch
+from lclm_jax.train.supervise.step_monitor import StepMonitor
 
 BACKBONE = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=300)
 SPANS = {"min_tokens": 8, "max_tokens": 16, "raw_min_tokens": 8, "raw_max_tokens": 16}
@@ -173,7 +173,7 @@ def test_a_stage_of_several_ratios_goes_on_exactly_and_counts_its_compiles(value
         config = parse_config(values | {"stages": {"base": mixed}} | checkpoints | folders)
         if kill_at is not None:
             with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-                patch.setattr(Watch, "step", dying(Watch.step, kill_at))
+                patch.setattr(StepMonitor, "step", dying(StepMonitor.step, kill_at))
                 train(config)
         train(config)
         return config, list(read_metrics(RunPaths(config).stage("base") / "metrics.jsonl"))

@@ -138,7 +138,7 @@ def parse_skip_range(text: str) -> tuple[int, int]:
     """``"6500-6510"`` or ``"7"`` to inclusive bounds; raises ``ValueError`` on anything else."""
     first, _, last = text.partition("-")
     if not first.isdigit() or (last and not last.isdigit()) or (last and int(last) < int(first)):
-        raise ValueError(f'skip_steps entry {text!r} is not a range; write "FIRST-LAST" with FIRST <= LAST')
+        raise ValueError(f'steps {text!r} is not a range; write "FIRST-LAST" with FIRST <= LAST')
     return int(first), int(last or first)
 
 
@@ -241,6 +241,12 @@ class TrainConfig(Tree):
     poison_steps: tuple[str, ...] = key(
         (), "Steps whose gradients are made NaN, as skip_steps writes them: a drill, used by lclm chaos."
     )
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.profile_steps is not None:
+            parse_skip_range(self.profile_steps)
+        return self
 
 
 class EvalConfig(Tree):

@@ -15,7 +15,7 @@ from lclm_jax.config import Config
 from lclm_jax.drills.faults import FAULTS
 from lclm_jax.drills.small_disk import SmallDisk
 from lclm_jax.drills.trainer import DrillFailure, Trainer
-from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.logging.events import read_events
 from lclm_jax.train.logging.records import MEASURED, read_metrics
 
@@ -161,7 +161,7 @@ def compare(one: Trainer, other: Trainer) -> list[str]:
     final = [trainer.checkpoints / str(trainer.config.stages[trainer.stage].steps) for trainer in (one, other)]
     if not final[1].is_dir():
         return [f"the disturbed run has no final checkpoint {final[1]}"]
-    first, second = SavedParams(final[0]), SavedParams(final[1])
+    first, second = LazyCheckpoint(final[0]), LazyCheckpoint(final[1])
     found = [
         f"parameter {path} differs" for path in first.shapes if not np.array_equal(first.read(path), second.read(path))
     ]

@@ -10,7 +10,7 @@ from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 
 
 class Leaves(Protocol):
-    """Parameters that can be read piece by piece (``train.slices.SavedParams`` is one)."""
+    """Parameters that can be read piece by piece (``LazyCheckpoint`` is one)."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Checkpoints of one stage: asynchronous, atomic, restored on any mesh.
 
 A checkpoint is a folder ``STEP/`` with three Orbax items: ``params`` (in ``model.param_dtype``, large leaves chunked by
-layer so that one layer can be read alone: ``train.slices``), ``rest`` (step, random key, optimizer state) and
+layer so that one layer can be read alone: ``lazy_checkpoint``), ``rest`` (step, random key, optimizer state) and
 ``meta`` (JSON: the data position, the resolved configuration, its hash). Orbax writes into a temporary folder and
 renames it, so a folder named by a number is complete; leftovers of a killed save are removed before the next save.
 

@@ -26,7 +26,7 @@ from lclm_jax.train.core.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-class LocalCopies:
+class EmergencyCheckpoints:
     """The copies of one stage; ``folder=None`` keeps none."""
 
     def __init__(self, folder: Path | None):

@@ -1,7 +1,7 @@
 """Sizes and SHA-256 sums of a checkpoint's files, written once it is complete and checked before it is trusted.
 
 A checkpoint killed between its last rename and its manifest has none; its files are complete, and the fingerprints
-stored with it (``train.fingerprint``) still tell whether its values are those that were saved.
+stored with it (``fingerprint``) still tell whether its values are those that were saved.
 """
 
 import hashlib

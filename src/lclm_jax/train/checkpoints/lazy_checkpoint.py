@@ -1,6 +1,6 @@
 """Parameters of a checkpoint read slice by slice, so that no more of them is in memory than is asked for.
 
-Export of a model that no single host could hold goes through here; training restores through ``train.checkpoint``.
+Export of a model that no single host could hold goes through here; training restores through ``checkpoint``.
 """
 
 import json
@@ -17,7 +17,7 @@ from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.optimizer import EMA
 
 
-class SavedParams:
+class LazyCheckpoint:
     """The leaves of ``STEP/params`` of a checkpoint that Orbax wrote; nothing is read until ``read``.
 
     Args:

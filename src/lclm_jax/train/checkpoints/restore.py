@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 
 from lclm_jax.data.loading.loader import Loader
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
-from lclm_jax.train.checkpoints.emergency_checkpoint import LocalCopies
-from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
+from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.checkpoints.provenance import check_provenance
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.stage_run import StageRun
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def starting_state(
-    run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: LocalCopies
+    run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: EmergencyCheckpoints
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state to go on from and the JSON stored with it; None for a stage that begins."""
     model = run.config.model
@@ -62,7 +62,7 @@ def _restore(
     model = run.config.model
 
     def stored() -> Collection[str]:
-        return SavedParams(checkpoints.folder / str(step)).shapes
+        return LazyCheckpoint(checkpoints.folder / str(step)).shapes
 
     params = without_missing_lora(abstract.params, model, stored)
     state = checkpoints.restore(step, abstract._replace(params=params))

@@ -20,7 +20,7 @@ _CLOCK_STEPS = 16
 """With several processes the first one's clock counts; the others ask it once in so many steps."""
 
 
-class Saver:
+class CheckpointPolicy:
     """Saves by step, by time, and again after a failure; a failed save stops the run only by policy.
 
     Args:

@@ -20,7 +20,7 @@ Probe = Callable[[Any], dict[str, float]]
 """Sharded parameters, which it only reads -> measurements by name."""
 
 
-class Prober:
+class InTrainingEval:
     """Runs a probe every ``every_steps`` steps and at the end of the stage; ``probes.jsonl`` holds what it found.
 
     Args:

@@ -17,24 +17,24 @@ from lclm_jax.data.loading.loader import Position
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import use_mesh
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints
-from lclm_jax.train.checkpoints.emergency_checkpoint import LocalCopies
+from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
 from lclm_jax.train.checkpoints.provenance import checkpoints_folder, provenance
 from lclm_jax.train.checkpoints.restore import check_rows, set_aside, starting_state
-from lclm_jax.train.checkpoints.saver import Saver
-from lclm_jax.train.core.in_training_eval import Prober
+from lclm_jax.train.checkpoints.saver import CheckpointPolicy
+from lclm_jax.train.core.in_training_eval import InTrainingEval
 from lclm_jax.train.core.optimizer import make_optimizer
 from lclm_jax.train.core.stage_run import StageRun, TrainingDiverged
 from lclm_jax.train.core.state import TrainState
 from lclm_jax.train.core.step import make_train_step, put_batch, ratio_of
 from lclm_jax.train.logging.events import Events
 from lclm_jax.train.logging.metrics import MetricsLog
-from lclm_jax.train.logging.profiling import Profile
+from lclm_jax.train.logging.profiling import StepProfiler
 from lclm_jax.train.logging.records import read_metrics
 from lclm_jax.train.supervise.out_of_memory import memory_advice
 from lclm_jax.train.supervise.preemption import StopRequest, stop_requests
-from lclm_jax.train.supervise.resilient_loader import Feeder
-from lclm_jax.train.supervise.rewinds import Rewind, add_rewind, read_rewinds, with_skips
-from lclm_jax.train.supervise.step_monitor import Watch
+from lclm_jax.train.supervise.resilient_loader import ResilientLoader
+from lclm_jax.train.supervise.rewinds import RewindRequested, add_rewind, read_rewinds, with_skips
+from lclm_jax.train.supervise.step_monitor import StepMonitor
 from lclm_jax.train.supervise.watchdog import EXIT_RETRY, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def run_stage(run: StageRun) -> None:
     while True:
         try:
             return _run_once(run)
-        except Rewind as rewind:
+        except RewindRequested as rewind:
             _prepare_rewind(run, rewind)
 
 
@@ -87,12 +87,14 @@ def _run_once(run: StageRun) -> None:
             state, meta = starting_state(run, optimizer, checkpoints, copies)
         first = meta["step"] if meta else 0
         start = Position.from_state(meta) if meta else Position()
-        feeder = opening.enter_context(Feeder(run.open_loader, start, stage.batch_rows, train.data_timeout_seconds))
+        feeder = opening.enter_context(
+            ResilientLoader(run.open_loader, start, stage.batch_rows, train.data_timeout_seconds)
+        )
         stop = opening.enter_context(stop_requests(train.stop))
         forced = check_rows(run, checkpoints, meta, feeder.loader)
         _note_beginning(run, events, first, opened, forced)
         writer = opening.enter_context(closing(MetricsLog(run.folder / "metrics.jsonl", first, first_process)))
-        prober = Prober(run.probe, train.probe.every_steps, run.folder, first, events, run.reporter)
+        prober = InTrainingEval(run.probe, train.probe.every_steps, run.folder, first, events, run.reporter)
         opening.enter_context(closing(prober))
         run.reporter.start(run.stage, first, stage.steps)
         opening.callback(run.reporter.finish)
@@ -107,9 +109,9 @@ def _run_once(run: StageRun) -> None:
             forced=forced,
             feeder=feeder,
             checkpoints=checkpoints,
-            saver=Saver(checkpoints, train.checkpoint, events),
+            saver=CheckpointPolicy(checkpoints, train.checkpoint, events),
             copies=copies,
-            watch=Watch(run, writer, events, checkpoints, feeder.loader, start.rows - first * stage.batch_rows),
+            watch=StepMonitor(run, writer, events, checkpoints, feeder.loader, start.rows - first * stage.batch_rows),
             watchdog=watchdog,
             stop=stop,
             events=events,
@@ -117,9 +119,9 @@ def _run_once(run: StageRun) -> None:
         ).go()
 
 
-def _local_copies(run: StageRun) -> LocalCopies:
+def _local_copies(run: StageRun) -> EmergencyCheckpoints:
     local = run.config.train.checkpoint.local_dir
-    return LocalCopies(Path(local) / run.config.name / run.stage if local else None)
+    return EmergencyCheckpoints(Path(local) / run.config.name / run.stage if local else None)
 
 
 def _note_beginning(run: StageRun, events: Events, first: int, opened: float, forced: list[str]) -> None:
@@ -143,7 +145,7 @@ def _devices(mesh: Mesh) -> str:
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
 
 
-def _prepare_rewind(run: StageRun, rewind: Rewind) -> None:
+def _prepare_rewind(run: StageRun, rewind: RewindRequested) -> None:
     """Set aside what was saved since the spike began, and remember to skip it."""
     limit = run.config.train.spike.max_rewinds
     if len(read_rewinds(run.folder)) >= limit:
@@ -176,22 +178,22 @@ class _Loop:
     """Of the rows that come first."""
     forced: list[str]
     """Settings that this process was forced to go on with, and that the checkpoint before it was not made with."""
-    feeder: Feeder
+    feeder: ResilientLoader
     checkpoints: Checkpoints
-    saver: Saver
-    copies: LocalCopies
-    watch: Watch
+    saver: CheckpointPolicy
+    copies: EmergencyCheckpoints
+    watch: StepMonitor
     watchdog: Watchdog
     stop: StopRequest
     events: Events
-    prober: Prober
+    prober: InTrainingEval
     compiled: set[int] = field(default_factory=set)
     """Ratios whose step has been compiled: a stage with several compiles one for each."""
 
     def go(self) -> None:
         """Make the steps that are left; raises ``Interrupted`` after saving if the run was asked to stop."""
         steps = self._stage.steps
-        profile = Profile(self.run.config.train.profile_steps, self.run.folder / "profile")
+        profile = StepProfiler(self.run.config.train.profile_steps, self.run.folder / "profile")
         with jax.transfer_guard("disallow"), closing(profile):
             for step in range(self.first, steps):
                 self._step(step, profile)
@@ -199,7 +201,7 @@ class _Loop:
                 self._measure_and_save(step + 1)
         self.events.write("end", step=steps)
 
-    def _step(self, step: int, profile: Profile) -> None:
+    def _step(self, step: int, profile: StepProfiler) -> None:
         self.watchdog.beat(f"waiting for the batch of step {step}", _PATIENCE if step == self.first else 1.0)
         waiting = time.perf_counter()
         host_batch, stats = next(self.feeder)

@@ -18,7 +18,7 @@ from lclm_jax.config import OptimizerConfig, StageConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.train.core.freeze import groups_of, label_leaves, merge, path_name, select, split, stage_rules
 from lclm_jax.train.core.schedule import stage_schedules
-from lclm_jax.train.core.update_rules import direction, round_at_random
+from lclm_jax.train.core.update_rules import stochastic_round, update_rule
 
 EMA = "ema"
 """Name of the averages in the optimizer's state, beside those of the groups."""
@@ -57,11 +57,11 @@ class Optimizer:
         return groups_of(self.labels)
 
     def init(self, params: Any) -> dict[str, Any]:
-        """Fresh state by group (``train.directions``), and the averages, equal to the parameters.
+        """Fresh state by group (``update_rules``), and the averages, equal to the parameters.
 
         Leaves may be ``jax.ShapeDtypeStruct`` under ``jax.eval_shape``.
         """
-        moving = direction(self.settings)
+        moving = update_rule(self.settings)
         state = {name: moving.init(_wide(select(params, self.labels, (name,)))) for name in self.names}
         if self.settings.ema_decay is not None:
             trainable = split(params, self.labels)[0]
@@ -117,9 +117,9 @@ class Optimizer:
             moving = apply & _has_signal(select(grads, self.labels, (name,)))
             branch = select(params, self.labels, (name,))
             gradient = jax.tree.map(lambda g: g * scale, select(grads, self.labels, (name,)))
-            directions, moved_state = direction(self.settings).update(gradient, state[name], _wide(branch))
+            updates, moved_state = update_rule(self.settings).update(gradient, state[name], _wide(branch))
             own_key = None if key is None else jax.random.fold_in(key, number)
-            moved = _moved(branch, directions, rate, self.groups[name].decay, own_key)
+            moved = _moved(branch, updates, rate, self.groups[name].decay, own_key)
             branches.append(_choose(moving, moved, branch))
             new_state[name] = _choose(moving, moved_state, state[name])
             metrics[f"grad_norm/{name}"] = norms[name]
@@ -145,17 +145,17 @@ def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -
     return Optimizer(settings, labels, {name: Group(schedules[name], decay[name]) for name in schedules})
 
 
-def _moved(params: Any, directions: Any, rate: jax.Array, decay: float, key: jax.Array | None) -> Any:
+def _moved(params: Any, updates: Any, rate: jax.Array, decay: float, key: jax.Array | None) -> Any:
     """``params`` after one update, in their dtype; computed in float32."""
     leaves, structure = jax.tree.flatten(params)
     found = []
-    for number, (param, towards) in enumerate(zip(leaves, jax.tree.leaves(directions), strict=True)):
+    for number, (param, towards) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
         wide = param.astype(jnp.float32)
         moved = wide - rate * (towards.astype(jnp.float32) + decay * wide)
         if param.dtype == jnp.bfloat16:
             if key is None:
                 raise LclmError("bfloat16 parameters are rounded at random; give Optimizer.update a key")
-            moved = round_at_random(moved, jax.random.fold_in(key, number))
+            moved = stochastic_round(moved, jax.random.fold_in(key, number))
         found.append(moved)
     return jax.tree.unflatten(structure, found)
 

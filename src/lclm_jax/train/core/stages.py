@@ -18,7 +18,7 @@ from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import agreed, check_fits, make_mesh, row_parts, use_mesh
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers, check_vocabularies
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.checkpoints.provenance import (
     check_provenance,
     checkpoints_folder,
@@ -58,7 +58,7 @@ def train(
         config: the run.
         only_stage: None: all of them, in order.
         reporter: is told of every step; None: as fits the terminal.
-        read_imports: reads ``config.init`` (``interop.initial.imported_params``; handed in, as interop builds on
+        read_imports: reads ``config.init`` (``interop.init_from_hf.imported_params``; handed in, as interop builds on
             this module).
         make_probe: makes what ``train.probe`` measures with (``eval.probe.Probe``; handed in likewise).
         force: go on from checkpoints that were made with other settings or data.
@@ -145,20 +145,22 @@ def load_params(
     folder = checkpoints_folder(config, stage)
     with Checkpoints(folder) as checkpoints:
         _check_model(config, stage, checkpoints.meta(step))
-        abstract = without_missing_lora(abstract, config.model, lambda: SavedParams(folder / str(step)).shapes)
+        abstract = without_missing_lora(abstract, config.model, lambda: LazyCheckpoint(folder / str(step)).shapes)
         params = (
-            SavedParams(folder / str(step), ema).placed(abstract) if ema else checkpoints.restore_params(step, abstract)
+            LazyCheckpoint(folder / str(step), ema).placed(abstract)
+            if ema
+            else checkpoints.restore_params(step, abstract)
         )
     return with_fresh_lora(params, config.model, config.seed, mesh)
 
 
-def open_params(config: Config, stage: str | None = None, step: int | None = None, ema: bool = False) -> SavedParams:
+def open_params(config: Config, stage: str | None = None, step: int | None = None, ema: bool = False) -> LazyCheckpoint:
     """Parameters of a checkpoint to be read piece by piece; arguments and errors as ``load_params``."""
     stage, step = latest_checkpoint(config, stage, step)
     folder = checkpoints_folder(config, stage)
     with Checkpoints(folder) as checkpoints:
         _check_model(config, stage, checkpoints.meta(step))
-    return SavedParams(folder / str(step), ema)
+    return LazyCheckpoint(folder / str(step), ema)
 
 
 def latest_checkpoint(config: Config, stage: str | None = None, step: int | None = None) -> tuple[str, int]:

@@ -25,7 +25,7 @@ _FACTORED = 32
 """Adafactor keeps full second moments of matrices whose smaller side is below this."""
 
 
-def direction(settings: OptimizerConfig) -> optax.GradientTransformation:
+def update_rule(settings: OptimizerConfig) -> optax.GradientTransformation:
     """The transformation that ``settings.kind`` names; its state has moments in ``settings.moment_dtype``."""
     if settings.kind == "adamw":
         return _adam(settings)
@@ -62,10 +62,10 @@ def _muon(settings: OptimizerConfig) -> optax.GradientTransformation:
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         moved, new = [], {}
         for name, (transform, branch) in parts(gradients).items():
-            directions, new[name] = transform.update(branch, state[name])
+            updates, new[name] = transform.update(branch, state[name])
             if name == "matrices":
-                directions = jax.tree_util.tree_map_with_path(_to_adam_size, directions)
-            moved.append(directions)
+                updates = jax.tree_util.tree_map_with_path(_to_adam_size, updates)
+            moved.append(updates)
         return merge(*moved), new
 
     return optax.GradientTransformation(init, update)
@@ -96,7 +96,7 @@ def _to_adam_size(path: Any, leaf: jax.Array) -> jax.Array:
     return leaf * (_ADAM_RMS * max(sides) ** 0.5)
 
 
-def round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
     """Round float32 to one of the two nearest bfloat16 values, the nearer the likelier; the mean is ``x``.
 
     An update smaller than half the distance between two bfloat16 values (a 256th of the parameter) would be lost in

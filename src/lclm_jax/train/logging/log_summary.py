@@ -8,7 +8,7 @@ _KINDS = ("raw", "decoder", "encoder")
 _LAST = ("learning_rate", "grad_norm", "update_norm")
 
 
-class Pace:
+class LogSummary:
     """Gathers the records of steps and the last probe, and tells them in three lines."""
 
     def __init__(self) -> None:

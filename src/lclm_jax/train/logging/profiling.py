@@ -8,7 +8,7 @@ import jax
 from lclm_jax.config.train import parse_skip_range
 
 
-class Profile:
+class StepProfiler:
     """Writes a trace of the steps ``first-last`` below ``folder``, and what is in memory after the last of them.
 
     Args:

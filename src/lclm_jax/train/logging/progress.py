@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from lclm_jax.train.logging.log_summary import Pace
+from lclm_jax.train.logging.log_summary import LogSummary
 from lclm_jax.train.logging.records import Record
 
 logger = logging.getLogger(__name__)
@@ -38,15 +38,15 @@ def _probe_text(what: str, done: int, values: dict[str, float]) -> str:
     return f"{what} {done}, held out | " + " | ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
-class LineReporter:
+class LogReporter:
     """Three lines of the log every ``every`` steps."""
 
     def __init__(self, every: int):
-        self._every, self._pace = every, Pace()
+        self._every, self._pace = every, LogSummary()
         self._stage, self._steps = "", 0
 
     def start(self, stage: str, first_step: int, steps: int) -> None:  # noqa: D102 - see Reporter
-        self._stage, self._steps, self._pace = stage, steps, Pace()
+        self._stage, self._steps, self._pace = stage, steps, LogSummary()
         going_on = f", from step {first_step}" if first_step else ""
         logger.info("%s: %d steps%s", stage, steps, going_on)
 
@@ -76,14 +76,14 @@ class _Bar(Progress):
         yield from (Text(f"  {line}", style="dim") for line in self.below)
 
 
-class BarReporter:
+class ProgressBarReporter:
     """A progress bar on a terminal, refreshed a few times a second."""
 
     def __init__(self, console: Console, interval_seconds: float = 0.5):
         self._console, self._interval = console, interval_seconds
         self._bar: _Bar | None = None
         self._task: Any = None
-        self._steps, self._shown, self._pace = 0, 0.0, Pace()
+        self._steps, self._shown, self._pace = 0, 0.0, LogSummary()
 
     def start(self, stage: str, first_step: int, steps: int) -> None:  # noqa: D102
         columns = (
@@ -95,7 +95,7 @@ class BarReporter:
         )
         self._bar = _Bar(*columns, console=self._console)
         self._task = self._bar.add_task(stage, total=steps, completed=first_step, text="compiling")
-        self._steps, self._shown, self._pace = steps, 0.0, Pace()
+        self._steps, self._shown, self._pace = steps, 0.0, LogSummary()
         self._bar.start()
 
     def step(self, record: Record) -> None:  # noqa: D102
@@ -138,5 +138,5 @@ def make_reporter(log_every: int) -> Reporter:
     if jax.process_index() != 0:
         return SilentReporter()
     if sys.stderr.isatty():
-        return BarReporter(Console(stderr=True))
-    return LineReporter(log_every)
+        return ProgressBarReporter(Console(stderr=True))
+    return LogReporter(log_every)

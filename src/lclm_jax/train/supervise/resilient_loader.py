@@ -21,7 +21,7 @@ class DataStalled(LclmError):
     """The loader gave nothing in time, or died, several times in a row."""
 
 
-class Feeder:
+class ResilientLoader:
     """Iterates over (batch, stats) from ``start`` on; close it (or use ``with``) at the end.
 
     Rows are a pure function of their number, so opening the loader again changes nothing but the time it takes.
@@ -52,7 +52,7 @@ class Feeder:
         arguments = (self.loader, self._queue, self._over)
         threading.Thread(target=_pump, args=arguments, name="feeder", daemon=True).start()
 
-    def __enter__(self) -> "Feeder":
+    def __enter__(self) -> "ResilientLoader":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +70,9 @@ class Feeder:
                 if not isinstance(taken, BaseException):
                     self._row += self._batch_rows
                     return taken
-                if isinstance(taken, ValueError | StopIteration):  # wrong or damaged data stay so: no second try
+                if isinstance(
+                    taken, LclmError | ValueError | StopIteration
+                ):  # wrong or damaged data stay so: no second try
                     raise taken
                 fault = f"the loader died ({type(taken).__name__}: {str(taken).splitlines()[0] if str(taken) else ''})"
             where = f"process {jax.process_index()} at row {self._row} (step {self._row // self._batch_rows})"

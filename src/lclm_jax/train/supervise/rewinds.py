@@ -9,7 +9,7 @@ from lclm_jax.config import Config
 NAME = "rewinds.json"
 
 
-class Rewind(Exception):
+class RewindRequested(Exception):
     """Training is to go on from the checkpoint before step ``first``, skipping steps ``first`` to ``last``."""
 
     def __init__(self, first: int, last: int):
@@ -23,7 +23,7 @@ def read_rewinds(stage_folder: Path) -> list[tuple[int, int]]:
     return [(first, last) for first, last in json.loads(path.read_text())] if path.exists() else []
 
 
-def add_rewind(stage_folder: Path, rewind: Rewind) -> None:
+def add_rewind(stage_folder: Path, rewind: RewindRequested) -> None:
     """Remember to skip the steps of ``rewind``."""
     partial = stage_folder / f"{NAME}.partial"
     partial.write_text(json.dumps([*read_rewinds(stage_folder), (rewind.first, rewind.last)]), encoding="utf-8")

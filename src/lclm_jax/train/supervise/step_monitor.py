@@ -19,14 +19,14 @@ from lclm_jax.train.logging.records import working_seconds
 from lclm_jax.train.logging.utilisation import make_utilisation, memory_bytes
 from lclm_jax.train.supervise.nonfinite import NonfiniteSteps
 from lclm_jax.train.supervise.out_of_memory import memory_advice
-from lclm_jax.train.supervise.rewinds import Rewind
+from lclm_jax.train.supervise.rewinds import RewindRequested
 from lclm_jax.train.supervise.spikes import SpikeDetector
-from lclm_jax.train.supervise.stragglers import Hosts
+from lclm_jax.train.supervise.stragglers import StragglerMonitor
 
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class StepMonitor:
     """Fetches metrics one step late, so that the device never waits for the host, and acts on them."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Watch:
         self._pending: tuple[int, Any, BatchStats, float] | None = None
         self._last = time.perf_counter()
         self._spent: dict[str, float] = {}
-        self._hosts = Hosts(run.stage, events)
+        self._hosts = StragglerMonitor(run.stage, events)
         self._utilisation = make_utilisation(run.config, run.stage, run.mesh)
         self._spikes = SpikeDetector(run.config.train.spike)
         self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows, first_row)
@@ -109,4 +109,4 @@ class Watch:
         self._events.write("spike", first=spike[0], last=spike[1], loss_nats=record["loss_nats"])
         logger.warning("%s: loss spike in steps %d to %d (%.3f nats)", self._run.stage, *spike, record["loss_nats"])
         if train.spike.rewind:
-            raise Rewind(*spike)
+            raise RewindRequested(*spike)

@@ -17,7 +17,7 @@ _SHARE = 0.2
 _NAME_BYTES = 64
 
 
-class Hosts:
+class StragglerMonitor:
     """Compares now and then what the processes spend outside of the device; does nothing in a run of one process.
 
     On a host that keeps up nearly all of a step is waiting for the device. The one that is late (slow storage, a busy

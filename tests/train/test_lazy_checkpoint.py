@@ -5,7 +5,7 @@ import pytest
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.checkpoints.lazy_checkpoint import SavedParams
+from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.core.state import TrainState
 
 PARAMS = {"adapter": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "encoder": {"scale": np.ones(2, "f4")}}
@@ -20,7 +20,7 @@ def saved(folder, opt_state):
 
 def test_averages_replace_the_leaves_that_have_one(tmp_path):
     folder = saved(tmp_path, {"ema": {"adapter": {"kernel": PARAMS["adapter"]["kernel"] + 10}}, "adapter": {"n": 1}})
-    plain, averaged = SavedParams(folder), SavedParams(folder, ema=True)
+    plain, averaged = LazyCheckpoint(folder), LazyCheckpoint(folder, ema=True)
     assert plain.shapes == averaged.shapes == {"adapter/kernel": (2, 3), "encoder/scale": (2,)}
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), PARAMS)
     found = averaged.placed(abstract)
@@ -32,4 +32,4 @@ def test_averages_replace_the_leaves_that_have_one(tmp_path):
 
 def test_a_checkpoint_without_averages_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="has no averages"):
-        SavedParams(saved(tmp_path, {"adapter": {"n": 1}}), ema=True)
+        LazyCheckpoint(saved(tmp_path, {"adapter": {"n": 1}}), ema=True)

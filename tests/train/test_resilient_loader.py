@@ -5,7 +5,7 @@ import pytest
 
 from lclm_jax.data.loading.loader import Position
 from lclm_jax.errors import LclmError
-from lclm_jax.train.supervise.resilient_loader import DataStalled, Feeder
+from lclm_jax.train.supervise.resilient_loader import DataStalled, ResilientLoader
 
 
 class Rows:
@@ -28,7 +28,7 @@ class Rows:
 
 def feeder(fail, timeout=5.0, first=0):
     Rows.opened = []
-    return Feeder(lambda start: Rows(start, fail), Position(first, step=10), 4, timeout)
+    return ResilientLoader(lambda start: Rows(start, fail), Position(first, step=10), 4, timeout)
 
 
 def test_a_dead_loader_is_opened_where_it_stood(caplog):
@@ -58,7 +58,7 @@ def test_a_stalled_loader_is_opened_again_and_given_up_after_three_times():
 
 def test_damaged_data_are_not_tried_again():
     def fail(row):
-        raise ValueError("shard 3 is damaged")
+        raise LclmError("shard 3 is damaged")
 
     with feeder(fail, first=12) as batches, pytest.raises(LclmError, match="shard 3 is damaged"):
         next(batches)

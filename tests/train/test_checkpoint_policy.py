@@ -2,7 +2,7 @@ import pytest
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError
-from lclm_jax.train.checkpoints.saver import Saver
+from lclm_jax.train.checkpoints.saver import CheckpointPolicy
 from lclm_jax.train.logging.events import Events, read_events
 
 
@@ -32,7 +32,9 @@ def disk():
 
 
 def make(disk, tmp_path, clock=lambda: 0.0, **settings):
-    return Saver(disk, CheckpointConfig(**{"every_steps": 10, "retry_seconds": 5, **settings}), Events(tmp_path), clock)
+    return CheckpointPolicy(
+        disk, CheckpointConfig(**{"every_steps": 10, "retry_seconds": 5, **settings}), Events(tmp_path), clock
+    )
 
 
 def test_by_step_by_time_and_at_the_end(disk, tmp_path):

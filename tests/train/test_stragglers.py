@@ -4,7 +4,7 @@ import pytest
 
 from lclm_jax.train.logging.events import Events, read_events
 from lclm_jax.train.supervise import stragglers as module
-from lclm_jax.train.supervise.stragglers import Hosts, slow_process
+from lclm_jax.train.supervise.stragglers import StragglerMonitor, slow_process
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_names_the_one_that_the_others_wait_for(host_seconds, slow):
 
 
 def test_a_single_process_has_nobody_to_compare_with(tmp_path):
-    hosts = Hosts("only", Events(tmp_path))
+    hosts = StragglerMonitor("only", Events(tmp_path))
     hosts.add(1.0, 0.1, 0.8)
     assert hosts.compare() == {} and not list(tmp_path.iterdir())
 
@@ -35,7 +35,7 @@ def test_a_slow_process_is_told_once_while_it_stays_slow(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(module.multihost_utils, "process_allgather", gathered)
-    hosts = Hosts("only", Events(tmp_path))
+    hosts = StragglerMonitor("only", Events(tmp_path))
     for device_wait in (0.95, 0.2, 0.2, 0.95, 0.2):
         for _ in range(4):
             hosts.add(1.0, device_wait, data_wait=0.7)

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.train.core.update_rules import round_at_random
+from lclm_jax.train.core.update_rules import stochastic_round
 
 
 def rounded(value, count=20_000, seed=0):
-    return np.asarray(round_at_random(jnp.full(count, value, jnp.float32), jax.random.key(seed)), np.float64)
+    return np.asarray(stochastic_round(jnp.full(count, value, jnp.float32), jax.random.key(seed)), np.float64)
 
 
 def test_gives_the_two_neighbours_and_the_value_on_average():

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.checkpoints.emergency_checkpoint import LocalCopies
+from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
 from lclm_jax.train.core.state import TrainState
 
 
@@ -28,8 +28,8 @@ def eight():
 
 
 def test_the_newest_copy_comes_back_on_its_mesh_only(tmp_path, eight, caplog):
-    copies = LocalCopies(tmp_path / "copies")
-    assert copies.newest() is None and not LocalCopies(None).due(10, 5)
+    copies = EmergencyCheckpoints(tmp_path / "copies")
+    assert copies.newest() is None and not EmergencyCheckpoints(None).due(10, 5)
     state = state_on(eight)
     for step in (5, 10):
         copies.save(state, step, {"step": step})
@@ -45,7 +45,7 @@ def test_the_newest_copy_comes_back_on_its_mesh_only(tmp_path, eight, caplog):
 
 
 def test_a_damaged_copy_is_not_used(tmp_path, eight, caplog):
-    copies, state = LocalCopies(tmp_path), state_on(eight)
+    copies, state = EmergencyCheckpoints(tmp_path), state_on(eight)
     copies.save(state, 5, {})
     copies.wait()
     (path,) = tmp_path.glob("*.safetensors")
