@@ -18,10 +18,10 @@ SAID = {"registers": r"Used (\d+) registers", "spilled": r"(\d+) bytes spill sto
 def vmem(program, names: str) -> dict[str, int]:
     """Kernel (what the pattern ``names`` finds) -> bytes of VMEM, the largest where one is called several times."""
     found: dict[str, int] = {}
-    for visit in parse(program.as_text()).visits():
-        name = re.search(names, kernel_name(visit.instruction)) if is_kernel(visit.instruction) else None
+    for execution in parse(program.as_text()).executions():
+        name = re.search(names, kernel_name(execution.instruction)) if is_kernel(execution.instruction) else None
         if name:
-            [taken] = backend_config(visit.instruction)["used_scoped_memory_configs"]
+            [taken] = backend_config(execution.instruction)["used_scoped_memory_configs"]
             found[name[0]] = max(found.get(name[0], 0), int(taken["size"]))
     return found
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from lclm_jax.kernels.cross_entropy import HIDDEN, OUTPUT_TABLE, POSITIONS, Shards, cross_entropy
-from lclm_jax.parallel import AXES, axis_names, mapped, spec_for, use_mesh
+from lclm_jax.parallel import AXES, axis_names, logical_shard_map, spec_for, use_mesh
 
 WIDTH, VOCABULARY, LENGTH, CHUNK = 2560, 151936, 16384, 1024
 LOGITS = 4 * CHUNK * VOCABULARY
@@ -19,7 +19,7 @@ def compiled(devices, sizes, length=LENGTH, frozen=False):
     mesh = Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 4)
     rows = sizes[0] * sizes[1]
     with use_mesh(mesh):
-        shards = Shards(mapped, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
+        shards = Shards(logical_shard_map, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
 
         def loss(hidden, table, targets):
             return cross_entropy(hidden, table, targets, chunk=CHUNK, shards=shards)[0].sum()

@@ -50,7 +50,7 @@ def test_the_train_step_takes_kernels_through_auto(name):
         pytest.skip(f"needs {', '.join(GPU_PACKAGES)}")
     mesh, encoder, decoder = CASES[name]
     compiled = compile_step(lower_step(step(mesh), "all", topology))
-    calls = [visit.instruction for visit in parse(compiled.text).visits() if is_kernel(visit.instruction)]
+    calls = [one.instruction for one in parse(compiled.text).executions() if is_kernel(one.instruction)]
 
     def inside(scope):
         scoped = re.compile(rf'op_name="[^"]*[/(]{scope}[/)]')

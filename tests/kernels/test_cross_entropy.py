@@ -5,7 +5,7 @@ import pytest
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
-from lclm_jax.parallel import axis_names, make_mesh, mapped, use_mesh
+from lclm_jax.parallel import axis_names, logical_shard_map, make_mesh, use_mesh
 
 IDS = (3, 317, 9)
 ROWS, LENGTH, WIDTH, VOCABULARY = 4, 12, 8, 400
@@ -61,7 +61,7 @@ def test_equals_the_full_one_with_gradients(arrays, chunk):
 def test_a_mesh_computes_what_one_device_does(arrays, sizes, chunk):
     want = value_and_gradients(full, arrays)
     with use_mesh(make_mesh(MeshConfig(**sizes))):
-        shards = Shards(mapped, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
+        shards = Shards(logical_shard_map, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
         got = value_and_gradients(ours(chunk, shards), arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
 

@@ -16,8 +16,8 @@ from lclm_jax.kernels.request import AttentionRequest
 DECODER = AttentionRequest("tpu", 1, 16384, 16384, 32, 8, 128, "bfloat16", causal=True, to_itself=True, offset=False)
 
 
-def refusal(name, **changes):
-    return importlib.import_module(BACKENDS[name]).refusal(dataclasses.replace(DECODER, **changes))
+def unsupported_reason(name, **changes):
+    return importlib.import_module(BACKENDS[name]).unsupported_reason(dataclasses.replace(DECODER, **changes))
 
 
 def test_auto_takes_the_first_that_can():
@@ -35,16 +35,16 @@ def test_auto_takes_the_first_that_can():
 def test_kernels_refuse_what_they_cannot_honour(name):
     own, other = ("gpu", "tpu") if name == "pallas_gpu" else ("tpu", "gpu")
     small = dict(rows=16, queries=64, keys=64, head_dim=64, dtype="float32", causal=False)
-    assert refusal(name, platform=own) is None
-    assert refusal(name, platform=own, **small) is None
+    assert unsupported_reason(name, platform=own) is None
+    assert unsupported_reason(name, platform=own, **small) is None
     for changes in (dict(head_dim=96), dict(dtype="float16"), dict(queries=32, keys=32), dict(platform=other)):
-        assert refusal(name, **{"platform": own} | changes)
+        assert unsupported_reason(name, **{"platform": own} | changes)
 
 
 def test_each_says_what_it_alone_cannot():
-    assert "offset" in refusal("splash", offset=True)
-    assert "one array of segments" in refusal("splash", to_itself=False)
-    assert "scalar memory" in refusal("pallas_tpu", rows=16, queries=131072, keys=131072)
+    assert "offset" in unsupported_reason("splash", offset=True)
+    assert "one array of segments" in unsupported_reason("splash", to_itself=False)
+    assert "scalar memory" in unsupported_reason("pallas_tpu", rows=16, queries=131072, keys=131072)
 
 
 def test_a_named_backend_raises_with_the_reason_and_the_request():

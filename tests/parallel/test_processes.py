@@ -1,8 +1,8 @@
 import pytest
 
 from lclm_jax.config import ProcessesConfig
-from lclm_jax.parallel import agreed, joined
-from lclm_jax.parallel.processes import VARIABLES, find_place
+from lclm_jax.parallel import broadcast_from_process_0, join_processes
+from lclm_jax.parallel.processes import VARIABLES, find_process
 from lclm_jax.parallel.rendezvous import StartError
 
 SLURM = {
@@ -38,57 +38,57 @@ def surroundings(monkeypatch):
 
 @pytest.mark.usefixtures("surroundings")
 def test_a_single_process_needs_nothing():
-    with joined(ProcessesConfig()) as place:
-        assert place is None
-        assert agreed("what", [1, None]) == [1, None]
+    with join_processes(ProcessesConfig()) as process:
+        assert process is None
+        assert broadcast_from_process_0("what", [1, None]) == [1, None]
 
 
 def test_plain_variables_win(surroundings):
     surroundings(**SLURM, **ADDRESS, JAX_NUM_PROCESSES="8", JAX_PROCESS_ID="5")
-    assert find_place()[:3] == ("first:1234", 5, 8)
+    assert find_process()[:3] == ("first:1234", 5, 8)
 
 
 def test_slurm_and_its_devices(surroundings):
     surroundings(**SLURM)
-    place = find_place()
-    assert (place.coordinator.split(":")[0], place.rank, place.total) == ("node003", 3, 4)
-    assert place.local_devices == [1]
+    process = find_process()
+    assert (process.coordinator.split(":")[0], process.rank, process.total) == ("node003", 3, 4)
+    assert process.local_devices == [1]
     surroundings(SLURM_STEP_TASKS_PER_NODE="1(x4)")  # a task that has the node to itself has all of its devices
-    assert find_place().local_devices is None
+    assert find_process().local_devices is None
     surroundings(SLURM_STEP_TASKS_PER_NODE="2(x2)", CUDA_VISIBLE_DEVICES="3")
-    assert find_place().local_devices is None
+    assert find_process().local_devices is None
     surroundings(JAX_NUM_PROCESSES="1")  # a shell inside an allocation
-    assert find_place() is None
+    assert find_process() is None
     surroundings(SLURM_NTASKS="1", JAX_NUM_PROCESSES="")
-    assert find_place() is None
+    assert find_process() is None
 
 
 def test_open_mpi(surroundings):
     surroundings(**OPEN_MPI_4)
-    place = find_place()
-    assert (place.coordinator.split(":")[0], place.rank, place.total) == ("10.96.0.1", 1, 2)
-    assert place.local_devices is None
+    process = find_process()
+    assert (process.coordinator.split(":")[0], process.rank, process.total) == ("10.96.0.1", 1, 2)
+    assert process.local_devices is None
 
 
 def test_open_mpi_5_needs_an_address(surroundings):
     numbers = {name: value for name, value in OPEN_MPI_4.items() if name != "OMPI_MCA_orte_hnp_uri"}
     surroundings(**numbers)
     with pytest.raises(StartError, match=r"JAX_COORDINATOR_ADDRESS"):
-        find_place()
+        find_process()
     surroundings(**ADDRESS)
-    assert find_place()[:3] == ("first:1234", 1, 2)
+    assert find_process()[:3] == ("first:1234", 1, 2)
 
 
 def test_what_is_wrong_is_named(surroundings):
     surroundings(**ADDRESS)
     with pytest.raises(StartError, match="JAX_NUM_PROCESSES, JAX_PROCESS_ID is not set and no cluster tells"):
-        find_place()
+        find_process()
     surroundings(JAX_NUM_PROCESSES="two", JAX_PROCESS_ID="0")
     with pytest.raises(StartError, match="JAX_NUM_PROCESSES='two' is not a number"):
-        find_place()
+        find_process()
     surroundings(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="2")
     with pytest.raises(StartError, match="process 2 of 2: numbers run from 0 to 1"):
-        find_place()
+        find_process()
     surroundings(JAX_PROCESS_ID="1", JAX_COORDINATOR_ADDRESS="first")
     with pytest.raises(StartError, match="'first' is not host:port"):
-        find_place()
+        find_process()

@@ -49,9 +49,9 @@ ENTRY %main (in: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
 
 
 def test_nested_loops_multiply():
-    census = count(parse(LOOPS), 4)
-    assert census.dot_flops == 3 * 5 * 2 * 8 * 16 * 16
-    (reduce,) = census.collectives
+    cost = count(parse(LOOPS), 4)
+    assert cost.dot_flops == 3 * 5 * 2 * 8 * 16 * 16
+    (reduce,) = cost.collectives
     assert (reduce.times, reduce.group, reduce.payload) == (3, (0, 1), 8 * 16 * 4)
     assert reduce.wire == 3 * 2 * (1 / 2) * 512
 
@@ -96,10 +96,10 @@ ENTRY %main (q: bf16[8,2048,128], k: bf16[2,2048,128]) -> bf16[8,2048,128] {
 
 @pytest.mark.parametrize(("scopes", "share"), [((), 1.0), (("decoder",), 0.75)])
 def test_a_kernel_spans_lines_and_is_counted_by_its_name(scopes, share):
-    census = count(parse(KERNEL), 1, Causality(scopes, 1024))
-    assert census.kernel_flops == 2 * 2 * 8 * 2048 * 2048 * 128 * share
-    assert census.unknown_kernels == ()
-    assert census.hbm_bytes == 2 * 8 * 2048 * 128 * 2  # k lies in a scratchpad
+    cost = count(parse(KERNEL), 1, Causality(scopes, 1024))
+    assert cost.kernel_flops == 2 * 2 * 8 * 2048 * 2048 * 128 * share
+    assert cost.unknown_kernels == ()
+    assert cost.hbm_bytes == 2 * 8 * 2048 * 128 * 2  # k lies in a scratchpad
 
 
 def test_an_unknown_kernel_is_named():
@@ -118,9 +118,9 @@ ENTRY %main (b: s32[1,4,4], q: bf16[1,512,8,128], k: bf16[1,512,2,128]) -> (bf16
 
 
 def test_a_kernel_on_a_gpu_has_positions_before_heads():
-    census = count(parse(TRITON), 1, Causality(("decoder",), 128))
-    assert census.kernel_flops == 2 * 2 * 8 * 128 * (128 * 128 * 4 * 5 / 2)
-    assert census.unknown_kernels == ()
+    cost = count(parse(TRITON), 1, Causality(("decoder",), 128))
+    assert cost.kernel_flops == 2 * 2 * 8 * 128 * (128 * 128 * 4 * 5 / 2)
+    assert cost.unknown_kernels == ()
 
 
 FUSIONS = """HloModule jit_h
@@ -150,10 +150,10 @@ ENTRY %main (w: f32[36,64,64], i: s32[], s: f32[16,64]) -> f32[64,64] {
 
 
 def test_one_layer_of_a_stack_is_read_and_one_gather_in_two_fusions_is_one():
-    census = count(parse(FUSIONS), 4)
+    cost = count(parse(FUSIONS), 4)
     layer, shard = 64 * 64 * 4, 16 * 64 * 4
-    assert census.hbm_bytes == 2 * layer + 4 + 2 * (shard + layer)
-    assert [c.wire for c in census.collectives] == [layer * 3 / 4]
+    assert cost.hbm_bytes == 2 * layer + 4 + 2 * (shard + layer)
+    assert [c.wire for c in cost.collectives] == [layer * 3 / 4]
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ def on_cpu(monkeypatch):
 def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
     config = conftest.small_config(model__remat=remat)
     step = compiled.compile_step(compiled.lower_step(config, stage, on_cpu))
-    census = count(parse(step.text), 8)
+    cost = count(parse(step.text), 8)
     formula = step_flops(config.model, config.stages[stage], config.pack(stage), "reference").executed / 8
-    assert census.flops == pytest.approx(formula, rel=0.05)
+    assert cost.flops == pytest.approx(formula, rel=0.05)
     assert step.peak_bytes >= step.argument_bytes > 0
 
 

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lclm_jax.plan.program_cost import Census, Collective
-from lclm_jax.plan.roofline import Wiring, roofline, wire_by_axes
+from lclm_jax.plan.program_cost import Collective, ProgramCost
+from lclm_jax.plan.roofline import Wiring, collective_bytes_by_axes, roofline
 from lclm_jax.plan.topologies import parse_topology
 
 
@@ -58,8 +58,8 @@ def test_what_crosses_nodes_of_gpus_takes_the_slow_network():
 
 def test_bound_and_totals():
     place = wiring("v5p:4x4x4", fsdp=64)
-    census = Census(459e12, 0.0, (), 2765e9 * 2, (gather(range(64)),))
-    times = roofline(census, place)
+    cost = ProgramCost(459e12, 0.0, (), 2765e9 * 2, (gather(range(64)),))
+    times = roofline(cost, place)
     assert (times.compute_s, times.hbm_s, times.bound) == (1.0, 2.0, "HBM")
     assert times.step_s == 2.0 + times.network_s
-    assert wire_by_axes(census, place) == {"fsdp": pytest.approx(63 / 64 * 1e9)}
+    assert collective_bytes_by_axes(cost, place) == {"fsdp": pytest.approx(63 / 64 * 1e9)}

@@ -112,7 +112,7 @@ def test_when_one_is_killed_the_others_stop_and_a_restart_goes_on_bit_for_bit(tr
         statuses, texts = launched.wait(timeout=60)
         assert time.monotonic() - killed < 20
         assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 75, texts
-        assert f"process {victim} of 2 (" in texts[1 - victim] and "ended without a word" in texts[1 - victim]
+        assert f"process {victim} of 2 (" in texts[1 - victim] and "exited unexpectedly" in texts[1 - victim]
         assert after <= len(losses(folder)) < 40
     assert losses(train("killed", 2, 1, steps)) == losses(whole)
     expected = parameters(whole, 40)
@@ -141,7 +141,7 @@ def test_a_process_that_never_comes_is_named_by_all(tmp_path):
     more = settings(tmp_path / "run", "train.processes={start_timeout_seconds: 3, lost_timeout_seconds: 20}")
     statuses, texts = launch("train", DEMO, *more, processes=4, skip=(2,)).wait(timeout=60)
     assert statuses == [1, 1, 1]
-    assert all("process 2 of 4 did not come to localhost:" in text for text in texts)
+    assert all("process 2 of 4 did not connect to localhost:" in text for text in texts)
 
 
 def test_an_error_of_one_process_ends_all(train, prepared):

@@ -68,9 +68,9 @@ def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
 
     from lclm_jax.ablate.run import prepare, run_job
     from lclm_jax.cli.progress_bar import progress_bar
-    from lclm_jax.parallel import joined
+    from lclm_jax.parallel import join_processes
 
-    with joined(config.train.processes), progress_bar() as progress:
+    with join_processes(config.train.processes), progress_bar() as progress:
         prepare(tree)
         run_job(tree, jobs[number], progress)
 

@@ -84,11 +84,11 @@ def train(
     from lclm_jax.eval.probe import Probe
     from lclm_jax.interop.init_from_hf import imported_params
     from lclm_jax.ops.run_folder import own_run
-    from lclm_jax.parallel import joined
+    from lclm_jax.parallel import join_processes
     from lclm_jax.train.core.stages import train as train_stages
 
     with ExitStack() as run:
-        run.enter_context(joined(tree.train.processes))
+        run.enter_context(join_processes(tree.train.processes))
         if jax.process_index() == 0:
             run.enter_context(own_run(tree, force))
         run.enter_context(_memory_table(tree))

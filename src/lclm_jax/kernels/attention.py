@@ -6,7 +6,7 @@ is array order, not RoPE position. A query that sees no key returns zeros. For s
 
     query 0 sees 0 | query 1 sees 0 1 | query 2 sees 2 | query 3 (padding) sees nothing and returns 0
 
-A backend is one module with two functions: ``refusal(request)`` says in a few words why it cannot honour an
+A backend is one module with two functions: ``unsupported_reason(request)`` says in a few words why it cannot honour an
 ``AttentionRequest`` (None: it can), and ``run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)`` computes it.
 """
 
@@ -76,7 +76,7 @@ def attention(
         raise LclmError(
             f"attention backend {name!r} is unknown; set model.attention to auto or one of {', '.join(BACKENDS)}"
         )
-    reason = _module(name).refusal(request)
+    reason = _module(name).unsupported_reason(request)
     if reason is not None:
         raise LclmError(f"attention backend {name!r} {reason}: {request}; set model.attention to auto")
     return _module(name).run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
@@ -86,7 +86,7 @@ def choose(request: AttentionRequest) -> str:
     """The backend that ``auto`` takes for ``request``."""
     refused: list[str] = []
     for name in PREFERRED.get(request.platform, ()):
-        reason = _module(name).refusal(request)
+        reason = _module(name).unsupported_reason(request)
         if reason is None:
             _log_choice(name, request.platform, "; ".join(refused) or "first choice there")
             return name

@@ -18,7 +18,7 @@ BLOCK = 512
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-def refusal(request: AttentionRequest) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """None: it honours every request."""
     return None
 

@@ -54,8 +54,8 @@ def overlaid_logits(
 class Shards(NamedTuple):
     """How the arrays of ``cross_entropy`` lie on a mesh; by default on one device. Hashable."""
 
-    mapped: Callable[..., Callable[..., Any]] = lambda function, in_axes, out_axes: function
-    """Runs a function on every device's pieces, given the logical names of all axes: ``parallel.mapped``."""
+    shard_map: Callable[..., Callable[..., Any]] = lambda function, in_axes, out_axes: function
+    """Runs a function on every device's pieces, given the logical names of all axes: ``parallel.logical_shard_map``."""
     rows: tuple[str, ...] = ()
     """Mesh axes over which positions are spread."""
     vocab: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ def cross_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS):
     in_axes = (HIDDEN, OUTPUT_TABLE, MEMORY_ROWS, POSITIONS)
-    run = spec.shards.mapped(functools.partial(_forward, spec), in_axes, (POSITIONS, POSITIONS))
+    run = spec.shards.shard_map(functools.partial(_forward, spec), in_axes, (POSITIONS, POSITIONS))
     return run(hidden_BSD, table_VD, memory_rows_3D, targets_BS)
 
 
@@ -132,7 +132,7 @@ def _differentiate(spec, saved, cotangents):
     out_axes: dict[str, tuple[str, ...]] = {"hidden": HIDDEN}
     out_axes |= {"table": OUTPUT_TABLE} if needs.table else {}
     out_axes |= {"memory_rows": MEMORY_ROWS} if needs.memory_rows else {}
-    run = spec.shards.mapped(functools.partial(_backward, spec, needs), in_axes, out_axes)
+    run = spec.shards.shard_map(functools.partial(_backward, spec, needs), in_axes, out_axes)
     bars = run(hidden_BSD, table_VD, memory_rows_3D, targets_BS, lse_BS, nll_bar_BS, lse_bar_BS)
     table_bar_VD = bars["table"].astype(table_VD.dtype) if needs.table else None
     memory_bar_3D = bars["memory_rows"].astype(memory_rows_3D.dtype) if needs.memory_rows else None

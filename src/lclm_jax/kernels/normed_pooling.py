@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.errors import LclmError
-from lclm_jax.kernels import platform as target
 from lclm_jax.kernels.gpu import pooling as gpu
+from lclm_jax.kernels.platform import platform
 from lclm_jax.kernels.pooling import pool
 from lclm_jax.kernels.tpu import pooling as tpu
 
@@ -155,21 +155,25 @@ def _chosen(how: Pooling, x_BRE: jax.Array) -> str:
         raise LclmError(f"pooling backend {how.backend!r} is unknown; use auto, reference, {' or '.join(_KERNELS)}")
     if how.backend == "reference":
         return "reference"
-    platform = target.platform()
+    compiled_for = platform()
     if how.backend == "auto":
-        fitting = [name for name in _KERNELS if _PLATFORM[name] == platform and _refusal(name, how, x_BRE) is None]
+        fitting = [
+            name
+            for name in _KERNELS
+            if _PLATFORM[name] == compiled_for and _unsupported_reason(name, how, x_BRE) is None
+        ]
         choice = fitting[0] if fitting else "reference"
-        _log_choice(choice, platform, how.kind, how.ratio)
+        _log_choice(choice, compiled_for, how.kind, how.ratio)
         return choice
-    why = _refusal(how.backend, how, x_BRE)
-    if not how.interpret and platform != _PLATFORM[how.backend]:
-        why = f"the program is compiled for {platform}"
+    why = _unsupported_reason(how.backend, how, x_BRE)
+    if not how.interpret and compiled_for != _PLATFORM[how.backend]:
+        why = f"the program is compiled for {compiled_for}"
     if why is not None:
         raise LclmError(f"pooling backend {how.backend!r} cannot do this: {why}; use auto or reference")
     return how.backend
 
 
-def _refusal(backend: str, how: Pooling, x_BRE: jax.Array) -> str | None:
+def _unsupported_reason(backend: str, how: Pooling, x_BRE: jax.Array) -> str | None:
     """Why a kernel cannot honour a request; None if it can."""
     if how.ratio not in RATIOS:
         return f"ratio {how.ratio} is not one of {RATIOS}"

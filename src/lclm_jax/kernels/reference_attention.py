@@ -7,7 +7,7 @@ from lclm_jax.kernels.masks import allowed_BST, precision_of
 from lclm_jax.kernels.request import AttentionRequest
 
 
-def refusal(request: AttentionRequest) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """None: it honours every request."""
     return None
 

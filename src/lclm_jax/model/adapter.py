@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 
 from lclm_jax.config import BackboneConfig, ModelConfig
-from lclm_jax.model.block import StackOptions, layers, see
-from lclm_jax.model.layers import Module, Norm, Projection
+from lclm_jax.model.block import StackOptions, attention_context, layers
+from lclm_jax.model.layers import Module, Projection, RMSNorm
 from lclm_jax.model.registry import Products, load
 
 NORM_EPS = 1e-6
@@ -60,7 +60,7 @@ class MlpAdapter(Module):
             x_BLE = self._attend(x_BLE, segments_BL, positions_BL)
         width = model.decoder.hidden_size
         if not normed:
-            x_BLE = Norm(model.latent_size, NORM_EPS, name="norm")(x_BLE)
+            x_BLE = RMSNorm(model.latent_size, NORM_EPS, name="norm")(x_BLE)
         first = Projection(
             "BSE,ED->BSD", (model.latent_size, width), ("param_latent", "param_out"), bias=True, name="fc1"
         )
@@ -80,4 +80,4 @@ class MlpAdapter(Module):
         shape = attention_shape(self.model)
         assert shape is not None
         options = StackOptions.of(self.model, False, "batch", "latents")
-        return layers(shape, options)(x_BLE, None, see(shape, segments_BL, positions_BL))[0]
+        return layers(shape, options)(x_BLE, None, attention_context(shape, segments_BL, positions_BL))[0]

@@ -12,8 +12,8 @@ from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
 from lclm_jax.model.kv_cache import write
-from lclm_jax.model.layers import DROPOUT, Module, Norm, Projection
-from lclm_jax.parallel.shard_map import axis_names, mapped
+from lclm_jax.model.layers import DROPOUT, Module, Projection, RMSNorm
+from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
 from lclm_jax.parallel.zigzag import natural_order, pieces_of
 
 REMAT = {
@@ -56,7 +56,7 @@ class StackOptions(NamedTuple):
         return cls(causal, model.attention, model.remat, model.scan_layers, rows, positions)
 
 
-class Sight(NamedTuple):
+class AttentionContext(NamedTuple):
     """What decides which position sees which, and where each stands; the same for every layer of a stack."""
 
     cos_BSd: jax.Array
@@ -75,7 +75,7 @@ class Attention(Module):
     options: StackOptions
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, cache: Any, sight: Sight) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BSD: jax.Array, cache: Any, context: AttentionContext) -> tuple[jax.Array, Any]:
         """Attention over the row (``cache`` None) or over cache and row; (out_BSD, the cache with this row in it)."""
         c, rows, positions = self.config, self.options.rows, self.options.positions
         heads, kv_heads = self.options.heads, self.options.kv_heads
@@ -83,21 +83,21 @@ class Attention(Module):
         k_BSKd = self._heads("k", c.num_kv_heads, kv_heads)(x_BSD)
         v_BSKd = self._heads("v", c.num_kv_heads, kv_heads)(x_BSD)
         if c.qk_norm:
-            q_BSHd = Norm(c.head_dim, c.norm_eps, name="q_norm")(q_BSHd)
-            k_BSKd = Norm(c.head_dim, c.norm_eps, name="k_norm")(k_BSKd)
-        q_BSHd = apply_rope(q_BSHd, sight.cos_BSd, sight.sin_BSd)
-        k_BSKd = apply_rope(k_BSKd, sight.cos_BSd, sight.sin_BSd)
+            q_BSHd = RMSNorm(c.head_dim, c.norm_eps, name="q_norm")(q_BSHd)
+            k_BSKd = RMSNorm(c.head_dim, c.norm_eps, name="k_norm")(k_BSKd)
+        q_BSHd = apply_rope(q_BSHd, context.cos_BSd, context.sin_BSd)
+        k_BSKd = apply_rope(k_BSKd, context.cos_BSd, context.sin_BSd)
         q_BSHd = self.constrained(q_BSHd, rows, positions, heads, "head_dim")
         # Cut before they are gathered: else the partitioner gathers x, which is wider, and projects all of it again.
         k_BSKd, v_BSKd = (self.constrained(x, rows, positions, kv_heads, "head_dim") for x in (k_BSKd, v_BSKd))
         keys, values = k_BSKd, v_BSKd
         if cache is not None:
-            assert sight.offset_B is not None
-            keys, values = (write(old, new, sight.offset_B) for old, new in zip(cache, (keys, values), strict=True))
+            assert context.offset_B is not None
+            keys, values = (write(old, new, context.offset_B) for old, new in zip(cache, (keys, values), strict=True))
             cache = (keys, values)
             keys, values = keys.astype(x_BSD.dtype), values.astype(x_BSD.dtype)
         k_BTKd, v_BTKd = (self.constrained(x, rows, "kv_seq", kv_heads, "head_dim") for x in (keys, values))
-        out_BSHd = self._attend((q_BSHd, k_BTKd, v_BTKd), sight)
+        out_BSHd = self._attend((q_BSHd, k_BTKd, v_BTKd), context)
         out = Projection(
             "BSHd,HdD->BSD",
             (c.num_heads, c.head_dim, c.hidden_size),
@@ -109,23 +109,23 @@ class Attention(Module):
         )
         return out(out_BSHd), cache
 
-    def _attend(self, qkv: tuple[jax.Array, jax.Array, jax.Array], sight: Sight) -> jax.Array:
+    def _attend(self, qkv: tuple[jax.Array, jax.Array, jax.Array], context: AttentionContext) -> jax.Array:
         """out_BSHd: every device attends with its rows, heads and queries to all keys of its rows.
 
         Kernels must not be left to the partitioner, which would run them whole on every device.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if self.is_initializing() or mesh.size == 1:
-            return _attend_locally(self.options, (), *qkv, *sight[2:])
+            return _attend_locally(self.options, (), *qkv, *context[2:])
         rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
         cut = tuple(axis for axis in axis_names(positions) if mesh.shape[axis] > 1)
         run: Any = functools.partial(_attend_locally, self.options, cut)
-        if cut and sight.kv_segments_BT is None:
+        if cut and context.kv_segments_BT is None:
             run = functools.partial(_attend_zigzag, self.options, cut)
-            sight = sight._replace(kv_segments_BT=sight.q_segments_BS)
+            context = context._replace(kv_segments_BT=context.q_segments_BS)
         of_q, of_k = (rows, positions, heads, "head_dim"), (rows, "kv_seq", self.options.kv_heads, "head_dim")
         in_axes = (of_q, of_k, of_k, (rows, positions), (rows, "kv_seq"), (rows,))
-        return mapped(run, in_axes, of_q)(*qkv, *sight[2:])
+        return logical_shard_map(run, in_axes, of_q)(*qkv, *context[2:])
 
     def _heads(self, name: str, heads: int, axis: str) -> Projection:
         c = self.config
@@ -142,7 +142,7 @@ def _attend_locally(
     q_segments_BS: jax.Array,
     *others: jax.Array | None,
 ) -> jax.Array:
-    """out_BSHd of one device; ``cut``: mesh axes that cut the queries; ``others``: the last two of ``Sight``."""
+    """out_BSHd of one device; ``cut``: mesh axes that cut the queries; ``others``: the context's last two."""
     kv_segments_BT, offset_B = others
     if cut:
         first_B = jnp.full(q_BSHd.shape[:1], jax.lax.axis_index(cut) * q_BSHd.shape[1], jnp.int32)
@@ -200,15 +200,15 @@ class Block(Module):
     options: StackOptions
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, cache: Any, sight: Sight) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BSD: jax.Array, cache: Any, context: AttentionContext) -> tuple[jax.Array, Any]:
         """(x_BSD, this layer's cache), shaped for ``nn.scan``: carry and scanned output."""
         c, axes = self.config, (self.options.rows, self.options.positions, "embed")
         with jax.named_scope("attn"):
-            normed_BSD = Norm(c.hidden_size, c.norm_eps, name="attn_norm")(x_BSD)
-            out_BSD, cache = Attention(c, self.options, name="attn")(normed_BSD, cache, sight)
+            normed_BSD = RMSNorm(c.hidden_size, c.norm_eps, name="attn_norm")(x_BSD)
+            out_BSD, cache = Attention(c, self.options, name="attn")(normed_BSD, cache, context)
             x_BSD = self.constrained(x_BSD + out_BSD, *axes)
         with jax.named_scope("mlp"):
-            normed_BSD = Norm(c.hidden_size, c.norm_eps, name="mlp_norm")(x_BSD)
+            normed_BSD = RMSNorm(c.hidden_size, c.norm_eps, name="mlp_norm")(x_BSD)
             x_BSD = x_BSD + SwiGLU(c, self.options, name="mlp")(normed_BSD)
         return self.constrained(x_BSD, *axes), cache
 
@@ -232,14 +232,16 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
     )(config, options, name=name)
 
 
-def see(config: BackboneConfig, segments_BS: jax.Array, positions_BS: jax.Array) -> Sight:
-    """The sight of rows that attend to themselves."""
+def attention_context(config: BackboneConfig, segments_BS: jax.Array, positions_BS: jax.Array) -> AttentionContext:
+    """The context of rows that attend to themselves."""
     cos_BSd, sin_BSd = rope_tables(positions_BS, config.head_dim, config.rope_theta)
-    return Sight(cos_BSd, sin_BSd, segments_BS)
+    return AttentionContext(cos_BSd, sin_BSd, segments_BS)
 
 
-def see_cached(config: BackboneConfig, positions_BS: jax.Array, length_B: jax.Array, keys: int) -> Sight:
-    """The sight of rows appended to a cache of ``keys`` slots: order alone limits it, slots ahead are never seen."""
+def cached_attention_context(
+    config: BackboneConfig, positions_BS: jax.Array, length_B: jax.Array, keys: int
+) -> AttentionContext:
+    """The context of rows appended to a cache of ``keys`` slots: array order alone limits what a query sees."""
     cos_BSd, sin_BSd = rope_tables(positions_BS, config.head_dim, config.rope_theta)
     kv_segments_BT = jnp.ones((positions_BS.shape[0], keys), jnp.int32)
-    return Sight(cos_BSd, sin_BSd, jnp.ones_like(positions_BS), kv_segments_BT, length_B)
+    return AttentionContext(cos_BSd, sin_BSd, jnp.ones_like(positions_BS), kv_segments_BT, length_B)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.model.block import Sight, StackOptions, layers, see
-from lclm_jax.model.layers import Module, Norm, Table, lookup
+from lclm_jax.model.block import AttentionContext, StackOptions, attention_context, layers
+from lclm_jax.model.layers import Embedding, Module, RMSNorm, lookup
 
 
 class Head(Module):
@@ -37,10 +37,10 @@ class Decoder(Module):
     def setup(self) -> None:
         """Declare the parts."""
         config = self.model.decoder
-        self.embed = Table(config.vocab_size, config.hidden_size, self.model.embedding_std)
+        self.embed = Embedding(config.vocab_size, config.hidden_size, self.model.embedding_std)
         options = StackOptions.of(self.model, True, "batch", "seq")._replace(lora=self.model.lora.decoder)
         self.layers = layers(config, options, name="layers")
-        self.final_norm = Norm(config.hidden_size, config.norm_eps)
+        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         init, axes = nn.initializers.normal(self.model.embedding_std), ("memory_row", "param_embed")
         self.memory_rows = self.declare("memory_rows", init, (3, config.hidden_size), axes)
         if not config.tie_embeddings:
@@ -60,10 +60,10 @@ class Decoder(Module):
             x_BSD = jnp.where((tokens_BS == token)[..., None], row_BSD, x_BSD)
         return x_BSD
 
-    def __call__(self, x_BSD: jax.Array, sight: Sight, cache: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BSD: jax.Array, context: AttentionContext, cache: Any = None) -> tuple[jax.Array, Any]:
         """(hidden_BSD after the final norm, cache) from spliced embeddings."""
         x_BSD = self.constrained(x_BSD.astype(self.model.compute_dtype), "batch", "seq", "embed")
-        x_BSD, cache = self.layers(x_BSD, cache, sight)
+        x_BSD, cache = self.layers(x_BSD, cache, context)
         return self.final_norm(x_BSD), cache
 
     def output(self) -> tuple[jax.Array, jax.Array | None]:
@@ -74,7 +74,7 @@ class Decoder(Module):
 
     def everything(self, tokens_BS: jax.Array) -> Any:
         """Touch every parameter (initialisation)."""
-        hidden_BSD, _ = self(self.lookup(tokens_BS), see(self.model.decoder, tokens_BS, tokens_BS))
+        hidden_BSD, _ = self(self.lookup(tokens_BS), attention_context(self.model.decoder, tokens_BS, tokens_BS))
         return hidden_BSD, self.output()
 
 

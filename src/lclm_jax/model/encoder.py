@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.model.block import StackOptions, layers, see
-from lclm_jax.model.layers import Module, Norm, Table, lookup
+from lclm_jax.model.block import StackOptions, attention_context, layers
+from lclm_jax.model.layers import Embedding, Module, RMSNorm, lookup
 from lclm_jax.parallel.sharding import ENCODER_ROWS, widest
 
 
@@ -42,7 +42,7 @@ class Encoder(Module):
         )
         spread = ENCODER_ROWS[0] if self.is_initializing() else widest(ENCODER_ROWS, rows)
         axes = ("encoder_vocab", "encoder_embed")
-        table_VD = Table(config.vocab_size, config.hidden_size, self.model.embedding_std, axes, name="embed")()
+        table_VD = Embedding(config.vocab_size, config.hidden_size, self.model.embedding_std, axes, name="embed")()
         if self.is_initializing():
             x_BSD = table_VD[tokens_BS]
         else:
@@ -55,9 +55,9 @@ class Encoder(Module):
                 markers_BSD = lookup(markers_KE, jnp.maximum(order_BS, 0), *where)
                 x_BSD = jnp.where((order_BS >= 0)[..., None], markers_BSD, x_BSD)
         options = encoder_options(self.model, spread, "encoder_seq")
-        x_BSD, _ = layers(config, options)(x_BSD, None, see(config, segments_BS, positions_BS))
+        x_BSD, _ = layers(config, options)(x_BSD, None, attention_context(config, segments_BS, positions_BS))
         if normed:
-            x_BSD = Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
+            x_BSD = RMSNorm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
         return x_BSD.reshape(*tokens_BMR.shape, config.hidden_size)
 
 

@@ -14,7 +14,7 @@ from flax.core import meta
 from lclm_jax.config import LoraConfig
 from lclm_jax.model.functional import product, rms_norm
 from lclm_jax.model.lora import dropped, low_rank_equations
-from lclm_jax.parallel.shard_map import axis_names, mapped
+from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
 from lclm_jax.parallel.sharding import constrain
 
 LAYER_AXIS = "layers"
@@ -105,7 +105,7 @@ class Projection(Module):
         return product(up, product(down, x, lora_a), lora_b) * (lora.alpha / lora.rank)
 
 
-class Norm(Module):
+class RMSNorm(Module):
     """RMSNorm over the last axis; the scale starts at one."""
 
     size: int
@@ -117,7 +117,7 @@ class Norm(Module):
         return rms_norm(x, self.declare("scale", nn.initializers.ones, (self.size,), ("norm",)), self.eps)
 
 
-class Table(Module):
+class Embedding(Module):
     """An embedding table; rows start as a normal of standard deviation ``std`` (Qwen3 and Llama: 0.02)."""
 
     rows: int
@@ -168,7 +168,7 @@ def lookup(
         x_BSD = columns.transpose(len(sizes), *order, len(sizes) + 1).reshape(*tokens_BS.shape, -1)
         return jax.lax.psum(x_BSD, vocab) if vocab else x_BSD
 
-    return mapped(local, [table_axes, token_axes], (*token_axes, "embed"))(table_VD, tokens_BS)
+    return logical_shard_map(local, [table_axes, token_axes], (*token_axes, "embed"))(table_VD, tokens_BS)
 
 
 def _rows(table_VD: jax.Array, ids_NP: jax.Array, vocab: tuple[str, ...]) -> jax.Array:

@@ -17,7 +17,7 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
 from lclm_jax.model.adapter import adapter_of
-from lclm_jax.model.block import see, see_cached
+from lclm_jax.model.block import attention_context, cached_attention_context
 from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
 from lclm_jax.model.kv_cache import KVCache
@@ -25,7 +25,7 @@ from lclm_jax.model.layers import DROPOUT, Declared
 from lclm_jax.model.pooling import dummy_groups, learned_markers, pool_rows, pooling_of, takes_norm
 from lclm_jax.model.poolings.late_layers import first_layers, read_latents
 from lclm_jax.model.splice import splice
-from lclm_jax.parallel.shard_map import axis_names, mapped
+from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
 from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
 from lclm_jax.parallel.zigzag import from_zigzag, to_zigzag
 
@@ -107,9 +107,9 @@ def decode(
     """hidden_BSD after the final norm; attention is causal by array order and stays inside a segment."""
     x_BSD = to_zigzag(x_BSD, "batch", "seq", "embed")
     segments_BS, positions_BS = (to_zigzag(x_BS, "batch", "seq") for x_BS in (segments_BS, positions_BS))
-    sight = see(model.decoder, segments_BS, positions_BS)
+    context = attention_context(model.decoder, segments_BS, positions_BS)
     with jax.named_scope("decoder"):
-        hidden_BSD = _apply(Decoder(model), params["decoder"], x_BSD, sight, key=key)[0]
+        hidden_BSD = _apply(Decoder(model), params["decoder"], x_BSD, context, key=key)[0]
     return from_zigzag(hidden_BSD, "batch", "seq", "embed")
 
 
@@ -137,7 +137,7 @@ def token_nll_and_lse(
 ) -> tuple[jax.Array, jax.Array]:
     """``token_nll``, and the log-sum-exp of every position's logits, float32 [B, S]: what a z-loss is made of."""
     table_VD, memory_rows_3D, ids = _output(params, model)
-    shards = Shards(mapped, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
+    shards = Shards(logical_shard_map, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
     with jax.named_scope("cross_entropy"):
         return cross_entropy(
             hidden_BSD,
@@ -164,9 +164,9 @@ def decode_cached(
     different lengths padded on the right; what the others return has no meaning and the next call overwrites them.
     The caller sees to it that ``cache.length_B + S`` stays within the cache.
     """
-    sight = see_cached(model.decoder, positions_BS, cache.length_B, cache.k.shape[2])
+    context = cached_attention_context(model.decoder, positions_BS, cache.length_B, cache.k.shape[2])
     with jax.named_scope("decoder"):
-        hidden_BSD, (k, v) = _apply(Decoder(model), params["decoder"], x_BSD, sight, (cache.k, cache.v))
+        hidden_BSD, (k, v) = _apply(Decoder(model), params["decoder"], x_BSD, context, (cache.k, cache.v))
     counts_B = jnp.full_like(cache.length_B, x_BSD.shape[1]) if counts_B is None else counts_B
     return hidden_BSD, KVCache(k, v, cache.length_B + counts_B)
 

@@ -24,7 +24,7 @@ from lclm_jax.model.adapter import NORM_EPS
 from lclm_jax.model.functional import rms_norm
 from lclm_jax.model.layers import Module
 from lclm_jax.model.registry import load
-from lclm_jax.parallel.shard_map import mapped
+from lclm_jax.parallel.shard_map import logical_shard_map
 from lclm_jax.parallel.sharding import constrain
 
 
@@ -73,7 +73,7 @@ def pool_rows(
     if kernel is not None:
         latent_eps = None if latent_scale_E is None else NORM_EPS
         how = Pooling(kernel, model.ratio, model.encoder.norm_eps, latent_eps, model.pooling_backend)
-        run = mapped(
+        run = logical_shard_map(
             lambda x_BRE, weights_BR, *scales_and_markers: normed_pool(
                 how, x_BRE, weights_BR, Scales(*scales_and_markers[:2]), scales_and_markers[2]
             ),

@@ -17,7 +17,7 @@ from jax._src.clusters import ClusterEnv  # the public jax.distributed.initializ
 
 from lclm_jax.config import ProcessesConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel.rendezvous import GRACE_SECONDS, Place, StartError, call_roll
+from lclm_jax.parallel.rendezvous import GRACE_SECONDS, ProcessInfo, StartError, rendezvous
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _MPI_COUNT, _MPI_RANK = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"
 
 
 @contextmanager
-def joined(settings: ProcessesConfig) -> Iterator[Place | None]:
+def join_processes(settings: ProcessesConfig) -> Iterator[ProcessInfo | None]:
     """Be one of the processes of a run: join the others on entry, take leave of them on exit.
 
     Call it before anything else touches JAX's devices. Yields this process's place; None: it is alone. When another
@@ -42,18 +42,20 @@ def joined(settings: ProcessesConfig) -> Iterator[Place | None]:
     Raises:
         StartError: the environment is incomplete, or not all processes came in time.
     """
-    place = find_place(settings.start_timeout_seconds)
-    if place is None:
+    process = find_process(settings.start_timeout_seconds)
+    if process is None:
         yield None
         return
-    logger.info("process %d of %d (%s), coordinator %s", place.rank, place.total, place.source, place.coordinator)
-    watch = call_roll(place, settings.start_timeout_seconds, settings.lost_timeout_seconds, _stop)
+    logger.info(
+        "process %d of %d (%s), coordinator %s", process.rank, process.total, process.source, process.coordinator
+    )
+    watch = rendezvous(process, settings.start_timeout_seconds, settings.lost_timeout_seconds, _stop)
     failure: str | None = None
     try:
-        _connect(place, settings)
-        yield place
+        _connect(process, settings)
+        yield process
     except jax.errors.JaxRuntimeError as error:
-        watch.linger(GRACE_SECONDS)
+        watch.wait_for_cause(GRACE_SECONDS)
         failure = _failed(error)
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -65,14 +67,14 @@ def joined(settings: ProcessesConfig) -> Iterator[Place | None]:
             # JAX's own farewell waits for all, and aborts a process whose others have gone. (Handlers registered last
             # run first, so this comes before it.)
             atexit.register(_end, 1)
-            atexit.register(watch.be_last)
+            atexit.register(watch.outlast_peers)
 
 
-def agreed(what: str, value: Any) -> Any:
+def broadcast_from_process_0(what: str, value: Any) -> Any:
     """What process 0 passed, in every process: so that all decide alike on what only disks and clocks tell.
 
     All processes call it equally often for the same ``what``, with values that JSON can hold. It waits for process 0
-    however long that takes: ``joined`` ends the process if process 0 is lost.
+    however long that takes: ``join_processes`` ends the process if process 0 is lost.
     """
     if jax.process_count() == 1:
         return value
@@ -84,7 +86,7 @@ def agreed(what: str, value: Any) -> Any:
     return json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
 
 
-def find_place(timeout: float = 300) -> Place | None:
+def find_process(timeout: float = 300) -> ProcessInfo | None:
     """This process's place among the others; None if it is alone.
 
     The plain variables ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
@@ -138,13 +140,13 @@ def _own_devices(detected: Sequence[int] | None) -> list[int] | None:
     return None if detected is None or alone or (bound and "," not in bound) else list(detected)
 
 
-def _checked(address: str, rank: int, count: int, source: str, local: list[int] | None = None) -> Place:
+def _checked(address: str, rank: int, count: int, source: str, local: list[int] | None = None) -> ProcessInfo:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise StartError(f"coordinator address {address!r} is not host:port; set {_ADDRESS}=HOST:PORT")
     if rank >= count:
         raise StartError(f"process {rank} of {count}: numbers run from 0 to {count - 1}; set {_RANK} or {_COUNT}")
-    return Place(address, rank, count, source, local)
+    return ProcessInfo(address, rank, count, source, local)
 
 
 def _number(name: str) -> int | None:
@@ -156,12 +158,12 @@ def _number(name: str) -> int | None:
     return int(text)
 
 
-def _connect(place: Place, settings: ProcessesConfig) -> None:
+def _connect(process: ProcessInfo, settings: ProcessesConfig) -> None:
     jax.distributed.initialize(
-        place.coordinator,
-        place.total,
-        place.rank,
-        local_device_ids=place.local_devices,
+        process.coordinator,
+        process.total,
+        process.rank,
+        local_device_ids=process.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=settings.start_timeout_seconds,
         heartbeat_timeout_seconds=settings.lost_timeout_seconds,

@@ -27,7 +27,7 @@ class StartError(LclmError):
     """The processes of a run did not come together; the message names those that are missing."""
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
     """What a process knows of itself before it has met the others."""
 
     coordinator: str
@@ -63,7 +63,7 @@ class Connection:
             with self._lock:
                 self.socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
-            logger.debug("roll call: %s", error)
+            logger.debug("rendezvous: %s", error)
 
     def receive(self) -> list[dict[str, Any]] | None:
         """The messages that have come, after the socket was found readable; None: the other end is gone."""
@@ -84,11 +84,13 @@ class Connection:
         self.socket.close()
 
 
-def call_roll(place: Place, start_timeout: float, lost_timeout: float, on_lost: Callable[[str], None]) -> "Watch":
+def rendezvous(
+    process: ProcessInfo, start_timeout: float, lost_timeout: float, on_lost: Callable[[str], None]
+) -> "PeerMonitor":
     """Wait until all processes are there; then watch them.
 
     Args:
-        place: this process.
+        process: this process.
         start_timeout: seconds that process 0 waits for the others, and they for it.
         lost_timeout: seconds after which a silent machine counts as lost.
         on_lost: called, in a thread, with what happened when a process ends without saying that it is done.
@@ -98,22 +100,22 @@ def call_roll(place: Place, start_timeout: float, lost_timeout: float, on_lost: 
             cannot be used.
     """
     deadline = time.monotonic() + start_timeout
-    if place.rank == 0:
-        hosts, connections = _gather(place, deadline, lost_timeout)
+    if process.rank == 0:
+        hosts, connections = _gather(process, deadline, lost_timeout)
     else:
-        hosts, connections = _report(place, deadline, lost_timeout)
-    return Watch(place, hosts, connections, on_lost)
+        hosts, connections = _report(process, deadline, lost_timeout)
+    return PeerMonitor(process, hosts, connections, on_lost)
 
 
-class Watch:
+class PeerMonitor:
     """Listens to the other processes; ``leave`` ends it."""
 
     def __init__(
-        self, place: Place, hosts: list[str], connections: dict[int, Connection], on_lost: Callable[[str], None]
+        self, process: ProcessInfo, hosts: list[str], connections: dict[int, Connection], on_lost: Callable[[str], None]
     ):
-        self._place, self._hosts, self._connections, self._on_lost = place, hosts, connections, on_lost
+        self._process, self._hosts, self._connections, self._on_lost = process, hosts, connections, on_lost
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="roll-call", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="rendezvous", daemon=True)
         self._thread.start()
 
     def leave(self, failure: str | None = None) -> None:
@@ -123,27 +125,27 @@ class Watch:
         self._left.set()
         for connection in self._connections.values():
             connection.send(
-                **({"bye": True} if failure is None else {"failed": self._named(self._place.rank, failure)})
+                **({"bye": True} if failure is None else {"failed": self._named(self._process.rank, failure)})
             )
         self._thread.join(timeout=10 * _TICK)
-        if failure is None or self._place.rank:
+        if failure is None or self._process.rank:
             for connection in self._connections.values():
                 connection.close()
 
-    def be_last(self) -> None:
+    def outlast_peers(self) -> None:
         """After ``leave(failure)``: process 0 stays until the others have ended, as JAX aborts them when it goes."""
         deadline = time.monotonic() + 2 * GRACE_SECONDS
-        for connection in self._connections.values() if self._place.rank == 0 else ():
+        for connection in self._connections.values() if self._process.rank == 0 else ():
             connection.socket.settimeout(max(_TICK, deadline - time.monotonic()))
             while connection.receive() is not None:
                 pass
 
-    def linger(self, seconds: float) -> None:
+    def wait_for_cause(self, seconds: float) -> None:
         """Wait: an error of a collective comes before the news that another process has died, which explains it."""
         self._left.wait(seconds)
 
     def _named(self, rank: int, what: str) -> str:
-        return f"process {rank} of {self._place.total} ({self._hosts[rank]}) {what}"
+        return f"process {rank} of {self._process.total} ({self._hosts[rank]}) {what}"
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -155,7 +157,10 @@ class Watch:
                     if any("bye" in message for message in messages or ()):
                         selector.unregister(key.fileobj)
                     elif messages is None:
-                        self._lost(key.data, self._named(key.data, "ended without a word: killed, crashed or cut off"))
+                        self._lost(
+                            key.data,
+                            self._named(key.data, "exited unexpectedly: killed, crashed or disconnected"),
+                        )
                         return
                     elif messages:
                         grace = 0 if "lost" in messages[0] else GRACE_SECONDS
@@ -171,37 +176,41 @@ class Watch:
             self._on_lost(what)
 
 
-def _gather(place: Place, deadline: float, lost_timeout: float) -> tuple[list[str], dict[int, Connection]]:
+def _gather(process: ProcessInfo, deadline: float, lost_timeout: float) -> tuple[list[str], dict[int, Connection]]:
     """Process 0: hosts of all processes, and the connections to the others."""
     present: dict[int, tuple[Connection, str]] = {}
-    next_word = time.monotonic() + 10
-    with _listen_at(place) as listener, selectors.DefaultSelector() as selector:
+    next_warning = time.monotonic() + 10
+    with _listen_at(process) as listener, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
-        while len(present) < place.total - 1:
+        while len(present) < process.total - 1:
             for key, _ in selector.select(_TICK):
                 if key.data is None:
                     connection = Connection(listener.accept()[0], lost_timeout)
                     selector.register(connection.socket, selectors.EVENT_READ, connection)
                 else:
-                    _hear(place, key.data, present, selector)
-            missing = [rank for rank in range(1, place.total) if rank not in present]
+                    _receive_from(process, key.data, present, selector)
+            missing = [rank for rank in range(1, process.total) if rank not in present]
             if missing and time.monotonic() > deadline:
                 who = "process" if len(missing) == 1 else "processes"
                 raise _refused(
-                    f"{who} {ranks(missing)} of {place.total} did not come to {place.coordinator} in time; see their"
-                    f" logs, and that all were started with the same address ({place.source})",
+                    f"{who} {ranks(missing)} of {process.total} did not connect to {process.coordinator} in time;"
+                    f" read their logs, and check that all were started with the same address ({process.source})",
                     [connection for connection, _ in present.values()],
                 )
-            if missing and time.monotonic() > next_word:
-                next_word += 30
-                logger.warning("waiting at %s for processes %s of %d", place.coordinator, ranks(missing), place.total)
-    hosts = [socket.gethostname(), *(present[rank][1] for rank in range(1, place.total))]
+            if missing and time.monotonic() > next_warning:
+                next_warning += 30
+                logger.warning(
+                    "waiting at %s for processes %s of %d", process.coordinator, ranks(missing), process.total
+                )
+    hosts = [socket.gethostname(), *(present[rank][1] for rank in range(1, process.total))]
     for connection, _ in present.values():
         connection.send(hosts=hosts)
     return hosts, {rank: connection for rank, (connection, _) in present.items()}
 
 
-def _hear(place: Place, connection: Connection, present: dict[int, tuple[Connection, str]], selector: Any) -> None:
+def _receive_from(
+    process: ProcessInfo, connection: Connection, present: dict[int, tuple[Connection, str]], selector: Any
+) -> None:
     """Note the line of one process, or that it has gone again."""
     messages = connection.receive()
     if messages is None or not all({"rank", "count", "host"} <= set(message) for message in messages):
@@ -213,24 +222,24 @@ def _hear(place: Place, connection: Connection, present: dict[int, tuple[Connect
     for message in messages:
         rank, count, host = message["rank"], message["count"], str(message["host"])
         everyone = [connection, *(other for other, _ in present.values())]
-        if count != place.total or not 0 < rank < count:
+        if count != process.total or not 0 < rank < count:
             raise _refused(
                 f"process {rank} on {host} was told that there are {count} processes, process 0 that there are"
-                f" {place.total} ({place.source}); give all the same number",
+                f" {process.total} ({process.source}); give all the same number",
                 everyone,
             )
         if rank in present:
             raise _refused(
                 f"two processes are number {rank} of {count}, on {present[rank][1]} and on {host}; give each its own"
-                f" number ({place.source})",
+                f" number ({process.source})",
                 everyone,
             )
         present[rank] = (connection, host)
 
 
-def _report(place: Place, deadline: float, lost_timeout: float) -> tuple[list[str], dict[int, Connection]]:
+def _report(process: ProcessInfo, deadline: float, lost_timeout: float) -> tuple[list[str], dict[int, Connection]]:
     """Another process: report to process 0 and wait for its word."""
-    host, _, port = place.coordinator.rpartition(":")
+    host, _, port = process.coordinator.rpartition(":")
     patience = deadline - time.monotonic()
     while True:
         try:
@@ -239,13 +248,13 @@ def _report(place: Place, deadline: float, lost_timeout: float) -> tuple[list[st
         except OSError as error:
             if time.monotonic() > deadline:
                 raise StartError(
-                    f"process {place.rank} of {place.total} ({socket.gethostname()}) did not reach process 0 at"
-                    f" {place.coordinator} in {patience:.0f} s ({error}); see the log of process 0, and that this"
-                    f" address leads to it ({place.source})"
+                    f"process {process.rank} of {process.total} ({socket.gethostname()}) did not reach process 0 at"
+                    f" {process.coordinator} in {patience:.0f} s ({error}); read the log of process 0, and check that"
+                    f" this address leads to it ({process.source})"
                 ) from error
             time.sleep(_TICK)
     connection = Connection(sock, lost_timeout)
-    connection.send(rank=place.rank, count=place.total, host=socket.gethostname())
+    connection.send(rank=process.rank, count=process.total, host=socket.gethostname())
     # Process 0 may have begun to wait later than this one.
     sock.settimeout(patience + 10)
     answer = connection.receive()
@@ -265,8 +274,8 @@ def _refused(message: str, connections: Iterable[Connection]) -> StartError:
     return StartError(message)
 
 
-def _listen_at(place: Place) -> socket.socket:
-    port = int(place.coordinator.rpartition(":")[2])
+def _listen_at(process: ProcessInfo) -> socket.socket:
+    port = int(process.coordinator.rpartition(":")[2])
     try:
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel.sharding import TABLE, checked_spec, spec_for
+from lclm_jax.parallel.sharding import LOGICAL_AXIS_RULES, checked_spec, spec_for
 
 Axes = tuple[str | None, ...]
 """Logical names of all axes of one array; None: not sharded."""
 
 
-def mapped(function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any) -> Callable[..., Any]:
+def logical_shard_map(function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any) -> Callable[..., Any]:
     """``function``, run by every device of the current mesh on its own pieces of the arguments.
 
     What it needs of other devices it asks for itself, by the mesh axes that ``axis_names`` gives. The partitioner
@@ -36,7 +36,7 @@ def mapped(function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any)
     def call(*arguments: jax.Array | None) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
-            raise LclmError("mapped needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
+            raise LclmError("logical_shard_map needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
         if len(arguments) != len(in_axes):
             raise LclmError(f"{len(arguments)} arguments for in_axes of {len(in_axes)}; name the axes of each argument")
         in_specs = tuple(
@@ -50,12 +50,12 @@ def mapped(function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any)
 
 
 def axis_names(*logical_axes: str) -> tuple[str, ...]:
-    """Mesh axes that shard these logical axes: what a collective inside ``mapped`` runs over.
+    """Mesh axes that shard these logical axes: what a collective inside ``logical_shard_map`` runs over.
 
     ``axis_names("batch", "seq")`` are those over which a loss per position is to be summed.
     """
     spec_for(logical_axes)
-    return tuple(axis for name in logical_axes for axis in TABLE[name])
+    return tuple(axis for name in logical_axes for axis in LOGICAL_AXIS_RULES[name])
 
 
 def _is_axes(node: Any) -> bool:

@@ -12,7 +12,7 @@ from lclm_jax.config.base import suggestion
 from lclm_jax.errors import LclmError
 
 # Activations first, then parameters. An empty tuple: the axis is not sharded.
-TABLE: dict[str, tuple[str, ...]] = {
+LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp"),
     # Encoder rows are independent of each other, so every device takes some; ``widest`` picks one of these names.
     "encoder_rows": ("replica", "fsdp", "context", "tensor"),
@@ -53,9 +53,12 @@ def spec_for(logical_axes: Sequence[str | None]) -> PartitionSpec:
     parts: list[Any] = []
     used: dict[str, str] = {}
     for name in logical_axes:
-        if name is not None and name not in TABLE:
-            raise LclmError(f"logical axis {name!r} is not in parallel.sharding.TABLE; {suggestion(name, TABLE)}")
-        mesh_axes = () if name is None else TABLE[name]
+        if name is not None and name not in LOGICAL_AXIS_RULES:
+            raise LclmError(
+                f"logical axis {name!r} is not in parallel.sharding.LOGICAL_AXIS_RULES;"
+                f" {suggestion(name, LOGICAL_AXIS_RULES)}"
+            )
+        mesh_axes = () if name is None else LOGICAL_AXIS_RULES[name]
         for axis in mesh_axes:
             if axis in used:
                 raise LclmError(
@@ -90,7 +93,7 @@ def widest(names: Sequence[str], size: int, mesh: Any = None) -> str:
     the current one.
     """
     mesh = _current_mesh("widest") if mesh is None else mesh
-    pieces = {name: math.prod(mesh.shape[axis] for axis in TABLE[name]) for name in names}
+    pieces = {name: math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES[name]) for name in names}
     fitting = [name for name in names if size % pieces[name] == 0]
     return max(fitting, key=pieces.__getitem__) if fitting else names[-1]
 

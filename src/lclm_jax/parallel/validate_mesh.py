@@ -8,12 +8,12 @@ from jax.sharding import Mesh
 
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel.sharding import ENCODER_ROWS, TABLE, widest
+from lclm_jax.parallel.sharding import ENCODER_ROWS, LOGICAL_AXIS_RULES, widest
 
 logger = logging.getLogger(__name__)
 
 
-def check_fits(config: Config, mesh: Mesh, stages: Iterable[str] | None = None) -> None:
+def validate_mesh(config: Config, mesh: Mesh, stages: Iterable[str] | None = None) -> None:
     """Check that ``mesh`` divides every size of ``config`` that it cuts; ``stages``: None is all.
 
     Raises:
@@ -67,11 +67,11 @@ def _check(mesh: Mesh, key: str, size: int, axis: str, fix: str, pieces: int = 1
     """``pieces``: that a device takes where there are several."""
     devices = _pieces(mesh, axis)
     if size % (devices * pieces) and devices > 1:
-        shown = " * ".join(f"mesh.{name}" for name in TABLE[axis])
+        shown = " * ".join(f"mesh.{name}" for name in LOGICAL_AXIS_RULES[axis])
         what = key if key.endswith("which") else f"{key}={size}"
         of = f"{devices * pieces}, {pieces} pieces for each of " if pieces > 1 else ""
         raise LclmError(f"{what} is not a multiple of {of}the {devices} devices of {shown}; {fix}")
 
 
 def _pieces(mesh: Mesh, axis: str) -> int:
-    return math.prod(mesh.shape[name] for name in TABLE[axis])
+    return math.prod(mesh.shape[name] for name in LOGICAL_AXIS_RULES[axis])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel.shard_map import Axes, axis_names, mapped
+from lclm_jax.parallel.shard_map import Axes, axis_names, logical_shard_map
 
 
 def context_size() -> int:
@@ -66,7 +66,7 @@ def _exchange(local: Any, x: jax.Array, axes: Axes) -> jax.Array:
             f"{x.shape[1]} positions are no multiple of {2 * devices}, two pieces for each of the {devices} devices of"
             " mesh.context; change pack.row_length or mesh.context"
         )
-    return mapped(lambda piece: local(piece, devices), [axes], axes)(x)
+    return logical_shard_map(lambda piece: local(piece, devices), [axes], axes)(x)
 
 
 def _owner(piece: int, devices: int) -> int:

@@ -13,7 +13,7 @@ from lclm_jax.plan.topologies import Topology
 _BFLOAT16 = 2
 
 
-class Formula(NamedTuple):
+class AnalyticCost(NamedTuple):
     """One step; bytes and FLOPs of one chip."""
 
     flops: float
@@ -29,13 +29,13 @@ class Formula(NamedTuple):
         return self.compute_s + self.network_s
 
 
-def by_formula(config: Config, stage: str, topology: Topology) -> Formula:
+def by_formula(config: Config, stage: str, topology: Topology) -> AnalyticCost:
     """The step of ``stage`` on ``config.mesh`` over ``topology``."""
     flops = step_flops(config.model, config.stages[stage], config.pack(stage), backend_of(config, topology)).executed
     wire = {axis: count for axis, count in _wire(config, stage, topology).items() if count}
     seconds = sum(_seconds(axis, count, mesh_sizes(config, topology), topology) for axis, count in wire.items())
     share = flops / topology.num_chips
-    return Formula(share, wire, share / topology.chip.flops, seconds)
+    return AnalyticCost(share, wire, share / topology.chip.flops, seconds)
 
 
 def backend_of(config: Config, topology: Topology) -> str:

@@ -82,17 +82,17 @@ class Program(NamedTuple):
     computations: dict[str, Computation]
     entry: str
 
-    def visits(self) -> Iterator["Visit"]:
+    def executions(self) -> Iterator["Execution"]:
         """Every instruction that runs.
 
         A loop's body runs trip-count times, nested loops multiply. Every branch of a conditional counts as taken.
         """
-        yield from self._visit(self.entry, 1.0, None)
+        yield from self._executions(self.entry, 1.0, None)
 
-    def _visit(self, name: str, times: float, fused_in: str | None) -> Iterator["Visit"]:
+    def _executions(self, name: str, times: float, fused_in: str | None) -> Iterator["Execution"]:
         computation = self.computations[name]
         for instruction in computation.instructions.values():
-            yield Visit(computation, instruction, times, fused_in)
+            yield Execution(computation, instruction, times, fused_in)
             trips = trip_count(self, computation, instruction) if instruction.opcode == "while" else 1
             inside = fused_in or (name if instruction.opcode == "fusion" else None)
             for key, names in instruction.called().items():
@@ -100,10 +100,10 @@ class Program(NamedTuple):
                 if key == "condition" or (key == "to_apply" and instruction.opcode != "call"):
                     continue
                 for called in names:
-                    yield from self._visit(called, times * trips, inside)
+                    yield from self._executions(called, times * trips, inside)
 
 
-class Visit(NamedTuple):
+class Execution(NamedTuple):
     """An instruction and where it stands in the run of the program."""
 
     computation: Computation

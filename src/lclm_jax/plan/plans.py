@@ -7,13 +7,13 @@ from typing import Any
 from lclm_jax.config import Config
 from lclm_jax.model.flops import ATTENTION, step_flops
 from lclm_jax.plan import cache
-from lclm_jax.plan.analytic_cost import Formula, backend_of, by_formula, mesh_sizes
+from lclm_jax.plan.analytic_cost import AnalyticCost, backend_of, by_formula, mesh_sizes
 from lclm_jax.plan.compiled import CompiledStep, compile_step, lower_step
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.kernels import Causality
 from lclm_jax.plan.memory import MemoryEstimate, estimate
 from lclm_jax.plan.program_cost import count
-from lclm_jax.plan.roofline import Wiring, roofline, wire_by_axes
+from lclm_jax.plan.roofline import Wiring, collective_bytes_by_axes, roofline
 from lclm_jax.plan.topologies import Topology, can_compile
 
 _DAY = 86400.0
@@ -167,16 +167,16 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
 def _program(config: Config, compiled: CompiledStep, wiring: Wiring, backend: str) -> Program:
     scopes = ("decoder", "encoder") if config.model.mask == "causal" else ("decoder",)
     causality = Causality(scopes, ATTENTION[backend].block or 1)
-    census = count(parse(compiled.text), len(wiring.devices), causality)
-    times = roofline(census, wiring)
+    cost = count(parse(compiled.text), len(wiring.devices), causality)
+    times = roofline(cost, wiring)
     return Program(
         argument_bytes=compiled.argument_bytes,
         temporary_bytes=compiled.temporary_bytes,
         peak_bytes=compiled.peak_bytes,
-        executed_flops=census.flops,
-        hbm_bytes=census.hbm_bytes,
-        wire_bytes=wire_by_axes(census, wiring),
-        unknown_kernels=census.unknown_kernels,
+        executed_flops=cost.flops,
+        hbm_bytes=cost.hbm_bytes,
+        wire_bytes=collective_bytes_by_axes(cost, wiring),
+        unknown_kernels=cost.unknown_kernels,
         compute_s=times.compute_s,
         hbm_s=times.hbm_s,
         network_s=times.network_s,
@@ -186,7 +186,7 @@ def _program(config: Config, compiled: CompiledStep, wiring: Wiring, backend: st
     )
 
 
-def _program_by_formula(found: Formula, memory: MemoryEstimate) -> Program:
+def _program_by_formula(found: AnalyticCost, memory: MemoryEstimate) -> Program:
     bound = "compute" if found.compute_s >= found.network_s else "network"
     return Program(
         argument_bytes=memory.arguments,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lclm_jax.plan.hlo import Array, Computation, Instruction, Program, Visit, backend_config, users
+from lclm_jax.plan.hlo import Array, Computation, Execution, Instruction, Program, backend_config, users
 from lclm_jax.plan.kernels import Causality, is_kernel, kernel_flops, kernel_name
 
 # fmt: off
@@ -48,7 +48,7 @@ _RECEIVED = {
 }
 
 
-class Census(NamedTuple):
+class ProgramCost(NamedTuple):
     """Totals of one call of the program on one device."""
 
     dot_flops: float
@@ -67,28 +67,28 @@ class Census(NamedTuple):
         return self.dot_flops + self.kernel_flops
 
 
-def count(program: Program, devices: int, causality: Causality = Causality()) -> Census:  # noqa: B008 - immutable
+def count(program: Program, devices: int, causality: Causality = Causality()) -> ProgramCost:  # noqa: B008 - immutable
     """The totals of ``program``, compiled for ``devices`` devices; ``causality``: of its attention kernels."""
     dots = kernels = traffic = 0.0
     unknown: dict[str, None] = {}
     collectives: list[Collective] = []
     seen: set[tuple] = set()
-    for visit in program.visits():
-        instruction, times = visit.instruction, visit.times
+    for execution in program.executions():
+        instruction, times = execution.instruction, execution.times
         if instruction.opcode in ("dot", "convolution") or _is_cublas(instruction):
-            dots += times * _product_flops(visit.computation, instruction)
+            dots += times * _product_flops(execution.computation, instruction)
         elif is_kernel(instruction):
-            operands = [visit.computation.instructions[name].arrays[0] for name in instruction.operands]
+            operands = [execution.computation.instructions[name].arrays[0] for name in instruction.operands]
             flops = kernel_flops(instruction, operands, causality)
             kernels += times * (flops or 0.0)
             if flops is None:
                 unknown[kernel_name(instruction)] = None
-        collective = _collective(visit, devices)
-        if collective and _is_new(visit, seen):
+        collective = _collective(execution, devices)
+        if collective and _is_new(execution, seen):
             collectives.append(collective)
-        if visit.fused_in is None and instruction.opcode not in _FREE:
-            traffic += times * _boundary(program, visit.computation, instruction)
-    return Census(dots, kernels, tuple(unknown), traffic, tuple(collectives))
+        if execution.fused_in is None and instruction.opcode not in _FREE:
+            traffic += times * _boundary(program, execution.computation, instruction)
+    return ProgramCost(dots, kernels, tuple(unknown), traffic, tuple(collectives))
 
 
 def _is_cublas(instruction: Instruction) -> bool:
@@ -142,12 +142,12 @@ def _valid(length: int, size: int, outputs: int, window: dict[str, str]) -> floa
     return float(total)
 
 
-def _collective(visit: Visit, devices: int) -> Collective | None:
-    instruction = visit.instruction
+def _collective(execution: Execution, devices: int) -> Collective | None:
+    instruction = execution.instruction
     opcode = _between_slices(instruction) or instruction.opcode.removesuffix("-start")
     if opcode not in _COLLECTIVES:
         return None
-    operands = [visit.computation.instructions[name].arrays for name in instruction.operands]
+    operands = [execution.computation.instructions[name].arrays for name in instruction.operands]
     given = sum(array.bytes for arrays in operands for array in arrays)
     read_group = slice_group if instruction.opcode == "send" else replica_group
     group = read_group(instruction.attributes, devices)
@@ -159,9 +159,9 @@ def _collective(visit: Visit, devices: int) -> Collective | None:
     else:
         payload = min(given, made)
     # On TPUs a reduce-scatter may be an all-reduce in a fusion of that name, which keeps a device's part alone.
-    if opcode == "all-reduce" and "reduce-scatter" in visit.computation.name:
+    if opcode == "all-reduce" and "reduce-scatter" in execution.computation.name:
         opcode = "reduce-scatter"
-    return Collective(opcode, payload, group, visit.times, instruction.name)
+    return Collective(opcode, payload, group, execution.times, instruction.name)
 
 
 def _between_slices(instruction: Instruction) -> str | None:
@@ -170,12 +170,12 @@ def _between_slices(instruction: Instruction) -> str | None:
     return found[1].lower().replace("_", "-") if found and instruction.opcode == "send" else None
 
 
-def _is_new(visit: Visit, seen: set[tuple]) -> bool:
+def _is_new(execution: Execution, seen: set[tuple]) -> bool:
     """Whether a collective has not been met: one logical gather may be split over several fusions of a computation."""
-    if visit.fused_in is None:
+    if execution.fused_in is None:
         return True
-    channel = _attribute(visit.instruction.attributes, "channel_id", 0)
-    key = (visit.fused_in, channel, visit.instruction.opcode, visit.instruction.arrays)
+    channel = _attribute(execution.instruction.attributes, "channel_id", 0)
+    key = (execution.fused_in, channel, execution.instruction.opcode, execution.instruction.arrays)
     new = key not in seen
     seen.add(key)
     return new

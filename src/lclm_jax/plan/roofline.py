@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lclm_jax.plan.program_cost import Census, Collective
+from lclm_jax.plan.program_cost import Collective, ProgramCost
 from lclm_jax.plan.topologies import Topology
 
 
@@ -94,17 +94,17 @@ def slice_of(device: Any, topology: Topology) -> int:
     return int(number) if number is not None else device.id // topology.chips_per_slice
 
 
-def roofline(census: Census, wiring: Wiring) -> Roofline:
-    """Times of ``census`` at the peak rates of the wiring's chips."""
+def roofline(cost: ProgramCost, wiring: Wiring) -> Roofline:
+    """Times of ``cost`` at the peak rates of the wiring's chips."""
     chip = wiring.topology.chip
-    network = math.fsum(wiring.seconds(collective) for collective in census.collectives)
-    return Roofline(census.flops / chip.flops, census.hbm_bytes / chip.hbm_bytes_per_s, network)
+    network = math.fsum(wiring.seconds(collective) for collective in cost.collectives)
+    return Roofline(cost.flops / chip.flops, cost.hbm_bytes / chip.hbm_bytes_per_s, network)
 
 
-def wire_by_axes(census: Census, wiring: Wiring) -> dict[str, float]:
+def collective_bytes_by_axes(cost: ProgramCost, wiring: Wiring) -> dict[str, float]:
     """Mesh axes -> bytes that a device receives from collectives along them, largest first."""
     totals: dict[str, float] = {}
-    for collective in census.collectives:
+    for collective in cost.collectives:
         axes = wiring.axes_of(collective.group)
         totals[axes] = totals.get(axes, 0.0) + collective.wire
     return dict(sorted(totals.items(), key=lambda item: -item[1]))

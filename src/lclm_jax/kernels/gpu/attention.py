@@ -1,7 +1,7 @@
 """Attention on GPUs with our own kernels, which skip whatever the segments leave out.
 
-``visits`` says from segment ids which pairs of blocks hold anything, here these become bounds for each block, ``flash``
-holds the kernels. Arrays keep their layout; only lengths that blocks do not divide are padded.
+``block_mask`` derives from the segment ids which pairs of blocks hold an allowed pair; here these become bounds for
+each block; ``flash`` holds the kernels. Arrays keep their layout; lengths are padded to whole blocks.
 """
 
 import functools
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
         return max(size for tiling in self[:3] for size in tiling[:2])
 
 
-def refusal(request: AttentionRequest) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """Why these kernels cannot honour ``request``; None: they can."""
     if request.platform != "gpu":
         return "runs on GPUs only"

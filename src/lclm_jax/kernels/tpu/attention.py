@@ -1,7 +1,7 @@
 """Attention on TPUs with our own kernels, which skip whatever the segments leave out.
 
-``visits`` turns segment ids into the list of blocks to visit, ``flash`` holds the kernels, ``walk`` leads them along
-the list; here the arrays are brought into the kernels' layout and back, and forward and backward are joined.
+``block_mask`` turns segment ids into the list of blocks to visit, ``flash`` holds the kernels, ``grid`` is their grid
+over that list; here arrays are brought into the kernels' layout and back, and forward and backward are joined.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lclm_jax.kernels.block_mask import Steps, schedule, summarise, tile_pairs
 from lclm_jax.kernels.request import SAVED, AttentionRequest
 from lclm_jax.kernels.tpu import flash
-from lclm_jax.kernels.tpu.grid import Operands, Tiling, Walk
+from lclm_jax.kernels.tpu.grid import Operands, StepGrid, Tiling
 
 MAX_STEPS = 48 * 1024
 """Steps whose four numbers fill three quarters of a core's scalar memory of 1 MiB."""
@@ -41,7 +41,7 @@ class Marks(NamedTuple):
     k_ids_BT: jax.Array
 
 
-def refusal(request: AttentionRequest) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """Why these kernels cannot honour ``request``; None: they can."""
     if request.platform != "tpu":
         return "runs on TPUs only"
@@ -132,7 +132,7 @@ def _attend(layout: Layout, q_BKrd: jax.Array, k_BKTd: jax.Array, v_BKTd: jax.Ar
 
 def _attend_forward(layout, q_BKrd, k_BKTd, v_BKTd, marks):
     x = _operands(layout, q_BKrd, k_BKTd, v_BKTd, marks)
-    out_BKrd, lse_BK1r = flash.forward(_walk(layout, x, True), steps_of(layout, marks, by_queries=True), x)
+    out_BKrd, lse_BK1r = flash.forward(_grid(layout, x, True), steps_of(layout, marks, by_queries=True), x)
     # Named here, inside the rule, because a name outside of it would save the output but not the log-sum-exp.
     out_BKrd, lse_BK1r = checkpoint_name(out_BKrd, SAVED), checkpoint_name(lse_BK1r, SAVED)
     return out_BKrd, (q_BKrd, k_BKTd, v_BKTd, marks, out_BKrd, lse_BK1r)
@@ -144,8 +144,8 @@ def _attend_backward(layout, saved, dout_BKrd):
     # sum over d of dO * O: the term that the softmax's normalisation adds to every score gradient
     delta_BKr = (dout_BKrd.astype(jnp.float32) * out_BKrd.astype(jnp.float32)).sum(-1)
     back = (dout_BKrd, lse_BK1r, delta_BKr[:, :, None, :])
-    dq = flash.query_gradient(_walk(layout, x, True), steps_of(layout, marks, by_queries=True), x, back)
-    dk, dv = flash.key_gradients(_walk(layout, x, False), steps_of(layout, marks, by_queries=False), x, back)
+    dq = flash.query_gradient(_grid(layout, x, True), steps_of(layout, marks, by_queries=True), x, back)
+    dk, dv = flash.key_gradients(_grid(layout, x, False), steps_of(layout, marks, by_queries=False), x, back)
     return dq, dk, dv, None
 
 
@@ -164,10 +164,10 @@ def _operands(layout: Layout, q_BKrd: jax.Array, k_BKTd: jax.Array, v_BKTd: jax.
     return Operands(q_BKrd, k_BKTd, v_BKTd, ids, order, marks.k_ids_BT[:, None, :])
 
 
-def _walk(layout: Layout, x: Operands, by_queries: bool) -> Walk:
+def _grid(layout: Layout, x: Operands, by_queries: bool) -> StepGrid:
     t = layout.tiling
     blocks = (x.q.shape[2] // t.q_rows, x.k.shape[2] // t.k_block)
-    return Walk(t, layout.causal, by_queries, *blocks, layout.interpret)
+    return StepGrid(t, layout.causal, by_queries, *blocks, layout.interpret)
 
 
 def _evenly(length: int, tile: int, most: int) -> int:

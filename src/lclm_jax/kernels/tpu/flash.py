@@ -8,7 +8,7 @@ Scores stand on their head, keys down (sublanes) and queries across (lanes). So 
 (maximum, sum, log-sum-exp, segment id) is a compact row, reductions run down the sublanes, and the G query heads of one
 key head lie side by side in the lanes: the products that sum over queries sum over the group as well.
 
-Letters beside the house's: r query rows of one key head (see ``walk.Operands``).
+Letters beside the house's: r query rows of one key head (see ``grid.Operands``).
 """
 
 import math
@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lclm_jax.kernels.block_mask import Steps
 from lclm_jax.kernels.masks import precision_of
-from lclm_jax.kernels.tpu.grid import At, Operands, Walk
+from lclm_jax.kernels.tpu.grid import At, Operands, StepGrid
 
 LOW = -1e30
 """Score of a masked pair."""
@@ -34,24 +34,24 @@ _ACROSS = (((1,), (1,)), ((), ()))  # a b^T: sums over lanes
 _PLAIN = (((1,), (0,)), ((), ()))
 
 
-def forward(walk: Walk, steps: Steps, x: Operands) -> tuple[jax.Array, jax.Array]:
+def forward(grid: StepGrid, steps: Steps, x: Operands) -> tuple[jax.Array, jax.Array]:
     """(out [B, K, r, d] in the queries' dtype, log-sum-exp [B, K, 1, r] float32); walks by queries."""
-    rows, width = walk.tiling.q_rows, x.q.shape[3]
+    rows, width = grid.tiling.q_rows, x.q.shape[3]
     scratch = [pltpu.VMEM(shape, jnp.float32) for shape in [(1, rows), (1, rows), (width, rows)]]
-    out, lse = walk.call(attention_forward, steps, x, (), [("q", x.q.dtype), ("row", jnp.float32)], scratch)
+    out, lse = grid.call(attention_forward, steps, x, (), [("q", x.q.dtype), ("row", jnp.float32)], scratch)
     return out, lse
 
 
-def query_gradient(walk: Walk, steps: Steps, x: Operands, back: tuple) -> jax.Array:
+def query_gradient(grid: StepGrid, steps: Steps, x: Operands, back: tuple) -> jax.Array:
     """Dq [B, K, r, d]; ``back``: dout [B, K, r, d], log-sum-exp and delta [B, K, 1, r]; walks by queries."""
-    scratch = [pltpu.VMEM((x.q.shape[3], walk.tiling.q_rows), jnp.float32)]
-    return walk.call(attention_dq, steps, x, back, [("q", x.q.dtype)], scratch)[0]
+    scratch = [pltpu.VMEM((x.q.shape[3], grid.tiling.q_rows), jnp.float32)]
+    return grid.call(attention_dq, steps, x, back, [("q", x.q.dtype)], scratch)[0]
 
 
-def key_gradients(walk: Walk, steps: Steps, x: Operands, back: tuple) -> tuple[jax.Array, jax.Array]:
+def key_gradients(grid: StepGrid, steps: Steps, x: Operands, back: tuple) -> tuple[jax.Array, jax.Array]:
     """(dk, dv), both [B, K, T, d]; ``back`` as in ``query_gradient``; walks by keys."""
-    scratch = [pltpu.VMEM((walk.tiling.k_block, x.k.shape[3]), jnp.float32)] * 2
-    dk, dv = walk.call(attention_dkv, steps, x, back, [("k", x.k.dtype), ("k", x.v.dtype)], scratch)
+    scratch = [pltpu.VMEM((grid.tiling.k_block, x.k.shape[3]), jnp.float32)] * 2
+    dk, dv = grid.call(attention_dkv, steps, x, back, [("k", x.k.dtype), ("k", x.v.dtype)], scratch)
     return dk, dv
 
 

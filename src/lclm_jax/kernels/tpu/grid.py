@@ -62,8 +62,8 @@ class Operands(NamedTuple):
     """[B, 1, T] int32."""
 
 
-class Walk(NamedTuple):
-    """A way through a list of steps (``visits.Steps``), by blocks of queries or by blocks of keys."""
+class StepGrid(NamedTuple):
+    """The grid of a kernel: a list of steps (``block_mask.Steps``), by blocks of queries or by blocks of keys."""
 
     tiling: Tiling
     causal: bool
@@ -134,7 +134,7 @@ class Walk(NamedTuple):
 class At(NamedTuple):
     """A kernel at one step: references to the blocks, and what to compute of them."""
 
-    walk: Walk
+    grid: StepGrid
     x: Operands
     ids_T1: Any
     """Scratch for the keys' segment ids, turned from a row into a column."""
@@ -158,7 +158,7 @@ class At(NamedTuple):
 
         ``mask_Tr`` is None where all queries of the block see all its keys.
         """
-        t = self.walk.tiling
+        t = self.grid.tiling
         everything = np.array(2 ** (2 * t.q_tiles * t.k_tiles) - 1, np.uint32).astype(np.int32)
 
         @pl.when(self.code == everything)
@@ -173,8 +173,8 @@ class At(NamedTuple):
                 jax.lax.fori_loop(0, t.k_tiles, functools.partial(self._masked_pair, fold, i), None)
 
     def _masked_pair(self, fold: Callable, i: int, j: Any, _: None) -> None:
-        t = self.walk.tiling
-        by_queries = self.walk.by_queries
+        t = self.grid.tiling
+        by_queries = self.grid.by_queries
         bit = code_bit(i, j, t.k_tiles) if by_queries else code_bit(j, i, t.q_tiles)
 
         @pl.when(jax.lax.shift_right_logical(self.code, bit) & 1 != 0)
@@ -186,11 +186,11 @@ class At(NamedTuple):
         """[tile's keys, tile's query rows] bool."""
         ids_1r = self.x.q_ids[:, rows]
         mask_Tr = (self.ids_T1[keys, :] == ids_1r) & (ids_1r != 0)
-        if not self.walk.causal:
+        if not self.grid.causal:
             return mask_Tr
-        _, _, k_block = self.walk.place(self.outer, self.inner)
+        _, _, k_block = self.grid.place(self.outer, self.inner)
         order_Tr = jax.lax.broadcasted_iota(jnp.int32, mask_Tr.shape, 0)
-        begin = k_block * self.walk.tiling.k_block + keys.start
+        begin = k_block * self.grid.tiling.k_block + keys.start
         return mask_Tr & (order_Tr <= self.x.q_order[:, rows] - begin)
 
 

@@ -22,7 +22,7 @@ from lclm_jax.kernels.request import SAVED, AttentionRequest
 LANES = 128
 
 
-def refusal(request: AttentionRequest) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """Why splash cannot honour ``request``; None: it can."""
     if request.platform != "tpu":
         return "runs on TPUs only"

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.kernels.pooling import pool
-from lclm_jax.model.block import layers, see
+from lclm_jax.model.block import attention_context, layers
 from lclm_jax.model.encoder import encoder_options
-from lclm_jax.model.layers import DROPOUT, Module, Norm
+from lclm_jax.model.layers import DROPOUT, Module, RMSNorm
 from lclm_jax.parallel.sharding import constrain
 
 
@@ -75,9 +75,9 @@ class LastLayers(Module):
         order_BL = jnp.broadcast_to(jnp.arange(segments_BL.shape[1])[None], segments_BL.shape)
         before_BL = jnp.pad(segments_BL[:, :-1], ((0, 0), (1, 0)))
         first_BL = jax.lax.cummax(jnp.where(segments_BL != before_BL, order_BL, 0), axis=1)
-        sight = see(config, segments_BL, order_BL - first_BL)
-        x_BLE, _ = layers(config, encoder_options(self.model, rows, "latents"))(x_BLE, None, sight)
-        return Norm(config.hidden_size, config.norm_eps, name="final_norm")(x_BLE)
+        context = attention_context(config, segments_BL, order_BL - first_BL)
+        x_BLE, _ = layers(config, encoder_options(self.model, rows, "latents"))(x_BLE, None, context)
+        return RMSNorm(config.hidden_size, config.norm_eps, name="final_norm")(x_BLE)
 
 
 def _of_layers(model: ModelConfig, count: int) -> ModelConfig:

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel import agreed
+from lclm_jax.parallel import broadcast_from_process_0
 from lclm_jax.train.checkpoints.integrity import defect, fingerprint, has_manifest, write_manifest
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
@@ -65,7 +65,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._sealing: threading.Thread | None = None
         self._failure: BaseException | None = None
-        if settings is None and not agreed(f"is {self.folder}", self.folder.is_dir()):
+        if settings is None and not broadcast_from_process_0(f"is {self.folder}", self.folder.is_dir()):
             return
         options = ocp.CheckpointManagerOptions(
             create=settings is not None,
@@ -109,7 +109,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, as process 0 sees it."""
         steps = self.steps()
-        return agreed(f"latest {self.folder}", steps[-1] if steps else None)
+        return broadcast_from_process_0(f"latest {self.folder}", steps[-1] if steps else None)
 
     def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
         """Copy ``state`` to the host and write it in the background; first waits for the save before.

@@ -15,7 +15,7 @@ from lclm_jax.data.loading.index_summary import summarize
 from lclm_jax.data.loading.loader import Position, make_loader
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.parallel import agreed, check_fits, make_mesh, row_parts, use_mesh
+from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, use_mesh, validate_mesh
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers, check_vocabularies
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
@@ -73,7 +73,7 @@ def train(
     tokenizers = load_tokenizers(config)
     config = resolve(config, tokenizers)
     mesh = make_mesh(config.mesh)
-    check_fits(config, mesh, [only_stage] if only_stage else None)
+    validate_mesh(config, mesh, [only_stage] if only_stage else None)
     trackers = open_trackers(config)
     reporter = Reporters([reporter or make_reporter(config.train.log_every), *trackers])
     try:
@@ -223,7 +223,7 @@ def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
             if jax.process_index() == 0:
                 with make_loader(config, stage, tokenizers) as loader:
                     loader.info(config.stages[stage])
-            agreed(f"index of {stage}", None)
+            broadcast_from_process_0(f"index of {stage}", None)
 
     def open_loader(start: Position) -> Any:
         wait_for_index()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lclm_jax.parallel import rendezvous as roll_call
-from lclm_jax.parallel.rendezvous import Place, StartError, call_roll, ranks
+from lclm_jax.parallel.rendezvous import ProcessInfo, StartError, ranks, rendezvous
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def meet(monkeypatch):
             port = server.getsockname()[1]
         lost = queue.Queue()
 
-        def one(place):
+        def one(process):
             try:
-                return call_roll(place, timeout, 10.0, lambda what: lost.put((place.rank, what)))
+                return rendezvous(process, timeout, 10.0, lambda what: lost.put((process.rank, what)))
             except StartError as error:
                 return str(error)
 
-        places = [Place(f"localhost:{port}", n, (counts or {}).get(n, count), "test") for n in numbers]
+        places = [ProcessInfo(f"localhost:{port}", n, (counts or {}).get(n, count), "test") for n in numbers]
         with ThreadPoolExecutor(len(places)) as pool:
             found = list(pool.map(one, places))
         watches.extend(watch for watch in found if not isinstance(watch, str))
@@ -42,7 +42,7 @@ def meet(monkeypatch):
 def test_the_missing_are_named_to_all(meet):
     found, _ = meet([0, 2], 5, timeout=0.6)
     for text in found:
-        assert "processes 1, 3-4 of 5 did not come to localhost:" in text
+        assert "processes 1, 3-4 of 5 did not connect to localhost:" in text
 
 
 def test_a_missing_first_process_is_named(meet):
@@ -61,7 +61,7 @@ def test_a_death_is_told_to_all(meet):
     watches, lost = meet([0, 1, 2], 3)
     watches[2]._connections[0].socket.shutdown(socket.SHUT_RDWR)  # as the kernel does for a process that was killed
     told = dict(lost.get(timeout=5) for _ in range(2 + 1))  # the "dead" one also notices, being alive
-    assert told[0] == told[1] and told[0].startswith("process 2 of 3 (") and "ended without a word" in told[0]
+    assert told[0] == told[1] and told[0].startswith("process 2 of 3 (") and "exited unexpectedly" in told[0]
 
 
 def test_an_error_is_told_after_a_while_and_a_farewell_is_none(meet):

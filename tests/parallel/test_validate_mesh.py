@@ -3,7 +3,7 @@ import pytest
 
 from lclm_jax.config import MeshConfig, parse_config
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel import check_fits, make_mesh
+from lclm_jax.parallel import make_mesh, validate_mesh
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fits(make_model):
                 },
             }
         )
-        check_fits(config, make_mesh(MeshConfig(**sizes), jax.devices()))
+        validate_mesh(config, make_mesh(MeshConfig(**sizes), jax.devices()))
 
     return check
 
