@@ -10,6 +10,7 @@ import pytest
 from tests.kernels.backends import RUN
 
 from lclm_jax.config import ModelConfig
+from lclm_jax.errors import LclmError
 from lclm_jax.kernels.attention import BACKENDS, attention, choose
 from lclm_jax.kernels.request import AttentionRequest
 
@@ -51,7 +52,7 @@ def test_a_named_backend_raises_with_the_reason_and_the_request():
     q, segments = jnp.zeros((1, 64, 2, 64)), jnp.ones((1, 64), jnp.int32)
     for name, where in (("splash", "TPUs"), ("pallas_tpu", "TPUs"), ("pallas_gpu", "GPUs")):
         with pytest.raises(
-            ValueError, match=f"'{name}' runs on {where} only: causal attention of 64 .*on cpu; set model"
+            LclmError, match=f"'{name}' runs on {where} only: causal attention of 64 .*on cpu; set model"
         ):
             attention(q, q, q, segments=(segments, segments), causal=True, backend=name)
 
