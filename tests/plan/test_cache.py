@@ -1,16 +1,10 @@
-import importlib.util
-from pathlib import Path
-
 import jax
 import pytest
+from tests.plan.conftest import small_config
 
 from lclm_jax.plan import cache, compiled
 from lclm_jax.plan.compiled import CompiledStep, lower_step
 from lclm_jax.plan.topologies import parse_topology
-
-spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
-conftest = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(conftest)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,7 +16,7 @@ def devices_of_the_tests():
 
 
 def lowered(**changes):
-    return lower_step(conftest.small_config(**changes), "all", parse_topology("h100:8"))
+    return lower_step(small_config(**changes), "all", parse_topology("h100:8"))
 
 
 @pytest.fixture(scope="module")

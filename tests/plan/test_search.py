@@ -1,7 +1,5 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
+from tests.plan.conftest import small_config
 
 from lclm_jax.errors import LclmError
 from lclm_jax.plan import search
@@ -9,10 +7,6 @@ from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.search import TIE, candidates, compiled_best, meshes, ranked
 from lclm_jax.plan.topologies import parse_topology
-
-spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
-conftest = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(conftest)
 
 NODE = parse_topology("h100:8")
 
@@ -60,7 +54,7 @@ def per_chip(candidate):
 
 
 def test_what_cannot_fit_is_not_tried():
-    large = conftest.small_config(data__pack={"row_length": 2**30, "encoder_rows": 2, "encoder_row_length": 64})
+    large = small_config(data__pack={"row_length": 2**30, "encoder_rows": 2, "encoder_row_length": 64})
     with pytest.raises(LclmError, match="nothing fits"):
         candidates(large, "all", NODE)
 
@@ -68,7 +62,7 @@ def test_what_cannot_fit_is_not_tried():
 @pytest.mark.parametrize(("less", "more"), [("full", "attention"), ("attention", "dots"), ("dots", "none")])
 def test_what_is_saved_takes_memory_and_spares_time(less, more):
     sizes = {"replica": 1, "fsdp": 8, "context": 1, "tensor": 1}
-    first, second = (conftest.small_config(model__remat=remat) for remat in (less, more))
+    first, second = (small_config(model__remat=remat) for remat in (less, more))
     assert estimate(first, "all", sizes).peak < estimate(second, "all", sizes).peak
     if less != "attention":  # saving the products still runs attention again
         assert by_formula(first, "all", NODE).step_s > by_formula(second, "all", NODE).step_s

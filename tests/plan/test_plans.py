@@ -1,12 +1,11 @@
 """The formulas beside compiled programs: the same step on 8 CPU devices, its products and collectives counted."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import pytest
 from click.testing import CliRunner
+from tests.plan.conftest import small_config
 
 from lclm_jax.cli.plan import plan, with_rows
 from lclm_jax.config import dump_config
@@ -16,10 +15,6 @@ from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.program_cost import count
 from lclm_jax.plan.topologies import parse_topology
 from lclm_jax.report.plan_tables import stages_table
-
-spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
-conftest = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(conftest)
 
 
 @pytest.fixture
@@ -34,7 +29,7 @@ def on_cpu(monkeypatch):
     ("stage", "remat"), [("all", "none"), ("all", "full"), ("adapter", "full")], ids=lambda value: value
 )
 def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
-    config = conftest.small_config(model__remat=remat)
+    config = small_config(model__remat=remat)
     step = compiled.compile_step(compiled.lower_step(config, stage, on_cpu))
     cost = count(parse(step.text), 8)
     formula = step_flops(config.model, config.stages[stage], config.pack(stage), "reference").executed / 8
@@ -45,7 +40,7 @@ def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
 def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "small.yaml"
-    path.write_text(dump_config(conftest.small_config()))
+    path.write_text(dump_config(small_config()))
     arguments = [
         str(path),
         "--topology",
@@ -99,5 +94,5 @@ def test_without_a_compiler_for_gpus_the_plan_is_by_formula(config, monkeypatch)
 
 def test_a_compiled_plan_is_not_by_formula(on_cpu, monkeypatch):
     monkeypatch.setattr(plans.cache, "load", lambda key: compiled.CompiledStep("", 0.0, 0.0, 0.0, 1.0, "too large"))
-    plan = plans.plan_stage(conftest.small_config(), "all", on_cpu)
+    plan = plans.plan_stage(small_config(), "all", on_cpu)
     assert (plan.fits, plan.by_formula, plan.why_not) == (False, False, "too large")

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import resource
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tests.train.core import one_stage
 
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
@@ -21,10 +21,7 @@ from lclm_jax.train.logging.metrics import MetricsLog
 from lclm_jax.train.logging.progress import SilentReporter
 from lclm_jax.train.logging.records import MEASURED, read_metrics
 
-SCRIPT = Path(__file__).with_name("one_stage.py")
-spec = importlib.util.spec_from_file_location("one_stage", SCRIPT)
-one_stage = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(one_stage)
+SCRIPT = Path(one_stage.__file__)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from lclm_jax.train.core.loop import StageRun, run_stage
 from lclm_jax.train.core.state import random_params
 from lclm_jax.train.logging.progress import SilentReporter
 
-spec = importlib.util.spec_from_file_location("train_conftest", Path(__file__).with_name("conftest.py"))
+spec = importlib.util.spec_from_file_location("train_conftest", Path(__file__).parents[1] / "conftest.py")
 conftest = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(conftest)
 

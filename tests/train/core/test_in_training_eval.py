@@ -1,10 +1,10 @@
 """Probes in the loop: when they run, what they write, and that training does not notice."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import numpy as np
+from tests.train.core import one_stage
 
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.ops.goodput import goodput
@@ -12,10 +12,6 @@ from lclm_jax.train.checkpoints.checkpoint import Checkpoints
 from lclm_jax.train.checkpoints.provenance import checkpoints_folder
 from lclm_jax.train.logging.events import read_events
 from lclm_jax.train.logging.records import MEASURED, read_metrics
-
-spec = importlib.util.spec_from_file_location("one_stage", Path(__file__).with_name("one_stage.py"))
-one_stage = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(one_stage)
 
 
 def outcome(config):

@@ -10,7 +10,7 @@ from lclm_jax.config import StageConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.train.core.schedule import Schedule, stage_schedules
 
-SHARED = Path(__file__).parents[3] / "shared" / "reference" / "lr_schedule.json"
+SHARED = Path(__file__).parents[4] / "shared" / "reference" / "lr_schedule.json"
 # Update -> learning rate of the PyTorch implementation: peak 1e-3, 200 steps, warm-up 20, floor 1e-6.
 GOLDEN = {0: 5e-05, 19: 1e-3, 20: 0.0009999239237306174, 100: 0.0005786390152875954, 198: 1.076076269382561e-06}
 

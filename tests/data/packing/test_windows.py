@@ -18,7 +18,7 @@ from lclm_jax.data.packing.windows import (
 )
 from lclm_jax.errors import LclmError
 
-CASES = sorted(Path(__file__).parents[3].joinpath("shared/reference/cases").glob("*/case.json"))
+CASES = sorted(Path(__file__).parents[4].joinpath("shared/reference/cases").glob("*/case.json"))
 TINY = BackboneConfig(vocab_size=64, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8)
 
 
