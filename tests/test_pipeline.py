@@ -56,7 +56,7 @@ def test_the_report_holds_the_numbers(finished_run):
     assert "windows_exceed_row" in text
     for plot in sorted((paths.root / "plots").iterdir()):
         assert f"plots/{plot.name}" in text
-    assert len(list((paths.root / "plots").iterdir())) == 5
+    assert len(list((paths.root / "plots").iterdir())) == 6
     assert {answer["task"] for answer in stored["generations"]} == {"repeat", "continue", "question"}
 
 

@@ -109,7 +109,7 @@ def _generate(config: Config) -> JsonObject:
 
 
 def _report(config: Config) -> JsonObject:
-    from lclm_jax.report.run_report import build_report
+    from lclm_jax.report.run.write import build_report
 
     report = build_report(config, PipelineState(RunPaths(config).progress).steps)
     logger.info("%s", RunPaths(config).report)

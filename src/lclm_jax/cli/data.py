@@ -11,9 +11,7 @@ import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import Config, RunPaths, load_config
-from lclm_jax.data.inspect.histograms import plot_histograms
 from lclm_jax.data.inspect.show import LEGEND, render_rows
-from lclm_jax.data.inspect.show_html import render_page
 from lclm_jax.data.loading.loader import Loader, make_loader
 from lclm_jax.data.loading.prebuild import prebuild
 from lclm_jax.data.packing.mixture import RatioSchedule
@@ -21,6 +19,8 @@ from lclm_jax.data.packing.row_layout_search import Fill, MakeSources, propose
 from lclm_jax.data.packing.sources import make_sources
 from lclm_jax.ops.run_folder import own_run
 from lclm_jax.progress import log_progress
+from lclm_jax.report.histograms import plot_histograms
+from lclm_jax.report.packed_rows import render_page
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.core.stages import load_tokenizers
 

@@ -22,6 +22,7 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
     """Measure context gain and verbatim repetition of RUN (a run's folder or its YAML)."""
     from lclm_jax.eval.run import evaluate as measure
     from lclm_jax.parallel import make_mesh
+    from lclm_jax.report.formatting import estimate as estimate_text
     from lclm_jax.train.core.stages import latest_checkpoint, load_params, load_tokenizers
 
     config = load_run(run)
@@ -31,9 +32,9 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
     write_result(json_file, {"stage": stage, "step": step, **result})
     click.echo(f"{stage} step {step}, {split}, {result['held_out_tokens']:,} tokens")
     for name, estimate in result["loss_nats"].items():
-        click.echo(f"loss, {name:<8} {_pm(estimate)} nats per token")
-    click.echo(f"recovered share {_pm(result['recovered_share'])}")
-    click.echo(f"verbatim token accuracy {_pm(result['verbatim_token_accuracy'])}")
+        click.echo(f"loss, {name:<8} {estimate_text(estimate)} nats per token")
+    click.echo(f"recovered share {estimate_text(result['recovered_share'])}")
+    click.echo(f"verbatim token accuracy {estimate_text(result['verbatim_token_accuracy'])}")
 
 
 @click.command()
@@ -114,11 +115,6 @@ def _read_prompt(file: BinaryIO) -> str:
         raise LclmError(
             f"the prompt is not UTF-8 text ({error.reason} at byte {error.start}); convert it, for example with iconv"
         ) from None
-
-
-def _pm(estimate: dict) -> str:
-    error = estimate["standard_error"]
-    return f"{estimate['value']:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
 @click.command("import")

@@ -1,24 +1,27 @@
-"""``lclm status`` and ``lclm report``: a run looked at from outside."""
+"""``lclm status`` and ``lclm report``: a run seen from outside."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from lclm_jax.cli.options import json_option, load_run, run_argument, write_result
+from lclm_jax.report.formatting import duration
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from lclm_jax.ops.status import RunStatus, StageStatus
 
 
 @click.command()
 @run_argument
 @json_option
 def status(run: Path, json_file: Path | None) -> None:
-    """Say where RUN is, how it does and when it ends, from the files in its folder alone.
+    """Show progress, health and time left of RUN, from the files in its folder alone.
 
-    It may be running, dead or finished, on this or another machine. A run that has been silent for two minutes and for
-    ten times its step is shown as silent: look at its log, or start it again; see docs/operations.md.
+    RUN may be running, dead or finished, on this machine or another. It is shown as silent when nothing was written for
+    two minutes and for ten times the duration of a step: look at its log, or rerun its command to resume.
     """
     from rich.console import Console
 
@@ -35,30 +38,30 @@ def status(run: Path, json_file: Path | None) -> None:
 
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file; by default report.html in the first RUN.")
+@click.option("--out", type=click.Path(path_type=Path), help="HTML file; default: report.html in the first RUN.")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write a page about RUNS: curves by stage, goodput, evaluations, generations, configuration and environment.
+    """Write an HTML page about RUNS: evaluation, curves, goodput, data, generations, cost, configuration.
 
-    It is one HTML file that needs no network; of several runs it shows the differences side by side. A run that is
-    still training may be looked at, too.
+    The page is one file that needs no network. Several runs are shown side by side, with the keys in which they differ.
+    Runs may still be training.
     """
-    from lclm_jax.report.html_report import write_page
+    from lclm_jax.report.run.write import write_page
 
     out = out or runs[0] / "report.html"
     write_page([load_run(run) for run in runs], out)
     click.echo(out)
 
 
-def _headline(result: dict[str, Any]) -> str:
+def _headline(result: "RunStatus") -> str:
     silent = result["silent_seconds"]
     where = result["state"] if result["state"] == "finished" else f"{result['stage']} {result['state']}"
-    sign = "" if silent is None else f"; last sign of life {_ago(silent)} ago"
+    sign = "" if silent is None else f"; last sign of life {duration(silent)} ago"
     eta = result["eta_seconds"]
-    end = "" if not eta else f"; {_ago(eta)} of training left"
+    end = "" if not eta else f"; {duration(eta)} of training left"
     return f"{result['name']}: {where}{sign}{end}"
 
 
-def _stages(result: dict[str, Any]) -> "Table":
+def _stages(result: "RunStatus") -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -72,24 +75,24 @@ def _stages(result: dict[str, Any]) -> "Table":
     return table
 
 
-def _cells(name: str, stage: dict[str, Any]) -> dict[str, str]:
+def _cells(name: str, stage: "StageStatus") -> dict[str, str]:
     """One row of the table by column."""
-    recent, left = stage["recent"] or {}, stage["eta_seconds"]
-    return {
-        "stage": name,
-        "state": stage["state"],
-        "step": f"{stage['done_steps']}/{stage['steps']}",
-        "loss": _shown(recent.get("loss_nats"), "{:.4f}"),
-        "tok/s": _shown(recent.get("raw_tokens_per_s"), "{:,.0f}"),
-        "MFU": _shown(recent.get("mfu"), "{:.1%}"),
-        "fill": _shown(recent.get("decoder_fill"), "{:.2f}"),
-        "left": "" if not left else ("~" if stage["eta_is_rough"] else "") + _ago(left),
-        "goodput": _shown(stage["goodput"], "{:.0%}"),
+    recent, left = stage["recent"], stage["eta_seconds"]
+    cells = {"stage": name, "state": stage["state"], "step": f"{stage['done_steps']}/{stage['steps']}"}
+    cells |= dict.fromkeys(("loss", "tok/s", "MFU", "fill"), "")
+    if recent:
+        cells["loss"] = _shown(recent["loss_nats"], ".4f")
+        cells["tok/s"] = f"{recent['raw_tokens_per_s']:,.0f}"
+        cells["MFU"] = _shown(recent.get("mfu"), ".1%")
+        cells["fill"] = f"{recent['decoder_fill']:.2f}"
+    return cells | {
+        "left": "" if not left else ("~" if stage["eta_is_rough"] else "") + duration(left),
+        "goodput": _shown(stage["goodput"], ".0%"),
         "saved": f"{stage['checkpoints'][-1]}" if stage["checkpoints"] else "",
     }
 
 
-def _notes(result: dict[str, Any]) -> list[str]:
+def _notes(result: "RunStatus") -> list[str]:
     """Where the time went, and what happened besides steps."""
     seconds = result["goodput_seconds"]
     whole = sum(seconds.values())
@@ -98,7 +101,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
         parts = [
             f"{kind.replace('_', ' ')} {spent / whole:.1%}" for kind, spent in seconds.items() if spent / whole >= 5e-4
         ]
-        lines.append(f"{_ago(whole)} so far: {', '.join(parts)}")
+        lines.append(f"{duration(whole)} so far: {', '.join(parts)}")
     for name, stage in result["stages"].items():
         what = {
             "restarts": stage["restarts"],
@@ -106,8 +109,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
             "failed saves": stage["failed_saves"],
             "loss spikes": stage["spikes"],
             "rewinds": stage["rewinds"],
-            "steps skipped": stage["skipped_steps"],
-            "steps not finite": stage["nonfinite_steps"],
+            "skipped steps": stage["skipped_steps"],
+            "non-finite steps": stage["nonfinite_steps"],
         }
         happened = [f"{count} {kind}" for kind, count in what.items() if count]
         if happened:
@@ -118,15 +121,4 @@ def _notes(result: dict[str, Any]) -> list[str]:
 
 
 def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def _ago(seconds: float) -> str:
-    """``7384`` -> ``2 h 3 min``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
+    return "" if value is None else format(value, form)

@@ -5,8 +5,8 @@ import pytest
 
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
 from lclm_jax.data.inspect.show import render_rows
-from lclm_jax.data.inspect.show_html import render_page
 from lclm_jax.data.packing.rows import assemble_batch
+from lclm_jax.report.packed_rows import render_page
 from lclm_jax.text.example import cpt_example, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer

@@ -4,11 +4,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lclm_jax.data.inspect.histograms import plot_histograms
 from lclm_jax.data.loading.index_summary import first_info, index_info, read_info, summarize
 from lclm_jax.data.loading.prebuild import prebuild
 from lclm_jax.data.loading.row_index import IndexFailure, index_inputs, open_index
 from lclm_jax.data.packing.sources import make_sources
+from lclm_jax.report.histograms import plot_histograms
 
 
 def rows_of(index, rows):

@@ -16,8 +16,8 @@ from lclm_jax.ablate.summary import summarise
 from lclm_jax.ablate.variants import Variant
 from lclm_jax.config.study import Measurement, PublishedConfig, StudyConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.report.document import Cell, Folded, Section, Table, Text, html, markdown
 from lclm_jax.report.study import figures, sections
-from lclm_jax.report.study.document import Cell, Folded, Section, Table, Text, html, markdown
 from lclm_jax.report.study.plots import pareto_front
 from lclm_jax.report.study.write import write_report
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from lclm_jax.ablate.summary import Summary
 from lclm_jax.ablate.variants import Variant
-from lclm_jax.report.study import formatting as wording
+from lclm_jax.report import formatting
+from lclm_jax.report.document import Figure
 from lclm_jax.report.study import plots
-from lclm_jax.report.study.document import Figure
 
 _LINES = 5
 """Lines beside the baseline in one panel."""
@@ -78,7 +78,7 @@ def _curves(summary: Summary, path: Path) -> _Drawn:
     labels = ("optimizer step", "training loss (nats per token)", "difference")
     plots.plot_curves(path, panels(summary, list(curves)), curves, labels, zoom=True)
     return path, (
-        f"Training loss, smoothed, and its difference from {wording.baseline(summary.baseline)} with the same"
+        f"Training loss, smoothed, and its difference from {formatting.baseline(summary.baseline)} with the same"
         " seed. Lines are means over seeds, bands go from the lowest to the highest seed; a line ends where a seed"
         " diverged."
     )
@@ -95,7 +95,7 @@ def _depth(summary: Summary, path: Path) -> _Drawn:
     labels = ("depth in the repeated span (tokens)", "share of tokens right", "difference")
     plots.plot_curves(path, panels(summary, list(curves)), curves, labels, zoom=False)
     return path, (
-        f"Verbatim repetition by depth, and its difference from {wording.baseline(summary.baseline)} with the same"
+        f"Verbatim repetition by depth, and its difference from {formatting.baseline(summary.baseline)} with the same"
         " seed. Lines are means over seeds, bands go from the lowest to the highest seed."
         + (" Variants that diverged are left out." if summary.diverged else "")
     )

@@ -3,13 +3,16 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import EngFormatter
 
-from lclm_jax.report.plots import COLOURS, CYCLE, STYLE, save, smooth
+from lclm_jax.report.plots import COLOURS, CYCLE, save, smooth, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 VERDICTS = {"better": "#009E73", "worse": "#D55E00", "tie": "#8A94A0"}
 _MARKERS = "osD^vP"
@@ -63,7 +66,7 @@ def plot_curves(
     skip = 1 / 8 if zoom else 0.0
     if zoom:
         curves = {name: Curves(one.x, np.stack([smooth(y) for y in one.ys])) for name, one in curves.items()}
-    with plt.rc_context(STYLE | {"figure.figsize": (11, 2.7 * len(panels) + 0.4)}):
+    with styled(11, 2.7 * len(panels) + 0.4):
         figure, grid = plt.subplots(len(panels), 2, sharex=True, squeeze=False)
         for (left, right), (title, names) in zip(grid, panels.items(), strict=True):
             base = curves[names[0]]
@@ -87,13 +90,13 @@ def plot_curves(
         save(figure, path)
 
 
-def _band(axes, curves: Curves, colour: str, label: str) -> None:
+def _band(axes: "Axes", curves: Curves, colour: str, label: str) -> None:
     # No nanmean: where a seed diverged the line ends.
     axes.fill_between(curves.x, curves.ys.min(0), curves.ys.max(0), color=colour, alpha=0.13, linewidth=0)
     axes.plot(curves.x, curves.ys.mean(0), color=colour, linewidth=1.5, label=label)
 
 
-def _limit(panels: Sequence[Any], ys: Sequence[np.ndarray], skip: float) -> None:
+def _limit(panels: Sequence["Axes"], ys: Sequence[np.ndarray], skip: float) -> None:
     """One vertical range for all ``panels``: that of the lines ``ys`` after the share ``skip`` of their points."""
     seen = np.concatenate([y[int(skip * len(y)) :] for y in ys])
     seen = seen[np.isfinite(seen)]
@@ -114,7 +117,7 @@ def plot_pareto(path: Path, points: Mapping[str, Point], costs: Sequence[str], q
         lower: lower quality values are better.
     """
     legend_rows = -(-len(points) // 2)
-    with plt.rc_context(STYLE | {"figure.figsize": (max(6.0, 3.9 * len(costs)), 3.6 + 0.2 * legend_rows)}):
+    with styled(max(6.0, 3.9 * len(costs)), 3.6 + 0.2 * legend_rows):
         figure, panels = plt.subplots(1, len(costs), sharey=True, squeeze=False)
         for number, (axes, label) in enumerate(zip(panels[0], costs, strict=True)):
             for place, (name, one) in enumerate(points.items()):
@@ -170,7 +173,7 @@ def plot_forest(path: Path, bars: Sequence[Bar], label: str, smallest: float) ->
     headings = sum(bool(group) for group in groups)
     names = [_wrap(bar.label, 42) for bar in bars]
     height = 0.9 + 0.3 * (headings + sum(1 + 0.5 * name.count("\n") for name in names))
-    with plt.rc_context(STYLE | {"figure.figsize": (8.6, height)}):
+    with styled(8.6, height):
         figure, axes = plt.subplots()
         y, ticks = 0.0, []
         for group in groups:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lclm_jax.ablate.statistics import Comparison
 from lclm_jax.ablate.summary import Sizing, Summary
-from lclm_jax.report.study import formatting as wording
+from lclm_jax.report import formatting
+from lclm_jax.report.document import Block, Figure, Folded, Section, Text
 from lclm_jax.report.study import tables
-from lclm_jax.report.study.document import Block, Figure, Folded, Section, Text
 
 
 def write(summary: Summary, drawn: Mapping[str, Figure], texts: Mapping[str, str]) -> list[Section]:
@@ -50,23 +50,23 @@ _COST = (
 def answer(summary: Summary) -> str:
     """One sentence: what is better than the baseline, what is worse, what ties."""
     one = summary.primary
-    base = wording.baseline(summary.baseline)
+    base = formatting.baseline(summary.baseline)
     if summary.baseline in summary.missing:
         return f"{base[0].upper()}{base[1:]} has not run yet, so nothing can be compared."
     if summary.baseline in summary.diverged:
         return f"{base[0].upper()}{base[1:]} diverged, so nothing can be compared with it."
     if not one.comparisons:
         return f"Nothing can be compared with {base} yet."
-    places = wording.decimals_of(one.comparisons)
+    places = formatting.decimals_of(one.comparisons)
     few = len(one.comparisons) <= _NUMBERS
     parts = []
     for verdict, words in (("better", "better than {}"), ("worse", "worse than {}"), ("tie", "a tie with {}")):
         members = [
             name for name in summary.order if name in one.comparisons and one.comparisons[name].verdict == verdict
         ]
-        listed = [f"`{name}` ({wording.signed(one.comparisons[name], places)})" for name in members]
+        listed = [f"`{name}` ({formatting.signed(one.comparisons[name], places)})" for name in members]
         if members:
-            parts.append(f"{words.format(base)}: {', '.join(listed) if few else wording.names(members)}")
+            parts.append(f"{words.format(base)}: {', '.join(listed) if few else formatting.names(members)}")
             base = "it"
     return f"By {one.measure.title}, {'; '.join(parts)}."
 
@@ -82,22 +82,22 @@ def _after_the_answer(summary: Summary) -> Iterator[str]:
     lost = [name for name, compared in one.comparisons.items() if compared.verdict != compared.holm_verdict]
     if lost:
         yield (
-            f"Corrected for {len(one.comparisons)} comparisons (Holm), {wording.names(lost)}"
+            f"Corrected for {len(one.comparisons)} comparisons (Holm), {formatting.names(lost)}"
             f" {'ties' if len(lost) == 1 else 'tie'} as well."
         )
     smallest = summary.study.smallest_effect
     small = [name for name, compared in one.comparisons.items() if _found_but_below(compared, smallest)]
     if small:
-        yield f"Found, but smaller than {smallest:g}, the smallest effect that matters here: {wording.names(small)}."
+        yield f"Found, but smaller than {smallest:g}, the smallest effect that matters here: {formatting.names(small)}."
     if one.best:
-        ties = f"; {wording.names(one.ties)} cannot be told from it" if one.ties else "; no other ties with it"
+        ties = f"; {formatting.names(one.ties)} cannot be told from it" if one.ties else "; no other ties with it"
         yield f"The best mean is that of `{one.best}`{ties}."
     for name, seeds in summary.diverged.items():
         total = len(summary.results[name].seeds)
         listed = ", ".join(map(str, seeds))
         yield f"`{name}` diverged in {len(seeds)} of {total} seeds ({listed}); it has no mean and no verdict."
     if summary.missing:
-        yield f"Not run yet: {wording.names(summary.missing)}."
+        yield f"Not run yet: {formatting.names(summary.missing)}."
 
 
 def _found_but_below(compared: Comparison, smallest: float) -> bool:
@@ -127,10 +127,10 @@ def _measures(summary: Summary) -> Iterator[Block]:
 def _effects(summary: Summary) -> Iterator[Block]:
     one = summary.primary
     if any(effect.pairs > 1 for effect in summary.effects):  # otherwise the ranking has them all
-        places = wording.decimals([effect.comparison.half_width for effect in summary.effects])
+        places = formatting.decimals([effect.comparison.half_width for effect in summary.effects])
         yield tables.effects(summary.effects, places, "factor: value", verdicts=True)
     if summary.interactions:
-        places = wording.decimals([effect.comparison.half_width for effect in summary.interactions])
+        places = formatting.decimals([effect.comparison.half_width for effect in summary.interactions])
         yield Text(
             "Do the factors depend on one another? Below, how much the effect of one value changes when the other value"
             f" is changed as well ({one.measure.title}); a tie means that the effects add up, as far as can be told."
@@ -207,13 +207,13 @@ def _how(summary: Summary) -> Iterator[str]:
         f"{len(results)} of {len(summary.variants)} variants, each with seeds {', '.join(map(str, seeds))}{together}."
         + (f" A run has {length}." if length else " A run is as long as the base configuration says.")
         + f" Base configuration `{study.config}`"
-        + (f" with {wording.key_values(study.settings)}" if study.settings else "")
+        + (f" with {formatting.key_values(study.settings)}" if study.settings else "")
         + "."
     )
     if study.rows_for:
-        yield f"Rows are packed for {wording.key_values(study.rows_for)}, so all variants see the same examples."
+        yield f"Rows are packed for {formatting.key_values(study.rows_for)}, so all variants see the same examples."
     kinds = dict.fromkeys(kind for one in results for kind in one.seconds)
-    spent = [f"{kind} {wording.duration(sum(one.seconds.get(kind, 0.0) for one in results))}" for kind in kinds]
+    spent = [f"{kind} {formatting.duration(sum(one.seconds.get(kind, 0.0) for one in results))}" for kind in kinds]
     if spent:
         yield f"Time: {', '.join(spent)}."
     yield from _environment([one.environment for one in results])

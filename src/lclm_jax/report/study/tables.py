@@ -7,8 +7,8 @@ from lclm_jax.ablate.published import PublishedRow
 from lclm_jax.ablate.statistics import diverged
 from lclm_jax.ablate.summary import MeasureSummary, Summary
 from lclm_jax.config.study import PublishedConfig
-from lclm_jax.report.study import formatting as wording
-from lclm_jax.report.study.document import Cell, Table
+from lclm_jax.report import formatting
+from lclm_jax.report.document import Cell, Table
 
 _COLUMNS = 4
 _NOTHING = Cell("–", "soft")
@@ -28,10 +28,10 @@ def ranking(summary: Summary) -> Table:
             rest = [Cell("baseline", "soft"), *[_NOTHING] * 4]
         elif compared:
             rest = [
-                Cell(wording.signed(compared, wording.decimals_of(one.comparisons)), compared.verdict),
+                Cell(formatting.signed(compared, formatting.decimals_of(one.comparisons)), compared.verdict),
                 Cell(compared.verdict, compared.verdict),
-                Cell(wording.p_value(compared.p_value)),
-                Cell(wording.p_value(compared.holm_p_value)),
+                Cell(formatting.p_value(compared.p_value)),
+                Cell(formatting.p_value(compared.holm_p_value)),
                 Cell(compared.holm_verdict, compared.holm_verdict),
             ]
         rows.append([_name(summary, name), _mean(summary, one, name, places), *rest])
@@ -57,7 +57,7 @@ def _pair_of_tables(summary: Summary, members: Sequence[MeasureSummary]) -> list
     header = ["variant", *(_titled(one, unit=len(units) > 1, better=False) for one in members)]
     found = [Table(header, _mean_rows(summary, members), f"Means over seeds{note}")]
     if any(one.comparisons for one in members):
-        caption = f"Paired differences from {wording.baseline(summary.baseline)}{note}"
+        caption = f"Paired differences from {formatting.baseline(summary.baseline)}{note}"
         found.append(Table(header, _difference_rows(summary, members), caption))
     return found
 
@@ -77,7 +77,7 @@ def _difference_rows(summary: Summary, measures: Sequence[MeasureSummary]) -> li
         for place, one in enumerate(measures):
             if name in one.comparisons:
                 compared = one.comparisons[name]
-                text = f"{wording.signed(compared, wording.decimals_of(one.comparisons))} {compared.verdict}"
+                text = f"{formatting.signed(compared, formatting.decimals_of(one.comparisons))} {compared.verdict}"
                 cells[place] = Cell(text, compared.verdict)
         if any(cell != _NOTHING for cell in cells):
             rows.append([_name(summary, name), *cells])
@@ -98,8 +98,8 @@ def costs(summary: Summary) -> Table:
             continue
         cost = summary.results[name].cost
         texts = [
-            *map(wording.count, (cost.encoder_parameters, cost.adapter_parameters, cost.decoder_parameters)),
-            *map(wording.count, (cost.encoder_flops, cost.decoder_flops, cost.train_flops)),
+            *map(formatting.count, (cost.encoder_parameters, cost.adapter_parameters, cost.decoder_parameters)),
+            *map(formatting.count, (cost.encoder_flops, cost.decoder_flops, cost.train_flops)),
             f"{cost.raw_tokens_per_second:,.0f}",
             f"{cost.peak_memory_bytes / 1e9:.2f}",
             f"{cost.positions_per_raw_token:.3f}",
@@ -126,9 +126,9 @@ def effects(found: Sequence[Effect], places: int, heading: str, verdicts: bool) 
                 Cell(f"{one.factor}: {one.level}"),
                 Cell(one.against, "soft"),
                 Cell(str(one.pairs)),
-                Cell(wording.signed(compared, places), compared.verdict if verdicts else ""),
+                Cell(formatting.signed(compared, places), compared.verdict if verdicts else ""),
                 Cell(verdict, compared.verdict if verdicts else ""),
-                Cell(wording.p_value(compared.p_value)),
+                Cell(formatting.p_value(compared.p_value)),
             ]
         )
     return Table([heading, "against", "pairs", "difference", "verdict", "p"], rows)
@@ -160,7 +160,7 @@ def _agreement(row: PublishedRow) -> Cell:
 
 
 def _places(one: MeasureSummary) -> int:
-    return wording.decimals([interval.half_width for interval in one.intervals.values()])
+    return formatting.decimals([interval.half_width for interval in one.intervals.values()])
 
 
 def _titled(one: MeasureSummary, unit: bool = True, better: bool = True) -> str:
@@ -183,7 +183,7 @@ def _mean(summary: Summary, one: MeasureSummary, name: str, places: int) -> Cell
         bad, seeds = len(diverged(one.values[name])), len(one.values[name])
         word = "diverged" if name in summary.diverged else "not finite"
         return Cell(f"{word} in {bad} of {seeds} seeds", "worse")
-    text = wording.plus_minus(one.intervals[name], places)
+    text = formatting.plus_minus(one.intervals[name], places)
     if name == one.best:
         return Cell(f"**{text}**")
     return Cell(f"{text} ≈") if name in one.ties else Cell(text)

@@ -11,7 +11,8 @@ from lclm_jax.ablate.results import VariantResult
 from lclm_jax.ablate.summary import Summary, summarise
 from lclm_jax.ablate.variants import Variant
 from lclm_jax.config.study import StudyConfig
-from lclm_jax.report.study import document, figures, sections
+from lclm_jax.report import document
+from lclm_jax.report.study import figures, sections
 
 
 def write_report(

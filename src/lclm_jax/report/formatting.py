@@ -1,11 +1,25 @@
-"""Numbers and lists as text."""
+"""Numbers and lists as text. Light to import: commands that look at a run from outside use it."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from lclm_jax.ablate.statistics import Comparison, Interval
+from lclm_jax.types import ReadOnlyJson
 
+if TYPE_CHECKING:
+    from lclm_jax.ablate.statistics import Comparison, Interval
+
+NOTHING = "–"
+"""Stands for a number that is not known."""
 _DECIMALS = 5
+
+
+def estimate(found: ReadOnlyJson | None) -> str:
+    """``1.2345 ± 0.0123``: the ``value`` and ``standard_error`` of an evaluation, as far as there are any."""
+    if not found or found["value"] is None:
+        return NOTHING
+    error = found["standard_error"]
+    return f"{found['value']:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
 def decimals(half_widths: Sequence[float]) -> int:
@@ -16,17 +30,17 @@ def decimals(half_widths: Sequence[float]) -> int:
     return min(_DECIMALS, max(1, 1 - math.floor(math.log10(known[len(known) // 2]))))
 
 
-def decimals_of(comparisons: Mapping[str, Comparison]) -> int:
+def decimals_of(comparisons: "Mapping[str, Comparison]") -> int:
     """``decimals`` for differences."""
     return decimals([one.half_width for one in comparisons.values()])
 
 
-def plus_minus(interval: Interval, places: int) -> str:
+def plus_minus(interval: "Interval", places: int) -> str:
     """``1.234 ± 0.012``."""
     return f"{interval.mean:.{places}f} ± {interval.half_width:.{places}f}"
 
 
-def signed(comparison: Comparison, places: int) -> str:
+def signed(comparison: "Comparison", places: int) -> str:
     """``−0.021 ± 0.012``: with a sign, and a minus as wide as a plus."""
     return f"{comparison.difference:+.{places}f} ± {comparison.half_width:.{places}f}".replace("-", "−")
 
@@ -48,20 +62,29 @@ def baseline(name: str) -> str:
 
 
 def count(number: float) -> str:
-    """``1.23 M``: three figures with a decimal prefix."""
+    """``1.23 M``: three significant figures with a decimal prefix."""
     for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"
 
 
+def gigabytes(number: float) -> str:
+    """Bytes as ``1.23``, in units of 1e9."""
+    return f"{number / 1e9:.2f}"
+
+
 def duration(seconds: float) -> str:
-    """``42 s``, ``17 min``, ``2.3 h``."""
+    """``42 s``, ``17 min``, ``2 h 3 min``, ``3.1 days``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{seconds / 86400:.1f} days"
 
 
 def key_values(values: Mapping[str, object]) -> str:
-    """``a=1, b=2``."""
+    """`` `a=1`, `b=2` ``."""
     return ", ".join(f"`{key}={value}`" for key, value in values.items())

@@ -1,34 +1,39 @@
-"""Pictures of a stage's data: lengths of documents, spans and examples, share compressed, and fill of the rows."""
+"""Histograms of a stage's data: lengths of documents, spans and examples, fraction compressed, fill of the rows."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lclm_jax.data.loading.row_index import RowIndex
+from lclm_jax.report.plots import save, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _RECORDS = 2000
 
 
-def plot_histograms(index: RowIndex, rows: int, path: str | Path, title: str) -> None:
+def plot_histograms(index: RowIndex, rows: int, path: Path, title: str) -> None:
     """Write a PNG about the first ``rows`` rows of a stage; spans and documents are those of a sample of records."""
-    from matplotlib.figure import Figure
-
     pack = index.maker.sources[0].setup.pack
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    figure.suptitle(f"{title}: {rows:,} rows")
-    axes: Any = figure.subplots(2, 3).ravel()
     documents, spans = _lengths(index)
     tokens, encoder, raw, decoder_fill, encoder_fill = _rows(index, rows)
-    _histogram(axes[0], documents, "tokens of a record", log=True)
-    _histogram(axes[1], spans, "encoder tokens of a span", log=True)
-    _histogram(axes[2], {"": tokens}, "decoder positions of an example", log=True)
-    _histogram(axes[3], {"": encoder / np.maximum(raw, 1)}, "compressed share of an example's tokens")
-    _histogram(axes[4], {"": decoder_fill}, f"decoder fill of a row (S={pack.row_length})")
-    _histogram(
-        axes[5], {"": encoder_fill}, f"encoder fill of a row (M={pack.encoder_rows}, R={pack.encoder_row_length})"
-    )
-    figure.savefig(path, dpi=110)
+    with styled(12, 7):
+        figure, grid = plt.subplots(2, 3)
+        figure.suptitle(f"{title}: {rows:,} rows")
+        axes = grid.ravel()
+        _histogram(axes[0], documents, "tokens of a record", log=True)
+        _histogram(axes[1], spans, "encoder tokens of a span", log=True)
+        _histogram(axes[2], {"": tokens}, "decoder positions of an example", log=True)
+        _histogram(axes[3], {"": encoder / np.maximum(raw, 1)}, "compressed fraction of an example's tokens")
+        _histogram(axes[4], {"": decoder_fill}, f"decoder fill of a row (S={pack.row_length})")
+        _histogram(
+            axes[5], {"": encoder_fill}, f"encoder fill of a row (M={pack.encoder_rows}, R={pack.encoder_row_length})"
+        )
+        save(figure, path)
 
 
 def _lengths(index: RowIndex) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -56,9 +61,7 @@ def _rows(index: RowIndex, rows: int) -> tuple[np.ndarray, ...]:
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool = False) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+def _histogram(axis: "Axes", values: dict[str, np.ndarray], label: str, log: bool = False) -> None:
     shown = {name: one for name, one in values.items() if one.size}
     if not shown:
         axis.set_axis_off()
@@ -78,7 +81,7 @@ def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool =
         drawn = (
             {"histtype": "stepfilled", "alpha": 0.5} if len(shown) == 1 else {"histtype": "step", "lw": widths.pop()}
         )
-        axis.hist(one, bins, label=mean, weights=weights, **drawn)
+        axis.hist(one, bins.tolist(), label=mean, weights=weights, **drawn)
     if log:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -87,5 +90,5 @@ def _histogram(axis: Any, values: dict[str, np.ndarray], label: str, log: bool =
         axis.tick_params(axis="x", rotation=45 if high > 200 * max(low, 1) else 0)
     axis.tick_params(labelsize=8)
     axis.set_xlabel(label)
-    axis.set_ylabel("share")
-    axis.legend(frameon=False, fontsize=8)
+    axis.set_ylabel("fraction")
+    axis.legend(fontsize=8)

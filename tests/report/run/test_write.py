@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lclm_jax.errors import LclmError
-from lclm_jax.report.html_report import write_page
+from lclm_jax.report.run.write import write_page
 
 BEGIN = {
     "kind": "begin", "time": 1000.0, "step": 0, "redone_steps": 0, "redone_seconds": 0,
