@@ -10,7 +10,8 @@ from lclm_jax.bench.data import starved_share
 from lclm_jax.bench.raw_text import RawSplit, plain_batches
 from lclm_jax.bench.simulated import SimulatedSplit, simulated_sources
 from lclm_jax.config import parse_config
-from lclm_jax.data.loading.loader import BatchMaker, Loader, Position, RecordCache
+from lclm_jax.data.loading.loader import BatchMaker, Loader, RecordCache
+from lclm_jax.data.loading.position import Position
 from lclm_jax.data.loading.row_index import open_index
 from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers

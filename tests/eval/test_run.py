@@ -15,7 +15,7 @@ from lclm_jax.inference.generate import pack_for
 from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.prompts import repetition_prompts
-from lclm_jax.train.core.state import params_shardings
+from lclm_jax.train.core.initial_state import params_shardings
 
 
 def places_of(run, count=10, span=20, following=13):

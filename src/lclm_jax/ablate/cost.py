@@ -10,7 +10,8 @@ from lclm_jax.ablate.plan import parameter_count, train_flops
 from lclm_jax.ablate.results import Cost
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
-from lclm_jax.data.loading.loader import batch_stats, make_loader
+from lclm_jax.data.loading.loader import make_loader
+from lclm_jax.data.loading.position import batch_stats
 from lclm_jax.model.flops import step_flops
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.text.tokenizer import Tokenizers

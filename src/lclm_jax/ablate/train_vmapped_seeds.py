@@ -17,14 +17,15 @@ from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
-from lclm_jax.data.loading.loader import BatchStats, Loader, make_loader
+from lclm_jax.data.loading.loader import Loader, make_loader
+from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import use_mesh
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.checkpoints.provenance import parent_of
+from lclm_jax.train.core.initial_state import initial_state
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.state import initial_state
 from lclm_jax.train.core.step import ratio_of, train_step_function
 
 logger = logging.getLogger(__name__)

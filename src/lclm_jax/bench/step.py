@@ -17,14 +17,15 @@ from lclm_jax.bench.flops import step_flops
 from lclm_jax.bench.timing import measure_peaks, on_cpu, surroundings
 from lclm_jax.config import Config, MeshConfig
 from lclm_jax.config.base import suggestion
-from lclm_jax.data.loading.loader import batch_stats, make_loader
+from lclm_jax.data.loading.loader import make_loader
+from lclm_jax.data.loading.position import batch_stats
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parallel.hardware import peak_flops
+from lclm_jax.train.core.initial_state import fresh_state, params_shardings, random_params
 from lclm_jax.train.core.optimizer import make_optimizer
 from lclm_jax.train.core.stages import load_tokenizers, resolve
-from lclm_jax.train.core.state import fresh_state, params_shardings, random_params
 from lclm_jax.train.core.step import make_train_step, put_batch
 
 logger = logging.getLogger(__name__)

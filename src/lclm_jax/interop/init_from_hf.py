@@ -26,7 +26,7 @@ from lclm_jax.model.lclm import init_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
-from lclm_jax.train.core.state import params_shardings
+from lclm_jax.train.core.initial_state import params_shardings
 
 # Keys of a backbone that weights do not depend on: the run may set them otherwise.
 _FREE_KEYS = {"preset", "max_positions"}

@@ -14,8 +14,8 @@ from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_sharding, make_mesh, use_mesh
 from lclm_jax.plan.roofline import Wiring
 from lclm_jax.plan.topologies import Topology, compile_only_devices
+from lclm_jax.train.core.initial_state import abstract_state
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.state import abstract_state
 from lclm_jax.train.core.step import make_train_step
 
 MEMORY_TOKENS = (0, 1, 2)

@@ -9,7 +9,8 @@ import pytest
 
 from lclm_jax.config import OBJECTIVES
 from lclm_jax.data.loading.index_summary import index_info
-from lclm_jax.data.loading.loader import Position, RecordCache, batch_stats, make_loader
+from lclm_jax.data.loading.loader import RecordCache, make_loader
+from lclm_jax.data.loading.position import Position, batch_stats
 from lclm_jax.data.loading.row_index import IndexFailure
 from lclm_jax.data.packing.rows import unpack_row
 from lclm_jax.data.packing.sources import ExampleRef, make_sources

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import ConfigError, parse_config
-from lclm_jax.data.loading.loader import Position, make_loader
+from lclm_jax.data.loading.loader import make_loader
+from lclm_jax.data.loading.position import Position
 from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.errors import LclmError

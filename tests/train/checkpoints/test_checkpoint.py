@@ -10,8 +10,8 @@ from lclm_jax.config import CheckpointConfig, MeshConfig
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from lclm_jax.train.core.initial_state import abstract_state, fresh_state, params_shardings
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.state import abstract_state, fresh_state, params_shardings
 
 SETTINGS = CheckpointConfig(keep_last=2, keep_every=4)
 

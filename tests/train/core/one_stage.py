@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 
 from lclm_jax.config import MeshConfig, parse_config
-from lclm_jax.data.loading.loader import batch_stats
+from lclm_jax.data.loading.position import batch_stats
 from lclm_jax.parallel import make_mesh
+from lclm_jax.train.core.initial_state import random_params
 from lclm_jax.train.core.loop import StageRun, run_stage
-from lclm_jax.train.core.state import random_params
 from lclm_jax.train.logging.progress import SilentReporter
 
 spec = importlib.util.spec_from_file_location("train_conftest", Path(__file__).parents[1] / "conftest.py")

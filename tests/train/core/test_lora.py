@@ -12,9 +12,10 @@ from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.model.lora import is_lora
 from lclm_jax.parallel import use_mesh
 from lclm_jax.train.core.freeze import FROZEN, label_leaves, path_name, stage_rules
+from lclm_jax.train.core.initial_state import fresh_state, params_shardings
 from lclm_jax.train.core.loss import LossSums, loss_sums
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.state import fresh_state, params_shardings, step_key
+from lclm_jax.train.core.state import step_key
 from lclm_jax.train.core.step import make_train_step, put_batch
 
 LORA = {
@@ -129,6 +130,6 @@ def test_what_cannot_be_meant_is_an_error(make_config, lora_model, make_model):
         ({"alpha": 0}, "greater than 0"),
         ({"dropout": 1.0}, "less than 1"),
     ):
-        with pytest.raises(LclmError, match=message):
+        with pytest.raises(ValueError, match=message):
             make_model(lora={"decoder": wrong})
     assert make_model(lora=None) == make_model() == lora_model.plain

@@ -9,9 +9,9 @@ from lclm_jax.config import OBJECTIVES, MeshConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.train.core.initial_state import fresh_state, params_shardings
 from lclm_jax.train.core.loss import sum_nll
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.state import fresh_state, params_shardings
 from lclm_jax.train.core.step import make_train_step, put_batch
 
 

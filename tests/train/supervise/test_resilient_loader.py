@@ -3,7 +3,7 @@ from typing import ClassVar
 
 import pytest
 
-from lclm_jax.data.loading.loader import Position
+from lclm_jax.data.loading.position import Position
 from lclm_jax.errors import LclmError
 from lclm_jax.train.supervise.resilient_loader import DataStalled, ResilientLoader
 

@@ -10,10 +10,10 @@ import gc
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
@@ -23,9 +23,10 @@ from cachetools import LRUCache
 from lclm_jax.batch import Batch
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
 from lclm_jax.data.loading.index_summary import first_info, joined_info, write_info
+from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
 from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.loading.workers import end_with_parent, owned
-from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
+from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
 from lclm_jax.data.store.records import Columns
@@ -37,63 +38,6 @@ _CACHE_BYTES = 256 * 2**20
 _SHARED_BYTES = 2**20
 """Smaller arrays of worker processes come through a pipe, which is as fast and leaves nothing in shared memory."""
 _UNUSED_COLUMNS = ("id", "text", "cut_bytes", "messages")
-
-
-class Position(NamedTuple):
-    """Where the loader begins."""
-
-    rows: int = 0
-    """Global rows already trained on: ``state()["rows_consumed"]`` of a checkpoint."""
-    cursors: tuple[Cursor, ...] = ()
-    """Where the block of the last of them begins, so that the rows before it need not be counted again; one for each
-    ratio."""
-    index_digest: str | None = None
-    """The index that ``cursors`` belong to; of another one they are not used."""
-    step: int | None = None
-    """Updates already made; None: as many as ``rows`` take."""
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Position":
-        """What ``Loader.state`` said, from a checkpoint."""
-        stored = state.get("cursors", [state["cursor"]] if "cursor" in state else [])  # none: of an earlier version
-        cursors = tuple(Cursor(block, row, tuple(draws)) for block, row, draws in stored)
-        return cls(state["rows_consumed"], cursors, state.get("index_digest") if cursors else None, state.get("step"))
-
-
-class BatchStats(NamedTuple):
-    """What the rows of one batch of this host hold."""
-
-    raw_tokens: int
-    """Tokens of text represented: decoder tokens without placeholders, and encoder tokens."""
-    decoder_tokens: int
-    """Decoder positions in use, placeholders included."""
-    encoder_tokens: int
-    """Pooled encoder tokens."""
-    latents: int
-    loss_tokens: int
-    """Positions with a loss weight above zero."""
-    examples: int
-    decoder_fill: float
-    """Share of the decoder positions in use."""
-    encoder_fill: float
-    """Pooled encoder tokens as a share of the encoder positions."""
-
-
-def batch_stats(batch: Batch) -> BatchStats:
-    """Count what a host batch holds."""
-    decoder = int(np.count_nonzero(batch.decoder_segments))
-    encoder = int(np.count_nonzero(batch.pool_weights))
-    latents = int(np.count_nonzero(batch.latent_index >= 0))
-    return BatchStats(
-        raw_tokens=decoder - latents + encoder,
-        decoder_tokens=decoder,
-        encoder_tokens=encoder,
-        latents=latents,
-        loss_tokens=int(np.count_nonzero(batch.loss_weights)),
-        examples=int(batch.decoder_segments.max(axis=1, initial=0).sum()),
-        decoder_fill=decoder / batch.decoder_segments.size,
-        encoder_fill=encoder / batch.pool_weights.size,
-    )
 
 
 class RecordCache:

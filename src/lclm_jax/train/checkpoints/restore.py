@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lclm_jax.data.loading.loader import Loader
+from lclm_jax.data.loading.position import BatchLoader
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
 from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.checkpoints.provenance import check_provenance
+from lclm_jax.train.core.initial_state import abstract_state, fresh_state, with_fresh_lora, without_missing_lora
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.stage_run import StageRun
-from lclm_jax.train.core.state import TrainState, abstract_state, fresh_state, with_fresh_lora, without_missing_lora
+from lclm_jax.train.core.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:
     return aside
 
 
-def check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: Loader) -> list[str]:
+def check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: BatchLoader) -> list[str]:
     """Refuse other rows than the checkpoint's; what differs in settings and rows where the run is forced to go on."""
     if not meta:
         return []

@@ -74,7 +74,7 @@ def label_leaves(rules: Sequence[Rule], params: Any) -> Any:
 
 def path_name(path: Sequence[Any]) -> str:
     """``("adapter", "fc1")`` as JAX key entries -> ``"adapter/fc1"``."""
-    return "/".join(str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path)
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def select(params: Mapping[str, Any], labels: Mapping[str, Any], groups: Sequence[str | None]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from lclm_jax import __version__
 from lclm_jax.config import StageConfig, config_hash
-from lclm_jax.data.loading.loader import Position
+from lclm_jax.data.loading.position import Position
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import use_mesh
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints

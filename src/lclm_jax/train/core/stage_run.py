@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config, RunPaths
-from lclm_jax.data.loading.loader import Loader, Position
+from lclm_jax.data.loading.position import BatchLoader, Position
 from lclm_jax.errors import LclmError
 from lclm_jax.train.core.in_training_eval import Probe
 from lclm_jax.train.logging.progress import Reporter
@@ -36,7 +36,7 @@ class StageRun:
     config: Config
     stage: str
     mesh: Mesh
-    open_loader: Callable[[Position], Loader]
+    open_loader: Callable[[Position], BatchLoader]
     initial_params: Callable[[], Any]
     reporter: Reporter
     probe: Probe | None = None

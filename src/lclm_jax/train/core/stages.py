@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from lclm_jax.config import Config, RunPaths, load_config
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.index_summary import summarize
-from lclm_jax.data.loading.loader import Position, make_loader
+from lclm_jax.data.loading.loader import make_loader
+from lclm_jax.data.loading.position import Position
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, use_mesh, validate_mesh
@@ -27,8 +28,8 @@ from lclm_jax.train.checkpoints.provenance import (
     starts_from_imports,
 )
 from lclm_jax.train.core.in_training_eval import Probe
+from lclm_jax.train.core.initial_state import params_shardings, random_params, with_fresh_lora, without_missing_lora
 from lclm_jax.train.core.loop import StageRun, run_stage
-from lclm_jax.train.core.state import params_shardings, random_params, with_fresh_lora, without_missing_lora
 from lclm_jax.train.logging.progress import Reporter, make_reporter
 from lclm_jax.train.logging.trackers import Reporters, open_trackers
 

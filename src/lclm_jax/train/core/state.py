@@ -1,124 +1,25 @@
-"""What training carries from step to step, born in its place on the mesh."""
+"""What training carries from step to step."""
 
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lclm_jax.config import ModelConfig
-from lclm_jax.model.lclm import abstract_params, init_params, logical_axes
-from lclm_jax.model.lora import is_lora
-from lclm_jax.parallel import params_sharding
-from lclm_jax.train.core.freeze import groups_of, merge, path_name, select
-from lclm_jax.train.core.optimizer import Optimizer
+from lclm_jax.types import Params, PyTree
 
 
 class TrainState(NamedTuple):
     """Everything an optimizer step reads and writes."""
 
-    step: Any
+    step: jax.Array
     """int32 scalar: updates made, skipped ones included."""
-    params: Any
+    params: Params
     """Nested dict of arrays in ``model.param_dtype``."""
-    opt_state: Any
+    opt_state: PyTree
     """``Optimizer.init``'s state: only trainable leaves have any."""
-    rng: Any
+    rng: jax.Array
     """[2] uint32: key data of the stage; a step's own key is ``fold_in(key, step)``."""
 
 
 def step_key(state: TrainState) -> jax.Array:
     """The random key of the step that ``state`` is about to make."""
     return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-
-
-def params_shardings(model: ModelConfig, mesh: Mesh) -> Any:
-    """Shardings of the parameters; raises ``LclmError`` where the mesh does not divide a size."""
-    return params_sharding(mesh, logical_axes(model), abstract_params(model))
-
-
-def state_shardings(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
-    """Shardings of a whole state: moments like their parameters, scalars on every device."""
-    replicated = NamedSharding(mesh, PartitionSpec())
-    params = params_shardings(model, mesh)
-    opt_state = optimizer.state_shardings(abstract_params(model), params, replicated)
-    return TrainState(replicated, params, opt_state, replicated)
-
-
-def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of a state: what a restore needs."""
-    params = abstract_params(model)
-    shapes = jax.eval_shape(lambda tree: initial_state(tree, optimizer, 0), params)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings(model, optimizer, mesh),
-    )
-
-
-def random_params(model: ModelConfig, seed: int, mesh: Mesh) -> Any:
-    """Random parameters, made where they belong; a pure function of (model, seed)."""
-    init = jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=params_shardings(model, mesh))
-    return init()
-
-
-def with_fresh_lora(params: Any, model: ModelConfig, seed: int, mesh: Mesh | None) -> Any:
-    """``params`` plus the LoRA leaves of ``model`` that they lack, with the values that ``random_params`` gives them.
-
-    Fresh leaves change nothing that the model computes: B is zero.
-
-    Args:
-        params: parameters of ``model`` or of a model that differs by having no LoRA, or less of it.
-        model: what they shall be parameters of.
-        seed: of the random values.
-        mesh: where the new leaves lie, sharded; None: NumPy arrays on the host.
-    """
-    labels = _lora_labels(model, {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)})
-    if "missing" not in groups_of(labels):
-        return params
-
-    def init() -> Any:  # only the leaves that leave the program are computed
-        return select(init_params(model, jax.random.key(seed)), labels, ("missing",))
-
-    if mesh is None:
-        return merge(params, jax.device_get(jax.jit(init)()))
-    places = select(params_shardings(model, mesh), labels, ("missing",))
-    return merge(params, jax.jit(init, out_shardings=places)())
-
-
-def without_missing_lora(abstract: Any, model: ModelConfig, stored: Callable[[], Collection[str]]) -> Any:
-    """``abstract`` parameters of ``model`` less the LoRA leaves that a checkpoint lacks.
-
-    ``stored`` gives the paths that it holds; it is not called for a model without LoRA. Leaves of any other kind stay,
-    so that their absence is found when the checkpoint is read.
-    """
-    if model.plain == model:
-        return abstract
-    return select(abstract, _lora_labels(model, stored()), ("there",))
-
-
-def _lora_labels(model: ModelConfig, paths: Collection[str]) -> Any:
-    """Tree of ``"missing"`` for LoRA leaves of ``model`` that are not among ``paths``, ``"there"`` for all others."""
-
-    def label(path: Any, _leaf: Any) -> str:
-        name = path_name(path)
-        return "missing" if is_lora(name) and name not in paths else "there"
-
-    return jax.tree_util.tree_map_with_path(label, abstract_params(model))
-
-
-def fresh_state(params: Any, model: ModelConfig, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainState:
-    """State at step 0 around ``params`` (sharded arrays, given up to the state)."""
-    make = jax.jit(
-        lambda tree: initial_state(tree, optimizer, seed),
-        out_shardings=state_shardings(model, optimizer, mesh),
-        donate_argnums=0,
-    )
-    return make(params)
-
-
-def initial_state(params: Any, optimizer: Optimizer, seed: int) -> TrainState:
-    """State at step 0 around ``params`` (arrays or tracers); ``seed`` is that of the stage."""
-    rng = jax.random.key_data(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)

@@ -14,9 +14,10 @@ from lclm_jax.config.train import parse_skip_range
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel import batch_sharding, row_parts
 from lclm_jax.train.core.freeze import merge, split
+from lclm_jax.train.core.initial_state import state_shardings
 from lclm_jax.train.core.loss import LossSums, divisor, loss_sums
 from lclm_jax.train.core.optimizer import Optimizer
-from lclm_jax.train.core.state import TrainState, state_shardings, step_key
+from lclm_jax.train.core.state import TrainState, step_key
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 

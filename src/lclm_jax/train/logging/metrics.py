@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.data.loading.loader import BatchStats
+from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
 from lclm_jax.train.logging.records import Record, read_metrics, working_seconds
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lclm_jax.data.loading.loader import Loader
+from lclm_jax.data.loading.position import BatchLoader
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class NonfiniteSteps:
     ``first_row``: that of step 0, had all steps ``batch_rows``; not 0 where a stage was forced to go on with others.
     """
 
-    def __init__(self, stage_folder: Path, loader: Loader, batch_rows: int, first_row: int):
+    def __init__(self, stage_folder: Path, loader: BatchLoader, batch_rows: int, first_row: int):
         self.folder = stage_folder / "nonfinite"
         self._loader, self._batch_rows, self._in_a_row = loader, batch_rows, 0
         self._first_row = first_row

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lclm_jax.batch import Batch
-from lclm_jax.data.loading.loader import BatchStats, Loader, Position
+from lclm_jax.data.loading.position import BatchLoader, BatchStats, Position
 from lclm_jax.errors import LclmError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,11 @@ class ResilientLoader:
     """
 
     def __init__(
-        self, open_loader: Callable[[Position], Loader], start: Position, batch_rows: int, timeout_seconds: float | None
+        self,
+        open_loader: Callable[[Position], BatchLoader],
+        start: Position,
+        batch_rows: int,
+        timeout_seconds: float | None,
     ):
         self._open, self._begin, self._row, self._batch_rows = open_loader, start, start.rows, batch_rows
         self._timeout = timeout_seconds
@@ -87,7 +91,7 @@ class ResilientLoader:
         raise AssertionError("unreachable")
 
 
-def _pump(loader: Loader, out: queue.Queue[Any], over: threading.Event) -> None:
+def _pump(loader: BatchLoader, out: queue.Queue[Any], over: threading.Event) -> None:
     """Move batches from ``loader`` to ``out``; what it raises is handed over as the last entry."""
     while not over.is_set():
         try:

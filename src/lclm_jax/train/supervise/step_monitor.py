@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lclm_jax.data.loading.loader import BatchStats, Loader
+from lclm_jax.data.loading.position import BatchLoader, BatchStats
 from lclm_jax.parallel import row_parts
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints
 from lclm_jax.train.core.stage_run import StageRun, TrainingDiverged
@@ -35,7 +35,7 @@ class StepMonitor:
         writer: MetricsLog,
         events: Events,
         checkpoints: Checkpoints,
-        loader: Loader,
+        loader: BatchLoader,
         first_row: int,
     ):
         self._run, self._writer, self._events, self._checkpoints = run, writer, events, checkpoints
