@@ -193,8 +193,8 @@ def test_cached_decoding_uses_the_updates(case, rng, mesh):
 def test_eight_devices_compute_what_one_does(make_model, make_backbone, batches, rng):
     lora = {tower: {"rank": 2, "dropout": 0.3, "targets": ("q", "o", "down")} for tower in ("encoder", "decoder")}
     encoder = make_backbone(hidden_size=24, num_heads=2, num_kv_heads=2, head_dim=12, mlp_size=40)
-    # Embeddings of an ordinary size: the norm of a vector that is nearly zero multiplies the rounding of sums that eight
-    # devices and one make in another order.
+    # Embeddings of an ordinary size: the norm of a vector that is nearly zero multiplies the rounding of sums that
+    # eight devices and one make in another order.
     model = make_model(encoder=encoder, lora=lora, remat="full", embedding_std=0.2)
     batch = batches.build(model, [[batches.example(model, rng, [9, 3])] for _ in range(4)], S=24)
 
