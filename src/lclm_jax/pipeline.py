@@ -36,13 +36,21 @@ def run_pipeline(config: Config) -> JsonObject:
 def pipeline_steps(config: Config) -> Iterator[Step]:
     """The steps of ``config`` in order.
 
-    Every key that decides a result is fixed for the run's folder (``claim_run``), but for those of ``eval``.
+    Every key that decides a result is fixed for the run's folder (``claim_run``), but for those of ``eval``; corpus and
+    tokenizers may be moved.
     """
+    corpus = json.dumps(
+        {
+            "corpus": config.corpus.model_dump(mode="json"),
+            "tokenizer": config.tokenizer.model_dump(mode="json"),
+            "prepared": config.data.prepared,
+        }
+    )
     evaluation = json.dumps({f"eval.{name}": value for name, value in config.eval.model_dump(mode="json").items()})
-    yield Step("corpus", _survey_corpus, "{}")
+    yield Step("corpus", _survey_corpus, corpus)
     if config.tokenizer.decoder is None:
-        yield Step("tokenizer", train_run_tokenizer, "{}")
-    yield Step("prepare", prepare_data, "{}")
+        yield Step("tokenizer", train_run_tokenizer, corpus)
+    yield Step("prepare", prepare_data, corpus)
     for name in config.stages:
         yield Step(f"train {name}", partial(_train_stage, stage=name), "{}")
     yield Step("evaluate", _evaluate, evaluation)

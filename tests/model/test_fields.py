@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from lclm_jax.config import MeshConfig, ModelConfig
-from lclm_jax.config.load import describe_keys
+from lclm_jax.config import MeshConfig, ModelConfig, describe_keys
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import backbone_json
 from lclm_jax.interop.hf_weight_map import flatten, nest
@@ -80,7 +79,7 @@ CHANGES = {
     "pooling_backend": ("pallas_tpu", "refusal"),
     "loss_chunk": (2, "program"),
 }
-KEYS = [name for name, default, _ in describe_keys(ModelConfig) if default]
+KEYS = [name for name, default, *_ in describe_keys(ModelConfig) if default]
 
 
 def build(**changes) -> ModelConfig:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lclm_jax.config import Config, ConfigError, StudyConfig, config_hash, override, parse_config, read_yaml
+from lclm_jax.config import Config, ConfigError, StudyConfig, config_hash, override, parse_config, read_yaml, role_of
 from lclm_jax.config.base import suggestion
 
 BASELINE = "baseline"
-_SHARED = ("corpus", "tokenizer", "data.prepared", "run_dir", "seed", "name")
+_SHARED = ("corpus", "tokenizer", "seed", "name")
+"""Branches of which a study has one, beside the keys that say where things lie."""
 
 
 class Variant(NamedTuple):
@@ -68,7 +69,7 @@ def variant_config(study: StudyConfig, variant: Variant, seed: int) -> Config:
         ConfigError: the result is not a valid configuration, or the variant would change what all share.
     """
     for name in variant.overrides:
-        if name.split(".")[0] in _SHARED or name in _SHARED:
+        if name.split(".")[0] in _SHARED or role_of(Config, name) == "place":
             raise ConfigError(
                 f"variant {variant.name} overrides {name}, which all variants share; set it in the base configuration"
             )

@@ -7,7 +7,8 @@ import click
 import yaml
 
 from lclm_jax.cli.options import cluster_option, config_argument, set_option
-from lclm_jax.config import config_hash, convert_experiment, describe_keys, dump_config, load_config, read_yaml
+from lclm_jax.config import Config, config_hash, describe_keys, dump_config, load_config, read_yaml
+from lclm_jax.config.convert import convert_experiment
 from lclm_jax.errors import LclmError
 
 
@@ -30,10 +31,14 @@ def show(config: Path, cluster: Path | None, overrides: tuple[str, ...]) -> None
 @config.command()
 @click.argument("prefix", default="")
 def keys(prefix: str) -> None:
-    """List every key with its default and meaning; PREFIX (such as model.) narrows the list."""
-    for name, default, text in describe_keys():
+    """List every key with its default, its role and its meaning; PREFIX (such as model.) narrows the list.
+
+    Within a run only keys of the roles layout, logging and place may change.
+    """
+    for name, default, text, role in describe_keys(Config):
         if name.startswith(prefix):
-            click.echo(f"{click.style(name, bold=True)}{f' [{default}]' if default else ''}\n    {text}")
+            about = f" [{default}] {role}" if role else ""
+            click.echo(f"{click.style(name, bold=True)}{about}\n    {text}")
 
 
 @config.command()

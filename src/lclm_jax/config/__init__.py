@@ -1,13 +1,12 @@
-"""The configuration tree: every key declared once, with its default, limits and documentation."""
+"""The configuration tree: every key declared once, with its default, limits, role and documentation."""
 
-from lclm_jax.config.convert import convert_experiment
+from lclm_jax.config.base import Key, Role, describe_keys, result_values, role_of
 from lclm_jax.config.corpus import CollectionConfig, ColumnsConfig, CorpusConfig
 from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, RowsFor, SourceConfig, SpanConfig, TokenizerConfig
 from lclm_jax.config.devices import MeshConfig, ProcessesConfig, apply_environment
 from lclm_jax.config.load import (
     ConfigError,
     config_hash,
-    describe_keys,
     dump_config,
     load_config,
     load_study,
@@ -18,16 +17,8 @@ from lclm_jax.config.load import (
 from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.paths import RunPaths
 from lclm_jax.config.study import PublishedConfig, StudyConfig
-from lclm_jax.config.train import (
-    PARTS,
-    CheckpointConfig,
-    EvalConfig,
-    InitConfig,
-    OptimizerConfig,
-    StageConfig,
-    TrainConfig,
-)
-from lclm_jax.config.tree import Config
+from lclm_jax.config.train import CheckpointConfig, EvalConfig, InitConfig, OptimizerConfig, TrainConfig
+from lclm_jax.config.tree import PARTS, Config, StageConfig
 
 __all__ = [
     "OBJECTIVES",
@@ -43,6 +34,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "InitConfig",
+    "Key",
     "LoraConfig",
     "LoraTowers",
     "MeshConfig",
@@ -51,6 +43,7 @@ __all__ = [
     "PackConfig",
     "ProcessesConfig",
     "PublishedConfig",
+    "Role",
     "RowsFor",
     "RunPaths",
     "SourceConfig",
@@ -61,7 +54,6 @@ __all__ = [
     "TrainConfig",
     "apply_environment",
     "config_hash",
-    "convert_experiment",
     "describe_keys",
     "dump_config",
     "load_config",
@@ -69,4 +61,6 @@ __all__ = [
     "override",
     "parse_config",
     "read_yaml",
+    "result_values",
+    "role_of",
 ]

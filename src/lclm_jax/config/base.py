@@ -1,25 +1,129 @@
-"""What every branch of the configuration tree shares: frozen, typed, closed to unknown keys."""
+"""What every branch of the configuration tree shares: frozen, typed, closed to unknown keys, each key with a role."""
 
 import difflib
-from collections.abc import Callable, Iterable
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.fields import FieldInfo
+
+Role = Literal["result", "layout", "logging", "place"]
+"""What a key decides.
+
+``result``: losses, rows or weights depend on it, so it may not change within a run. ``layout``: how the same arithmetic
+is laid out over devices, memory and processes. ``logging``: how a run is named, watched, saved and measured, and
+shorthands whose effect other keys record. ``place``: where things lie; what they hold is compared by digest.
+"""
 
 
 class Tree(BaseModel):
-    """A frozen node of the configuration tree; unknown keys and wrong types are errors."""
+    """A frozen node of the configuration tree; unknown keys and wrong types are errors.
+
+    ``class MeshConfig(Tree, role="layout")`` gives all its keys that role, but for those that name one themselves.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    role_of_keys: ClassVar[Role | None] = None
+
+    def __init_subclass__(cls, role: Role | None = None, **settings: Any):
+        super().__init_subclass__(**settings)
+        cls.role_of_keys = role
 
 
-def key(default, doc: str, **limits):
-    """Declare one key: its only default, its documentation, and its limits (``gt``, ``ge``, ``le``...)."""
-    return Field(default, description=doc, **limits)
+def key(default: Any, doc: str, role: Role | None = None, **limits: Any) -> Any:
+    """Declare one key: its only default, its documentation, its role, and its limits (``gt``, ``ge``, ``le``...)."""
+    return Field(default, description=doc, json_schema_extra={"role": role}, **limits)
 
 
-def required(doc: str, **limits):
+def required(doc: str, role: Role | None = None, **limits: Any) -> Any:
     """Declare one key that a YAML must set."""
-    return Field(description=doc, **limits)
+    return Field(description=doc, json_schema_extra={"role": role}, **limits)
+
+
+class Key(NamedTuple):
+    """One key of the tree, as the documentation lists it."""
+
+    name: str
+    """Dotted; NAME stands for the names of stages, sources and collections."""
+    default: str
+    """As JSON, ``required``, or empty for a branch."""
+    doc: str
+    role: Role | None
+    """None for a branch."""
+
+
+def describe_keys(tree: type[Tree], prefix: str = "") -> Iterator[Key]:
+    """Every key of ``tree``, in the order of its declaration, branches before what they hold."""
+    for name, field in tree.model_fields.items():
+        dotted, doc = f"{prefix}{name}", field.description or ""
+        branch, keyed = branch_of(field.annotation)
+        if branch is not None:
+            yield Key(dotted, "", doc, None)
+            yield from describe_keys(branch, f"{dotted}.{'NAME.' if keyed else ''}")
+        else:
+            default = "required" if field.is_required() else json.dumps(field.default)
+            yield Key(dotted, default, doc, _role(tree, field))
+
+
+def role_of(tree: type[Tree], dotted: str) -> Role | None:
+    """Role of the key ``a.b.c`` (or of the key that holds it, as ``mixture`` holds its sources); None for a branch."""
+    parts = iter(dotted.split("."))
+    for part in parts:
+        field = tree.model_fields.get(part)
+        if field is None:
+            return None
+        branch, keyed = branch_of(field.annotation)
+        if branch is None:
+            return _role(tree, field)
+        if keyed:
+            next(parts, None)
+        tree = branch
+    return None
+
+
+def result_values(node: Tree) -> dict[str, JsonValue]:
+    """``node`` as plain values, less the keys that no result depends on."""
+    return _of_results(type(node), node.model_dump(mode="json"))
+
+
+def _of_results(tree: type[Tree], values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in values.items():
+        field = tree.model_fields[name]
+        branch, keyed = branch_of(field.annotation)
+        if branch is None:
+            if _role(tree, field) == "result":
+                kept[name] = value
+        elif value is None:
+            kept[name] = None
+        elif keyed:
+            kept[name] = {inner: _of_results(branch, one) for inner, one in value.items()}
+        elif found := _of_results(branch, value):
+            kept[name] = found
+    return kept
+
+
+def _role(tree: type[Tree], field: FieldInfo) -> Role | None:
+    extra = field.json_schema_extra
+    own = extra.get("role") if isinstance(extra, dict) else None
+    return typing.cast(Role | None, own) or tree.role_of_keys
+
+
+def branch_of(annotation: Any) -> tuple[type[Tree] | None, bool]:
+    """The tree below a key's type, and whether it is a mapping of named trees."""
+    if isinstance(annotation, type) and issubclass(annotation, Tree):
+        return annotation, False
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is dict:
+        return branch_of(arguments[1])[0], True
+    if origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            if branch_of(argument)[0] is not None:
+                return branch_of(argument)
+    return None, False
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 
 
-class ColumnsConfig(Tree):
+class ColumnsConfig(Tree, role="result"):
     """Which columns of JSONL, Parquet and Arrow rows are read."""
 
     text: str = key("text", "Text of a document (records: documents).")
@@ -32,7 +32,7 @@ class ColumnsConfig(Tree):
     answer: str = key("answer", "The reply.")
 
 
-class CollectionConfig(Tree):
+class CollectionConfig(Tree, role="result"):
     """One collection: raw files of one format that become records of one kind."""
 
     format: Format = required(
@@ -40,7 +40,7 @@ class CollectionConfig(Tree):
         " python_stdlib (what Python carries), synthetic (made-up documents that context helps to foretell)."
     )
     paths: tuple[str, ...] = key(
-        (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet."
+        (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet.", role="place"
     )
     suffixes: tuple[str, ...] | None = key(None, "File endings read from a folder; null: those usual for the format.")
     records: Literal["documents", "chat", "function_chat"] = key(
@@ -77,7 +77,7 @@ class CollectionConfig(Tree):
         return self.format in ("text", "python_stdlib", "synthetic")
 
 
-class CorpusConfig(Tree):
+class CorpusConfig(Tree, role="result"):
     """Raw text to prepare, split by a hash of each document's name or text."""
 
     collections: dict[str, CollectionConfig] = key(
@@ -87,7 +87,7 @@ class CorpusConfig(Tree):
         "python_stdlib",
         "Without collections. python_stdlib: sources and manuals that Python carries; folder: text files under path.",
     )
-    path: str | None = key(None, "Folder of text files (kind: folder).")
+    path: str | None = key(None, "Folder of text files (kind: folder).", role="place")
     suffixes: tuple[str, ...] = key((".py", ".txt", ".md", ".rst"), "File endings read from a folder (kind: folder).")
     max_file_bytes: int = key(200_000, "Longer files are cut here (without collections); counted.", gt=0)
     max_bytes: int | None = key(None, "Read a sample of this many bytes (without collections); null: everything.")

@@ -8,13 +8,13 @@ from lclm_jax.config.base import Tree, key, required, suggestion
 from lclm_jax.config.registry.poolings import POOLINGS
 
 
-class TokenizerConfig(Tree):
+class TokenizerConfig(Tree, role="result"):
     """Tokenizer folders (tokenizer.json, or a SentencePiece model); trained on the corpus when vocab_size is given."""
 
     decoder: str | None = key(
-        None, "Folder or SentencePiece model of the decoder's tokenizer; null: the run trains one."
+        None, "Folder or SentencePiece model of the decoder's tokenizer; null: the run trains one.", role="place"
     )
-    encoder: str | None = key(None, "Folder of the encoder's tokenizer; null: the decoder's.")
+    encoder: str | None = key(None, "Folder of the encoder's tokenizer; null: the decoder's.", role="place")
     vocab_size: int | None = key(None, "Train a byte-level BPE of this size on the corpus (decoder: null).")
     train_bytes: int = key(2**30, "Text that a tokenizer is trained on, at most: a share of every file.", gt=0)
 
@@ -28,7 +28,7 @@ class TokenizerConfig(Tree):
         return self
 
 
-class SpanConfig(Tree):
+class SpanConfig(Tree, role="result"):
     """Law of span and segment lengths, in encoder tokens."""
 
     law: Literal["fixed", "uniform", "log_uniform"] = key("uniform", "Distribution of the length of a span.")
@@ -57,7 +57,7 @@ Objective = Literal["cpt", "reconstruction", "chat", "qa"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 
-class SourceConfig(Tree):
+class SourceConfig(Tree, role="result"):
     """A prepared collection and the objective it is trained with."""
 
     collection: str = required("Prepared collection the examples come from (for example documents, chat).")
@@ -77,7 +77,7 @@ class SourceConfig(Tree):
     epochs: int = key(1, "Passes over the collection before drop or stop.", gt=0)
 
 
-class PackConfig(Tree):
+class PackConfig(Tree, role="result"):
     """Fixed layout of a packed row."""
 
     row_length: int = key(16384, "S: decoder positions of a row.", gt=1)
@@ -86,7 +86,7 @@ class PackConfig(Tree):
     block_examples: int = key(32768, "Examples that are shuffled and packed together, at most.", gt=0)
 
 
-class RowsFor(Tree):
+class RowsFor(Tree, role="result"):
     """Compression settings in the place of the model's where rows are planned; null: the model's."""
 
     ratio: int | None = key(None, "N; the smallest of the models that shall share rows.", gt=0)
@@ -111,17 +111,21 @@ class DataConfig(Tree):
     """Prepared shards and how examples are made and packed."""
 
     prepared: str | None = key(
-        None, "Folder of prepared shards, or an fsspec URL such as gs://bucket/folder; null: data/ in the run's folder."
+        None,
+        "Folder of prepared shards, or an fsspec URL such as gs://bucket/folder; null: data/ in the run's folder.",
+        role="place",
     )
-    cache: str | None = key(None, "Local folder for copies of remote shards; null: the user's cache folder.")
+    cache: str | None = key(
+        None, "Local folder for copies of remote shards; null: the user's cache folder.", role="place"
+    )
     cache_bytes: int | None = key(
-        None, "Bytes of these copies, about: those used longest ago are deleted; null: no limit.", gt=0
+        None, "Bytes of these copies, about: those used longest ago are deleted; null: no limit.", role="layout", gt=0
     )
-    shard_bytes: int = key(64 * 2**20, "Bytes of corpus text that go into one shard.", gt=0)
+    shard_bytes: int = key(64 * 2**20, "Bytes of corpus text that go into one shard.", role="result", gt=0)
     sources: dict[str, SourceConfig] = key({}, "Named sources; stages mix them by weight.")
     pack: PackConfig = key(PackConfig(), "Row layout; a stage may replace it.")
     rows_for: RowsFor = key(
         RowsFor(), "Plan rows as for these settings, so that models that differ in them train on the same rows."
     )
-    workers: int = key(0, "Loader worker processes; 0: threads of the trainer.", ge=0)
-    prefetch: int = key(4, "Batches prepared ahead of the device.", ge=0)
+    workers: int = key(0, "Loader worker processes; 0: threads of the trainer.", role="layout", ge=0)
+    prefetch: int = key(4, "Batches prepared ahead of the device.", role="layout", ge=0)

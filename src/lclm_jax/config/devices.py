@@ -44,7 +44,7 @@ def apply_environment(environment: Environment, target: MutableMapping[str, str]
             target.setdefault(name, text)
 
 
-class MeshConfig(Tree):
+class MeshConfig(Tree, role="layout"):
     """Devices by axis; one axis may be -1: whatever is left."""
 
     replica: int = key(1, "Data-parallel copies across slow links.")
@@ -53,7 +53,7 @@ class MeshConfig(Tree):
     tensor: int = key(1, "Devices that share heads and MLP width.")
 
 
-class ProcessesConfig(Tree):
+class ProcessesConfig(Tree, role="logging"):
     """Time limits of a run of several processes."""
 
     start_timeout_seconds: int = key(300, "How long processes wait for each other at the start.", gt=0)

@@ -3,16 +3,15 @@
 import hashlib
 import json
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from lclm_jax.config.base import Tree, suggestion
+from lclm_jax.config.base import Tree, branch_of, suggestion
+from lclm_jax.config.renames import renamed, renamed_key
 from lclm_jax.config.study import StudyConfig
 from lclm_jax.config.tree import Config
 from lclm_jax.errors import LclmError
@@ -71,6 +70,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), cluster: str | 
 
 def parse_config(values: Mapping[str, Any], origin: str = "configuration") -> Config:
     """Validate plain ``values``; raises ``ConfigError`` with one line per defect."""
+    values = renamed(values, origin)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -90,19 +90,6 @@ def config_hash(config: Tree) -> str:
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterable[tuple[str, str, str]]:
-    """Yield (dotted key, default, documentation) of every key of the tree."""
-    for name, field in model.model_fields.items():
-        dotted = f"{prefix}{name}"
-        branch, keyed = _branch(field.annotation)
-        if branch is not None:
-            yield dotted, "", field.description or ""
-            yield from describe_keys(branch, f"{dotted}.{'NAME.' if keyed else ''}")
-        else:
-            default = "required" if field.is_required() else json.dumps(field.default)
-            yield dotted, default, field.description or ""
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the YAML ``path``, merged over the file that its key ``base`` names; raises ``ConfigError``."""
     try:
@@ -119,6 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of keys; see configs/demo.yaml for an example")
+    values = renamed(values, str(path))
     if base := values.pop("base", None):
         values = _merge(read_yaml(path.parent / base), values)
     return values
@@ -137,8 +125,11 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def override(values: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     """``values`` with the key ``a.b.c`` set; mappings are merged, null takes a mapping out."""
+    current = renamed_key(dotted)
+    if current is None:
+        return dict(values)
     change: Any = value
-    for part in reversed(dotted.split(".")):
+    for part in reversed(current.split(".")):
         change = {part: change}
     return _merge(dict(values), change)
 
@@ -173,7 +164,7 @@ def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     return override(values, dotted, change)
 
 
-def _explain(error: ValidationError, values: Mapping[str, Any], tree: type[BaseModel] = Config) -> Iterable[str]:
+def _explain(error: ValidationError, values: Mapping[str, Any], tree: type[Tree] = Config) -> Iterable[str]:
     for defect in error.errors():
         location = [str(part) for part in defect["loc"]]
         dotted = ".".join(location) or "the tree"
@@ -188,28 +179,14 @@ def _explain(error: ValidationError, values: Mapping[str, Any], tree: type[BaseM
             yield f"{dotted}={defect['input']!r}: {defect['msg']}"
 
 
-def _fields_at(location: list[str], model: type[BaseModel]) -> list[str]:
+def _fields_at(location: list[str], model: type[Tree]) -> list[str]:
     parts = iter(location)
     for part in parts:
         field = model.model_fields.get(part)
-        branch, keyed = _branch(field.annotation) if field else (None, False)
+        branch, keyed = branch_of(field.annotation) if field else (None, False)
         if branch is None:
             return []
         if keyed:
             next(parts, None)
         model = branch
     return list(model.model_fields)
-
-
-def _branch(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The tree below a key's type, and whether it is a mapping of named trees."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is dict:
-        return _branch(arguments[1])[0], True
-    if origin in (typing.Union, types.UnionType):
-        for argument in arguments:
-            if _branch(argument)[0] is not None:
-                return _branch(argument)
-    return None, False

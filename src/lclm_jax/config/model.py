@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, field_validator, model_validator
 
-from lclm_jax.config.base import Tree, key, one_of, required
-from lclm_jax.config.presets import BACKBONES, preset_values
+from lclm_jax.config.base import Tree, key, one_of, required, suggestion
+from lclm_jax.config.presets import BACKBONES
 from lclm_jax.config.registry.adapters import ADAPTERS, AdapterRow
 from lclm_jax.config.registry.poolings import POOLINGS, PoolingRow
 
@@ -13,10 +13,12 @@ Dtype = Literal["float32", "bfloat16"]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
-class BackboneConfig(Tree):
+class BackboneConfig(Tree, role="result"):
     """A decoder-only transformer (Qwen3, or Llama with ``qk_norm: false``)."""
 
-    preset: str | None = key(None, "Name of a released model whose shape fills every key not given here.")
+    preset: str | None = key(
+        None, "Name of a released model whose shape fills every key not given here.", role="logging"
+    )
     vocab_size: int = required("Rows of the embedding table; the tokenizer may use fewer.", gt=0)
     hidden_size: int = required("Width of the residual stream.", gt=0)
     num_layers: int = required("Transformer blocks.", gt=0)
@@ -28,14 +30,16 @@ class BackboneConfig(Tree):
     norm_eps: float = key(1e-6, "Epsilon of every RMSNorm of the backbone.", gt=0)
     qk_norm: bool = key(True, "RMSNorm on queries and keys per head (Qwen3); false for Llama.")
     tie_embeddings: bool = key(True, "The output head reuses the embedding table.")
-    max_positions: int = key(40960, "Longest sequence the backbone was made for.", gt=0)
+    max_positions: int = key(40960, "Longest sequence the backbone was made for.", role="layout", gt=0)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset"):
-            return {**preset_values(values["preset"]), **values}
-        return values
+        if not isinstance(values, dict) or not (preset := values.get("preset")):
+            return values
+        if preset not in BACKBONES:
+            raise ValueError(f"preset {preset!r} is unknown; {suggestion(preset, BACKBONES)}")
+        return {**BACKBONES[preset], **values}
 
     @model_validator(mode="after")
     def _check(self):
@@ -49,7 +53,7 @@ class BackboneConfig(Tree):
         return self
 
 
-class AdapterConfig(Tree):
+class AdapterConfig(Tree, role="result"):
     """Projection of encoder latents into the decoder's embedding space."""
 
     type: Annotated[str, AfterValidator(one_of(ADAPTERS))] = key(
@@ -65,7 +69,7 @@ class AdapterConfig(Tree):
         return ADAPTERS[self.type]
 
 
-class LoraConfig(Tree):
+class LoraConfig(Tree, role="result"):
     """Low-rank updates ``alpha / rank * A @ B`` of projections of a backbone's blocks (LoRA, arXiv 2106.09685)."""
 
     rank: int = key(16, "Width of the bottleneck between A and B.", gt=0)
@@ -83,14 +87,14 @@ class LoraConfig(Tree):
         return targets
 
 
-class LoraTowers(Tree):
+class LoraTowers(Tree, role="result"):
     """LoRA by backbone; a stage trains it with ``lr.encoder_lora`` and ``lr.decoder_lora``."""
 
     encoder: LoraConfig | None = key(None, "LoRA of the encoder; null: none.")
     decoder: LoraConfig | None = key(None, "LoRA of the decoder; null: none.")
 
 
-class ModelConfig(Tree):
+class ModelConfig(Tree, role="result"):
     """Encoder, adapter, decoder and the compression between them."""
 
     encoder: BackboneConfig = required("Backbone that reads the windows of the memory spans.")
@@ -120,16 +124,23 @@ class ModelConfig(Tree):
         "full",
         "What the backward pass recomputes: nothing; every block; every block but attention, or but the decoder's"
         " attention alone; all but products with weights.",
+        role="layout",
     )
     embedding_std: float = key(0.02, "Standard deviation of embedding rows that start at random.", gt=0)
-    scan_layers: bool = key(True, "Compile one block and scan over the layers, instead of unrolling them.")
+    scan_layers: bool = key(
+        True, "Compile one block and scan over the layers, instead of unrolling them.", role="layout"
+    )
     attention: Literal["auto", "reference", "chunked", "splash", "pallas_tpu", "pallas_gpu"] = key(
-        "auto", "Attention backend; auto chooses by platform and shape, a named one that cannot do the work raises."
+        "auto",
+        "Attention backend; auto chooses by platform and shape, a named one that cannot do the work raises.",
+        role="layout",
     )
     pooling_backend: Literal["auto", "reference", "pallas_tpu", "pallas_gpu"] = key(
-        "auto", "Kernel of pooling and the norms around it; a named one that cannot do it raises."
+        "auto", "Kernel of pooling and the norms around it; a named one that cannot do it raises.", role="layout"
     )
-    loss_chunk: int = key(1024, "Logits that exist at once in the cross-entropy on a device, in whole positions.", gt=0)
+    loss_chunk: int = key(
+        1024, "Logits that exist at once in the cross-entropy on a device, in whole positions.", role="layout", gt=0
+    )
 
     @field_validator("lora", mode="before")
     @classmethod

@@ -1,12 +1,14 @@
 """Shapes of the released backbones (from their published config.json files)."""
 
-from typing import Any
+_QWEN3: dict[str, bool | int | float] = {
+    "head_dim": 128,
+    "num_kv_heads": 8,
+    "rope_theta": 1e6,
+    "norm_eps": 1e-6,
+    "qk_norm": True,
+}
 
-from lclm_jax.config.base import suggestion
-
-_QWEN3 = {"head_dim": 128, "num_kv_heads": 8, "rope_theta": 1e6, "norm_eps": 1e-6, "qk_norm": True}
-
-BACKBONES: dict[str, dict[str, Any]] = {
+BACKBONES: dict[str, dict[str, bool | int | float]] = {
     "qwen3_embedding_0p6b": _QWEN3
     | dict(num_layers=28, hidden_size=1024, num_heads=16, mlp_size=3072, vocab_size=151669)
     | dict(max_positions=32768, tie_embeddings=True),
@@ -42,10 +44,3 @@ HUB = {
     "Qwen/Qwen3-32B": "qwen3_32b",
 }
 """Ids of the released Qwen3 models on the Hugging Face hub -> their presets."""
-
-
-def preset_values(name: str) -> dict[str, Any]:
-    """Keys of the released backbone ``name``; raises ``ValueError`` that names the nearest one."""
-    if name not in BACKBONES:
-        raise ValueError(f"preset {name!r} is unknown; {suggestion(name, BACKBONES)}")
-    return BACKBONES[name]

@@ -1,137 +1,11 @@
-"""Stages, optimizer, mesh, checkpoints, evaluation."""
+"""What all stages share: optimizer, checkpoints, supervision, logging, evaluation, imported weights."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
-from lclm_jax.config.base import Tree, key, required
-from lclm_jax.config.data import PackConfig
+from lclm_jax.config.base import Tree, key
 from lclm_jax.config.devices import ProcessesConfig
-
-PARTS = ("adapter", "encoder", "decoder", "memory_rows", "encoder_lora", "decoder_lora")
-
-
-class Rates(Tree):
-    """Peak learning rate by part; null freezes the part."""
-
-    adapter: float | None = key(None, "Peak learning rate of the adapter; null: frozen.", gt=0)
-    encoder: float | None = key(None, "Peak learning rate of the encoder; null: frozen.", gt=0)
-    decoder: float | None = key(None, "Peak learning rate of the decoder; null: frozen.", gt=0)
-    memory_rows: float | None = key(
-        None, "Peak learning rate of the three memory-token rows; null: the decoder's, or 6e-5 if it is frozen.", gt=0
-    )
-    encoder_lora: float | None = key(None, "Peak learning rate of the encoder's LoRA; null: frozen.", gt=0)
-    decoder_lora: float | None = key(None, "Peak learning rate of the decoder's LoRA; null: frozen.", gt=0)
-
-
-class Decay(Tree):
-    """Decoupled weight decay by part; the memory-token rows have none."""
-
-    adapter: float = key(0.01, "Weight decay of the adapter.", ge=0)
-    encoder: float = key(0.01, "Weight decay of the encoder.", ge=0)
-    decoder: float = key(0.0, "Weight decay of the decoder.", ge=0)
-    encoder_lora: float = key(0.0, "Weight decay of the encoder's LoRA.", ge=0)
-    decoder_lora: float = key(0.0, "Weight decay of the decoder's LoRA.", ge=0)
-
-
-class StageConfig(Tree):
-    """One stage: what trains, on what, for how long."""
-
-    lr: Rates = required("Peak learning rates by part.")
-    steps: int = key(0, "Optimizer steps; 0: as many as tokens takes.", ge=0)
-    tokens: int | None = key(
-        None, "Decoder positions to train on, padding included; gives the steps where steps is 0.", gt=0
-    )
-    mixture: dict[str, float] = required("Share of the decoder positions of each source of data.sources; relative.")
-    mixture_changes: dict[int, dict[str, float]] = key(
-        {}, "Mixtures that replace the first from a step on, by step; they hold from the next block of rows."
-    )
-    batch_rows: int = key(256, "Packed rows in one optimizer step, over all devices.", gt=0)
-    microbatches: int = key(0, "Gradient accumulation: parts that batch_rows is cut into; 0: train.microbatches.", ge=0)
-    warmup_steps: int | None = key(None, "Steps of linear warm-up; wins over warmup_share.", ge=0)
-    warmup_share: float = key(0.05, "Warm-up as a share of the steps.", ge=0, le=1)
-    schedule: Literal["cosine", "constant", "wsd"] = key(
-        "cosine", "Shape after the warm-up; wsd: stable, then a linear decay over the last decay_share of the steps."
-    )
-    min_lr: float = key(1e-6, "Learning rate at the end of the cosine or the decay.", ge=0)
-    decay_share: float = key(0.2, "Share of the steps that the decay takes (wsd).", gt=0, le=1)
-    weight_decay: Decay = key(Decay(), "Decoupled weight decay by part.")
-    ratios: tuple[int, ...] = key(
-        (),
-        "Ratios N of which each step draws one (mean or attention pooling); none: model.ratio. Twice in the list:"
-        " twice as often.",
-    )
-    skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
-    pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")
-    from_scratch: bool = key(False, "Start from random weights instead of the previous stage.")
-
-    @field_validator("mixture", mode="before")
-    @classmethod
-    def _without_nulls(cls, mixture: Any) -> Any:
-        """A YAML that is merged over another takes a source out by giving it null."""
-        if isinstance(mixture, dict):
-            return {name: weight for name, weight in mixture.items() if weight is not None}
-        return mixture
-
-    @model_validator(mode="after")
-    def _check(self):
-        if not self.mixture or any(w <= 0 for w in self.mixture.values()):
-            raise ValueError(f"mixture={self.mixture} needs at least one source, every weight above zero")
-        for step, mixture in self.mixture_changes.items():
-            if step <= 0 or not mixture or any(w <= 0 for w in mixture.values()):
-                raise ValueError(
-                    f"mixture_changes[{step}]={mixture} needs a step above 0 and at least one source, every weight"
-                    " above zero"
-                )
-        if all(getattr(self.lr, part) is None for part in PARTS if part != "memory_rows"):
-            raise ValueError(
-                "the stage trains nothing; give lr.adapter, lr.encoder, lr.decoder, lr.encoder_lora or lr.decoder_lora"
-                " a learning rate"
-            )
-        if not self.steps and self.tokens is None:
-            raise ValueError("the stage has no length; set steps, or tokens")
-        for text in self.skip_steps:
-            parse_skip_range(text)
-        return self
-
-    def resolved(self, row_length: int, microbatches: int) -> "StageConfig":
-        """The stage with the values that zeros leave open.
-
-        Args:
-            row_length: decoder positions of a row: gives ``steps`` by ``tokens``, to the nearest step, at least one.
-            microbatches: ``train.microbatches``.
-        """
-        parts = self.microbatches or microbatches
-        if self.batch_rows % parts:
-            raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of microbatches={parts}; change one")
-        steps = self.steps or max(1, round((self.tokens or 0) / (self.batch_rows * row_length)))
-        return self.model_copy(update={"steps": steps, "microbatches": parts})
-
-    @property
-    def mixtures(self) -> list[tuple[int, dict[str, float]]]:
-        """(step, mixture) of each mixture in the order of the steps that they begin with."""
-        return [(0, self.mixture), *sorted(self.mixture_changes.items())]
-
-    @property
-    def sources(self) -> list[str]:
-        """Names of the sources of all mixtures, each once."""
-        return list(dict.fromkeys(name for _, mixture in self.mixtures for name in mixture))
-
-    @property
-    def warmup(self) -> int:
-        """Warm-up in steps."""
-        return self.warmup_steps if self.warmup_steps is not None else round(self.steps * self.warmup_share)
-
-    def peak_lr(self, part: str) -> float | None:
-        """Peak learning rate of ``part`` (one of ``PARTS``); None if it is frozen."""
-        rate = getattr(self.lr, part)
-        if part == "memory_rows" and rate is None:
-            return self.lr.decoder if self.lr.decoder is not None else 6e-5
-        return rate
-
-    def skips(self, step: int) -> bool:
-        """Whether update ``step`` (from 0) is skipped."""
-        return any(first <= step <= last for first, last in map(parse_skip_range, self.skip_steps))
 
 
 def parse_skip_range(text: str) -> tuple[int, int]:
@@ -142,7 +16,7 @@ def parse_skip_range(text: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
-class OptimizerConfig(Tree):
+class OptimizerConfig(Tree, role="result"):
     """How gradients become updates."""
 
     kind: Literal["adamw", "adafactor", "muon"] = key(
@@ -160,7 +34,7 @@ class OptimizerConfig(Tree):
     )
 
 
-class CheckpointConfig(Tree):
+class CheckpointConfig(Tree, role="logging"):
     """When checkpoints are written and which are kept."""
 
     every_steps: int = key(500, "Steps between checkpoints; the last step of a stage is always saved.", gt=0)
@@ -172,12 +46,14 @@ class CheckpointConfig(Tree):
     )
     retry_seconds: float = key(30.0, "Wait after a failed save before the next try.", gt=0)
     local_dir: str | None = key(
-        None, "Folder on each machine's own disk for emergency copies between checkpoints; null: none."
+        None,
+        "Folder on each machine's own disk for emergency copies between checkpoints; null: none.",
+        role="place",
     )
     local_every_steps: int = key(50, "Steps between emergency copies (local_dir).", gt=0)
 
 
-class StopConfig(Tree):
+class StopConfig(Tree, role="logging"):
     """When a run saves and stops by itself, to be started again (exit status 75)."""
 
     before_end_seconds: float = key(
@@ -188,7 +64,7 @@ class StopConfig(Tree):
     )
 
 
-class SpikeConfig(Tree):
+class SpikeConfig(Tree, role="logging"):
     """Loss spikes: noticed, and optionally undone."""
 
     window: int = key(128, "Ordinary steps that the usual loss and its spread are taken from.", gt=3)
@@ -198,7 +74,7 @@ class SpikeConfig(Tree):
     max_rewinds: int = key(3, "Rewinds of a stage before the run stops.", gt=0)
 
 
-class ProbeConfig(Tree):
+class ProbeConfig(Tree, role="logging"):
     """Small held-out measurements during training; lengths and the collection are those of eval."""
 
     every_steps: int | None = key(
@@ -207,18 +83,19 @@ class ProbeConfig(Tree):
     examples: int = key(32, "Examples of each measurement.", gt=0)
 
 
-class TrainConfig(Tree):
+class TrainConfig(Tree, role="logging"):
     """Settings common to all stages."""
 
     optimizer: OptimizerConfig = key(OptimizerConfig(), "How gradients become updates.")
-    microbatches: int = key(1, "Gradient accumulation of the stages that do not set their own.", gt=0)
+    microbatches: int = key(1, "Gradient accumulation of the stages that do not set their own.", role="layout", gt=0)
     loss_normalisation: Literal["per_token", "per_row"] = key(
-        "per_token", "per_token: sum over count of the whole step; per_row: mean of the rows' means."
+        "per_token", "per_token: sum over count of the whole step; per_row: mean of the rows' means.", role="result"
     )
     z_loss: float = key(
         0.0,
         "Weight of the squared log-sum-exp of the logits, which keeps it near zero (PaLM: 1e-4); it is in the gradient,"
         " not in the loss that is reported.",
+        role="result",
         ge=0,
     )
     checkpoint: CheckpointConfig = key(CheckpointConfig(), "Checkpoint policy.")
@@ -239,7 +116,7 @@ class TrainConfig(Tree):
         1800.0, "A process that makes no progress for so long writes its stacks and exits; null: never.", gt=0
     )
     poison_steps: tuple[str, ...] = key(
-        (), "Steps whose gradients are made NaN, as skip_steps writes them: a drill, used by lclm chaos."
+        (), "Steps whose gradients are made NaN, as skip_steps writes them: a drill, used by lclm chaos.", role="result"
     )
 
     @model_validator(mode="after")
@@ -249,7 +126,7 @@ class TrainConfig(Tree):
         return self
 
 
-class EvalConfig(Tree):
+class EvalConfig(Tree, role="logging"):
     """Held-out measurements of the context gain and of verbatim repetition."""
 
     collection: str = key("documents", "Prepared collection of documents that is measured.")
@@ -263,7 +140,7 @@ class EvalConfig(Tree):
     max_new_tokens: int = key(64, "Tokens of a generation.", gt=0)
 
 
-class InitConfig(Tree):
+class InitConfig(Tree, role="result"):
     """Folders in the Hugging Face layout that the first stage starts from; what none gives starts at random."""
 
     encoder: str | None = key(None, "Imported backbone (lclm import --role encoder) that the encoder starts from.")

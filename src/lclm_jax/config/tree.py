@@ -1,6 +1,8 @@
-"""The root of the configuration tree, and the rules that tie its branches together."""
+"""The root of the configuration tree, its stages, and the rules that tie its branches together."""
 
-from pydantic import model_validator
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
 
 from lclm_jax.config.base import Tree, key, required, suggestion
 from lclm_jax.config.corpus import CorpusConfig
@@ -8,15 +10,141 @@ from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, TokenizerCo
 from lclm_jax.config.devices import Environment, MeshConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.registry.poolings import POOLINGS
-from lclm_jax.config.train import EvalConfig, InitConfig, StageConfig, TrainConfig
+from lclm_jax.config.train import EvalConfig, InitConfig, TrainConfig, parse_skip_range
+
+PARTS = ("adapter", "encoder", "decoder", "memory_rows", "encoder_lora", "decoder_lora")
+
+
+class Rates(Tree, role="result"):
+    """Peak learning rate by part; null freezes the part."""
+
+    adapter: float | None = key(None, "Peak learning rate of the adapter; null: frozen.", gt=0)
+    encoder: float | None = key(None, "Peak learning rate of the encoder; null: frozen.", gt=0)
+    decoder: float | None = key(None, "Peak learning rate of the decoder; null: frozen.", gt=0)
+    memory_rows: float | None = key(
+        None, "Peak learning rate of the three memory-token rows; null: the decoder's, or 6e-5 if it is frozen.", gt=0
+    )
+    encoder_lora: float | None = key(None, "Peak learning rate of the encoder's LoRA; null: frozen.", gt=0)
+    decoder_lora: float | None = key(None, "Peak learning rate of the decoder's LoRA; null: frozen.", gt=0)
+
+
+class Decay(Tree, role="result"):
+    """Decoupled weight decay by part; the memory-token rows have none."""
+
+    adapter: float = key(0.01, "Weight decay of the adapter.", ge=0)
+    encoder: float = key(0.01, "Weight decay of the encoder.", ge=0)
+    decoder: float = key(0.0, "Weight decay of the decoder.", ge=0)
+    encoder_lora: float = key(0.0, "Weight decay of the encoder's LoRA.", ge=0)
+    decoder_lora: float = key(0.0, "Weight decay of the decoder's LoRA.", ge=0)
+
+
+class StageConfig(Tree, role="result"):
+    """One stage: what trains, on what, for how long."""
+
+    lr: Rates = required("Peak learning rates by part.")
+    steps: int = key(0, "Optimizer steps; 0: as many as tokens takes.", ge=0)
+    tokens: int | None = key(
+        None,
+        "Decoder positions to train on, padding included; gives the steps where steps is 0.",
+        role="logging",
+        gt=0,
+    )
+    mixture: dict[str, float] = required("Share of the decoder positions of each source of data.sources; relative.")
+    mixture_changes: dict[int, dict[str, float]] = key(
+        {}, "Mixtures that replace the first from a step on, by step; they hold from the next block of rows."
+    )
+    batch_rows: int = key(256, "Packed rows in one optimizer step, over all devices.", gt=0)
+    microbatches: int = key(
+        0, "Gradient accumulation: parts that batch_rows is cut into; 0: train.microbatches.", role="layout", ge=0
+    )
+    warmup_steps: int | None = key(None, "Steps of linear warm-up; wins over warmup_share.", ge=0)
+    warmup_share: float = key(0.05, "Warm-up as a share of the steps.", ge=0, le=1)
+    schedule: Literal["cosine", "constant", "wsd"] = key(
+        "cosine", "Shape after the warm-up; wsd: stable, then a linear decay over the last decay_share of the steps."
+    )
+    min_lr: float = key(1e-6, "Learning rate at the end of the cosine or the decay.", ge=0)
+    decay_share: float = key(0.2, "Share of the steps that the decay takes (wsd).", gt=0, le=1)
+    weight_decay: Decay = key(Decay(), "Decoupled weight decay by part.")
+    ratios: tuple[int, ...] = key(
+        (),
+        "Ratios N of which each step draws one (mean or attention pooling); none: model.ratio. Twice in the list:"
+        " twice as often.",
+    )
+    skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
+    pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")
+    from_scratch: bool = key(False, "Start from random weights instead of the previous stage.")
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _without_nulls(cls, mixture: Any) -> Any:
+        """A YAML that is merged over another takes a source out by giving it null."""
+        if isinstance(mixture, dict):
+            return {name: weight for name, weight in mixture.items() if weight is not None}
+        return mixture
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.mixture or any(w <= 0 for w in self.mixture.values()):
+            raise ValueError(f"mixture={self.mixture} needs at least one source, every weight above zero")
+        for step, mixture in self.mixture_changes.items():
+            if step <= 0 or not mixture or any(w <= 0 for w in mixture.values()):
+                raise ValueError(
+                    f"mixture_changes[{step}]={mixture} needs a step above 0 and at least one source, every weight"
+                    " above zero"
+                )
+        if all(getattr(self.lr, part) is None for part in PARTS if part != "memory_rows"):
+            raise ValueError(
+                "the stage trains nothing; give lr.adapter, lr.encoder, lr.decoder, lr.encoder_lora or lr.decoder_lora"
+                " a learning rate"
+            )
+        if not self.steps and self.tokens is None:
+            raise ValueError("the stage has no length; set steps, or tokens")
+        for text in self.skip_steps:
+            parse_skip_range(text)
+        return self
+
+    def resolved(self, row_length: int, microbatches: int) -> "StageConfig":
+        """The stage with the values that zeros leave open.
+
+        Args:
+            row_length: decoder positions of a row: gives ``steps`` by ``tokens``, to the nearest step, at least one.
+            microbatches: ``train.microbatches``.
+        """
+        parts = self.microbatches or microbatches
+        if self.batch_rows % parts:
+            raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of microbatches={parts}; change one")
+        steps = self.steps or max(1, round((self.tokens or 0) / (self.batch_rows * row_length)))
+        return self.model_copy(update={"steps": steps, "microbatches": parts})
+
+    @property
+    def mixtures(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, mixture) of each mixture in the order of the steps that they begin with."""
+        return [(0, self.mixture), *sorted(self.mixture_changes.items())]
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources of all mixtures, each once."""
+        return list(dict.fromkeys(name for _, mixture in self.mixtures for name in mixture))
+
+    @property
+    def warmup(self) -> int:
+        """Warm-up in steps."""
+        return self.warmup_steps if self.warmup_steps is not None else round(self.steps * self.warmup_share)
+
+    def peak_lr(self, part: str) -> float | None:
+        """Peak learning rate of ``part`` (one of ``PARTS``); None if it is frozen."""
+        rate = getattr(self.lr, part)
+        if part == "memory_rows" and rate is None:
+            return self.lr.decoder if self.lr.decoder is not None else 6e-5
+        return rate
 
 
 class Config(Tree):
     """Everything a run depends on."""
 
-    name: str = required("Name of the run: the stem of its YAML file.")
-    run_dir: str = key("runs/{name}", "Folder of everything the run writes; {name} is filled in.")
-    seed: int = key(0, "Seed of initialisation, data order and span placement.", ge=0)
+    name: str = required("Name of the run: the stem of its YAML file.", role="logging")
+    run_dir: str = key("runs/{name}", "Folder of everything the run writes; {name} is filled in.", role="place")
+    seed: int = key(0, "Seed of initialisation, data order and span placement.", role="result", ge=0)
     corpus: CorpusConfig = key(CorpusConfig(), "Raw text to prepare.")
     tokenizer: TokenizerConfig = required("Tokenizer folders, or the size of one to train.")
     model: ModelConfig = required("Encoder, adapter, decoder and compression.")
@@ -26,7 +154,9 @@ class Config(Tree):
     train: TrainConfig = key(TrainConfig(), "Settings common to all stages.")
     mesh: MeshConfig = key(MeshConfig(), "Devices by axis.")
     environment: Environment = key(
-        {}, "Environment variables set before JAX starts; a list is joined by spaces. Never secrets: it is saved."
+        {},
+        "Environment variables set before JAX starts; a list is joined by spaces. Never secrets: it is saved.",
+        role="layout",
     )
     eval: EvalConfig = key(EvalConfig(), "Held-out measurements.")
 

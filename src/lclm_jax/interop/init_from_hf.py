@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lclm_jax.config import BackboneConfig, Config, LoraConfig, MeshConfig, ModelConfig, RunPaths
+from lclm_jax.config import BackboneConfig, Config, LoraConfig, MeshConfig, ModelConfig, RunPaths, result_values
 from lclm_jax.interop.hf_config import read_backbone
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, Tensor, flatten, leaf, nest
 from lclm_jax.interop.load import open_backbone, open_parts, read_model
@@ -27,9 +27,6 @@ from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.core.initial_state import params_shardings
-
-# Keys of a backbone that weights do not depend on: the run may set them otherwise.
-_FREE_KEYS = {"preset", "max_positions"}
 
 
 def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
@@ -84,8 +81,8 @@ def _open_folders(config: Config) -> list[FolderBlocks]:
 
 
 def _check_backbone(folder: Path, role: str, backbone: BackboneConfig) -> None:
-    stored = read_backbone(folder).model_dump(exclude=_FREE_KEYS)
-    wanted = backbone.model_dump(exclude=_FREE_KEYS)
+    stored = result_values(read_backbone(folder))
+    wanted = result_values(backbone)
     if role == "encoder":  # it has no output head
         stored["tie_embeddings"] = wanted["tie_embeddings"]
     lines = [f"model.{role}.{k}={wanted[k]!r}, the folder has {stored[k]!r}" for k in stored if stored[k] != wanted[k]]

@@ -90,7 +90,8 @@ class PipelineState:
     def done(self, name: str, fingerprint: str) -> bool:
         """Whether step ``name`` has finished with the same inputs."""
         entry = self.steps.get(name)
-        return entry is not None and entry["done"] and entry["fingerprint"] == fingerprint
+        # Older runs stored "{}" for the steps before training: where their corpus lay could not change.
+        return entry is not None and entry["done"] and entry["fingerprint"] in (fingerprint, "{}")
 
     @contextmanager
     def record(self, name: str, fingerprint: str) -> Iterator[StepState]:

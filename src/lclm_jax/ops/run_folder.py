@@ -1,18 +1,17 @@
 """One process at a time writes a run's folder: an advisory lock that ends with the process, however it ends."""
 
-import errno
-import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from lclm_jax.config import Config, RunPaths, dump_config, parse_config
+from lclm_jax.config import Config, RunPaths, dump_config, parse_config, role_of
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
+from lclm_jax.types import Json, JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -25,30 +24,24 @@ def locked(folder: Path) -> Iterator[None]:
         LclmError: another process holds it, or it cannot be written.
     """
     path = folder / ".lock"
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        path.open("ab").close()
     except OSError as error:
         raise LclmError(f"cannot write {path}: {error.strerror}; choose a run_dir that can be written") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                raise LclmError(
-                    f"another process is working in {folder}; wait until it ends, or set run_dir to another folder"
-                ) from None
-            logger.debug("%s: this file system has no locks (%s)", folder, error.strerror)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LclmError(
+            f"another process is working in {folder}; wait until it ends, or set run_dir to another folder"
+        ) from None
+    except OSError as error:
+        logger.debug("%s: this file system has no locks (%s)", folder, error.strerror)
+    try:
         yield
-
-
-# Keys that change where a run lies and how it is watched or measured, not what it learns: they may differ later.
-FREE_KEYS = (
-    "environment", "model.remat", "model.attention", "run_dir", "mesh.", "eval.",
-    "train.log_every", "train.probe.", "train.trackers", "train.checkpoint.", "train.stop.", "train.spike.",
-    "train.data_timeout_seconds", "train.watchdog_seconds", "train.profile_steps",
-    "train.processes.", "data.workers", "data.prefetch", "data.cache", "data.cache_bytes",
-)  # fmt: skip
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -66,33 +59,29 @@ def claim_run(config: Config, force: bool = False) -> None:
     """Store the resolved configuration in the run's folder, or (without ``force``) check that the stored one agrees.
 
     Raises:
-        LclmError: the folder belongs to a run whose other keys than ``FREE_KEYS`` differ.
+        LclmError: the folder belongs to a run that differs in a key whose role is ``result``.
     """
     path = RunPaths(config).resolved_config
     if path.exists() and not force:
         # Parsed again, so that a key this version has added stands at its default on both sides.
-        stored = _flatten(parse_config(_read_stored(path), str(path)).model_dump(mode="json"))
-        mine = _flatten(config.model_dump(mode="json"))
+        stored = flat_values(parse_config(_read_stored(path), str(path)).model_dump(mode="json"))
+        mine = flat_values(config.model_dump(mode="json"))
         changed = [
             name
             for name in sorted(stored.keys() | mine.keys())
-            if stored.get(name) != mine.get(name) and not _is_free(name)
+            if stored.get(name) != mine.get(name) and role_of(Config, name) in ("result", None)
         ]
         if changed:
             shown = ", ".join(f"{name}: {stored.get(name)!r} -> {mine.get(name)!r}" for name in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
             raise LclmError(
-                f"{path.parent} holds a run of another configuration ({shown}{more}); set run_dir to a new folder or"
-                " delete this one"
+                f"{path.parent} holds a run of another configuration ({shown}{more}); set them back, set run_dir to a"
+                " new folder, or continue with the new values all the same: lclm train --force"
             )
     write_text(path, dump_config(config))
 
 
-def _is_free(name: str) -> bool:
-    return name.startswith(FREE_KEYS) or name.endswith(".microbatches")
-
-
-def _read_stored(path: Path) -> dict[str, Any]:
+def _read_stored(path: Path) -> JsonObject:
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -102,10 +91,11 @@ def _read_stored(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
+def flat_values(tree: Json, prefix: str = "") -> dict[str, Json]:
+    """Dotted key -> value of every leaf of a tree of plain values; an empty mapping has none."""
+    if not isinstance(tree, Mapping):
         return {prefix[:-1]: tree}
-    flat: dict[str, Any] = {}
+    flat: dict[str, Json] = {}
     for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.")
+        flat |= flat_values(value, f"{prefix}{name}.")
     return flat

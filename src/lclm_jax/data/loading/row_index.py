@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.config import Config, PackConfig
+from lclm_jax.config import Config, PackConfig, RowsFor, result_values
 from lclm_jax.data.loading.blocks import Block, BlockMaker, read_about, read_block, write_block
 from lclm_jax.data.packing.block_sizing import make_layout, make_mixture
 from lclm_jax.data.packing.counter_rng import draw_key
@@ -241,8 +241,8 @@ def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[
         "stage": stage,
         "mixture": [[step * settings.batch_rows, dict(sorted(one.items()))] for step, one in settings.mixtures],
         "sources": [source.inputs() for source in sources],
-        "model": {name: getattr(model, name) for name in ("ratio", "window", "overlap", "pooling", "mask")},
-        "pack": config.pack(stage).model_dump(mode="json"),
+        "model": {name: getattr(model, name) for name in RowsFor.model_fields},
+        "pack": result_values(config.pack(stage)),
         "tokenizers": [tokenizers.decoder.digest, tokenizers.encoder.digest],
         "part": list(sources[0].setup.part),
     }

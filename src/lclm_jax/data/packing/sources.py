@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lclm_jax.config import Config, ModelConfig, PackConfig, SourceConfig
+from lclm_jax.config import Config, ModelConfig, PackConfig, SourceConfig, result_values
 from lclm_jax.data.packing.counter_rng import draw_key, permutation, uniform
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.span_sampling import (
@@ -90,7 +90,7 @@ class Source(ABC):
 
     def inputs(self) -> dict[str, Any]:
         """What the examples of this source and their order depend on beside the set-up, as plain values."""
-        return {"name": self.name, "config": self.config.model_dump(mode="json"), "data": self.split.digest}
+        return {"name": self.name, "config": result_values(self.config), "data": self.split.digest}
 
     def _key(self, epoch: int) -> int:
         return draw_key(self.setup.seed, self.name, epoch)

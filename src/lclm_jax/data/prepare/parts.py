@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from lclm_jax.config import Config
+from lclm_jax.config import Config, result_values
 from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.corpus import SPLITS, list_collection, split_of
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
@@ -112,7 +112,7 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
     python = any(collection.format == "python_stdlib" for collection in collections.values())
     return {
         "format": FORMAT,
-        "collections": {name: one.model_dump(mode="json", exclude={"paths"}) for name, one in collections.items()},
+        "collections": {name: result_values(one) for name, one in collections.items()},
         "shares": [config.corpus.validation_share, config.corpus.held_out_share],
         "files": {"entries": sum(len(part.entries) for part in parts), "sha256": listing.hexdigest()},
         "python": platform.python_version() if python else None,

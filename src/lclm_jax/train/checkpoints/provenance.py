@@ -1,23 +1,23 @@
 """What a checkpoint came from, stored with it, and the check that a run goes on with the same.
 
-A stage's result depends on its own settings, on what all stages share, and on the stages it started from. How a run is
-watched, saved, loaded or laid out over devices may change between restarts.
+A stage's result depends on its own settings, on what all stages share, and on the stages it started from: on their keys
+of the role ``result``. Keys of other roles may change between restarts.
 """
 
 import functools
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.config import Config, RunPaths
-from lclm_jax.config.load import describe_keys
+from lclm_jax.config import Config, RunPaths, describe_keys, result_values, role_of
+from lclm_jax.config.base import Tree
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject
 
 _TOWERS = ("encoder", "decoder")
-# LoRA counts from the stage that trains it; a run may go on with another layout of the arithmetic on other devices.
-_NOT_OF_MODEL = {"lora", "remat", "attention"}
 
 
 class ChangedConfigError(LclmError):
@@ -36,52 +36,57 @@ def starts_from_imports(config: Config, stage: str) -> bool:
     return stage == next(iter(config.stages)) and config.init.given and not config.stages[stage].from_scratch
 
 
-def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
+def stage_inputs(config: Config, stage: str, values: Callable[[Tree], JsonObject] = result_values) -> JsonObject:
     """All settings that the result of ``stage`` depends on, but for those of the stages before it: plain values."""
     own = config.stages[stage]
     idle = {f"{tower}_lora" for tower in _TOWERS if own.peak_lr(f"{tower}_lora") is None}
-    imported = {"init": config.init.model_dump(mode="json")} if starts_from_imports(config, stage) else {}
-    drill = {"poison_steps": list(config.train.poison_steps)} if config.train.poison_steps else {}
+    trained = values(own)
+    for name in ("lr", "weight_decay"):
+        trained[name] = {part: value for part, value in trained[name].items() if part not in idle}
+    model = {name: value for name, value in values(config.model).items() if name != "lora"}
+    imported = {"init": values(config.init)} if starts_from_imports(config, stage) else {}
     return imported | {
         "seed": config.seed,
-        "corpus": config.corpus.model_dump(mode="json"),
+        "corpus": values(config.corpus),
         "tokenizer": {"vocab_size": config.tokenizer.vocab_size},
-        "model": config.model.model_dump(mode="json", exclude=_NOT_OF_MODEL) | _trained_lora(config, stage),
-        "data": {"sources": {name: config.data.sources[name].model_dump(mode="json") for name in own.sources}},
-        "stages": {
-            stage: own.model_dump(
-                mode="json",
-                exclude={"pack": True, "tokens": True, "microbatches": True, "lr": idle, "weight_decay": idle},
-            )
-            | {"pack": config.pack(stage).model_dump(mode="json"), "starts_from": parent_of(config, stage)}
-        },
-        "train": {
-            "optimizer": config.train.optimizer.model_dump(mode="json"),
-            "loss_normalisation": config.train.loss_normalisation,
-            "z_loss": config.train.z_loss,
-        }
-        | drill,
+        "model": model | _trained_lora(config, stage),
+        "data": {"sources": {name: values(config.data.sources[name]) for name in own.sources}},
+        "stages": {stage: trained | {"pack": values(config.pack(stage)), "starts_from": parent_of(config, stage)}},
+        "train": values(config.train),
     }
 
 
-def _trained_lora(config: Config, stage: str) -> dict[str, Any]:
+def _inputs_before_roles(config: Config, stage: str) -> JsonObject:
+    """``stage_inputs`` as they were before keys had roles: checkpoints of then hold hashes of them."""
+    inputs = stage_inputs(config, stage, lambda node: node.model_dump(mode="json"))
+    for branch, names in (
+        (inputs["model"], ("remat", "attention")),
+        (inputs["stages"][stage], ("tokens", "microbatches")),
+    ):
+        for name in names:
+            del branch[name]
+    inputs["train"] = result_values(config.train)
+    return inputs
+
+
+def _trained_lora(config: Config, stage: str) -> JsonObject:
     """LoRA that ``stage`` or one before it trains; until then it changes nothing, so it may be added to a run."""
-    towers: set[str] = set()
-    name: str | None = stage
-    while name is not None:
-        towers |= {tower for tower in _TOWERS if config.stages[name].peak_lr(f"{tower}_lora") is not None}
-        name = parent_of(config, name)
+    stages = [config.stages[name] for name in (stage, *_ancestors(config, stage))]
+    towers = {tower for tower in _TOWERS if any(one.peak_lr(f"{tower}_lora") is not None for one in stages)}
     return {"lora": config.model.lora.model_dump(mode="json", include=towers)} if towers else {}
 
 
 def provenance(config: Config, stage: str) -> dict[str, Any]:
     """What a checkpoint of ``stage`` stores: its inputs, and a hash of those of every stage before it."""
-    ancestors = {}
-    name = parent_of(config, stage)
-    while name is not None:
-        ancestors[name] = _hash(_without_defaults(stage_inputs(config, name)))
-        name = parent_of(config, name)
+    ancestors = {name: _hash(_without_defaults(stage_inputs(config, name))) for name in _ancestors(config, stage)}
     return {"inputs": stage_inputs(config, stage), "ancestors": ancestors}
+
+
+def _ancestors(config: Config, stage: str) -> Iterator[str]:
+    """The stages that ``stage`` continues, the nearest first."""
+    while (parent := parent_of(config, stage)) is not None:
+        yield parent
+        stage = parent
 
 
 def check_provenance(config: Config, stage: str, stored: dict[str, Any], force: bool = False) -> list[str]:
@@ -98,7 +103,8 @@ def check_provenance(config: Config, stage: str, stored: dict[str, Any], force: 
     differences = [
         (key, old, new)
         for key, old, new in differing_keys(stored["inputs"], now["inputs"])
-        if old is not None or _holds(stored["inputs"], key) or not _at_default(key, new)
+        if role_of(Config, key) in ("result", None)
+        and (old is not None or _holds(stored["inputs"], key) or not _at_default(key, new))
     ]
     if differences and not force:
         shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in differences[:4])
@@ -108,7 +114,7 @@ def check_provenance(config: Config, stage: str, stored: dict[str, Any], force: 
             " it again, give the run another name, or go on with the new ones all the same: lclm train --force"
         )
     ancestors, names = stored["ancestors"], now["ancestors"]
-    changed = [name for name in {**ancestors, **names} if ancestors.get(name) != names.get(name)]
+    changed = [name for name in {**ancestors, **names} if ancestors.get(name) not in _hashes(config, name, names)]
     if changed and not force:
         raise ChangedConfigError(
             f"stage {stage} started from {', '.join(changed)}, whose settings have changed since; set them back, delete"
@@ -125,6 +131,13 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> Any:
             yield from differing_keys(old.get(name), new.get(name), f"{prefix}{name}.")
     elif old != new:
         yield prefix[:-1], old, new
+
+
+def _hashes(config: Config, stage: str, now: Mapping[str, str]) -> tuple[str, ...]:
+    """The hashes that a checkpoint may hold of the ancestor ``stage``; none if it is no ancestor any more."""
+    if stage not in now:
+        return ()
+    return now[stage], _hash(_without_defaults(_inputs_before_roles(config, stage)))
 
 
 def _holds(tree: Any, key: str) -> bool:
@@ -156,7 +169,7 @@ def _at_default(key: str, value: Any) -> bool:
 
 @functools.cache
 def _defaults() -> dict[str, str]:
-    return {key: default for key, default, _ in describe_keys()}
+    return {key: default for key, default, *_ in describe_keys(Config)}
 
 
 def checkpoints_folder(config: Config, stage: str) -> Path:
