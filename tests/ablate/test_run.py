@@ -9,8 +9,7 @@ import pytest
 from lclm_jax.ablate.jobs import collect, done, jobs_of, open_jobs
 from lclm_jax.ablate.measure import Measurer
 from lclm_jax.ablate.run import StudyTooSmall, check_size, prepare, run_job, run_study
-from lclm_jax.ablate.train_single import train_alone
-from lclm_jax.ablate.train_vmapped_seeds import train_together
+from lclm_jax.ablate.train_seeds import train_single, train_vmapped
 from lclm_jax.ablate.variants import expand, variant_config
 from lclm_jax.config import MeshConfig, load_study
 from lclm_jax.data.loading.loader import make_loader
@@ -91,8 +90,8 @@ def test_all_variants_have_the_same_examples_in_every_row(study):
 def test_seeds_together_learn_what_each_learns_alone(study, one_device):
     variant = expand(study)[0]
     pairs = [resolved(study, variant, seed) for seed in study.seeds]
-    together = train_together([config for config, _ in pairs], pairs[0][1], one_device, lambda *_: None)
-    alone = train_alone(pairs[1][0])
+    together = train_vmapped([config for config, _ in pairs], pairs[0][1], one_device, lambda *_: None)
+    alone = train_single(pairs[1][0])
     assert together.losses.shape == (2, 6) and not np.allclose(together.losses[0], together.losses[1], rtol=1e-3)
     np.testing.assert_allclose(together.losses[1], alone.losses[0], rtol=2e-5)
     for ours, theirs in zip(jax.tree.leaves(together.params[1]), jax.tree.leaves(alone.params[0]), strict=True):
@@ -120,7 +119,7 @@ def test_held_out_loss_is_that_of_the_baseline_s_sources(study, one_device):
     variant = expand(study)[1]
     config, tokenizers = resolved(study, variant, 0)
     base, _ = resolved(study, expand(study)[0], 0)
-    trained = train_together([config], tokenizers, one_device, lambda *_: None)
+    trained = train_vmapped([config], tokenizers, one_device, lambda *_: None)
     values, depths = Measurer(config, base, tokenizers, one_device)(trained.params[0])
     assert values["recovered_share"] == pytest.approx(
         (values["no_context_loss"] - values["latent_loss"]) / (values["no_context_loss"] - values["raw_loss"]),
@@ -167,5 +166,5 @@ def test_a_study_stops_at_a_failure_goes_on_and_skips_what_is_done(study, tmp_pa
     assert list(collect(tree)) == ["baseline", "ratio=8", "marked"]
     small = tree.model_copy(update={"smallest_effect": 0.1})
     # Differences 1.0 and 0.9 have a standard deviation of 0.0707, at most 3.95 times that.
-    with pytest.raises(StudyTooSmall, match=r"at most 0.279\d\); smallest_effect=0.1 takes \d+ seeds"):
+    with pytest.raises(StudyTooSmall, match=r"at most 0.279\d\); smallest_effect=0.1 needs \d+ seeds"):
         check_size(small)

@@ -109,7 +109,7 @@ def test_detectable_and_seeds_needed_agree_with_tables():
     assert statistics.detectable(3.0, 10_000, 0.95, 0.8) == pytest.approx(3 * 2.8016 / 100, rel=1e-3)
     assert statistics.seeds_needed(1.0, 0.001, 0.95, 0.8) == 2
     assert statistics.seeds_needed(1.0, 0.0, 0.95, 0.8) == 2
-    with pytest.raises(LclmError, match="lost in a spread"):
+    with pytest.raises(LclmError, match="needs over 10,000 seeds"):
         statistics.seeds_needed(1e-6, 1.0, 0.95, 0.8)
     with pytest.raises(LclmError, match="above 0"):
         statistics.seeds_needed(0.0, 1.0, 0.95, 0.8)
@@ -117,7 +117,6 @@ def test_detectable_and_seeds_needed_agree_with_tables():
 
 def test_bound_on_the_spread_of_differences():
     values = list(BASELINE.values())  # standard deviation 0.1
-    assert statistics.sd_of_differences_bound(values, None) == pytest.approx(math.sqrt(2) * 0.1)
     # The 20 % quantile of chi-square with 2 degrees of freedom is -2 ln(0.8) = 0.4463; sqrt(2 / 0.4463) = 2.117.
     assert statistics.sd_of_differences_bound(values) == pytest.approx(math.sqrt(2) * 0.1 * 2.117, rel=1e-3)
 

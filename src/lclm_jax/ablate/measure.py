@@ -1,18 +1,16 @@
-"""What a trained variant is measured by: held-out examples that are the same for every variant and seed."""
-
-from typing import Any, Literal, NamedTuple
+"""Measurement of a trained variant, on held-out examples that are the same for every variant and seed."""
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config
-from lclm_jax.config.study import Measurement
 from lclm_jax.eval.probe import Probe, Scored, trained_weights
 from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.types import Params
 
 
 class Measurer:
-    """Measures parameters of a variant on the study's held-out examples (``train.probe.examples`` of each kind).
+    """Evaluates parameters of a variant on the study's held-out examples (``train.probe.examples`` of each kind).
 
     Args:
         config: the variant.
@@ -31,8 +29,8 @@ class Measurer:
         measured = config.model_copy(update={"stages": base.stages, "data": base.data})
         self._probe = Probe(measured, stage, tokenizers, mesh)
 
-    def __call__(self, params: Any) -> tuple[dict[str, float], list[float]]:
-        """(measures by their names in ``measures.MEASURES``, accuracy of verbatim repetition by position)."""
+    def __call__(self, params: Params) -> tuple[dict[str, float], list[float]]:
+        """(measures by their names in ``results.MEASURES``, accuracy of verbatim repetition by position)."""
         scored = self._probe.score(params)
         none, latents, raw = (_loss(scored[f"context_nats/{name}"]) for name in ("none", "latents", "raw"))
         values = {"latent_loss": latents, "raw_loss": raw, "no_context_loss": none}
@@ -68,28 +66,3 @@ def _by_position(scored: Scored) -> list[float]:
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values * weights).sum() / weights.sum())
-
-
-class Measure(NamedTuple):
-    """One number per seed."""
-
-    title: str
-    unit: str
-    better: Literal["lower", "higher"] | None
-    """None: neither, it describes the variant."""
-
-
-MEASURES: dict[Measurement, Measure] = {
-    "held_out_loss": Measure("held-out loss", "nats per token", "lower"),
-    "train_loss": Measure("training loss at the end", "nats per token", "lower"),
-    "latent_loss": Measure("loss after a compressed context", "nats per token", "lower"),
-    "raw_loss": Measure("loss after a raw context", "nats per token", "lower"),
-    "no_context_loss": Measure("loss without context", "nats per token", "lower"),
-    "recovered_share": Measure("recovered share of the context gain", "", "higher"),
-    "repetition_loss": Measure("loss of verbatim repetition", "nats per token", "lower"),
-    "verbatim_accuracy": Measure("verbatim repetition, teacher-forced", "share of tokens", "higher"),
-    "needle_accuracy": Measure("needle, teacher-forced", "share of tokens", "higher"),
-    "needle_loss": Measure("loss of the needle", "nats per token", "lower"),
-}
-
-"""Measures of quality; those of cost are ``results.Cost``."""

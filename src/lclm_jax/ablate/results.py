@@ -1,17 +1,44 @@
-"""The result of one variant over its seeds: plain numbers in one JSON file, which the report reads."""
+"""The measures of a study, and the result of one variant over its seeds: plain numbers in one JSON file."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
+from lclm_jax.config.study import Measurement
 from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
+from lclm_jax.types import ReadOnlyJson
+
+
+class Measure(NamedTuple):
+    """One number per seed."""
+
+    title: str
+    unit: str
+    better: Literal["lower", "higher"] | None
+    """None: neither, it only describes the variant."""
+
+
+MEASURES: dict[Measurement, Measure] = {
+    "held_out_loss": Measure("held-out loss", "nats per token", "lower"),
+    "train_loss": Measure("training loss at the end", "nats per token", "lower"),
+    "latent_loss": Measure("loss after a compressed context", "nats per token", "lower"),
+    "raw_loss": Measure("loss after a raw context", "nats per token", "lower"),
+    "no_context_loss": Measure("loss without context", "nats per token", "lower"),
+    "recovered_share": Measure("recovered share of the context gain", "", "higher"),
+    "repetition_loss": Measure("loss of verbatim repetition", "nats per token", "lower"),
+    "verbatim_accuracy": Measure("verbatim repetition, teacher-forced", "share of tokens", "higher"),
+    "needle_accuracy": Measure("needle, teacher-forced", "share of tokens", "higher"),
+    "needle_loss": Measure("loss of the needle", "nats per token", "lower"),
+}
+"""Measures of quality; those of cost are ``Cost``."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a variant takes; per raw token where it says so."""
+    """What a variant costs; per raw token where it says so."""
 
     encoder_parameters: int
     adapter_parameters: int
@@ -25,7 +52,7 @@ class Cost:
     raw_tokens_per_second: float
     """Raw tokens of all seeds trained at once, per second of training steps; compiling and evaluating left out."""
     peak_memory_bytes: int
-    """Largest memory of the process that trained and measured the variant."""
+    """Peak memory of the process that trained and measured the variant."""
     positions_per_raw_token: float
     """Decoder positions in use per raw token of a training batch: what compression leaves."""
 
@@ -35,11 +62,11 @@ class VariantResult:
     """What was measured of one variant; lists of numbers are in the order of ``seeds``."""
 
     variant: str
-    overrides: Mapping[str, Any]
+    overrides: ReadOnlyJson
     config_hash: str
     seeds: Sequence[int]
     measures: Mapping[str, Sequence[float]]
-    """Name of ``measures.MEASURES`` -> one number per seed."""
+    """Name of ``MEASURES`` -> one number per seed."""
     curves: Mapping[str, Sequence[Sequence[float]]]
     """``steps``: one list of step numbers; ``train_loss``: one list per seed."""
     verbatim_by_depth: Sequence[Sequence[float]]
@@ -51,10 +78,7 @@ class VariantResult:
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "VariantResult":
@@ -62,5 +86,5 @@ class VariantResult:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**values, "cost": Cost(**values["cost"])})
-        except (LclmError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise LclmError(f"{path} is no result of a variant ({error}); delete it to run the variant again") from None

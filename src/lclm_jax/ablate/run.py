@@ -1,4 +1,4 @@
-"""Running a study: shared data first, then the baseline, the check of its size, and the other variants."""
+"""Runs a study: first the shared data, then baseline and pilot, the check of its size, and the other variants."""
 
 import logging
 import os
@@ -17,8 +17,7 @@ from lclm_jax.ablate.jobs import Job, collect, done, jobs_of, open_jobs
 from lclm_jax.ablate.measure import Measurer
 from lclm_jax.ablate.results import VariantResult
 from lclm_jax.ablate.statistics import detectable, diverged, sd_of_pilot_bound, seeds_needed
-from lclm_jax.ablate.train_single import train_alone
-from lclm_jax.ablate.train_vmapped_seeds import Progress, Trained, train_together
+from lclm_jax.ablate.train_seeds import Progress, Trained, train_single, train_vmapped
 from lclm_jax.ablate.variants import BASELINE, expand, pilot_of, shared_config, variant_config, variant_hash
 from lclm_jax.config import Config, StudyConfig
 from lclm_jax.data.prepare.run import prepare_data
@@ -34,7 +33,7 @@ _CURVE_POINTS = 100
 
 
 class StudyTooSmall(LclmError):
-    """The study could not find what it was made to find; the message says how many seeds could."""
+    """The study cannot detect the effect that it was designed for; the message says how many seeds could."""
 
 
 def run_study(study: StudyConfig, command: Sequence[str], anyway: bool = False) -> None:
@@ -43,11 +42,11 @@ def run_study(study: StudyConfig, command: Sequence[str], anyway: bool = False) 
     Args:
         study: the study.
         command: what runs one job, given its number as a last argument.
-        anyway: run the variants even if the baseline and pilot say that the study is too small.
+        anyway: run the variants even if baseline and pilot show that the study is too small.
 
     Raises:
-        StudyTooSmall: the smallest effect is below what the seeds can find.
-        LclmError: a job failed; what is done is kept, and the same call goes on.
+        StudyTooSmall: the smallest effect is below what the seeds can detect.
+        LclmError: a job failed; finished jobs are kept, and the same call resumes with the others.
     """
     prepare(study)
     total, begun = len(jobs_of(study)), time.monotonic()
@@ -62,8 +61,8 @@ def run_study(study: StudyConfig, command: Sequence[str], anyway: bool = False) 
         finished = subprocess.run([*command, str(number)], check=False)
         if finished.returncode:
             raise LclmError(
-                f"job {number} ({job.variant.name}, seeds {_list(job.seeds)}) ended with status {finished.returncode};"
-                " what is done is kept: mend it and run the same command again"
+                f"job {number} ({job.variant.name}, seeds {_list(job.seeds)}) exited with status {finished.returncode};"
+                " finished jobs are kept: fix the cause and rerun the same command to resume"
             )
 
 
@@ -76,30 +75,29 @@ def prepare(study: StudyConfig) -> None:
 
 
 def check_size(study: StudyConfig) -> None:
-    """Raise ``StudyTooSmall`` if the paired differences of baseline and pilot say that the study could only tie."""
+    """Raise ``StudyTooSmall`` if the paired differences of baseline and pilot show that the study could only tie."""
     results = collect(study)
     base, pilot = (
         dict(zip(results[name].seeds, results[name].measures[study.primary], strict=True))
         for name in (BASELINE, pilot_of(study))
     )
     if lost := diverged(base) or diverged(pilot):
-        raise StudyTooSmall(f"seeds {_list(lost)} of baseline or pilot diverged; lower the learning rates")
+        raise StudyTooSmall(f"seeds {_list(lost)} of baseline or pilot diverged; lower the learning rate")
     sd = sd_of_pilot_bound(base, pilot)
     found = detectable(sd, len(study.seeds), study.confidence, study.power)
     if found > study.smallest_effect:
         needed = seeds_needed(study.smallest_effect, sd, study.confidence, study.power)
         raise StudyTooSmall(
-            f"with {len(study.seeds)} seeds {study.name} can find differences of {study.primary} from {found:.4f} on"
-            f" (standard deviation of {pilot_of(study)} less baseline: at most {sd:.4f});"
-            f" smallest_effect={study.smallest_effect} takes {needed} seeds: name so many, train longer, or run it"
-            " --anyway"
+            f"with {len(study.seeds)} seeds, {study.name} can detect differences in {study.primary} of {found:.4f} or"
+            f" more (standard deviation of {pilot_of(study)} minus baseline: at most {sd:.4f});"
+            f" smallest_effect={study.smallest_effect} needs {needed} seeds: add seeds, train longer, or pass --anyway"
         )
 
 
 def run_job(study: StudyConfig, job: Job, progress: Progress) -> None:
     """Train and measure the runs of ``job`` in this process and write its result, unless that is done."""
     if done(study, job) is not None:
-        logger.info("%s, seeds %s: done before", job.variant.name, _list(job.seeds))
+        logger.info("%s, seeds %s: already done", job.variant.name, _list(job.seeds))
         return
     configs = [variant_config(study, job.variant, seed) for seed in job.seeds]
     tokenizers = load_tokenizers(configs[0])
@@ -137,11 +135,11 @@ def _trained(
     study: StudyConfig, configs: Sequence[Config], tokenizers: Tokenizers, mesh: Mesh, progress: Progress
 ) -> Trained:
     if not study.together:
-        return train_alone(configs[0])
+        return train_single(configs[0])
     # Steps of several ratios have no common program over the seeds: each seed draws its own.
     one_by_one = any(stage.ratios for stage in configs[0].stages.values())
     groups = [[config] for config in configs] if one_by_one else [list(configs)]
-    return Trained.joined([train_together(group, tokenizers, mesh, progress) for group in groups])
+    return Trained.joined([train_vmapped(group, tokenizers, mesh, progress) for group in groups])
 
 
 def _curves(trained: Trained, every: int) -> list[list[float]]:

@@ -25,6 +25,8 @@ Values = Mapping[int, float]
 """Seed -> value of one measure."""
 
 _MAX_SEEDS = 10_000
+_UPPER = 0.8
+"""Confidence of upper limits of standard deviations."""
 
 
 class Interval(NamedTuple):
@@ -180,7 +182,7 @@ def seeds_needed(effect: float, sd: float, confidence: float, power: float) -> i
         LclmError: ``effect`` is not positive, or would take more than 10,000 seeds.
     """
     if effect <= 0:
-        raise LclmError(f"effect={effect} can not be sized for; name the smallest difference that matters, above 0")
+        raise LclmError(f"effect={effect} cannot be planned for; name the smallest difference that matters, above 0")
     standardised = effect / sd if sd else math.inf
 
     def enough(seeds: int) -> bool:
@@ -189,7 +191,10 @@ def seeds_needed(effect: float, sd: float, confidence: float, power: float) -> i
     low, high = 1, 2  # low is too few
     while not enough(high):
         if high > _MAX_SEEDS:
-            raise LclmError(f"effect={effect} is lost in a spread of {sd}; look for a larger effect or train longer")
+            raise LclmError(
+                f"effect={effect} needs over {_MAX_SEEDS:,} seeds if differences vary by {sd}; look for a larger effect"
+                " or train longer"
+            )
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -197,7 +202,7 @@ def seeds_needed(effect: float, sd: float, confidence: float, power: float) -> i
     return high
 
 
-def sd_of_differences_bound(baseline: Sequence[float], upper: float | None = 0.8) -> float:
+def sd_of_differences_bound(baseline: Sequence[float]) -> float:
     """A bound on the standard deviation of paired differences when the baseline alone has run.
 
     Two variants of equal spread that shared nothing would differ by sqrt(2) times that spread; pairing by seed lowers
@@ -208,7 +213,6 @@ def sd_of_differences_bound(baseline: Sequence[float], upper: float | None = 0.8
 
     Args:
         baseline: one value per seed.
-        upper: confidence of the upper limit; None takes the spread as it is.
 
     Raises:
         LclmError: fewer than two values, or one that is not finite.
@@ -216,11 +220,10 @@ def sd_of_differences_bound(baseline: Sequence[float], upper: float | None = 0.8
     mean_interval(baseline, 0.95)  # checks
     count = len(baseline)
     sd = float(np.std(baseline, ddof=1))
-    factor = 1.0 if upper is None else math.sqrt((count - 1) / stats.chi2.ppf(1 - upper, count - 1))
-    return math.sqrt(2) * sd * factor
+    return math.sqrt(2) * sd * _upper_limit(count)
 
 
-def sd_of_pilot_bound(baseline: Values, pilot: Values, upper: float = 0.8) -> float:
+def sd_of_pilot_bound(baseline: Values, pilot: Values) -> float:
     """A bound on the standard deviation of paired differences when the baseline and one variant have run.
 
     Their own differences by seed show what pairing leaves; the spread is raised to its upper limit by chi-square as in
@@ -229,8 +232,12 @@ def sd_of_pilot_bound(baseline: Values, pilot: Values, upper: float = 0.8) -> fl
     Raises:
         LclmError: the seeds differ, are fewer than two, or a value is not finite.
     """
-    count = len(baseline)
-    return paired(pilot, baseline, "lower", 0.95).sd * math.sqrt((count - 1) / stats.chi2.ppf(1 - upper, count - 1))
+    return paired(pilot, baseline, "lower", 0.95).sd * _upper_limit(len(baseline))
+
+
+def _upper_limit(count: int) -> float:
+    """One-sided upper 80 % limit of a standard deviation over ``count`` values, over the measured one."""
+    return math.sqrt((count - 1) / stats.chi2.ppf(1 - _UPPER, count - 1))
 
 
 def _chance(noncentrality: float, threshold: float, freedom: int) -> float:

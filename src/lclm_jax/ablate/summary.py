@@ -1,21 +1,20 @@
-"""What the results of a study say, as plain values: the report only words it."""
+"""What the results of a study say, as plain values; the report puts it into words."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from lclm_jax.ablate import statistics
 from lclm_jax.ablate.effects import Effect, interactions, main_effects
-from lclm_jax.ablate.measure import MEASURES, Measure
 from lclm_jax.ablate.published import PublishedRow, compare_published
-from lclm_jax.ablate.results import VariantResult
+from lclm_jax.ablate.results import MEASURES, Measure, VariantResult
 from lclm_jax.ablate.statistics import Comparison, Interval, Values
 from lclm_jax.ablate.variants import Variant, pilot_of
 from lclm_jax.config.study import Measurement, StudyConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.types import Json, JsonObject
 
 
 @dataclass(frozen=True)
@@ -83,24 +82,23 @@ class Summary:
         """The measure that ranks the variants."""
         return self.measures[0]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """For JSON; values that are not finite are null, and all those of a seed that diverged."""
-        return _plain(
-            {
-                "study": self.study.model_dump(mode="json", exclude={"run_dir"}),
-                "baseline": self.baseline,
-                "not_run": self.missing,
-                "diverged": self.diverged,
-                "order": self.order,
-                "measures": {one.name: _measure_dict(one) for one in self.measures},
-                "effects": [one._asdict() | {"comparison": asdict(one.comparison)} for one in self.effects],
-                "interactions": [one._asdict() | {"comparison": asdict(one.comparison)} for one in self.interactions],
-                "sizing": asdict(self.sizing) if self.sizing else None,
-                "published": [[row._asdict() for row in rows] for rows in self.published],
-                "variants": {one.name: one._asdict() for one in self.variants},
-                "results": {name: asdict(one) for name, one in self.results.items()},
-            }
-        )
+        values: dict[str, object] = {
+            "study": self.study.model_dump(mode="json", exclude={"run_dir"}),
+            "baseline": self.baseline,
+            "not_run": self.missing,
+            "diverged": self.diverged,
+            "order": self.order,
+            "measures": {one.name: _measure_dict(one) for one in self.measures},
+            "effects": [one._asdict() | {"comparison": asdict(one.comparison)} for one in self.effects],
+            "interactions": [one._asdict() | {"comparison": asdict(one.comparison)} for one in self.interactions],
+            "sizing": asdict(self.sizing) if self.sizing else None,
+            "published": [[row._asdict() for row in rows] for rows in self.published],
+            "variants": {one.name: one._asdict() for one in self.variants},
+            "results": {name: asdict(one) for name, one in self.results.items()},
+        }
+        return {key: _plain(value) for key, value in values.items()}
 
 
 def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[str, VariantResult]) -> Summary:
@@ -239,7 +237,7 @@ def _sizing(study: StudyConfig, primary: MeasureSummary, baseline: str) -> Sizin
     )
 
 
-def _measure_dict(one: MeasureSummary) -> dict[str, Any]:
+def _measure_dict(one: MeasureSummary) -> JsonObject:
     return {
         "title": one.measure.title,
         "unit": one.measure.unit,
@@ -258,9 +256,13 @@ def _measure_dict(one: MeasureSummary) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Json:
+    """``value`` for JSON; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    assert value is None or isinstance(value, str | int | float | bool), value
+    return value

@@ -5,10 +5,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lclm_jax.config import Config, ConfigError, StudyConfig, config_hash, override, parse_config, read_yaml, role_of
 from lclm_jax.config.base import suggestion
+from lclm_jax.types import Json, JsonObject, ReadOnlyJson
 
 BASELINE = "baseline"
 _SHARED = ("corpus", "tokenizer", "seed", "name")
@@ -19,7 +20,7 @@ class Variant(NamedTuple):
     """One row of a study."""
 
     name: str
-    overrides: Mapping[str, Any]
+    overrides: ReadOnlyJson
     """Dotted keys in which it differs from the base configuration."""
     levels: Mapping[str, str]
     """Factor -> label of its value; the rows of ``variants`` have the baseline's."""
@@ -34,7 +35,7 @@ def expand(study: StudyConfig) -> list[Variant]:
     factors = {name: _labelled(name, values) for name, values in study.factors.items()}
     first = {name: next(iter(values)) for name, values in factors.items()}
 
-    def of(levels: Mapping[str, str], name: str, more: Mapping[str, Any]) -> Variant:
+    def of(levels: Mapping[str, str], name: str, more: ReadOnlyJson) -> Variant:
         overrides = {key: value for factor, label in levels.items() for key, value in factors[factor][label].items()}
         return Variant(name, {**overrides, **more}, dict(levels))
 
@@ -91,12 +92,12 @@ def shared_config(study: StudyConfig) -> Config:
 
 
 def run_folder(study: StudyConfig, variant: Variant, seed: int) -> Path:
-    """Where a run keeps its row index and checkpoints."""
+    """The folder of a run: its row index and checkpoints."""
     return Path(study.run_dir) / "runs" / slug(variant.name) / f"seed-{seed}"
 
 
 def variant_hash(study: StudyConfig, variant: Variant) -> str:
-    """Changes with whatever the variant's results depend on, but for seeds and places."""
+    """A hash of all that the variant's results depend on, seeds and folders left out."""
     config = variant_config(study, variant, 0)
     same = {"run_dir": "", "name": "", "data": config.data.model_copy(update={"prepared": None})}
     tokenizer = config.tokenizer.model_copy(update={"decoder": "shared"})
@@ -108,7 +109,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
 
 
-def _values(study: StudyConfig) -> dict[str, Any]:
+def _values(study: StudyConfig) -> JsonObject:
     values = read_yaml(Path(study.config))
     if study.cluster is not None:
         for name, value in read_yaml(Path(study.cluster)).items():
@@ -118,7 +119,7 @@ def _values(study: StudyConfig) -> dict[str, Any]:
     return override(values, "data.rows_for", study.rows_for) if study.rows_for else values
 
 
-def _labelled(factor: str, values: list[Any] | dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _labelled(factor: str, values: list[Json] | dict[str, JsonObject]) -> dict[str, JsonObject]:
     """Label -> overrides of each value of a factor."""
     if isinstance(values, dict):
         return values

@@ -95,7 +95,7 @@ def _show_plan(tree: StudyConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lclm_jax.ablate.plan import planned
+    from lclm_jax.ablate.cost import planned
 
     table = Table(title=f"{tree.name}: {tree.title}", title_justify="left")
     for name in ("job", "variant", "seeds", "parameters", "steps", "train FLOPs", "done"):

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from lclm_jax.ablate import effects
-from lclm_jax.ablate.measure import MEASURES
 from lclm_jax.ablate.published import compare_published
+from lclm_jax.ablate.results import MEASURES
 from lclm_jax.ablate.summary import summarise
 from lclm_jax.ablate.variants import Variant
 from lclm_jax.config.study import Measurement, PublishedConfig, StudyConfig

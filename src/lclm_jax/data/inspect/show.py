@@ -22,10 +22,9 @@ def render_rows(
     batch: Batch,
     tokenizers: Tokenizers,
     model: ModelConfig,
-    rows: int | None = None,
     markup: bool = False,
 ) -> str:
-    """Text of the first ``rows`` packed rows of a host batch.
+    """Text of the packed rows of a host batch.
 
     A segment is a heading and its text. ``[[`` and ``]]`` enclose tokens that carry loss; a memory span stands as
     ``<memory 13 tokens -> 4 latents at 0-3: its text>``.
@@ -34,12 +33,10 @@ def render_rows(
         batch: Host batch of NumPy arrays.
         tokenizers: Decoder's and encoder's.
         model: Ratio and memory token ids (read from the decoder's tokenizer if absent).
-        rows: How many rows; None: all.
         markup: Colours as rich markup (brackets of the text escaped) instead of the ``[[ ]]`` marks.
     """
-    count = len(batch.decoder_tokens) if rows is None else min(rows, len(batch.decoder_tokens))
     lines: list[str] = []
-    for number in range(count):
+    for number in range(len(batch.decoder_tokens)):
         row = {name: array[number] for name, array in batch._asdict().items() if array is not None}
         lines += _row_lines(row, number, tokenizers, model.ratio, markup)
     return "\n".join(lines)

@@ -1,14 +1,15 @@
-"""The seeds of a variant trained as one program: ``vmap`` of the train step over stacked states and batches.
+"""How the seeds of a variant are trained: one after another as ``lclm train`` does it, or all as one program.
 
-For models far smaller than the machine. Each seed has its own parameters, row order and random keys, and learns what
-``lclm train`` with this seed learns; stages follow one another as there. Nothing is saved: a variant takes minutes.
+One program is a ``vmap`` of the train step over stacked states and batches, for models far smaller than the machine.
+Each seed has its own parameters, row order and random keys, and learns what ``lclm train`` learns with this seed.
+Nothing is saved: a variant takes minutes.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from contextlib import ExitStack, nullcontext
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import Config
+from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.loading.loader import Loader, make_loader
 from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
+from lclm_jax.interop.init_from_hf import imported_params
 from lclm_jax.model.lclm import abstract_params, init_params
-from lclm_jax.parallel import use_mesh
+from lclm_jax.ops.run_folder import own_run
+from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.checkpoints.provenance import parent_of
 from lclm_jax.train.core.initial_state import initial_state
 from lclm_jax.train.core.optimizer import make_optimizer
+from lclm_jax.train.core.stages import load_params, train
 from lclm_jax.train.core.step import ratio_of, train_step_function
+from lclm_jax.train.logging.records import NAME, read_metrics, working_seconds
+from lclm_jax.types import Params
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +41,9 @@ Progress = Callable[[str, int, int], None]
 
 
 class Trained(NamedTuple):
-    """What training left, over the seeds."""
+    """The outcome of training, over the seeds."""
 
-    params: list[Any]
+    params: list[Params]
     """Per seed."""
     steps: list[int]
     """Of all stages, one after another."""
@@ -50,7 +56,7 @@ class Trained(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence["Trained"]) -> "Trained":
-        """What several trainings left, of the same steps over different seeds."""
+        """The outcomes of the same steps over different seeds as one."""
         return cls(
             [params for part in parts for params in part.params],
             parts[0].steps,
@@ -61,15 +67,38 @@ class Trained(NamedTuple):
         )
 
 
-def train_together(configs: Sequence[Config], tokenizers: Tokenizers, mesh: Mesh, progress: Progress) -> Trained:
-    """Train the runs ``configs``, which differ in their seed alone, from random weights.
+def train_single(config: Config) -> Trained:
+    """Train the run ``config`` with checkpoints, on any mesh and any number of processes, and read its records back.
 
     Raises:
-        LclmError: they start from imported weights, or draw several ratios a stage: these have no common program.
+        Interrupted: the process was asked to stop; the state was saved, and the same call resumes from it.
+    """
+    with own_run(config) if jax.process_index() == 0 else nullcontext():
+        train(config, read_imports=imported_params)
+    folders = [RunPaths(config).stage(name) for name in config.stages]
+    records = [record for folder in folders for record in read_metrics(folder / NAME)]
+    losses = [np.nan if record["loss_nats"] is None else record["loss_nats"] for record in records]
+    return Trained(
+        params=[load_params(config, mesh=make_mesh(config.mesh))],
+        steps=list(range(len(records))),
+        losses=np.array([losses], np.float64),
+        raw_tokens=float(sum(record["raw_tokens"] for record in records)),
+        step_seconds=float(sum(working_seconds(record) for record in records)),
+        compile_seconds=float(sum(record.get("compile_seconds", 0.0) for record in records)),
+    )
+
+
+def train_vmapped(configs: Sequence[Config], tokenizers: Tokenizers, mesh: Mesh, progress: Progress) -> Trained:
+    """Train the runs ``configs``, which differ in their seed alone, from random weights, as one program.
+
+    Raises:
+        LclmError: they start from imported weights, or draw several ratios in a stage, so they have no common program.
     """
     first = configs[0]
     if first.init.given:
-        raise LclmError("seeds trained together start from random weights; set together: false, or remove init")
+        raise LclmError(
+            "seeds that are trained together start from random weights; set together: false, or remove init"
+        )
     if any(stage.ratios for stage in first.stages.values()) and len(configs) > 1:
         raise LclmError("a stage with several ratios draws them by seed; train its seeds one by one")
     with use_mesh(mesh):
@@ -88,7 +117,7 @@ def train_together(configs: Sequence[Config], tokenizers: Tokenizers, mesh: Mesh
 
 
 def _train_stage(
-    configs: Sequence[Config], name: str, params: list[Any], tokenizers: Tokenizers, progress: Progress
+    configs: Sequence[Config], name: str, params: list[Params], tokenizers: Tokenizers, progress: Progress
 ) -> Trained:
     first, number = configs[0], list(configs[0].stages).index(name)
     settings = first.stages[name]
