@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share; sourced. With dry_run=1, `run` prints commands instead of running them.
+# Shared by the launchers, which source it. With dry_run=1, `run` prints commands instead of running them.
 
 dry_run=0
 
@@ -27,7 +27,7 @@ usage() {
   exit "${1:-0}"
 }
 
-# Read --dry-run and --help; what is left stands in `arguments`.
+# Read --dry-run and --help; the rest goes into `arguments`.
 read_options() {
   while (($#)); do
     case $1 in

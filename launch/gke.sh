@@ -7,7 +7,7 @@
 #   JOB_NAME IMAGE            name of the job; image built from launch/docker
 #   GKE_HOSTS                 pods: hosts of a slice, or nodes of 8 GPUs
 #   GKE_CLAIM                 persistent volume claim mounted at /runs, the working folder (Cloud Storage FUSE, Filestore)
-#   GKE_SERVICE_ACCOUNT       default: default. Rights come from Workload Identity, secrets from the cluster: never from files
+#   GKE_SERVICE_ACCOUNT       default: default. Permissions come from Workload Identity, secrets from the cluster, never from files
 #   tpu: GKE_TPU_ACCELERATOR (tpu-v5p-slice), GKE_TPU_TOPOLOGY (4x4x4), GKE_CHIPS_PER_HOST (4), GKE_SLICES (1)
 #   gpu: GKE_GPU_ACCELERATOR (nvidia-h100-mega-80gb)
 # A dry run prints the manifest.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on this machine, and go on after a preemption (exit status 75).
+# Train on this machine, and resume after a preemption (exit status 75).
 #
 #   launch/local.sh [--dry-run] CONFIG [arguments of lclm train]
 #
@@ -15,9 +15,9 @@ trap 'asked=1' TERM INT
 for ((restart = 0; ; restart++)); do
   status=0
   run lclm train "${arguments[@]}" || status=$?
-  # A person who stops the run wants it stopped; anything else that ends with 75 wants to be started again.
+  # A user who stops the run wants it stopped; any other exit with status 75 asks to be restarted.
   if ((status != 75 || asked || restart >= ${LCLM_MAX_RESTARTS:-20})); then
     exit "$status"
   fi
-  echo "stopped with status 75; starting again ($((restart + 1)))" >&2
+  echo "stopped with status 75; restarting ($((restart + 1)))" >&2
 done

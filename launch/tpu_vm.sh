@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on Cloud TPU VMs: ask for a slice with a queued resource, start on all its workers, ask again after preemption.
+# Train on Cloud TPU VMs: request a slice as a queued resource, start on all its workers, request again after preemption.
 #
 #   launch/tpu_vm.sh [--dry-run] CONFIG [arguments of lclm train]
 #
@@ -7,7 +7,7 @@
 #   JOB_NAME IMAGE               name of the slice; image built from launch/docker/tpu.Dockerfile
 #   TPU_ZONE TPU_TYPE            us-east5-a, v5p-128
 #   TPU_RUNTIME                  default: v2-alpha-tpuv5 (v5p); v5e: v2-alpha-tpuv5-lite; v6e: v2-alpha-tpuv6e
-#   TPU_SPOT=1                   ask for spot capacity
+#   TPU_SPOT=1                   request spot capacity
 #   TPU_RUNS                     folder of the workers mounted at /runs, default /mnt/runs; all workers must share it
 #   LCLM_MAX_RESTARTS            default 100
 set -euo pipefail
@@ -25,7 +25,7 @@ state() { # ACTIVE, SUSPENDED, ...; empty: there is none
   gcloud compute tpus queued-resources describe "$JOB_NAME" --zone="$TPU_ZONE" --format='value(state.state)' 2>/dev/null || true
 }
 
-ask_for_slice() {
+request_slice() {
   local spot=()
   [[ -z ${TPU_SPOT:-} ]] || spot=(--spot)
   gcloud_tpu queued-resources create "$JOB_NAME" --node-id="$JOB_NAME" --accelerator-type="$TPU_TYPE" \
@@ -37,14 +37,14 @@ wait_for_slice() {
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     [[ $now != FAILED && $now != SUSPENDED ]] || return 1
-    echo "queued resource $JOB_NAME: ${now:-unknown}; looking again in 60 s" >&2
+    echo "queued resource $JOB_NAME: ${now:-unknown}; checking again in 60 s" >&2
     sleep 60
   done
 }
 
-give_back() { gcloud_tpu queued-resources delete "$JOB_NAME" --force --quiet || true; }
+delete_slice() { gcloud_tpu queued-resources delete "$JOB_NAME" --force --quiet || true; }
 
-# The same command on every worker; libtpu tells each its place. Its container is replaced if it is still there.
+# The same command on every worker; libtpu tells each its index. A container that still exists is replaced.
 remote() {
   local folder=${TPU_RUNS:-/mnt/runs}
   printf 'sudo docker rm -f lclm >/dev/null 2>&1; '
@@ -54,7 +54,7 @@ remote() {
 
 for ((restart = 0; restart <= ${LCLM_MAX_RESTARTS:-100}; restart++)); do
   if ((dry_run)) || [[ -z $(state) ]]; then
-    ask_for_slice
+    request_slice
   fi
   status=75
   if wait_for_slice; then
@@ -62,15 +62,15 @@ for ((restart = 0; restart <= ${LCLM_MAX_RESTARTS:-100}; restart++)); do
     gcloud_tpu tpu-vm ssh "$JOB_NAME" --worker=all --command="$(remote)" || status=$?
   fi
   if ((status == 0 || dry_run)); then
-    give_back
+    delete_slice
     exit 0
   fi
-  # ssh reports a lost worker with 255; a slice that is gone was preempted. Anything else is an error of the run itself.
+  # ssh reports a lost worker as 255; a slice that is gone was preempted. Anything else is an error of the run itself.
   if ((status != 75 && status != 255)) && [[ $(state) == ACTIVE ]]; then
     echo "the run failed with status $status; the slice $JOB_NAME is kept" >&2
     exit "$status"
   fi
-  [[ $(state) == ACTIVE ]] || give_back
-  echo "stopped with status $status; starting again ($((restart + 1)))" >&2
+  [[ $(state) == ACTIVE ]] || delete_slice
+  echo "stopped with status $status; restarting ($((restart + 1)))" >&2
 done
 die "gave up after ${LCLM_MAX_RESTARTS:-100} restarts"

@@ -5,9 +5,9 @@
 #
 # CONFIG is a path inside the image (/opt/lclm/configs/...). Variables:
 #   JOB_NAME IMAGE            name of the workload; image built from launch/docker
-#   XPK_CLUSTER XPK_TPU_TYPE  cluster made by `xpk cluster create`; type of its slices, such as v5p-128
+#   XPK_CLUSTER XPK_TPU_TYPE  cluster made by `xpk cluster create`; type of its slices, for example v5p-128
 #   XPK_SLICES (1), XPK_STORAGE (a storage attached with `xpk storage`), XPK_ARGS (further options, such as --project --zone)
-# Status 75 (saved, start again) restarts the workload.
+# Exit status 75 (checkpoint saved) restarts the workload.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh

@@ -1,4 +1,4 @@
-"""The one family of errors that a user can cause and mend."""
+"""The one family of errors that a user can cause and fix."""
 
 
 class LclmError(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lclm_jax.cli.main import COMMANDS, cli
+from lclm_jax.cli.main import COMMANDS, cli, main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 DEMO = str(CONFIGS[0].parent / "demo.yaml")
@@ -19,6 +19,23 @@ DEMO = str(CONFIGS[0].parent / "demo.yaml")
 def run_lclm(*arguments: str, **options) -> subprocess.CompletedProcess:
     code = "from lclm_jax.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """``call(*arguments)``: the exit status and standard error of a command that runs in this process."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["lclm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_help_answers_in_under_a_second_without_jax():
@@ -61,7 +78,6 @@ def test_config_keys_names_a_default_and_a_meaning():
         (["config", "show", DEMO, "--set", "model.windw=3"], "did you mean 'window'?"),
         (["config", "show", "absent.yaml"], "cannot read the configuration absent.yaml"),
         (["config", "show", DEMO, "--set", "seed=[1"], "override 'seed=[1': '[1' is not valid YAML"),
-        (["train", DEMO], "run `lclm data prepare`"),
         (["generate", "absent", "--prompt", " "], "the prompt is empty"),
         (["generate", "absent", "--prompt", "<|memory_start|>a"], "<|memory_start|> at character 0 is never closed"),
         (["generate", "absent", "--prompt", "a<|memory_end|>"], "<|memory_end|> at character 1 closes no span"),
@@ -70,23 +86,29 @@ def test_config_keys_names_a_default_and_a_meaning():
         (["golden", "absent"], "absent holds no golden cases"),
     ],
 )
-def test_bad_input_is_one_or_two_lines_and_a_status(arguments, words, tmp_path):
-    done = run_lclm(*arguments, cwd=tmp_path)
+def test_bad_input_is_one_or_two_lines_and_a_status(arguments, words, call):
+    status, errors = call(*arguments)
+    assert status == 1
+    assert words in errors
+    assert len(errors.strip().splitlines()) <= 3
+
+
+def test_a_corpus_that_is_not_prepared_is_named(tmp_path):
+    done = run_lclm("train", DEMO, cwd=tmp_path)  # it changes the environment, so it needs a process of its own
     assert done.returncode == 1
-    assert words in done.stderr
+    assert "run `lclm data prepare`" in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 3
 
 
-def test_a_prompt_that_is_no_text_is_refused(tmp_path):
+def test_a_prompt_that_is_no_text_is_refused(call, tmp_path):
     (tmp_path / "prompt").write_bytes(b"ab\xff")
-    done = run_lclm("generate", "absent", "--file", "prompt", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "not UTF-8 text (invalid start byte at byte 2)" in done.stderr
+    status, errors = call("generate", "absent", "--file", "prompt")
+    assert status == 1
+    assert "not UTF-8 text (invalid start byte at byte 2)" in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_call_that_is_told_to_stop_says_that_it_goes_on(number, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_a_call_that_is_told_to_stop_says_how_to_resume(number, tmp_path):
     # A job in the background of a shell inherits an ignored SIGINT; this child is like one in the foreground.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -101,14 +123,14 @@ def test_a_call_that_is_told_to_stop_says_that_it_goes_on(number, tmp_path):
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "rerun the same command to resume" in errors
     assert "Traceback" not in errors
 
 
-def test_prompt_and_file_exclude_each_other(tmp_path):
-    done = run_lclm("generate", "absent", "--prompt", "a", "--file", "-", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "exclude each other" in done.stderr
+def test_prompt_and_file_exclude_each_other(call):
+    status, errors = call("generate", "absent", "--prompt", "a", "--file", "-")
+    assert status == 2
+    assert "exclude each other" in errors
 
 
 def test_result_goes_to_a_json_file(tmp_path):
@@ -122,10 +144,10 @@ def test_result_goes_to_a_json_file(tmp_path):
 def test_a_run_that_is_told_to_stop_before_it_trains_asks_to_be_started_again(number):
     code = (
         "import signal\n"
-        "from lclm_jax.cli.options import start_again_when_asked\n"
-        "start_again_when_asked()\n"
+        "from lclm_jax.cli.options import exit_for_restart_on_signals\n"
+        "exit_for_restart_on_signals()\n"
         f"signal.raise_signal({int(number)})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 75
-    assert done.stderr == f"{number.name}: stopped outside training; start again\n"
+    assert done.stderr == f"{number.name}: stopped outside training; rerun the same command\n"

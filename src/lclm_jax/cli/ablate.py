@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from lclm_jax.cli.options import set_option, start_again_when_asked
+from lclm_jax.cli.options import exit_for_restart_on_signals, set_option
 from lclm_jax.config import StudyConfig, apply_environment, load_study
 
 if TYPE_CHECKING:
@@ -19,25 +19,29 @@ _JOB_VARIABLES = ("LCLM_ABLATE_JOB", "SLURM_ARRAY_TASK_ID")
 
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option("--plan", "only_plan", is_flag=True, help="Show variants, sizes, cost and what is done; run nothing.")
-@click.option("--report", "only_report", is_flag=True, help="Write the report of what is done; run nothing.")
+@click.option("--plan", "only_plan", is_flag=True, help="Show variants, sizes, cost and finished jobs; run nothing.")
+@click.option("--report", "only_report", is_flag=True, help="Write the report about the finished jobs; run nothing.")
 @click.option(
-    "--job", type=int, envvar=_JOB_VARIABLES, help=f"Run this job alone; read from {' or '.join(_JOB_VARIABLES)}, too."
+    "--job", type=int, envvar=_JOB_VARIABLES, help=f"Run this job alone; also read from {' or '.join(_JOB_VARIABLES)}."
 )
-@click.option("--anyway", is_flag=True, help="Run a study that baseline and pilot show to be too small.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report; default: report in the study's.")
+@click.option("--anyway", is_flag=True, help="Run the study even if baseline and pilot show that it is too small.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the report; default: report/ in the folder of the study."
+)
 @set_option
 def ablate(
     study: Path, only_plan: bool, only_report: bool, job: int | None, overrides: tuple[str, ...], **options
 ) -> None:
-    """Train the variants of STUDY on the same batches, compare them with intervals over seeds, write a report.
+    """Train the variants of STUDY on the same batches, compare them over seeds with intervals, and write a report.
 
-    STUDY is a YAML (see configs/ablate): a base configuration, factors or variants, seeds, a budget, and the smallest
-    difference it shall find. The corpus is prepared once. Baseline and pilot run first: if their differences over seeds
-    say that the study could only tie, nothing else runs. What is done is never run again; the same command goes on.
+    STUDY is a YAML file (see configs/ablate): a base configuration, factors or variants, seeds, a budget, and the
+    smallest difference that the study must detect. The corpus is prepared once. Baseline and pilot run first: if their
+    differences over seeds show that the study could only tie, nothing else runs. Finished jobs are never run again;
+    rerun the same command to resume.
 
-    On a cluster each job is a task of an array, LCLM_VERB=ablate SBATCH_ARGS="--array=0-9 ..." launch/slurm.sh STUDY,
-    or one of SkyPilot, LCLM_VERB=ablate launch/skypilot.sh gpu STUDY --job 0; afterwards --report puts them together.
+    On a cluster, each job is one task of a SLURM array (LCLM_VERB=ablate SBATCH_ARGS="--array=0-9 ..." launch/slurm.sh
+    STUDY) or one job of SkyPilot (LCLM_VERB=ablate launch/skypilot.sh gpu STUDY --job 0). Afterwards, --report compares
+    their results.
     """
     from lclm_jax.ablate.jobs import jobs_of
 
@@ -46,7 +50,7 @@ def ablate(
         _show_plan(tree)
         return
     if job is not None and not only_report:
-        start_again_when_asked()
+        exit_for_restart_on_signals()
         _run_job(tree, jobs_of(tree), job)
         return
     if not only_report:
@@ -62,7 +66,7 @@ def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
     from lclm_jax.ablate.variants import variant_config
 
     if not 0 <= number < len(jobs):
-        raise click.BadParameter(f"{number} is no job of {tree.name}; it has jobs 0 to {len(jobs) - 1}")
+        raise click.BadParameter(f"{number} is not a job of {tree.name}; its jobs are 0 to {len(jobs) - 1}")
     config = variant_config(tree, jobs[number].variant, jobs[number].seeds[0])
     apply_environment(config.environment, os.environ)  # before anything imports JAX
 
@@ -85,7 +89,7 @@ def _write_report(tree: StudyConfig, out: Path | None) -> None:
     write_report(tree, variants, collect(tree), folder)
     places = {"run_dir": "", "data": {"prepared": None}, "tokenizer": {"decoder": None}}
     baseline = variant_config(tree, variants[0], tree.seeds[0]).model_dump(mode="json")
-    for name, hidden in places.items():  # where the study lies is no part of what was run
+    for name, hidden in places.items():  # the folders of the study are no part of what was run
         baseline[name] = {**baseline[name], **hidden} if isinstance(hidden, dict) else hidden
     (folder / "baseline.yaml").write_text(yaml.safe_dump(baseline, sort_keys=False), encoding="utf-8")
     click.echo(folder / "report.md")

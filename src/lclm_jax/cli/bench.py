@@ -1,18 +1,18 @@
 """``lclm bench``."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import load_config
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject
 
 
 @click.group()
 def bench() -> None:
-    """Measure kernels, the train step beside PyTorch, and the making of batches."""
+    """Benchmark kernels, the train step (beside PyTorch) and the data path."""
 
 
 @bench.command("kernels")
@@ -20,14 +20,14 @@ def bench() -> None:
     "--only",
     multiple=True,
     type=click.Choice(["attention", "pooling", "cross_entropy"]),
-    help="Measure this kernel alone; may be given several times.",
+    help="Benchmark this kernel alone; may be given several times.",
 )
 @json_option
 def kernels(only: tuple[str, ...], json_file: Path | None) -> None:
-    """Compare every kernel with the alternatives of libraries: first with float32 for correctness, then in time.
+    """Benchmark every kernel beside the alternatives of libraries, after checking all of them against float32.
 
-    On an accelerator: TFLOP/s or GB/s of a forward pass and of forward + backward, and the share of what a large
-    product and a large copy reach in the same run. On a CPU: small shapes, checked for correctness and not timed.
+    On an accelerator: TFLOP/s or GB/s of forward and of forward + backward, and the fraction of what a large matrix
+    product or a large copy reaches in the same run. On a CPU: small shapes, checked for correctness and not timed.
     """
     from lclm_jax.bench.kernels import KERNELS, bench_kernels
 
@@ -35,23 +35,25 @@ def kernels(only: tuple[str, ...], json_file: Path | None) -> None:
     write_result(json_file, result)
     _show_kernels(result)
     if not all(row.get("right", True) for row in result["rows"]):
-        raise LclmError("a kernel differs from float32 by more than rounding; see the rows marked WRONG")
+        raise LclmError("a kernel differs from float32 by more than rounding: see the rows marked WRONG")
 
 
 @bench.command("step")
 @config_argument
-@click.option("--stage", help="Stage whose step is measured; default: the last.")
-@click.option("--steps", default=8, show_default=True, help="Steps, each on a batch of its own, in a repetition.")
-@click.option("--repeats", default=5, show_default=True, help="Repetitions; PyTorch's follow ours in turn.")
-@click.option("--torch/--no-torch", default=True, show_default=True, help="Compare with PyTorch, if it is installed.")
-@click.option("--profile", type=click.Path(path_type=Path), help="Trace a further repetition into this new folder.")
+@click.option("--stage", help="Stage whose train step is timed; default: the last.")
+@click.option("--steps", default=8, show_default=True, help="Steps per repetition, each on a batch of its own.")
+@click.option(
+    "--repeats", default=5, show_default=True, help="Repetitions; on a CPU, those of PyTorch alternate with ours."
+)
+@click.option("--torch/--no-torch", default=True, show_default=True, help="Compare with PyTorch if it is installed.")
+@click.option("--profile", type=click.Path(path_type=Path), help="Profile one more repetition into this new folder.")
 @set_option
 @json_option
-def step(config: Path, overrides: tuple[str, ...], json_file: Path | None, **options: Any) -> None:
+def step(config: Path, overrides: tuple[str, ...], json_file: Path | None, **options) -> None:
     """Time the real train step of CONFIG on real packed batches, from random weights; no training state is written.
 
-    The corpus must be prepared: see `lclm data prepare`. Beside it, from the same weights and on the same examples, the
-    model of transformers' Qwen3 with the batching of the public PyTorch implementation.
+    The corpus must be prepared: see `lclm data prepare`. The comparison is Qwen3 of transformers with the batching of
+    the public PyTorch implementation, from the same weights and on the same examples.
     """
     from lclm_jax.bench.step import bench_step
 
@@ -60,7 +62,7 @@ def step(config: Path, overrides: tuple[str, ...], json_file: Path | None, **opt
     _show_step(result)
 
 
-def _show_kernels(result: dict[str, Any]) -> None:
+def _show_kernels(result: JsonObject) -> None:
     peaks, case = result["peaks"], None
     click.echo(f"{_place(result['surroundings'])}\nmeasured: {result['measures']}")
     if peaks:
@@ -71,7 +73,7 @@ def _show_kernels(result: dict[str, Any]) -> None:
         click.echo(f"  {row['way']:24} {_outcome(row)}")
 
 
-def _outcome(row: dict[str, Any]) -> str:
+def _outcome(row: JsonObject) -> str:
     """What came of one way of computing a case."""
     if "refused" in row:
         return f"refused: {row['refused']}"
@@ -92,7 +94,7 @@ def _rate(speed: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _show_step(result: dict[str, Any]) -> None:
+def _show_step(result: JsonObject) -> None:
     rates = result["tokens_per_s"]
     click.echo(_place(result["surroundings"]))
     low, high = result["spread_seconds"]
@@ -115,7 +117,7 @@ def _show_step(result: dict[str, Any]) -> None:
     )
 
 
-def _place(surroundings: dict[str, Any]) -> str:
+def _place(surroundings: JsonObject) -> str:
     """Devices and versions, in a line."""
     versions = ", ".join(f"{name} {version}" for name, version in surroundings["versions"].items())
     return f"{surroundings['devices']} x {surroundings['device']} ({surroundings['cores']} cores); {versions}"
@@ -123,20 +125,25 @@ def _place(surroundings: dict[str, Any]) -> str:
 
 @bench.command("data")
 @config_argument
-@click.option("--stage", help="Stage whose rows are made; the first by default.")
-@click.option("--seconds", default=10.0, show_default=True, help="How long each way is measured.")
-@click.option("--step-seconds", default=1.0, show_default=True, help="Train step whose waiting is computed.")
+@click.option("--stage", help="Stage whose batches are made; default: the first.")
+@click.option("--seconds", default=10.0, show_default=True, help="Duration of each measurement.")
 @click.option(
-    "--simulate", type=float, metavar="TOKENS", help="Measure the index of a simulated corpus instead: 350e9."
+    "--step-seconds", default=1.0, show_default=True, help="Duration of the train step for which waiting is computed."
+)
+@click.option(
+    "--simulate",
+    type=float,
+    metavar="TOKENS",
+    help="Measure the row index of a simulated corpus instead, for example of 350e9 tokens.",
 )
 @set_option
 @json_option
-def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file: Path | None, **options: Any) -> None:
-    """Measure how fast batches of CONFIG are made, beside the usual PyTorch loader over Parquet rows.
+def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file: Path | None, **options) -> None:
+    """Measure how fast batches of CONFIG are made, beside a plain PyTorch-style loader over Parquet rows.
 
-    From prepared shards with 0, 1 and 2 worker processes, without any cache of records; from raw text with the
-    tokenizer in the pipeline; and by a plain loader on the same text. With --simulate: what opening the row index of a
-    corpus of any size, finding a row and resuming cost; its documents are made when they are asked for.
+    From prepared shards with 0, 1 and 2 worker processes and no cache of records; from raw text with the tokenizer in
+    the pipeline; and with a plain loader on the same text. With --simulate: the cost of opening the row index of a
+    corpus of any size, of finding a row and of resuming; its documents are generated on demand.
     """
     from lclm_jax.bench.data import bench_data
     from lclm_jax.bench.simulated_index import bench_index
@@ -145,7 +152,7 @@ def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file:
     tree = load_config(config, overrides)
     stage = stage or next(iter(tree.stages))
     if options["simulate"]:
-        result: dict[str, Any] = bench_index(tree, stage, options["simulate"])
+        result: JsonObject = bench_index(tree, stage, options["simulate"])
         for name, value in result.items():
             click.echo(f"{name.replace('_', ' ')}: {value:,.3f}" if isinstance(value, float) else f"{name}: {value:,}")
         write_result(json_file, result)

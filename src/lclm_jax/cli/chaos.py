@@ -1,27 +1,29 @@
 """``lclm chaos``."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import load_config
+from lclm_jax.types import JsonObject
 
 
 @click.command()
 @config_argument
-@click.option("--faults", default=20, show_default=True, type=click.IntRange(1), help="Faults to inject, of all kinds.")
-@click.option("--seed", default=0, show_default=True, help="Of the order and places of the faults.")
-@click.option("--every", default=40, show_default=True, type=click.IntRange(6), help="Steps between faults.")
+@click.option(
+    "--faults", default=20, show_default=True, type=click.IntRange(1), help="Number of faults to inject, of all kinds."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the order and places of the faults.")
+@click.option("--every", default=40, show_default=True, type=click.IntRange(6), help="Steps between two faults.")
 @set_option
 @json_option
 def chaos(config: Path, faults: int, seed: int, every: int, overrides: tuple[str, ...], json_file: Path | None) -> None:
-    """Train CONFIG twice on this machine, once with faults injected, and compare what was learned bit for bit.
+    """Inject faults into a run of CONFIG and verify bit-exact recovery: train twice, once undisturbed, and compare.
 
     Faults: kill -9 of the trainer and of a data worker, SIGTERM, a truncated and a bit-flipped checkpoint, a full
-    disk, a corrupt data shard, NaN gradients, a hung process of two. The run's folder is emptied first. Exits with
-    status 1 if a fault was not survived or anything differs.
+    disk, a corrupt data shard, NaN gradients, one of two processes hanging. The folder of the run is emptied first.
+    Exits with status 1 if a fault was not survived or if parameters or losses differ.
     """
     from lclm_jax.data.prepare.run import prepare_data
     from lclm_jax.drills import run_drill
@@ -33,7 +35,7 @@ def chaos(config: Path, faults: int, seed: int, every: int, overrides: tuple[str
         raise click.exceptions.Exit(1)
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: JsonObject) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -58,7 +60,7 @@ def _print(result: dict[str, Any]) -> None:
         if not strike["survived"]:
             console.print(f"not survived: {strike['kind']} at step {strike['step']}: {strike['message']}", markup=False)
     for difference in result["differences"]:
-        console.print(f"lost: {difference}", markup=False)
+        console.print(f"differs: {difference}", markup=False)
     if result["identical"]:
-        console.print("final parameters and losses are those of the undisturbed run, bit for bit: nothing lost")
+        console.print("final parameters and losses equal those of the undisturbed run, bit for bit")
     console.print(f"{result['undisturbed_seconds']:.0f} s undisturbed, {result['disturbed_seconds']:.0f} s with faults")

@@ -1,4 +1,4 @@
-"""``lclm config``: the resolved tree, the documentation of its keys, conversion of the PyTorch project's YAML."""
+"""``lclm config``: the resolved tree, documentation of its keys, conversion of YAML files of the PyTorch project."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from lclm_jax.errors import LclmError
 
 @click.group()
 def config() -> None:
-    """Show the resolved configuration and every key; convert the PyTorch project's YAML."""
+    """Show the resolved configuration, document its keys, convert YAML files of the PyTorch project."""
 
 
 @config.command()
@@ -22,7 +22,7 @@ def config() -> None:
 @cluster_option
 @set_option
 def show(config: Path, cluster: Path | None, overrides: tuple[str, ...]) -> None:
-    """Print the resolved tree of CONFIG as YAML, with its hash."""
+    """Print the resolved configuration CONFIG as YAML, with its hash."""
     tree = load_config(config, overrides, cluster)
     click.echo(f"# {config}, hash {config_hash(tree)}")
     click.echo(dump_config(tree), nl=False)
@@ -49,10 +49,10 @@ def keys(prefix: str) -> None:
     type=click.Path(path_type=Path),
     default="configs/base/recipe.yaml",
     show_default=True,
-    help="Our YAML that OUT is based on: data, mixtures and the stages' lengths, which FILE does not say.",
+    help="Configuration that OUT is based on: data, mixtures and lengths of stages, which FILE lacks.",
 )
 def convert(file: Path, out: Path, recipe: Path) -> None:
-    """Write the experiment YAML FILE of the PyTorch project as one of ours, OUT.
+    """Convert FILE, an experiment YAML of the PyTorch project, to the configuration OUT.
 
     Keys of FILE without a counterpart are listed with the reason; unknown keys are an error.
     """

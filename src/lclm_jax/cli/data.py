@@ -1,40 +1,34 @@
-"""``lclm data``: prepare corpora, look at packed rows."""
+"""``lclm data``: prepare corpora, inspect packed rows."""
 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import Config, RunPaths, load_config
-from lclm_jax.data.inspect.show import LEGEND, render_rows
-from lclm_jax.data.loading.loader import Loader, make_loader
-from lclm_jax.data.loading.prebuild import prebuild
-from lclm_jax.data.packing.mixture import RatioSchedule
-from lclm_jax.data.packing.row_layout_search import Fill, MakeSources, propose
-from lclm_jax.data.packing.sources import make_sources
-from lclm_jax.ops.run_folder import own_run
-from lclm_jax.progress import log_progress
-from lclm_jax.report.histograms import plot_histograms
-from lclm_jax.report.packed_rows import render_page
-from lclm_jax.text.tokenizer import Tokenizers
-from lclm_jax.train.core.stages import load_tokenizers
+
+if TYPE_CHECKING:
+    from lclm_jax.data.loading.loader import Loader
+    from lclm_jax.data.packing.row_layout_search import MakeSources
+    from lclm_jax.text.tokenizer import Tokenizers
 
 
 @click.group()
 def data() -> None:
-    """Prepare corpora and look at packed rows."""
+    """Prepare corpora and inspect packed rows."""
 
 
 @data.command()
 @config_argument
-@click.option("--workers", type=click.IntRange(1), help="Processes; one per core by default.")
+@click.option("--workers", type=click.IntRange(1), help="Number of processes; default: one per core.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row instead of counting it.")
-@click.option("--share", metavar="K/N", help="Make only the parts of worker K of N, from 0; then call it without.")
+@click.option(
+    "--share", metavar="K/N", help="Make only the parts of worker K (from 0) of N; finish with a call without --share."
+)
 @set_option
 @json_option
 def prepare(
@@ -45,20 +39,20 @@ def prepare(
     overrides: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
-    """Tokenize the corpus of CONFIG into shards, after training its tokenizer if it names none.
+    """Tokenize the corpus of CONFIG into shards, after training a tokenizer if CONFIG names none.
 
-    Parts that an interrupted call finished are kept. What is left out is counted by reason; bad rows are sampled in
-    rejects.jsonl beside the shards.
+    Finished parts are kept: after an interruption, rerun the same command to resume. Rejected rows are counted by
+    reason, and a sample of them is written to rejects.jsonl beside the shards.
     """
     from lclm_jax.data.prepare.run import prepare_data, prepare_share, train_missing_tokenizer
     from lclm_jax.ops.run_folder import own_run
     from lclm_jax.progress import log_progress
 
     tree = load_config(config, overrides)
-    if share is not None:  # many of them work in one folder at once, so none claims the run
+    if share is not None:  # several workers share the folder, so none of them claims the run
         train_missing_tokenizer(tree)
         made = prepare_share(tree, share, log_progress(), workers or os.cpu_count() or 1, strict)
-        click.echo(f"share {share}: {made} parts are made in {RunPaths(tree).prepared}")
+        click.echo(f"share {share}: made {made} parts in {RunPaths(tree).prepared}")
         return
     with own_run(tree):
         manifest = prepare_data(tree, workers, strict)
@@ -72,8 +66,12 @@ def prepare(
 @data.command("prepare-on")
 @click.argument("executor", type=click.Choice(["local", "slurm", "ray"]))
 @config_argument
-@click.option("--tasks", type=click.IntRange(1), default=64, show_default=True, help="Tasks that share the parts.")
-@click.option("-o", "options", multiple=True, metavar="KEY=VALUE", help="Argument of the executor: -o partition=cpu.")
+@click.option(
+    "--tasks", type=click.IntRange(1), default=64, show_default=True, help="Number of tasks that share the parts."
+)
+@click.option(
+    "-o", "options", multiple=True, metavar="KEY=VALUE", help="Argument of the executor, for example -o partition=cpu."
+)
 @click.option("--strict", is_flag=True, help="Stop at the first bad row instead of counting it.")
 @set_option
 def prepare_on(
@@ -81,7 +79,8 @@ def prepare_on(
 ) -> None:
     """Prepare the corpus of CONFIG on an executor of datatrove: processes, a SLURM job array, or a Ray cluster.
 
-    SLURM returns when the jobs are submitted. Call it again to make what failed; finished parts are kept.
+    With SLURM the command returns once the jobs are submitted. Finished parts are kept: rerun it to make those that
+    failed.
     """
     import yaml
 
@@ -97,13 +96,13 @@ def prepare_on(
 
 @data.command()
 @config_argument
-@click.option("--sample", default=0.02, show_default=True, help="Share of the records that are tokenized again.")
+@click.option("--sample", default=0.02, show_default=True, help="Fraction of the records that are tokenized again.")
 @set_option
 @json_option
 def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file: Path | None) -> None:
-    """Check the prepared corpus of CONFIG from end to end; exit with status 1 if anything is wrong with it.
+    """Check the prepared corpus of CONFIG from end to end; exit with status 1 if it has defects.
 
-    Every checksum, every record, its lengths, ids and cuts; a sample of the records is tokenized again.
+    Checks every checksum and every record with its lengths, ids and cuts; tokenizes a sample of the records again.
     """
     from lclm_jax.data.inspect.validate import validate as defects_of
     from lclm_jax.data.store.shard_cache import ShardCache
@@ -123,18 +122,18 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
 
 @data.command()
 @config_argument
-@click.option("--stage", help="Stage whose rows to show; the first by default.")
-@click.option("--rows", default=2, show_default=True, type=click.IntRange(1), help="How many rows.")
+@click.option("--stage", help="Stage whose rows are shown; default: the first.")
+@click.option("--rows", default=2, show_default=True, type=click.IntRange(1), help="Number of rows.")
 @click.option(
     "--from", "first", default=0, type=click.IntRange(0), show_default=True, help="Global number of the first row."
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Write the rows to this file, one self-contained page.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the rows to this file as one self-contained page.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write histograms of the stage to this PNG.")
 @set_option
-def show(config: Path, stage: str | None, overrides: tuple[str, ...], **options: Any) -> None:
-    """Print packed rows of CONFIG: segments, spans with their latents, and where the loss is.
+def show(config: Path, stage: str | None, overrides: tuple[str, ...], **options) -> None:
+    """Print packed rows of CONFIG: segments, spans with their latents, and the tokens that carry loss.
 
-    With --html or --plot these are written instead.
+    With --html or --plot, write these files instead.
     """
     tree = load_config(config, overrides)
     show_rows(tree, stage_of(tree, stage), **options)
@@ -142,13 +141,13 @@ def show(config: Path, stage: str | None, overrides: tuple[str, ...], **options:
 
 @data.command()
 @config_argument
-@click.option("--stage", help="Stage whose rows to plan; all by default.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; one per core by default.")
+@click.option("--stage", help="Stage whose rows are planned; default: all stages.")
+@click.option("--workers", type=click.IntRange(1), help="Number of processes; default: one per core.")
 @set_option
 def index(config: Path, stage: str | None, workers: int | None, overrides: tuple[str, ...]) -> None:
-    """Make the row index of the stages of CONFIG before training, which else makes it as it goes.
+    """Build the row index of the stages of CONFIG in advance; otherwise training builds it as it needs it.
 
-    Blocks that are stored already are kept, so an interrupted call goes on where it ended.
+    Stored blocks are kept: after an interruption, rerun the same command to resume.
     """
     tree = load_config(config, overrides)
     build_indices(tree, list(tree.stages) if stage is None else [stage_of(tree, stage)], workers or os.cpu_count() or 1)
@@ -156,13 +155,18 @@ def index(config: Path, stage: str | None, workers: int | None, overrides: tuple
 
 @data.command()
 @config_argument
-@click.option("--stage", help="Stage to measure; the first by default.")
-@click.option("--simulate", type=click.FloatRange(1e6), metavar="TOKENS", help="Of a simulated long-tailed corpus.")
+@click.option("--stage", help="Stage to measure; default: the first.")
+@click.option(
+    "--simulate",
+    type=click.FloatRange(1e6),
+    metavar="TOKENS",
+    help="Measure a simulated long-tailed corpus of this size.",
+)
 @set_option
 def budget(config: Path, stage: str | None, simulate: float | None, overrides: tuple[str, ...]) -> None:
-    """Measure how rows of CONFIG are filled, and propose a row length and a number of encoder rows.
+    """Measure how well rows of CONFIG are filled; propose a row length and a number of encoder rows.
 
-    Layouts are tried until 98 % of the decoder positions and 90 % of the encoder positions are in use.
+    Tries layouts until 98 % of the decoder positions and 90 % of the encoder positions are in use.
     """
     tree = load_config(config, overrides)
     show_budget(tree, stage_of(tree, stage), simulate)
@@ -173,12 +177,14 @@ def stage_of(tree: Config, stage: str | None) -> str:
     if stage is None:
         return next(iter(tree.stages))
     if stage not in tree.stages:
-        raise click.BadParameter(f"{stage!r} is no stage of {tree.name}; it has {', '.join(tree.stages)}")
+        raise click.BadParameter(f"{stage!r} is not a stage of {tree.name}; its stages are {', '.join(tree.stages)}")
     return stage
 
 
 def show_budget(config: Config, stage: str, simulate: float | None) -> None:
     """Measure row layouts of ``stage``, of ``simulate`` tokens of simulated documents if given, and print the best."""
+    from lclm_jax.data.packing.row_layout_search import Fill, propose
+
     make = _sources_of(config, stage, simulate)
     click.echo(f"stage {stage}: planning a sample of its records", err=True)
     tried: list[Fill] = []
@@ -192,11 +198,14 @@ def show_budget(config: Config, stage: str, simulate: float | None) -> None:
         )
     best = max(tried, key=lambda fill: fill.worth)
     layout = ", ".join(f"{n}: {getattr(best.pack, n)}" for n in ("row_length", "encoder_rows", "encoder_row_length"))
-    reached = "" if best.enough else " (the best of those tried; it fills less than asked for)"
+    reached = "" if best.enough else " (the best of those tried; below the targets)"
     click.echo(f"data.pack: {{{layout}}}{reached}")
 
 
-def _sources_of(config: Config, stage: str, simulate: float | None) -> MakeSources:
+def _sources_of(config: Config, stage: str, simulate: float | None) -> "MakeSources":
+    from lclm_jax.data.packing.sources import make_sources
+    from lclm_jax.train.core.stages import load_tokenizers
+
     tokenizers = load_tokenizers(config)
     if simulate is None:
         return lambda changed: make_sources(changed, stage, tokenizers)
@@ -205,8 +214,15 @@ def _sources_of(config: Config, stage: str, simulate: float | None) -> MakeSourc
     return lambda changed: simulated_sources(changed, stage, tokenizers, simulate)
 
 
-def build_indices(config: Config, stages: Sequence[str], workers: int) -> None:
-    """Make all blocks of the row indices of ``stages`` that are not stored."""
+def build_indices(config: Config, stages: list[str], workers: int) -> None:
+    """Build all blocks of the row indices of ``stages`` that are not stored."""
+    from lclm_jax.data.loading.loader import make_loader
+    from lclm_jax.data.loading.prebuild import prebuild
+    from lclm_jax.data.packing.mixture import RatioSchedule
+    from lclm_jax.ops.run_folder import own_run
+    from lclm_jax.progress import log_progress
+    from lclm_jax.train.core.stages import load_tokenizers
+
     tokenizers = load_tokenizers(config)
     with own_run(config):
         for stage in stages:
@@ -216,7 +232,7 @@ def build_indices(config: Config, stages: Sequence[str], workers: int) -> None:
                 for ratio, index in loader.indices.items():
                     if rows := steps[ratio] * settings.batch_rows:
                         made = prebuild(index, rows, workers, log_progress(unit="rows", scale=1))
-                        click.echo(f"{stage}, N = {ratio}: {rows:,} rows, {made} blocks made, in {index.folder}")
+                        click.echo(f"{stage}, N = {ratio}: {rows:,} rows, {made} blocks built in {index.folder}")
 
 
 _PLOTTED_ROWS = 2000
@@ -224,6 +240,10 @@ _PLOTTED_ROWS = 2000
 
 def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | None, plot: Path | None) -> None:
     """Print ``rows`` packed rows of ``stage`` from ``first`` on, or write them as a page, or plot the stage."""
+    from lclm_jax.data.loading.loader import make_loader
+    from lclm_jax.report.packed_rows import render_page
+    from lclm_jax.train.core.stages import load_tokenizers
+
     settings = config.stages[stage]
     total = settings.steps * settings.batch_rows
     # Rows after the last step's can be shown too.
@@ -244,16 +264,20 @@ def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | No
             _print(tree, loader, tokenizers, wanted)
 
 
-def _plot(loader: Loader, rows: int, path: Path, title: str) -> None:
-    """One picture; of a stage with several ratios one for each."""
+def _plot(loader: "Loader", rows: int, path: Path, title: str) -> None:
+    """Write one PNG, or one per ratio for a stage with several ratios."""
+    from lclm_jax.report.histograms import plot_histograms
+
     for ratio, index in loader.indices.items():
         own = path if len(loader.indices) == 1 else path.with_stem(f"{path.stem}-{ratio}x")
         plot_histograms(index, rows, own, f"{title}, N = {ratio}")
         click.echo(own)
 
 
-def _print(config: Config, loader: Loader, tokenizers: Tokenizers, rows: range) -> None:
+def _print(config: Config, loader: "Loader", tokenizers: "Tokenizers", rows: range) -> None:
     from rich.console import Console
+
+    from lclm_jax.data.inspect.show import LEGEND, render_rows
 
     colours = sys.stdout.isatty()
     console = Console(soft_wrap=True, markup=colours, highlight=False)

@@ -12,7 +12,7 @@ from lclm_jax.cli.options import json_option, write_result
 @click.argument("directory", type=click.Path(path_type=Path))
 @json_option
 def golden(directory: Path, json_file: Path | None) -> None:
-    """Run the golden cases of DIRECTORY; one line per case and quantity; exit status 1 if any is off."""
+    """Run the golden cases in DIRECTORY, one line per quantity; exit with status 1 if one is out of tolerance."""
     from lclm_jax.parity.greedy import golden_greedy
     from lclm_jax.parity.run import run_golden
 

@@ -14,22 +14,26 @@ from lclm_jax.errors import LclmError
 
 # command -> (module, attribute, one line of help); the module is imported when the command runs.
 COMMANDS = {
-    "pipeline": ("lclm_jax.cli.train", "pipeline", "Corpus to report: prepare, train, evaluate, export, in one go."),
+    "pipeline": (
+        "lclm_jax.cli.train",
+        "pipeline",
+        "Run all steps, from corpus to report: prepare, train, evaluate, export.",
+    ),
     "train": ("lclm_jax.cli.train", "train", "Train all stages of a configuration, or one of them."),
     "eval": ("lclm_jax.cli.model", "evaluate", "Measure context gain and verbatim repetition on held-out text."),
-    "import": ("lclm_jax.cli.model", "import_command", "Bring in pretrained weights for a run to start from."),
+    "import": ("lclm_jax.cli.model", "import_command", "Import pretrained weights for a run to start from."),
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
-    "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt with memory tags, token by token."),
-    "encode": ("lclm_jax.cli.model", "encode", "Write prompt embeddings for vLLM, latents spliced in."),
-    "status": ("lclm_jax.cli.status", "status", "Say where a run is, how it does and when it ends, from its files."),
-    "report": ("lclm_jax.cli.status", "report", "Write an HTML page about a run, or several side by side."),
-    "data": ("lclm_jax.cli.data", "data", "Prepare corpora and look at packed rows."),
-    "chaos": ("lclm_jax.cli.chaos", "chaos", "Injure a run on purpose and check that nothing is lost."),
-    "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration and every key."),
+    "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt whose memory spans are compressed."),
+    "encode": ("lclm_jax.cli.model", "encode", "Write prompt embeddings, latents included, for vLLM."),
+    "status": ("lclm_jax.cli.status", "status", "Show progress, health and time left of a run, from its files."),
+    "report": ("lclm_jax.cli.status", "report", "Write an HTML page about one run, or several side by side."),
+    "data": ("lclm_jax.cli.data", "data", "Prepare corpora and inspect packed rows."),
+    "chaos": ("lclm_jax.cli.chaos", "chaos", "Inject faults into a run and verify bit-exact recovery."),
+    "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration, and document every key."),
     "plan": (
         "lclm_jax.cli.plan",
         "plan",
-        "Compile the train step for rented chips: memory, time, price, before renting.",
+        "Compile the train step for chips you do not have yet: memory, time, price.",
     ),
     "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step and the data path."),
     "ablate": ("lclm_jax.cli.ablate", "ablate", "Train variants on the same batches and compare them over seeds."),
@@ -59,25 +63,25 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="lclm")
-@click.option("-v", "--verbose", is_flag=True, help="Also log what is of interest to developers.")
+@click.option("-v", "--verbose", is_flag=True, help="Also log details that are of interest to developers.")
 def cli(verbose: bool) -> None:
     """Pretrain latent context language models: compress long prompts before the decoder sees them."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("lclm_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
-    # One line for every shape that is compiled: of interest to developers alone.
+    # One line for every shape that is compiled is of interest to developers alone.
     logging.getLogger("lclm_jax.kernels").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 def main() -> None:
     """Run the command line; user errors become one or two lines and exit status 1."""
     sys.excepthook = _show_defect
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to stop, as by Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted; what is finished is kept: the same command goes on", err=True)
+        click.echo("interrupted; finished work is kept: rerun the same command to resume", err=True)
         sys.stdout.flush()
-        os._exit(130)  # threads of libraries in the middle of their work crash an orderly exit now and then
+        os._exit(130)  # an orderly exit sometimes crashes in a busy thread of a library
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -96,7 +100,7 @@ def _message(error: LclmError | OSError) -> str:
 
 
 def _show_defect(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """An exception that no user can mend keeps its traceback, and asks to be reported."""
+    """An exception that is no user error keeps its traceback, and a line asks to report it."""
     sys.__excepthook__(kind, error, traceback)
     if not isinstance(error, LclmError):
-        click.echo("This is a defect of lclm_jax or of a library: please report it with the lines above.", err=True)
+        click.echo("This is a bug in lclm_jax or in a library: please report it with the lines above.", err=True)

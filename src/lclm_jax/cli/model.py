@@ -1,4 +1,4 @@
-"""``lclm eval``, ``export``, ``generate`` and ``golden``: what is done with a trained model."""
+"""``lclm eval``, ``import``, ``export``, ``generate`` and ``encode``: commands about a trained model."""
 
 import sys
 from pathlib import Path
@@ -14,12 +14,12 @@ from lclm_jax.errors import LclmError
 @click.command("eval")
 @run_argument
 @click.option("--split", type=click.Choice(["held_out", "validation"]), default="held_out", show_default=True)
-@click.option("--stage", help="Stage to measure; the last that has a checkpoint by default.")
-@click.option("--step", type=int, help="Step of the stage; its newest checkpoint by default.")
-@click.option("--ema", is_flag=True, help="The averages of the parameters (train.optimizer.ema_decay).")
+@click.option("--stage", help="Stage to evaluate; default: the last that has a checkpoint.")
+@click.option("--step", type=int, help="Step of the stage; default: its newest checkpoint.")
+@click.option("--ema", is_flag=True, help="Use the exponential moving average (train.optimizer.ema_decay).")
 @json_option
 def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bool, json_file: Path | None) -> None:
-    """Measure context gain and verbatim repetition of RUN (a run's folder or its YAML)."""
+    """Measure context gain and verbatim repetition of RUN (the folder of a run, or its YAML)."""
     from lclm_jax.eval.run import evaluate as measure
     from lclm_jax.parallel import make_mesh
     from lclm_jax.report.formatting import estimate as estimate_text
@@ -41,18 +41,18 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
 @run_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
-@click.option("--stage", help="Stage to export; the last that has a checkpoint by default.")
-@click.option("--step", type=int, help="Step of the stage; its newest checkpoint by default.")
-@click.option("--ema", is_flag=True, help="The averages of the parameters (train.optimizer.ema_decay).")
+@click.option("--stage", help="Stage to export; default: the last that has a checkpoint.")
+@click.option("--step", type=int, help="Step of the stage; default: its newest checkpoint.")
+@click.option("--ema", is_flag=True, help="Use the exponential moving average (train.optimizer.ema_decay).")
 @click.option(
     "--lora",
     type=click.Choice(["merge", "peft"]),
     default="merge",
     show_default=True,
-    help="Add LoRA updates to their kernels, or write them to OUT/lora for peft.",
+    help="Merge LoRA into the weights, or write it to OUT/lora for peft.",
 )
 def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None, ema: bool, lora: str) -> None:
-    """Write the model of RUN (a run's folder or its YAML, or an imported LCLM) to OUT in the Hugging Face layout."""
+    """Write the model of RUN (the folder of a run, its YAML, or an imported LCLM) to OUT in the Hugging Face layout."""
     from lclm_jax.interop.runs import export_folder, export_run
 
     if (run / "model_config.json").is_file():
@@ -67,11 +67,13 @@ def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prompt", help="The prompt; compressed text stands between <|memory_start|> and <|memory_end|>.")
-@click.option("--file", "file", type=click.File("rb"), help="Read the prompt from a file (-: stdin).")
-@click.option("--chat/--raw", default=True, show_default=True, help="Wrap the prompt as a user's message, or not.")
+@click.option("--prompt", help="The prompt; text between <|memory_start|> and <|memory_end|> is compressed.")
+@click.option("--file", "file", type=click.File("rb"), help="Read the prompt from a file (- for stdin).")
+@click.option(
+    "--chat/--raw", default=True, show_default=True, help="Wrap the prompt as a user message, or pass it as it is."
+)
 @click.option("--max-new-tokens", default=128, show_default=True)
-@click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 decodes greedily.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def generate(
@@ -81,7 +83,7 @@ def generate(
     chat: bool,
     **sampling,
 ) -> None:
-    """Answer one prompt with MODEL, an exported folder; the answer is printed as it is made.
+    """Answer one prompt with MODEL, an exported folder; the answer is printed token by token.
 
     Without --prompt or --file the prompt is read from standard input.
     """
@@ -106,7 +108,7 @@ def generate(
 
 
 def _read_prompt(file: BinaryIO) -> str:
-    """The text of ``file``; says on a terminal that it waits for it."""
+    """The text of ``file``; on a terminal, say that it is awaited."""
     if file.isatty():
         click.echo("Type the prompt; end it with Ctrl-D on a line of its own.", err=True)
     try:
@@ -123,24 +125,24 @@ def _read_prompt(file: BinaryIO) -> str:
 @click.option(
     "--role",
     type=click.Choice(["encoder", "decoder", "lclm"]),
-    help="What SOURCE becomes; needed unless it is a complete LCLM.",
+    help="What SOURCE is used as; required unless it is a complete LCLM.",
 )
-@click.option("--revision", help="Branch, tag or commit of a repository.")
+@click.option("--revision", help="Branch, tag or commit of a hub repository.")
 @click.option(
-    "--memory-rows", type=click.Path(path_type=Path), help="Embeddings of the memory tokens: a safetensors file."
+    "--memory-rows", type=click.Path(path_type=Path), help="Safetensors file with the embeddings of the memory tokens."
 )
-@click.option("--pad-to", default=1, show_default=True, help="Grow tables to a multiple of this many rows.")
-@click.option("--memory-tokens", is_flag=True, help="Add memory tokens to an encoder's tokenizer too.")
+@click.option("--pad-to", default=1, show_default=True, help="Pad embedding tables to a multiple of this many rows.")
+@click.option("--memory-tokens", is_flag=True, help="Add the memory tokens to the tokenizer of an encoder, too.")
 def import_command(
     source: str, out: Path, role: str | None, revision: str | None, memory_rows: Path | None, **choices
 ) -> None:
-    """Bring a model into OUT, for a run to start from.
+    """Import a model into the folder OUT, for a run to start from.
 
     SOURCE is a folder, or the id of a hub repository (OWNER/NAME): Qwen3, Qwen3-Embedding or Llama weights, or a
-    complete LCLM (decoder/, encoder/, adapter/, model_config.json). Only safetensors are read. A decoder's tokenizer
-    gets the memory tokens; their embeddings start as the mean of the used rows, or as --memory-rows says (tensor
-    memory_rows, one row each for memory_start, memory_end and memory). The configuration keys that a run needs are
-    printed, and stored in OUT/lclm.yaml.
+    complete LCLM (decoder/, encoder/, adapter/, model_config.json). Only safetensors files are read. The memory tokens
+    are added to the tokenizer of a decoder; their embeddings are initialised to the mean of the rows in use, or taken
+    from --memory-rows (tensor memory_rows: one row each for memory_start, memory_end and memory). The configuration
+    keys that a run needs are printed, and stored in OUT/lclm.yaml.
     """
     from lclm_jax.interop.hub import resolve_source
     from lclm_jax.interop.import_hf import ImportOptions, import_model
@@ -149,29 +151,39 @@ def import_command(
     origin = source if revision is None else f"{source}@{revision}"
     options = ImportOptions(memory_rows=memory_rows, **choices)
     keys = import_model(folder, out, role, options, origin)
-    click.echo(f"{out}: ready; a run that starts from it needs these keys ({out / 'lclm.yaml'}):")
+    click.echo(f"{out} is ready; a run that starts from it needs these keys ({out / 'lclm.yaml'}):")
     click.echo(yaml.safe_dump(keys, sort_keys=False), nl=False)
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="JSONL: prompt or messages, id.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; FILE.jsonl describes it.")
-@click.option("--batch-windows", type=click.IntRange(min=1), default=128, show_default=True, help="Encoded at once.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), required=True, help="JSON lines with prompt or messages, and id."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write; OUT.jsonl describes its tensors."
+)
+@click.option(
+    "--batch-windows",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Windows that are encoded at once.",
+)
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["safetensors", "pt"]),
     default="safetensors",
     show_default=True,
-    help="pt: the file of the PyTorch project's vLLM script (needs torch).",
+    help="pt: the format of the PyTorch project's vLLM script (needs torch).",
 )
 @json_option
 def encode(model: Path, prompts: Path, out: Path, batch_windows: int, file_format: str, json_file: Path | None) -> None:
-    """Write the prompt embeddings of MODEL, an exported folder, latents spliced in: one tensor per prompt.
+    """Write prompt embeddings of MODEL, an exported folder, with the latents spliced in: one tensor per prompt.
 
-    Each line of the prompts is an object with prompt (text, or chat messages) or messages, memory tags inside, and
-    an optional id. The same command goes on after an interruption.
+    Each line of the prompts is an object with prompt (text or chat messages) or messages, which may hold memory tags,
+    and an optional id. After an interruption, rerun the same command to resume.
     """
     from lclm_jax.cli.progress_bar import progress_bar
     from lclm_jax.inference.embeddings import encode_prompts
@@ -183,6 +195,6 @@ def encode(model: Path, prompts: Path, out: Path, batch_windows: int, file_forma
     totals = {name: sum(record[name] for record in records) for name in ("positions", "latents", "encoder_tokens")}
     write_result(json_file, {"prompts": len(records), **totals})
     click.echo(
-        f"{out}: {len(records):,} prompts, {totals['positions']:,} positions, {totals['latents']:,} of them latents of"
+        f"{out}: {len(records):,} prompts, {totals['positions']:,} positions, {totals['latents']:,} of them latents for"
         f" {totals['encoder_tokens']:,} compressed tokens"
     )

@@ -3,7 +3,6 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,13 +13,17 @@ config_argument = click.argument("config", type=click.Path(path_type=Path))
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as stages.stage2.steps=100."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, for example stages.stage2.steps=100.",
 )
 
 cluster_option = click.option(
     "--cluster",
     type=click.Path(path_type=Path),
-    help="YAML merged over CONFIG: mesh, microbatches, remat and flags of a cluster (see configs/clusters).",
+    help="YAML file merged over CONFIG: mesh, microbatches, remat and flags of a cluster (see configs/clusters).",
 )
 
 json_option = click.option(
@@ -29,13 +32,13 @@ json_option = click.option(
 
 
 def load_for_devices(config: Path, overrides: tuple[str, ...], cluster: Path | None) -> Config:
-    """The configuration of a command that uses devices, its environment set; call it before anything imports JAX."""
+    """The configuration of a command that uses devices; sets its environment, so call it before JAX is imported."""
     tree = load_config(config, overrides, cluster)
     apply_environment(tree.environment, os.environ)
     return tree
 
 
-def write_result(json_file: Path | None, result: Any) -> None:
+def write_result(json_file: Path | None, result: object) -> None:
     """Write ``result`` where ``--json`` says."""
     if json_file is not None:
         from lclm_jax.files import write_json
@@ -50,16 +53,16 @@ def load_run(run: Path) -> Config:
     return config.model_copy(update={"run_dir": str(run)}) if run.is_dir() else config
 
 
-def start_again_when_asked() -> None:
-    """From now on SIGTERM and SIGUSR1 end this process at once with status 75: nothing is lost, the command goes on.
+def exit_for_restart_on_signals() -> None:
+    """From now on SIGTERM and SIGUSR1 end this process at once with status 75: nothing is lost, a rerun resumes.
 
-    Without it, a job that is preempted while it starts would look like one that crashed. Training listens itself as
-    soon as there is something to save.
+    Otherwise a job that is preempted while it starts would look like one that crashed. Training installs handlers of
+    its own as soon as there is something to save.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _end)
 
 
-def _end(number: int, frame: Any) -> None:
-    click.echo(f"{signal.Signals(number).name}: stopped outside training; start again", err=True)
+def _end(number: int, frame: object) -> None:
+    click.echo(f"{signal.Signals(number).name}: stopped outside training; rerun the same command", err=True)
     os._exit(os.EX_TEMPFAIL)

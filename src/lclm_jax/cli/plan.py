@@ -1,4 +1,4 @@
-"""``lclm plan``: what a run costs on chips that are not there."""
+"""``lclm plan``: what a run costs on hardware that need not be there."""
 
 import sys
 from pathlib import Path
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 @click.command()
 @config_argument
 @click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256, h100:8, h100:8x8...")
-@click.option("--stage", help="Plan this stage alone; all of them by default.")
+@click.option("--stage", help="Plan this stage alone; default: all stages.")
 @click.option(
     "--rows-per-chip",
     type=click.FloatRange(min=0, min_open=True),
-    help="Packed rows of a step per chip, below 1 where chips share a row (context, tensor); the tokens stay.",
+    help="Packed rows per chip and step; below 1 where chips share a row. The tokens of a stage stay the same.",
 )
-@click.option("--price", type=click.FloatRange(min=0), help="Money per chip-hour.")
+@click.option("--price", type=click.FloatRange(min=0), help="Price of a chip-hour, in any currency.")
 @click.option(
     "--search",
     is_flag=True,
-    help="Try meshes, rows per chip and remat policies of one stage (without --stage the last); rank what fits.",
+    help="Search meshes, rows per chip and remat policies for one stage (default: the last); rank those that fit.",
 )
 @click.option(
     "--compiles",
     type=click.IntRange(min=1),
     default=4,
     show_default=True,
-    help="Most plans that --search compiles, the best by formula.",
+    help="How many of the best plans by formula --search compiles at most.",
 )
-@click.option("--fresh", is_flag=True, help="Compile again what the cache holds.")
+@click.option("--fresh", is_flag=True, help="Compile again even if the result is cached.")
 @set_option
 @cluster_option
 @json_option
@@ -56,11 +56,11 @@ def plan(
     overrides: tuple[str, ...],
     **options,
 ) -> None:
-    """Compile the real train step of CONFIG for TPU slices or H100s, on this machine, and count what it does.
+    """Compile the real train step of CONFIG for TPU slices or H100s, on this machine, and analyse the program.
 
-    Prints whether it fits, bytes and FLOPs per chip, bytes on the wire by mesh axis, the step time at peak rates and
-    what bounds it, and from that tokens/s, MFU, days, chip-hours and money: lower bounds, as no program runs at peak.
-    Needs no accelerator. TPUs need libtpu (pip install "lclm-jax[tpu]"); GPUs need jax-cuda13-plugin,
+    Prints whether it fits, memory and FLOPs per chip, bytes sent per mesh axis, the step time at peak rates and its
+    bottleneck, and from these tokens/s, MFU, days, chip-hours and price. Times are lower bounds, as no program runs at
+    peak. Needs no accelerator. TPUs need libtpu (pip install "lclm-jax[tpu]"); GPUs need jax-cuda13-plugin,
     jax-cuda13-pjrt and nvidia-cuda-nvcc, without which their plan is by formula and says so. A compile takes minutes;
     results are kept under ~/.cache/lclm-jax/plans.
     """
@@ -70,7 +70,7 @@ def plan(
     topology = parse_topology(name)
     prepare_environment()
     if stage is not None and stage not in tree.stages:
-        raise click.BadParameter(f"{stage!r} is no stage of {config}; it has {', '.join(tree.stages)}")
+        raise click.BadParameter(f"{stage!r} is not a stage of {config}; its stages are {', '.join(tree.stages)}")
     stages = [stage] if stage else list(tree.stages)
     if rows_per_chip is not None:
         tree = with_rows(tree, max(1, round(rows_per_chip * topology.num_chips)))
@@ -87,7 +87,7 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
 
     plans = []
     for name in stages:
-        click.echo(f"planning {name} for {topology.name}: minutes, unless the cache has it", err=True)
+        click.echo(f"planning {name} for {topology.name}: takes minutes unless the result is cached", err=True)
         plans.append(plan_stage(tree, name, topology, reuse=not options["fresh"]))
     price = options["price"]
     console = _console()
@@ -96,12 +96,12 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
         if not planned.fits:
             click.echo(
                 f"{planned.stage} does not fit {topology.name}. {advice(tree, planned.stage, planned.choice.mesh)}\n"
-                "or chips with more memory, or fewer --rows-per-chip; --search finds the fastest plan that fits"
+                "or use chips with more memory, or fewer --rows-per-chip; --search finds the fastest plan that fits"
             )
     total = totals(plans, price)
     if len(plans) > 1 and total["days"] is not None:
-        money = "" if total["price"] is None else f", {total['price']:,.0f} money"
-        console.print(f"in total: {total['days']:.2f} days, {total['chip_hours']:,.0f} chip-hours{money}, at least")
+        price_text = "" if total["price"] is None else f", price about {total['price']:,.0f}"
+        console.print(f"in total at least {total['days']:.2f} days, {total['chip_hours']:,.0f} chip-hours{price_text}")
     write_result(options["json_file"], document(plans, price))
 
 
@@ -112,7 +112,7 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
     found, most = candidates(tree, stage, topology), options["compiles"]
     click.echo(
         f"{len(found)} meshes, rows and remat policies fit by formula and are ranked by it; the best are compiled,"
-        f" at most {most}. Ctrl-C keeps what is done, and the same command goes on",
+        f" at most {most}. Ctrl-C keeps finished plans; rerun the same command to resume",
         err=True,
     )
     tried = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse=not options["fresh"])
@@ -122,14 +122,14 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
 
 
 def _console() -> "Console":
-    """Standard output; wide enough for the tables where it is no terminal."""
+    """Standard output; wide enough for the tables if it is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def with_rows(tree: Config, rows: int) -> Config:
-    """``tree`` with ``rows`` packed rows a step in every stage, in one microbatch; a stage's tokens stay."""
+    """``tree`` with ``rows`` packed rows a step in every stage, in one microbatch; stages keep their tokens."""
 
     def changed(stage: StageConfig) -> StageConfig:
         steps = max(1, round(stage.steps * stage.batch_rows / rows))

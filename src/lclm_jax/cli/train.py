@@ -4,17 +4,16 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
 from lclm_jax.cli.options import (
     cluster_option,
     config_argument,
+    exit_for_restart_on_signals,
     json_option,
     load_for_devices,
     set_option,
-    start_again_when_asked,
     write_result,
 )
 from lclm_jax.config import Config
@@ -26,9 +25,9 @@ from lclm_jax.config import Config
 @set_option
 @json_option
 def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], json_file: Path | None) -> None:
-    """Run CONFIG from corpus to report: prepare, train every stage, evaluate, export, generate, report.
+    """Run all steps of CONFIG, from corpus to report: prepare, train every stage, evaluate, export, generate, report.
 
-    What is done is kept: after an interruption the same command goes on, and when all is done it says so.
+    Finished steps are kept: after an interruption, rerun the same command to resume.
     """
     tree = load_for_devices(config, overrides, cluster)
 
@@ -48,11 +47,15 @@ def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], jso
 
 @click.command()
 @config_argument
-@click.option("--stage", help="Train this stage alone; the one before it must be finished.")
-@click.option("--from", "source", metavar="RUN[@STAGE[@STEP]]", help="Start from this run's parameters (init.run).")
-@click.option("--force", is_flag=True, help="Go on from a checkpoint although settings or data have changed since.")
-@click.option("--profile", metavar="FIRST-LAST", help="Trace these steps of each stage for XProf or Perfetto.")
-@click.option("--dump-hlo", type=click.Path(path_type=Path), help="Write the compiled train step's HLO to this folder.")
+@click.option("--stage", help="Train this stage alone; the one before it must have finished.")
+@click.option(
+    "--from", "source", metavar="RUN[@STAGE[@STEP]]", help="Start from the parameters of this run (init.run)."
+)
+@click.option("--force", is_flag=True, help="Resume from a checkpoint even if settings or data have changed since.")
+@click.option("--profile", metavar="FIRST-LAST", help="Profile these steps of each stage, for XProf or Perfetto.")
+@click.option(
+    "--dump-hlo", type=click.Path(path_type=Path), help="Write the HLO of the compiled train step to this folder."
+)
 @cluster_option
 @set_option
 def train(
@@ -62,15 +65,14 @@ def train(
     force: bool,
     cluster: Path | None,
     overrides: tuple[str, ...],
-    **look: Any,
+    **look,
 ) -> None:
-    """Train all stages of CONFIG, each from the last one's weights; interrupted stages go on from their checkpoint.
+    """Train all stages of CONFIG, each from the weights of the one before; resume interrupted stages from checkpoints.
 
-    The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves and exits with status 75. Several
-    processes that run this command form one run: see docs/processes.md. If one is lost the others exit with status 75.
-    Messages and exit codes: see docs/operations.md.
+    The corpus must be prepared: see `lclm data prepare`. SIGTERM or Ctrl-C saves a checkpoint and exits with status 75.
+    Several processes that run this command form one run; if one of them is lost, the others exit with status 75.
     """
-    start_again_when_asked()
+    exit_for_restart_on_signals()
     overrides = (*overrides, f"init.run={source}") if source else overrides
     if look["profile"]:
         overrides = (*overrides, f'train.profile_steps="{look["profile"]}"')
@@ -97,7 +99,7 @@ def train(
 
 @contextmanager
 def _memory_table(tree: Config) -> Iterator[None]:
-    """Show what a step holds if the devices' memory does not suffice; the error goes on its way."""
+    """Show what a step keeps in memory if it runs out on the devices, and raise the error again."""
     from lclm_jax.train.supervise.out_of_memory import OutOfMemory
 
     try:
