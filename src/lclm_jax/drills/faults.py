@@ -77,7 +77,7 @@ def corrupt_shard(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> Non
 
 
 def nan_gradients(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
-    """Gradients of a step were NaN (``train.poison_steps``): the update is skipped and counted."""
+    """Gradients of a step were NaN (``faulty_train``): the update is skipped and counted."""
     bad = [record for record in read_metrics(trainer.folder / "metrics.jsonl") if record["nonfinite"]]
     if not bad or any(record[name] for record in bad for name in record if name.startswith("updated/")):
         raise DrillFailure(f"{len(bad)} steps with NaN gradients are on record, and none may have updated")

@@ -50,15 +50,13 @@ def plan_strikes(faults: int, every_steps: int, seed: int) -> list[Strike]:
 
 
 def drill_config(config: Config, strikes: Sequence[Strike], every_steps: int, run_dir: Path) -> Config:
-    """``config`` in ``run_dir``, long enough for all strikes, with NaN gradients where they are planned."""
+    """``config`` in ``run_dir``, long enough for all strikes."""
     (name, stage), *_ = config.stages.items()
     steps = strikes[-1].step + 2 * every_steps
-    poison = tuple(str(strike.step) for strike in strikes if strike.kind == "NaN gradients")
     return config.model_copy(
         update={
             "run_dir": str(run_dir),
             "stages": {name: stage.model_copy(update={"steps": steps})},
-            "train": config.train.model_copy(update={"poison_steps": poison}),
         }
     )
 
@@ -96,12 +94,13 @@ def run_drill(
         shutil.copytree(root / "undisturbed" / name, root / "disturbed" / name)
     began = time.monotonic()
     logger.info("undisturbed run: %d steps", calm.stages[next(iter(calm.stages))].steps)
-    reference = Trainer(calm, patience_seconds)
+    nan_steps = [strike.step for strike in strikes if strike.kind == "NaN gradients"]
+    reference = Trainer(calm, patience_seconds, nan_steps)
     reference.start()
     _finish(reference)
     calm_seconds = time.monotonic() - began
     logger.info("undisturbed run: %.0f s; now with %d faults", calm_seconds, len(strikes))
-    trainer = Trainer(rough, patience_seconds)
+    trainer = Trainer(rough, patience_seconds, nan_steps)
     with SmallDisk(trainer.folder.parent, _DISK_BYTES) as disk:
         began = time.monotonic()
         try:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -26,15 +27,16 @@ class DrillFailure(LclmError):
 
 
 class Trainer:
-    """``lclm train`` of the one stage of ``config``, as one process with two devices or as two with one each.
+    """Training of the one stage of ``config``, as one process with two devices or as two with one each.
 
     Args:
         config: the run; its folder is the trainer's.
         patience_seconds: longest wait for anything.
+        nan_steps: steps whose gradients are made NaN (``faulty_train``).
     """
 
-    def __init__(self, config: Config, patience_seconds: float):
-        self.config, self.patience = config, patience_seconds
+    def __init__(self, config: Config, patience_seconds: float, nan_steps: Sequence[int] = ()):
+        self.config, self.patience, self._nan_steps = config, patience_seconds, nan_steps
         self.stage = next(iter(config.stages))
         self.folder = RunPaths(config).stage(self.stage)
         self.checkpoints = checkpoints_folder(config, self.stage).absolute()  # as the trainer names it
@@ -68,8 +70,8 @@ class Trainer:
             environment["JAX_PROCESS_ID"] = str(rank)
         with self.log(rank).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "lclm_jax", "train", str(self._yaml)], env=environment,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, "-m", "lclm_jax.drills.faulty_train", str(self._yaml), *map(str, self._nan_steps)],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     def log(self, rank: int = 0) -> Path:

@@ -16,7 +16,9 @@ from lclm_jax.config import MeshConfig, parse_config
 from lclm_jax.data.loading.position import batch_stats
 from lclm_jax.parallel import make_mesh
 from lclm_jax.train.core.initial_state import random_params
-from lclm_jax.train.core.loop import StageRun, run_stage
+from lclm_jax.train.core.loop import run_stage
+from lclm_jax.train.core.stage_run import StageRun
+from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.progress import SilentReporter
 
 spec = importlib.util.spec_from_file_location("train_conftest", Path(__file__).parents[1] / "conftest.py")
@@ -50,19 +52,21 @@ class HandMadeLoader:
         return {"rows_consumed": rows, "index_digest": self.digest, "cursor": [0, 0, [0]]}
 
 
-def run_only(config, reporter=None, probe=None, force=False, **loader):
+def run_only(config, reporter=None, probe=None, force=False, hooks=(), make_step=make_train_step, **loader):
     """Train the stage ``only`` on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     run_stage(
         StageRun(
-            config,
-            "only",
-            mesh,
-            lambda start: HandMadeLoader(config, start.rows, **loader),
-            lambda: random_params(config.model, config.seed, mesh),
-            reporter or SilentReporter(),
-            probe,
-            force,
+            config=config,
+            stage="only",
+            mesh=mesh,
+            open_loader=lambda start: HandMadeLoader(config, start.rows, **loader),
+            initial_params=lambda: random_params(config.model, config.seed, mesh),
+            make_step=make_step,
+            reporter=reporter or SilentReporter(),
+            probe=probe,
+            hooks=hooks,
+            force=force,
         )
     )
 

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from tests.train.core import one_stage
 
+from lclm_jax.drills.faulty_train import nan_gradients_at
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder
 from lclm_jax.train.core import loop
+from lclm_jax.train.core.hooks import Hook
+from lclm_jax.train.core.stage_run import TrainingDiverged
+from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.events import read_events
 from lclm_jax.train.logging.metrics import MetricsLog
 from lclm_jax.train.logging.progress import SilentReporter
@@ -122,7 +126,7 @@ def test_nothing_but_nonfinite_updates_stops_the_run(config):
         return batch if number in (0, 2) else spoil(batch)
 
     with pytest.raises(
-        loop.TrainingDiverged,
+        TrainingDiverged,
         match=r"not finite in the last 2 steps \(to step 4\); the last checkpoint before is that of step 3",
     ):
         one_stage.run_only(config, change=change)
@@ -227,10 +231,9 @@ def test_a_spike_is_rewound_and_skipped(make_config, tmp_path, monkeypatch):
     spike = {"window": 4, "deviations": 20, "patience": 2, "rewind": True}
     config = make_config(steps=8, batch_rows=2, train={"checkpoint": {"every_steps": 3}, "spike": spike})
     config = config.model_copy(update={"run_dir": str(tmp_path / "run")})
-    make = loop.make_train_step
 
     def with_spike(*arguments):
-        train_step = make(*arguments)
+        train_step = make_train_step(*arguments)
 
         def step(state, batch):
             number = int(jax.device_get(state.step))
@@ -241,8 +244,7 @@ def test_a_spike_is_rewound_and_skipped(make_config, tmp_path, monkeypatch):
 
         return step
 
-    monkeypatch.setattr(loop, "make_train_step", with_spike)
-    one_stage.run_only(config)
+    one_stage.run_only(config, make_step=with_spike)
     folder = checkpoints_folder(config, "only")
     events = list(read_events(folder.parent))
     assert [event["kind"] for event in events if event["kind"] in ("spike", "rewind", "begin")] == [
@@ -252,10 +254,11 @@ def test_a_spike_is_rewound_and_skipped(make_config, tmp_path, monkeypatch):
     assert [record["step"] for record in records(config) if record["skipped"]] == [5, 6]
     assert [record["step"] for record in records(config)] == list(range(8))
     monkeypatch.setattr(loop, "read_rewinds", lambda folder: [])  # the spike comes again and again
-    with pytest.raises(loop.TrainingDiverged, match=r"loss spike in steps 5 to 6, after 0 rewinds"):
+    with pytest.raises(TrainingDiverged, match=r"loss spike in steps 5 to 6, after 0 rewinds"):
         limited = config.model_copy(update={"run_dir": str(tmp_path / "limited")})
         spike = limited.train.spike.model_copy(update={"max_rewinds": 0})
-        one_stage.run_only(limited.model_copy(update={"train": limited.train.model_copy(update={"spike": spike})}))
+        limited = limited.model_copy(update={"train": limited.train.model_copy(update={"spike": spike})})
+        one_stage.run_only(limited, make_step=with_spike)
 
 
 def test_a_local_copy_is_newer_than_the_checkpoint(config, tmp_path, caplog):
@@ -282,10 +285,8 @@ def test_a_local_copy_is_newer_than_the_checkpoint(config, tmp_path, caplog):
     assert folder.exists()
 
 
-def test_poisoned_steps_are_skipped_and_their_rows_written_down(config):
-    train = config.train.model_copy(update={"poison_steps": ("2-3",)})
-    config = config.model_copy(update={"train": train})
-    one_stage.run_only(config)
+def test_steps_with_nan_gradients_are_skipped_and_their_rows_written_down(config):
+    one_stage.run_only(config, make_step=nan_gradients_at([2, 3]))
     assert [record["nonfinite"] for record in records(config)] == [0, 0, 1, 1, 0, 0, 0, 0]
     assert records(config)[2]["updated/adapter"] == 0 and records(config)[4]["updated/adapter"] == 1
     written = json.loads((Path(config.run_dir) / "stages" / "only" / "nonfinite" / "step-3.json").read_text())
@@ -303,3 +304,23 @@ def test_rows_whose_loss_is_not_finite_are_named(config):
     one_stage.run_only(config, change=change)
     written = json.loads((Path(config.run_dir) / "stages" / "only" / "nonfinite" / "step-4.json").read_text())
     assert written["not_finite"] == "loss" and list(written["rows"]) == ["9"]
+
+
+def test_hooks_are_told_of_their_steps_and_change_nothing(config, tmp_path):
+    one_stage.run_only(config)
+    hooked, told, params = config.model_copy(update={"run_dir": str(tmp_path / "hooked")}), [], []
+
+    def tell(info):
+        told.append((info.stage, info.step, info.steps, info.metrics["loss_nats"]))
+        params.append(np.array(info.params["adapter"]["fc1"]["bias"]))
+
+    ends = []
+    hooks = [Hook(every=3, call=tell), Hook(every=None, call=lambda info: ends.append(info.step), at_end=True)]
+    one_stage.run_only(hooked, hooks=hooks)
+    losses = [record["loss_nats"] for record in records(config)]
+    assert told == [("only", 3, 8, losses[2]), ("only", 6, 8, losses[5])] and ends == [8]
+    assert exact(hooked) == exact(config) and not np.array_equal(*params)
+    with Checkpoints(checkpoints_folder(hooked, "only")) as checkpoints:
+        saved = checkpoints.restore_params(6, abstract_params(config.model))
+    np.testing.assert_array_equal(saved["adapter"]["fc1"]["bias"], params[1])
+    assert records(hooked)[3]["hooks_seconds"] > 0

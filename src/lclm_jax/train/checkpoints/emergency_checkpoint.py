@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -33,6 +33,12 @@ class EmergencyCheckpoints:
         self._folder = folder
         self._writing: threading.Thread | None = None
         self._end = f".process-{jax.process_index()}-of-{jax.process_count()}.safetensors"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
     def due(self, done: int, every: int) -> bool:
         """Whether a copy is to be made after ``done`` updates."""

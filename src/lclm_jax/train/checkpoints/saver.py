@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +10,12 @@ from jax.experimental import multihost_utils
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
+from lclm_jax.train.core.hooks import Hook, StepInfo
 from lclm_jax.train.core.state import TrainState
 from lclm_jax.train.logging.events import Events
+from lclm_jax.train.supervise.step_monitor import StepMonitor
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +44,6 @@ class CheckpointPolicy:
         self._last = clock()
         self._failures = 0
         self._retry_at: float | None = None
-        self.seconds = 0.0
-        """Time that training waited for saves."""
 
     def due(self, done: int, steps: int) -> bool:
         """Whether a checkpoint is to be written after ``done`` of ``steps`` updates; the same on all processes.
@@ -67,7 +68,7 @@ class CheckpointPolicy:
         with jax.transfer_guard("allow"):
             return bool(multihost_utils.broadcast_one_to_all(np.array(late)))
 
-    def save(self, state: TrainState, done: int, meta: dict[str, Any], final: bool = False) -> None:
+    def save(self, state: TrainState, done: int, meta: JsonObject, final: bool = False) -> None:
         """Write ``state``; ``final``: wait until it is sealed, and try again at once if it fails.
 
         Raises:
@@ -89,7 +90,6 @@ class CheckpointPolicy:
                 if not final:
                     break
                 time.sleep(min(self._settings.retry_seconds, 10.0))
-        self.seconds += self._clock() - began
 
     def _failed(self, error: CheckpointError, final: bool = False) -> None:
         self._failures += 1
@@ -101,3 +101,42 @@ class CheckpointPolicy:
         logger.error("%s\nTraining goes on (failed save %d of %s); next try in %g s", error, self._failures,
                      limit or "any number", again)  # fmt: skip
         self._retry_at = self._clock() + again
+
+
+class Saver:
+    """Saves the state of a stage: to its checkpoints when ``policy`` says so, in between to the machine's own disk.
+
+    Args:
+        policy: of the checkpoints.
+        emergency: of the copies on the machine's own disk.
+        emergency_steps: steps between these copies.
+        make_meta: updates made -> the JSON that is stored with the state.
+        monitor: counts the time.
+    """
+
+    def __init__(
+        self,
+        policy: CheckpointPolicy,
+        emergency: EmergencyCheckpoints,
+        emergency_steps: int,
+        make_meta: Callable[[int], JsonObject],
+        monitor: StepMonitor,
+    ):
+        self._policy, self._emergency, self._emergency_steps = policy, emergency, emergency_steps
+        self._make_meta, self._monitor = make_meta, monitor
+
+    def hooks(self) -> list[Hook]:
+        """Saving as a hook. The policy looks at the clock, so it is asked after every step."""
+        return [Hook(1, self._after_step)]
+
+    def save(self, info: StepInfo, final: bool) -> None:
+        """Write a checkpoint now; ``final``: wait until it is complete, as no step follows."""
+        with self._monitor.pause("checkpoint", f"saving step {info.step}"):
+            self._policy.save(info.state, info.step, self._make_meta(info.step), final)
+
+    def _after_step(self, info: StepInfo) -> None:
+        if self._policy.due(info.step, info.steps):
+            self.save(info, final=info.is_last)
+        elif self._emergency.due(info.step, self._emergency_steps):
+            with self._monitor.pause("checkpoint", f"writing the emergency checkpoint of step {info.step}"):
+                self._emergency.save(info.state, info.step, self._make_meta(info.step))

@@ -1,65 +1,55 @@
-"""Evaluation in the middle of training: when, and where its results go. What is measured is handed in."""
+"""Evaluation during training: a hook that measures the parameters and writes what it finds."""
 
 import logging
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Self
 
 import jax
 
+from lclm_jax.train.core.hooks import Hook, StepInfo
+from lclm_jax.train.core.stage_run import StageRun
 from lclm_jax.train.logging.events import Events
 from lclm_jax.train.logging.metrics import MetricsLog
-from lclm_jax.train.logging.progress import Reporter
+from lclm_jax.train.supervise.step_monitor import StepMonitor
 
 logger = logging.getLogger(__name__)
 
 NAME = "probes.jsonl"
 
-Probe = Callable[[Any], dict[str, float]]
-"""Sharded parameters, which it only reads -> measurements by name."""
-
 
 class InTrainingEval:
-    """Runs a probe every ``every_steps`` steps and at the end of the stage; ``probes.jsonl`` holds what it found.
+    """Runs the probe of ``run`` every ``train.probe.every_steps`` steps and at the end; writes ``probes.jsonl``.
 
     Args:
-        probe: None: nothing is ever due.
-        every_steps: steps between probes; None: only at the end.
-        folder: of the stage.
-        first_step: the stage goes on after so many updates; later lines are cut off.
-        events: time is noted here.
-        reporter: is told the results.
+        run: the stage; without a probe nothing is ever due.
+        first_step: updates made before; later lines of the file are cut off.
+        monitor: counts the time.
+        events: the time is also noted here.
     """
 
-    def __init__(
-        self,
-        probe: Probe | None,
-        every_steps: int | None,
-        folder: Path,
-        first_step: int,
-        events: Events,
-        reporter: Reporter,
-    ):
-        self._probe, self._every, self._events, self._reporter = probe, every_steps, events, reporter
-        writes = probe is not None and jax.process_index() == 0
-        self._log = MetricsLog(folder / NAME, first_step + 1, writes)
+    def __init__(self, run: StageRun, first_step: int, monitor: StepMonitor, events: Events):
+        self._run, self._monitor, self._events = run, monitor, events
+        writes = run.probe is not None and jax.process_index() == 0
+        self._log = MetricsLog(run.folder / NAME, first_step + 1, writes)
 
-    def due(self, done: int, steps: int) -> bool:
-        """Whether to measure after ``done`` of ``steps`` updates."""
-        return self._probe is not None and (done == steps or (self._every is not None and done % self._every == 0))
+    def __enter__(self) -> Self:
+        return self
 
-    def measure(self, params: Any, done: int, final: bool) -> None:
-        """Measure ``params`` after ``done`` updates; ``final``: no step follows."""
-        assert self._probe is not None
-        began = time.perf_counter()
-        with jax.transfer_guard("allow"):
-            values = self._probe(params)
-        seconds = time.perf_counter() - began
-        self._log.write({"step": done, "unix_seconds": time.time(), "evaluation_seconds": seconds, **values})
-        self._events.write("probe", step=done, seconds=seconds, final=final)
-        self._reporter.probe(done, values)
-
-    def close(self) -> None:
-        """Close the file."""
+    def __exit__(self, *_: object) -> None:
         self._log.close()
+
+    def hooks(self) -> list[Hook]:
+        """The evaluation as a hook; none without a probe."""
+        if self._run.probe is None:
+            return []
+        return [Hook(self._run.config.train.probe.every_steps, self._measure, at_end=True)]
+
+    def _measure(self, info: StepInfo) -> None:
+        assert self._run.probe is not None
+        with self._monitor.pause("evaluation", f"evaluating after step {info.step}"):
+            began = time.perf_counter()
+            values = self._run.probe(info.params)
+            seconds = time.perf_counter() - began
+            self._log.write({"step": info.step, "unix_seconds": time.time(), "evaluation_seconds": seconds, **values})
+            self._events.write("probe", step=info.step, seconds=seconds, final=info.is_last)
+            self._run.reporter.probe(info.step, values)

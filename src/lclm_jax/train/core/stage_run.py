@@ -1,21 +1,33 @@
 """What a stage needs beside its configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
+from lclm_jax.batch import Batch
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.loading.position import BatchLoader, Position
 from lclm_jax.errors import LclmError
-from lclm_jax.train.core.in_training_eval import Probe
+from lclm_jax.train.core.hooks import Hook
+from lclm_jax.train.core.optimizer import Optimizer
+from lclm_jax.train.core.state import TrainState
 from lclm_jax.train.logging.progress import Reporter
+from lclm_jax.types import Params, PyTree
+
+Probe = Callable[[Params], dict[str, float]]
+"""Sharded parameters, which it only reads -> measurements by name."""
+
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, PyTree]]]
+"""``train_step(state, batch) -> (state, metrics)``."""
+
+MakeStep = Callable[[Config, str, Optimizer, Mesh], StepFunction]
+"""(config, stage, optimizer, mesh) -> the train step of the stage: ``step.make_train_step``, or a wrapper of it."""
 
 
 class TrainingDiverged(LclmError):
-    """Too many updates in a row were not finite, or too many loss spikes were undone."""
+    """Too many updates in a row were not finite, or there were too many loss spikes."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +40,22 @@ class StageRun:
         mesh: devices.
         open_loader: where to begin -> the loader of the rest of the stage.
         initial_params: makes the sharded parameters that the stage begins with.
+        make_step: makes the train step.
         reporter: is told of every step.
-        probe: measures parameters now and then; it only reads them.
-        force: go on from a checkpoint that was made with other settings or data.
+        probe: measures parameters during training; it only reads them.
+        hooks: called after the steps that they ask for.
+        force: resume from a checkpoint that was made with other settings or data.
     """
 
     config: Config
     stage: str
     mesh: Mesh
     open_loader: Callable[[Position], BatchLoader]
-    initial_params: Callable[[], Any]
+    initial_params: Callable[[], Params]
+    make_step: MakeStep
     reporter: Reporter
     probe: Probe | None = None
+    hooks: Sequence[Hook] = ()
     force: bool = False
 
     @property

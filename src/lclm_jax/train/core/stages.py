@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,11 @@ from lclm_jax.train.checkpoints.provenance import (
     parent_of,
     starts_from_imports,
 )
-from lclm_jax.train.core.in_training_eval import Probe
+from lclm_jax.train.core.hooks import Hook
 from lclm_jax.train.core.initial_state import params_shardings, random_params, with_fresh_lora, without_missing_lora
-from lclm_jax.train.core.loop import StageRun, run_stage
+from lclm_jax.train.core.loop import run_stage
+from lclm_jax.train.core.stage_run import MakeStep, Probe, StageRun
+from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.progress import Reporter, make_reporter
 from lclm_jax.train.logging.trackers import Reporters, open_trackers
 
@@ -46,10 +48,11 @@ MakeProbe = Callable[[Config, str, Tokenizers, Mesh], Probe]
 def train(
     config: Config,
     only_stage: str | None = None,
-    reporter: Reporter | None = None,
     read_imports: ReadImports | None = None,
     make_probe: MakeProbe | None = None,
     force: bool = False,
+    hooks: Sequence[Hook] = (),
+    make_step: MakeStep = make_train_step,
 ) -> None:
     """Train every stage of ``config`` that is not finished, or ``only_stage`` alone.
 
@@ -58,11 +61,12 @@ def train(
     Args:
         config: the run.
         only_stage: None: all of them, in order.
-        reporter: is told of every step; None: as fits the terminal.
         read_imports: reads ``config.init`` (``interop.init_from_hf.imported_params``; handed in, as interop builds on
             this module).
         make_probe: makes what ``train.probe`` measures with (``eval.probe.Probe``; handed in likewise).
-        force: go on from checkpoints that were made with other settings or data.
+        force: resume from checkpoints that were made with other settings or data.
+        hooks: called after the steps that they ask for, before the stage saves or stops.
+        make_step: makes the jitted step of a stage; fault injection wraps it.
 
     Raises:
         LclmError: unknown stage, the stage before is not finished, data are missing, settings have changed
@@ -76,16 +80,17 @@ def train(
     mesh = make_mesh(config.mesh)
     validate_mesh(config, mesh, [only_stage] if only_stage else None)
     trackers = open_trackers(config)
-    reporter = Reporters([reporter or make_reporter(config.train.log_every), *trackers])
+    reporter = Reporters([make_reporter(config.train.log_every), *trackers])
     try:
-        _train_stages(config, only_stage, _Hands(mesh, tokenizers, reporter, read_imports, make_probe, force))
+        shared = _Shared(mesh, tokenizers, reporter, read_imports, make_probe, force, hooks, make_step)
+        _train_stages(config, only_stage, shared)
     finally:
         for tracker in trackers:
             tracker.close()
 
 
-class _Hands(NamedTuple):
-    """What all stages are trained with."""
+class _Shared(NamedTuple):
+    """What all stages of a call are trained with."""
 
     mesh: Mesh
     tokenizers: Tokenizers
@@ -93,17 +98,19 @@ class _Hands(NamedTuple):
     read_imports: ReadImports | None
     make_probe: MakeProbe | None
     force: bool
+    hooks: Sequence[Hook]
+    make_step: MakeStep
 
 
-def _train_stages(config: Config, only_stage: str | None, hands: _Hands) -> None:
+def _train_stages(config: Config, only_stage: str | None, shared: _Shared) -> None:
     for stage in [only_stage] if only_stage else config.stages:
-        if finished(config, stage, hands.force):
+        if finished(config, stage, shared.force):
             logger.info("%s: finished before", stage)
             continue
         parent = parent_of(config, stage)
-        if parent is not None and not finished(config, parent, hands.force):
+        if parent is not None and not finished(config, parent, shared.force):
             raise LclmError(f"stage {stage} starts from {parent}, which is not finished; train {parent} first")
-        run_stage(_stage_run(config, stage, hands))
+        run_stage(_stage_run(config, stage, shared))
 
 
 def finished(config: Config, stage: str, force: bool = False) -> bool:
@@ -201,8 +208,8 @@ def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
-    mesh, tokenizers, reporter, read_imports, make_probe, force = hands
+def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
+    mesh, tokenizers, read_imports, make_probe = shared.mesh, shared.tokenizers, shared.read_imports, shared.make_probe
     parent = parent_of(config, stage)
 
     def initial_params() -> Any:
@@ -237,7 +244,18 @@ def _stage_run(config: Config, stage: str, hands: _Hands) -> StageRun:
         if make_probe is None:
             raise LclmError("train.probe is set and nothing that measures was given; pass make_probe")
         probe = make_probe(config, stage, tokenizers, mesh)
-    return StageRun(config, stage, mesh, open_loader, initial_params, reporter, probe, force)
+    return StageRun(
+        config=config,
+        stage=stage,
+        mesh=mesh,
+        open_loader=open_loader,
+        initial_params=initial_params,
+        make_step=shared.make_step,
+        reporter=shared.reporter,
+        probe=probe,
+        hooks=shared.hooks,
+        force=shared.force,
+    )
 
 
 def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Any:

@@ -17,12 +17,11 @@ from lclm_jax.train.core.freeze import merge, split
 from lclm_jax.train.core.initial_state import state_shardings
 from lclm_jax.train.core.loss import LossSums, divisor, loss_sums
 from lclm_jax.train.core.optimizer import Optimizer
+from lclm_jax.train.core.stage_run import StepFunction
 from lclm_jax.train.core.state import TrainState, step_key
 
-StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
-
-def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh: Mesh) -> Any:
+def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh: Mesh) -> StepFunction:
     """The jitted ``train_step(state, batch) -> (state, metrics)`` of a stage; the state is donated.
 
     Call it under ``use_mesh(mesh)``, with batches placed by ``put_batch``. ``metrics`` are float32 scalars:
@@ -54,7 +53,6 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
     """The step of ``make_train_step`` before jit: a pure function of (state, batch)."""
     stage, train, stage_objectives = config.stages[stage_name], config.train, config.objectives(stage_name)
     skip_ranges = [parse_skip_range(text) for text in stage.skip_steps]
-    poison_ranges = [parse_skip_range(text) for text in train.poison_steps]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         trainable, frozen = split(state.params, optimizer.labels)
@@ -75,9 +73,6 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
         zero = (zeros, LossSums.zero(objectives))
         grads, sums, finite_B = _accumulate(gradients, zero, batch, stage.microbatches)
         grads = jax.tree.map(lambda leaf: leaf / divisor(sums.weight), grads)
-        if poison_ranges:
-            poison = jnp.where(_in_ranges(state.step, poison_ranges), jnp.nan, 1.0)
-            grads = jax.tree.map(lambda leaf: leaf * poison, grads)
         loss = sums.mean()
         skipped = _in_ranges(state.step, skip_ranges)
         apply = jnp.isfinite(loss) & ~skipped

@@ -38,6 +38,6 @@ def losses_by_objective(record: Record) -> Iterator[tuple[str, float, float]]:
 
 
 def working_seconds(record: Record) -> float:
-    """Wall time of a step less compilation, checkpoints and evaluation; above zero."""
-    other = sum(record.get(f"{name}_seconds", 0.0) for name in ("compile", "checkpoint", "evaluation"))
+    """Wall time of a step less compilation, checkpoints, evaluation and hooks; above zero."""
+    other = sum(record.get(f"{name}_seconds", 0.0) for name in ("compile", "checkpoint", "evaluation", "hooks"))
     return max(record["wall_seconds"] - other, 1e-9)

@@ -1,10 +1,10 @@
-"""What a stage needs to run, and the watch over its steps: metrics fetched one step late, and acted on."""
+"""The monitor of a stage's steps: metrics fetched one step late, logged, and acted on."""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
@@ -15,42 +15,87 @@ from lclm_jax.train.checkpoints.checkpoint import Checkpoints
 from lclm_jax.train.core.stage_run import StageRun, TrainingDiverged
 from lclm_jax.train.logging.events import Events
 from lclm_jax.train.logging.metrics import MetricsLog, make_record
-from lclm_jax.train.logging.records import working_seconds
+from lclm_jax.train.logging.records import NAME, Record, working_seconds
 from lclm_jax.train.logging.utilisation import make_utilisation, memory_bytes
+from lclm_jax.train.supervise.loss_spikes import RewindRequested, SpikeDetector
 from lclm_jax.train.supervise.nonfinite import NonfiniteSteps
 from lclm_jax.train.supervise.out_of_memory import memory_advice
-from lclm_jax.train.supervise.rewinds import RewindRequested
-from lclm_jax.train.supervise.spikes import SpikeDetector
 from lclm_jax.train.supervise.stragglers import StragglerMonitor
+from lclm_jax.train.supervise.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 
+PATIENCE = 4.0
+"""Restoring, compiling, saving and evaluating may take this many times ``train.watchdog_seconds``."""
+
+
+class _Pending(NamedTuple):
+    """A step that was dispatched and whose metrics are still on the devices."""
+
+    step: int
+    metrics: Mapping[str, jax.Array]
+    stats: BatchStats
+    data_wait: float
+
+
 class StepMonitor:
-    """Fetches metrics one step late, so that the device never waits for the host, and acts on them."""
+    """Fetches metrics one step late, so that the device never waits for the host; logs them and acts on them.
+
+    Args:
+        run: the stage.
+        first_step: updates made before; later lines of ``metrics.jsonl`` are cut off.
+        first_row: row of step 0, had all steps ``batch_rows``.
+        loader: names the rows of steps whose loss was not finite.
+        checkpoints: of the stage, named in errors.
+        watchdog: told what training does.
+        events: spikes and stragglers are noted here.
+    """
 
     def __init__(
         self,
         run: StageRun,
-        writer: MetricsLog,
-        events: Events,
-        checkpoints: Checkpoints,
-        loader: BatchLoader,
+        first_step: int,
         first_row: int,
+        loader: BatchLoader,
+        checkpoints: Checkpoints,
+        watchdog: Watchdog,
+        events: Events,
     ):
-        self._run, self._writer, self._events, self._checkpoints = run, writer, events, checkpoints
-        self._pending: tuple[int, Any, BatchStats, float] | None = None
+        self._run, self._events, self._checkpoints, self._watchdog = run, events, checkpoints, watchdog
+        self._first_step = first_step
+        self._pending: _Pending | None = None
+        self._record: Record = {}
         self._last = time.perf_counter()
         self._spent: dict[str, float] = {}
-        self._hosts = StragglerMonitor(run.stage, events)
+        self._log = MetricsLog(run.folder / NAME, first_step, jax.process_index() == 0)
+        self._stragglers = StragglerMonitor(run.stage, events)
         self._utilisation = make_utilisation(run.config, run.stage, run.mesh)
         self._spikes = SpikeDetector(run.config.train.spike)
         self._nonfinite = NonfiniteSteps(run.folder, loader, run.config.stages[run.stage].batch_rows, first_row)
 
-    def step(self, step: int, metrics: Any, stats: BatchStats, data_wait: float) -> None:
+    def __enter__(self) -> Self:
+        run = self._run
+        run.reporter.start(run.stage, self._first_step, run.config.stages[run.stage].steps)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run.reporter.finish()
+        self._log.close()
+
+    def beat(self, doing: str, patient: bool = False) -> None:
+        """Tell the watchdog what comes next; ``patient``: it may take ``PATIENCE`` times as long."""
+        self._watchdog.beat(doing, PATIENCE if patient else 1.0)
+
+    def step(self, step: int, metrics: Mapping[str, jax.Array], stats: BatchStats, data_wait: float) -> None:
         """Take the metrics of a step that was just dispatched; fetch those of the step before."""
         self.catch_up()
-        self._pending = (step, metrics, stats, data_wait)
+        self._pending = _Pending(step, metrics, stats, data_wait)
+
+    def record(self) -> Record:
+        """The record of the newest step; waits for it."""
+        self.catch_up()
+        return self._record
 
     def catch_up(self) -> None:
         """Wait for the pending step, write its record, and stop a run that no longer updates."""
@@ -66,15 +111,16 @@ class StepMonitor:
         now = time.perf_counter()
         seconds = {"wall": now - self._last, "data_wait": data_wait, **self._spent}
         self._last, self._spent = now, {}
-        parts, count = row_parts(self._run.mesh)
+        parts, count = row_parts(run.mesh)
         record = make_record(step, values, stats, count // len(parts), seconds)
         record |= self._utilisation(working_seconds(record))
-        self._hosts.add(working_seconds(record), now - asked, data_wait)
-        if (step + 1) % self._run.config.train.log_every == 0:
-            record |= {"memory_bytes": memory_bytes(), **self._hosts.compare()}
+        self._stragglers.add(working_seconds(record), now - asked, data_wait)
+        if (step + 1) % run.config.train.log_every == 0:
+            record |= {"memory_bytes": memory_bytes(), **self._stragglers.compare()}
         with self.spending("logging"):
-            self._writer.write(record)
-            self._run.reporter.step(record)
+            self._log.write(record)
+            run.reporter.step(record)
+        self._record = record
         self._act(step, record, finite_rows)
 
     @contextmanager
@@ -84,10 +130,21 @@ class StepMonitor:
         try:
             yield
         finally:
-            if counted:
-                self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - began
+            if counted:  # what passed before metrics were fetched inside is in the record before
+                self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - max(began, self._last)
 
-    def _act(self, step: int, record: dict[str, Any], finite_rows: np.ndarray) -> None:
+    @contextmanager
+    def pause(self, what: str, doing: str) -> Iterator[None]:
+        """No step is made inside: metrics are fetched first, transfers are allowed, and the watchdog has patience.
+
+        ``what``: the time is counted as such; ``doing``: the watchdog names this if it takes too long.
+        """
+        self.catch_up()
+        self.beat(doing, patient=True)
+        with self.spending(what), jax.transfer_guard("allow"):
+            yield
+
+    def _act(self, step: int, record: Record, finite_rows: np.ndarray) -> None:
         train = self._run.config.train
         if record["skipped"]:
             return

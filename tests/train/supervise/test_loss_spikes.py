@@ -1,7 +1,7 @@
 import numpy as np
 
 from lclm_jax.config.train import SpikeConfig
-from lclm_jax.train.supervise.spikes import SpikeDetector
+from lclm_jax.train.supervise.loss_spikes import SpikeDetector
 
 
 def told(detector, losses):

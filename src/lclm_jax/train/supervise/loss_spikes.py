@@ -1,10 +1,17 @@
-"""Loss spikes: steps whose loss lies far above those before, in units of their spread."""
+"""Loss spikes: steps whose loss lies far above those before, and the record of those that were undone."""
 
+import json
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 
+from lclm_jax.config import Config
 from lclm_jax.config.train import SpikeConfig
+from lclm_jax.files import write_text
+
+NAME = "rewinds.json"
+"""Beside the checkpoints of a stage: the steps that it skips."""
 
 _TO_SIGMA = 1.4826
 """Median absolute deviation of a normal distribution to its standard deviation."""
@@ -44,3 +51,32 @@ class SpikeDetector:
         middle = float(np.median(losses))
         spread = _TO_SIGMA * float(np.median(np.abs(losses - middle)))
         return middle + self._settings.deviations * max(spread, 1e-3)
+
+
+class RewindRequested(Exception):
+    """Training is to go on from the checkpoint before step ``first``, skipping steps ``first`` to ``last``."""
+
+    def __init__(self, first: int, last: int):
+        super().__init__(f"loss spike in steps {first} to {last}")
+        self.first, self.last = first, last
+
+
+def read_rewinds(stage_folder: Path) -> list[tuple[int, int]]:
+    """(first, last) step of every loss spike that was undone so far."""
+    path = stage_folder / NAME
+    return [(first, last) for first, last in json.loads(path.read_text())] if path.exists() else []
+
+
+def add_rewind(stage_folder: Path, rewind: RewindRequested) -> None:
+    """Remember to skip the steps of ``rewind``."""
+    rewinds = [*read_rewinds(stage_folder), (rewind.first, rewind.last)]
+    write_text(stage_folder / NAME, json.dumps(rewinds))
+
+
+def with_skips(config: Config, stage: str, rewinds: list[tuple[int, int]]) -> Config:
+    """``config`` whose ``stage`` also skips the steps of ``rewinds``."""
+    if not rewinds:
+        return config
+    own = config.stages[stage]
+    skips = (*own.skip_steps, *(f"{first}-{last}" for first, last in rewinds))
+    return config.model_copy(update={"stages": {**config.stages, stage: own.model_copy(update={"skip_steps": skips})}})
