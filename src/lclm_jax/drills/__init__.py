@@ -1,4 +1,4 @@
-"""Faults on purpose: a run that is killed, starved and damaged must end bit for bit as one that was left alone."""
+"""Fault injection: a run that is killed, starved and damaged must end bit for bit like one that was not."""
 
 from lclm_jax.drills.rehearsal import run_drill
 

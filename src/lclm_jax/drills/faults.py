@@ -1,4 +1,4 @@
-"""The faults of a drill: each strikes a running trainer, checks that it was noticed, and leaves it running again."""
+"""The faults of a drill: each disturbs a running trainer, checks that this was noticed, and leaves it running."""
 
 import os
 import random
@@ -24,12 +24,12 @@ def kill_trainer(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None
 
 
 def kill_worker(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
-    """SIGKILL of a data worker: the loader must be opened again, or the run end so that it can be started again."""
+    """SIGKILL of a data worker: the loader must be reopened, or the run must end with the status to restart it."""
     workers = trainer.workers()
     if not workers:
         raise DrillFailure("the trainer has no data worker to kill; set data.workers to 1 or more")
     draw.choice(workers).kill()
-    noticed = "opening the loader again"
+    noticed = "reopening the loader"
     _wait_until(lambda: noticed in trainer.printed() or trainer.processes[0].poll() is not None, trainer, noticed)
     _go_on(trainer)
 
@@ -52,7 +52,7 @@ def flip_checkpoint_bit(trainer: Trainer, draw: random.Random, disk: SmallDisk) 
 
 
 def fill_disk(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
-    """No room for checkpoints until a save has failed; then there is again."""
+    """No room for checkpoints until a save has failed, then room again."""
     before = _count(trainer, "save_failed")
     with disk.full(trainer.processes[0].pid):
         _wait_until(lambda: _count(trainer, "save_failed") > before, trainer, "a save to fail")
@@ -60,7 +60,7 @@ def fill_disk(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
 
 
 def corrupt_shard(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
-    """A prepared shard is damaged; it must be named, and training go on when it is brought back."""
+    """A prepared shard is damaged; it must be named, and training must resume once it is restored."""
     trainer.kill()
     shards = sorted(Path(RunPaths(trainer.config).prepared).rglob("train-*.array_record"))
     if not shards:
@@ -130,7 +130,7 @@ def _flip(path: Path, draw: random.Random, bits: int = 1) -> None:
 
 
 def _go_on(trainer: Trainer) -> None:
-    """Wait for a step more; a trainer that gave up with a status to be started again is started again."""
+    """Wait for one more step; a trainer that ended with the status to be restarted is restarted."""
     reached, end = trainer.step(), time.monotonic() + trainer.patience
     while trainer.step() <= reached and time.monotonic() < end:
         status = trainer.processes[0].poll()
@@ -163,6 +163,6 @@ def _count(trainer: Trainer, kind: str) -> int:
 
 
 def _going_on_from(trainer: Trainer) -> int:
-    """Step that the last start went on from."""
+    """Step that the last start resumed from."""
     begins = [event["step"] for event in read_events(trainer.folder) if event["kind"] == "begin"]
     return begins[-1] if begins else 0

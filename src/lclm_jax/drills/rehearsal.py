@@ -77,7 +77,7 @@ def run_drill(
         seed: of the order and places of the faults.
         prepare: makes the run's data.
         every_steps: steps between faults.
-        patience_seconds: longest wait for the trainer to notice, end or go on.
+        patience_seconds: longest wait for the trainer to notice, end or resume.
 
     Returns:
         ``strikes``, ``identical`` (final parameters and losses, bit for bit), ``differences`` and seconds of both runs.

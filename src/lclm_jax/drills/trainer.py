@@ -1,4 +1,4 @@
-"""A training run in processes of its own, watched through its files alone."""
+"""A training run in processes of its own, observed through its files alone."""
 
 import contextlib
 import json
@@ -50,7 +50,7 @@ class Trainer:
         self.logs.mkdir(exist_ok=True)
 
     def start(self, processes: int = 1) -> None:
-        """Start training, or go on with it."""
+        """Start or resume training."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -104,13 +104,13 @@ class Trainer:
         return sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit())
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until ``step`` updates are logged; raises ``DrillFailure`` if training ends or stands before."""
+        """Wait until ``step`` updates are logged; raises ``DrillFailure`` if training ends or stalls before."""
         end = time.monotonic() + self.patience
         while self.step() < step:
             if any(process.poll() not in (None, 0) for process in self.processes):
                 raise DrillFailure(f"training died at step {self.step()}, before step {step}: {self._last_words()}")
             if time.monotonic() > end:
-                raise DrillFailure(f"training stands at step {self.step()}, short of step {step}; see {self.log()}")
+                raise DrillFailure(f"training stalled at step {self.step()}, before step {step}; see {self.log()}")
             time.sleep(_POLL_SECONDS)
 
     def wait(self, rank: int = 0) -> int:

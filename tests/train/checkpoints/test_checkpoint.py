@@ -131,7 +131,7 @@ def test_damaged_or_absent_checkpoints_are_explained(setup, tmp_path):
             if "/d" in root:
                 open(os.path.join(root, name), "w").close()
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"2 cannot be read .* delete that folder to go on from step 1"):
+        with pytest.raises(CheckpointError, match=r"2 cannot be read .* delete that folder to resume from step 1"):
             checkpoints.restore_params(2, abstract_params(config.model))
         with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; it has: 1, 2"):
             checkpoints.meta(9)

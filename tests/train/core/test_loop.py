@@ -216,14 +216,14 @@ def test_a_damaged_checkpoint_is_named_kept_and_the_one_before_used(config, capl
     folder = checkpoints_folder(config, "only")
     damage(folder, 8)
     one_stage.run_only(config)
-    assert "8 is damaged" in caplog.text and "Going on from step 6" in caplog.text
+    assert "8 is damaged" in caplog.text and "Resuming from step 6" in caplog.text
     assert list(folder.glob("damaged-8-*")) and exact(config) == uninterrupted
     assert jax.tree.all(jax.tree.map(np.array_equal, final_params(config), expected))
     begins = [event for event in read_events(folder.parent) if event["kind"] == "begin"]
     assert [(event["step"], event["redone_steps"]) for event in begins] == [(0, 0), (6, 2)]
     for step in (6, 8):
         damage(folder, step)
-    with pytest.raises(CheckpointError, match=r"every checkpoint of stage only is damaged .*bring back a copy"):
+    with pytest.raises(CheckpointError, match=r"every checkpoint of stage only is damaged .*restore a copy"):
         one_stage.run_only(config)
 
 
@@ -261,7 +261,7 @@ def test_a_spike_is_rewound_and_skipped(make_config, tmp_path, monkeypatch):
         one_stage.run_only(limited, make_step=with_spike)
 
 
-def test_a_local_copy_is_newer_than_the_checkpoint(config, tmp_path, caplog):
+def test_an_emergency_checkpoint_is_newer_than_the_checkpoint(config, tmp_path, caplog):
     local = {"every_steps": 6, "local_dir": str(tmp_path / "local"), "local_every_steps": 2}
     values = config.model_dump(mode="json")
     values["train"]["checkpoint"] |= local
@@ -280,7 +280,7 @@ def test_a_local_copy_is_newer_than_the_checkpoint(config, tmp_path, caplog):
         one_stage.run_only(again, change=stop)
     with caplog.at_level("INFO"):
         one_stage.run_only(again)
-    assert "going on from the local copy of step 4" in caplog.text
+    assert "resuming from the emergency checkpoint of step 4" in caplog.text
     assert jax.tree.all(jax.tree.map(np.array_equal, final_params(again), expected))
     assert folder.exists()
 

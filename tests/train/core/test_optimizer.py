@@ -168,5 +168,5 @@ def test_bfloat16_parameters_move_by_updates_too_small_for_them():
     assert float(kernel.astype(jnp.float32).mean()) == pytest.approx(1 - 20 * rate, abs=3e-4)
     assert not jnp.array_equal(kernel, params["layers"]["norm"]["scale"])  # each leaf is rounded by numbers of its own
     assert float(metrics["update_norm/one"]) > 0
-    with pytest.raises(LclmError, match="rounded at random; give"):
+    with pytest.raises(LclmError, match="need stochastic rounding; give"):
         optimizer.update(gradient, state, params, jnp.int32(0), jnp.asarray(True))

@@ -41,7 +41,7 @@ def test_a_slow_process_is_told_once_while_it_stays_slow(tmp_path, monkeypatch, 
             hosts.add(1.0, device_wait, data_wait=0.7)
         values = hosts.compare()
     assert values == pytest.approx({"host_max_seconds": 0.8, "host_median_seconds": 0.05})
-    text = "process 2 of 3 (node17) holds the others up: 0.800 s of a step of 1.000 s pass outside of its device, 0.700"
+    text = "process 2 of 3 (node17) is a straggler: 0.800 s of a step of 1.000 s pass outside of its device, 0.700"
     assert [text in message for message in caplog.messages] == [True, True]
     told = [(event["kind"], event["process"], event["host"]) for event in read_events(tmp_path)]
     assert told == [("slow_process", 2, "node17")] * 2

@@ -238,7 +238,7 @@ class Checkpoints:
 
     def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
         older = [other for other in self.steps() if other < step]
-        way = f"delete that folder to go on from step {older[-1]}" if older else "delete that folder to begin again"
+        way = f"delete that folder to resume from step {older[-1]}" if older else "delete that folder to start over"
         return DamagedCheckpoint(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}); {way}")
 
     def _fail_save(self, error: BaseException) -> NoReturn:
@@ -249,7 +249,7 @@ class Checkpoints:
         intact = f"the checkpoint of step {max(kept)} is intact" if kept else "there is no earlier checkpoint"
         raise CheckpointError(
             f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: free some space, then"
-            " start again to go on"
+            " rerun the same command to resume"
         ) from error
 
 
@@ -274,7 +274,7 @@ def check_finite(tree: Any, where: str) -> None:
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise CheckpointError(
-            f"checkpoint {where} holds a value that is not finite in {bad[0]}{more}; delete that folder to go on from"
+            f"checkpoint {where} holds a value that is not finite in {bad[0]}{more}; delete that folder to resume from"
             " an earlier one"
         )
 

@@ -1,6 +1,6 @@
-"""Emergency copies of the state on each machine's own disk, between the checkpoints on shared storage.
+"""Emergency checkpoints on each machine's own disk, between the checkpoints on shared storage.
 
-Each process writes the shards of its own devices to one safetensors file. A copy can be used when every process still
+Each process writes the shards of its own devices to one safetensors file. One can be used when every process still
 has its file of the same step and the mesh is the same: the usual restart after a crash, without the wait for, or the
 steps since, the last real checkpoint. Anything else falls back to the checkpoints.
 """
@@ -54,7 +54,7 @@ class EmergencyCheckpoints:
                 shards.setdefault(_key(path_name(path), shard.index), shard.data)
         tensors = {name: np.asarray(data) for name, data in jax.device_get(shards).items()}
         meta = {**meta, "fingerprint": fingerprint(state._asdict())}
-        self._writing = threading.Thread(target=self._write, args=(tensors, step, meta), name="local copy")
+        self._writing = threading.Thread(target=self._write, args=(tensors, step, meta), name="emergency checkpoint")
         self._writing.start()
 
     def wait(self) -> None:
@@ -80,10 +80,10 @@ class EmergencyCheckpoints:
                 meta = json.loads(file.metadata()["meta"])
                 state = TrainState(**_assemble(file, abstract._asdict()))
         except (OSError, KeyError, LclmError, ValueError, SafetensorError) as error:
-            logger.warning("the local copy %s cannot be used (%s)", path, error)
+            logger.warning("the emergency checkpoint %s cannot be used (%s)", path, error)
             return None
         if fingerprint(state._asdict()) != meta.pop("fingerprint"):
-            logger.warning("the local copy %s is damaged", path)
+            logger.warning("the emergency checkpoint %s is damaged", path)
             return None
         return state, meta
 
@@ -109,7 +109,7 @@ class EmergencyCheckpoints:
                     self._path(old).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            logger.warning("no local copy of step %d: %s", step, error)
+            logger.warning("no emergency checkpoint of step %d: %s", step, error)
 
 
 def _assemble(file: Any, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a checkpoint came from, stored with it, and the check that a run goes on with the same.
+"""What a checkpoint came from, stored with it, and the check that a run resumes with the same.
 
 A stage's result depends on its own settings, on what all stages share, and on the stages it started from: on their keys
 of the role ``result``. Keys of other roles may change between restarts.
@@ -21,7 +21,7 @@ _TOWERS = ("encoder", "decoder")
 
 
 class ChangedConfigError(LclmError):
-    """A stage's checkpoint was made with other settings; the message names them and how to go on."""
+    """A stage's checkpoint was made with other settings; the message names them and how to resume."""
 
 
 def parent_of(config: Config, stage: str) -> str | None:
@@ -111,7 +111,7 @@ def check_provenance(config: Config, stage: str, stored: dict[str, Any], force: 
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise ChangedConfigError(
             f"stage {stage} was trained with other settings ({shown}{more}); set them back, delete {folder} to train"
-            " it again, give the run another name, or go on with the new ones all the same: lclm train --force"
+            " it again, give the run another name, or resume with the new ones: lclm train --force"
         )
     ancestors, names = stored["ancestors"], now["ancestors"]
     changed = [name for name in {**ancestors, **names} if ancestors.get(name) not in _hashes(config, name, names)]

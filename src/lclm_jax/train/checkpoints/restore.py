@@ -1,4 +1,4 @@
-"""What a stage goes on from: its newest intact checkpoint of the same settings and rows, or fresh parameters."""
+"""What a stage resumes from: its newest intact checkpoint of the same settings and rows, or fresh parameters."""
 
 import logging
 from collections.abc import Collection
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def starting_state(
     run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: EmergencyCheckpoints
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state to go on from and the JSON stored with it; None for a stage that begins."""
+    """The state to resume from and the JSON stored with it; None for a stage that starts."""
     model = run.config.model
     abstract = abstract_state(model, optimizer, run.mesh)
     damaged: list[str] = []
@@ -33,7 +33,7 @@ def starting_state(
     newer = copies.newest()
     if newer is not None and newer > (latest or 0) and (found := copies.restore(newer, abstract)) is not None:
         check_provenance(run.config, run.stage, found[1]["provenance"], run.force)
-        logger.info("%s: going on from the local copy of step %d", run.stage, newer)
+        logger.info("%s: resuming from the emergency checkpoint of step %d", run.stage, newer)
         return found
     while latest is not None:
         try:
@@ -43,11 +43,11 @@ def starting_state(
             damaged.append(str(aside))
             latest = checkpoints.latest()
             next_best = f"step {latest}" if latest is not None else "none: there is no other"
-            logger.warning("%s; it is kept as %s. Going on from %s", fault, aside, next_best)
+            logger.warning("%s; it is kept as %s. Resuming from %s", fault, aside, next_best)
     if damaged:
         raise CheckpointError(
             f"every checkpoint of stage {run.stage} is damaged ({', '.join(damaged)}); delete"
-            f" {checkpoints.folder.parent} to train the stage again, or bring back a copy of one"
+            f" {checkpoints.folder.parent} to train the stage again, or restore a copy of one"
         )
     seed = run.config.seed + list(run.config.stages).index(run.stage)
     return fresh_state(run.initial_params(), model, optimizer, run.mesh, seed), None
@@ -98,7 +98,7 @@ def set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:
 
 
 def check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: BatchLoader) -> list[str]:
-    """Refuse other rows than the checkpoint's; what differs in settings and rows where the run is forced to go on."""
+    """Refuse other rows than the checkpoint's; what differs in settings and rows where the run is forced to resume."""
     if not meta:
         return []
     forced = check_provenance(run.config, run.stage, meta["provenance"], run.force)
@@ -107,7 +107,7 @@ def check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | N
     rows = f"index {meta['index_digest'][:12]}, now {loader.digest[:12]}"
     if not run.force:
         raise CheckpointError(
-            f"{checkpoints.folder} was trained on other rows ({rows}); bring the prepared data back, or delete"
+            f"{checkpoints.folder} was trained on other rows ({rows}); restore the prepared data, or delete"
             f" {checkpoints.folder.parent} to train the stage again"
         )
     return [*forced, f"rows: {rows}"]

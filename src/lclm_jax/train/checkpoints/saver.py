@@ -11,10 +11,9 @@ from jax.experimental import multihost_utils
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
-from lclm_jax.train.core.hooks import Hook, StepInfo
+from lclm_jax.train.core.hooks import Hook, Pause, StepInfo
 from lclm_jax.train.core.state import TrainState
 from lclm_jax.train.logging.events import Events
-from lclm_jax.train.supervise.step_monitor import StepMonitor
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ _CLOCK_STEPS = 16
 
 
 class CheckpointPolicy:
-    """Saves by step, by time, and again after a failure; a failed save stops the run only by policy.
+    """Says when to save (by step, by time, after a failure); a failed save stops the run only if the settings say so.
 
     Args:
         checkpoints: where to.
@@ -98,7 +97,7 @@ class CheckpointPolicy:
         if self._failures >= (limit or (3 if final else self._failures + 1)):
             raise error
         again = self._settings.retry_seconds
-        logger.error("%s\nTraining goes on (failed save %d of %s); next try in %g s", error, self._failures,
+        logger.error("%s\nTraining continues (failed save %d of %s); next try in %g s", error, self._failures,
                      limit or "any number", again)  # fmt: skip
         self._retry_at = self._clock() + again
 
@@ -111,7 +110,7 @@ class Saver:
         emergency: of the copies on the machine's own disk.
         emergency_steps: steps between these copies.
         make_meta: updates made -> the JSON that is stored with the state.
-        monitor: counts the time.
+        pause: counts the time of a save.
     """
 
     def __init__(
@@ -120,10 +119,10 @@ class Saver:
         emergency: EmergencyCheckpoints,
         emergency_steps: int,
         make_meta: Callable[[int], JsonObject],
-        monitor: StepMonitor,
+        pause: Pause,
     ):
         self._policy, self._emergency, self._emergency_steps = policy, emergency, emergency_steps
-        self._make_meta, self._monitor = make_meta, monitor
+        self._make_meta, self._pause = make_meta, pause
 
     def hooks(self) -> list[Hook]:
         """Saving as a hook. The policy looks at the clock, so it is asked after every step."""
@@ -131,12 +130,12 @@ class Saver:
 
     def save(self, info: StepInfo, final: bool) -> None:
         """Write a checkpoint now; ``final``: wait until it is complete, as no step follows."""
-        with self._monitor.pause("checkpoint", f"saving step {info.step}"):
+        with self._pause("checkpoint", f"saving step {info.step}"):
             self._policy.save(info.state, info.step, self._make_meta(info.step), final)
 
     def _after_step(self, info: StepInfo) -> None:
         if self._policy.due(info.step, info.steps):
             self.save(info, final=info.is_last)
         elif self._emergency.due(info.step, self._emergency_steps):
-            with self._monitor.pause("checkpoint", f"writing the emergency checkpoint of step {info.step}"):
+            with self._pause("checkpoint", f"writing the emergency checkpoint of step {info.step}"):
                 self._emergency.save(info.state, info.step, self._make_meta(info.step))

@@ -109,7 +109,7 @@ def merge(*branches: Mapping[str, Any]) -> dict[str, Any]:
         elif all(isinstance(node, Mapping) for node in nodes):
             merged[name] = merge(*nodes)
         else:
-            raise LclmError(f"parameter {name} stands in more than one branch; each leaf trains or is frozen")
+            raise LclmError(f"parameter {name} is in more than one branch; each leaf either trains or is frozen")
     return merged
 
 

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from lclm_jax.train.core.state import TrainState
 from lclm_jax.train.logging.records import Record
 from lclm_jax.types import Params
+
+Pause = Callable[[str, str], AbstractContextManager[None]]
+"""(what the time is counted as, what is done) -> a context in which no step is made: ``StepMonitor.pause``."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from typing import Self
 
 import jax
 
-from lclm_jax.train.core.hooks import Hook, StepInfo
+from lclm_jax.train.core.hooks import Hook, Pause, StepInfo
 from lclm_jax.train.core.stage_run import StageRun
 from lclm_jax.train.logging.events import Events
 from lclm_jax.train.logging.metrics import MetricsLog
-from lclm_jax.train.supervise.step_monitor import StepMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +22,12 @@ class InTrainingEval:
     Args:
         run: the stage; without a probe nothing is ever due.
         first_step: updates made before; later lines of the file are cut off.
-        monitor: counts the time.
+        pause: counts the time of an evaluation.
         events: the time is also noted here.
     """
 
-    def __init__(self, run: StageRun, first_step: int, monitor: StepMonitor, events: Events):
-        self._run, self._monitor, self._events = run, monitor, events
+    def __init__(self, run: StageRun, first_step: int, pause: Pause, events: Events):
+        self._run, self._pause, self._events = run, pause, events
         writes = run.probe is not None and jax.process_index() == 0
         self._log = MetricsLog(run.folder / NAME, first_step + 1, writes)
 
@@ -46,7 +45,7 @@ class InTrainingEval:
 
     def _measure(self, info: StepInfo) -> None:
         assert self._run.probe is not None
-        with self._monitor.pause("evaluation", f"evaluating after step {info.step}"):
+        with self._pause("evaluation", f"evaluating after step {info.step}"):
             began = time.perf_counter()
             values = self._run.probe(info.params)
             seconds = time.perf_counter() - began

@@ -137,14 +137,14 @@ def _run_once(run: StageRun) -> None:
         _note_beginning(run, events, first, opened, forced)
         first_row = start.rows - first * stage.batch_rows
         monitor = enter(StepMonitor(run, first, first_row, loader.loader, checkpoints, watchdog, events))
-        evaluation = enter(InTrainingEval(run, first, monitor, events))
+        evaluation = enter(InTrainingEval(run, first, monitor.pause, events))
 
         def make_meta(done: int) -> JsonObject:
             data = loader.loader.state(first_row + done * stage.batch_rows)
             return _meta(run, done, data, forced)
 
         policy = CheckpointPolicy(checkpoints, train.checkpoint, events)
-        saver = Saver(policy, emergency, train.checkpoint.local_every_steps, make_meta, monitor)
+        saver = Saver(policy, emergency, train.checkpoint.local_every_steps, make_meta, monitor.pause)
         stopping = _stop_hook(run, stop, checkpoints, saver, events)
         users = (_users_hook(hook, monitor) for hook in run.hooks)
         hooks = [*users, stopping, *evaluation.hooks(), *saver.hooks()]

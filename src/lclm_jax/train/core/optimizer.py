@@ -1,8 +1,8 @@
 """The optimizer by group: each with its own schedule, decay and step count, clipped together.
 
 A group is usually a part of the model (adapter, encoder, decoder, memory_rows). A group whose gradient is exactly zero
-in a step got no signal (no span in the batch, say): neither momentum nor weight decay moves it, and its Adam count
-stays, so its bias correction is that of the updates it has made. The schedule follows the global step. With
+in a step got no signal (no span in the batch, say): neither momentum nor weight decay moves it, and its Adam step
+count is not incremented, so its bias correction is that of the updates it has made. The schedule still advances. With
 ``ema_decay`` the state also holds averages of the trainable parameters, under the name ``EMA``.
 """
 
@@ -154,7 +154,7 @@ def _moved(params: Any, updates: Any, rate: jax.Array, decay: float, key: jax.Ar
         moved = wide - rate * (towards.astype(jnp.float32) + decay * wide)
         if param.dtype == jnp.bfloat16:
             if key is None:
-                raise LclmError("bfloat16 parameters are rounded at random; give Optimizer.update a key")
+                raise LclmError("bfloat16 parameters need stochastic rounding; give Optimizer.update a key")
             moved = stochastic_round(moved, jax.random.fold_in(key, number))
         found.append(moved)
     return jax.tree.unflatten(structure, found)

@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Train every stage of ``config`` that is not finished, or ``only_stage`` alone.
 
-    A stage that was interrupted goes on from its newest checkpoint; its losses are those of an uninterrupted run.
+    An interrupted stage resumes from its newest checkpoint; its losses are those of an uninterrupted run.
 
     Args:
         config: the run.

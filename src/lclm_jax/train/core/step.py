@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
@@ -21,7 +22,7 @@ from lclm_jax.train.core.stage_run import StepFunction
 from lclm_jax.train.core.state import TrainState, step_key
 
 
-def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh: Mesh) -> StepFunction:
+def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh: Mesh) -> Wrapped:
     """The jitted ``train_step(state, batch) -> (state, metrics)`` of a stage; the state is donated.
 
     Call it under ``use_mesh(mesh)``, with batches placed by ``put_batch``. ``metrics`` are float32 scalars:

@@ -97,7 +97,7 @@ def _to_adam_size(path: Any, leaf: jax.Array) -> jax.Array:
 
 
 def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
-    """Round float32 to one of the two nearest bfloat16 values, the nearer the likelier; the mean is ``x``.
+    """Stochastic rounding of float32 to one of the two nearest bfloat16 values; the expected value is ``x``.
 
     An update smaller than half the distance between two bfloat16 values (a 256th of the parameter) would be lost in
     every step by rounding to nearest (Gupta et al. 2015, arXiv 1502.02551; Zamirai et al. 2020, arXiv 2010.06192).

@@ -1,6 +1,6 @@
-"""What happened to a stage besides its steps: starts, saves, failures, rewinds, stops; one line of JSON each.
+"""Events of a stage besides its steps: starts, saves, failures, rewinds, stops; one line of JSON each.
 
-``metrics.jsonl`` is cut back when a stage goes on from a checkpoint; this file never is, so the time that restarts
+``metrics.jsonl`` is cut back when a stage resumes from a checkpoint; this file never is, so the time that restarts
 cost stays known.
 """
 

@@ -1,4 +1,4 @@
-"""How training goes, in words: means over the steps since it was last told."""
+"""The log line of training: means over the steps since the last one."""
 
 from collections import defaultdict
 

@@ -89,7 +89,7 @@ class MetricsLog:
         if error is not None:
             raise LclmError(
                 f"cannot write {self._path} ({error.strerror}), {len(self._waiting)} lines are lost; checkpoints are"
-                " intact: free some space, then start again to go on"
+                " intact: free some space, then rerun the same command to resume"
             ) from error
 
     def _flush(self) -> OSError | None:

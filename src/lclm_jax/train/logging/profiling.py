@@ -1,4 +1,4 @@
-"""Traces of a few steps."""
+"""Profiler traces of a few steps."""
 
 from pathlib import Path
 from typing import Any

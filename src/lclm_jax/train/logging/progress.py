@@ -22,7 +22,7 @@ class Reporter(Protocol):
     """Told of every step of a stage, in order, one step late."""
 
     def start(self, stage: str, first_step: int, steps: int) -> None:
-        """A stage of ``steps`` begins, or goes on, at ``first_step``."""
+        """A stage of ``steps`` starts, or resumes, at ``first_step``."""
 
     def step(self, record: Record) -> None:
         """A step is done."""

@@ -162,7 +162,7 @@ def _imported(module: str, extra: str) -> Any:
 
 
 def _run_id(config: Config) -> str:
-    """The same at every restart, so that a run that goes on is one run in the tracker, too."""
+    """The same at every restart, so that a resumed run is one run in the tracker, too."""
     return hashlib.sha256(f"{config.name} {RunPaths(config).root.absolute()}".encode()).hexdigest()[:16]
 
 

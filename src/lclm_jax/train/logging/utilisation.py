@@ -1,4 +1,4 @@
-"""How much of the chips' peak a step uses, by part, and how much memory."""
+"""Model FLOPs utilisation (MFU) of a step, by part of the model, and peak memory."""
 
 from collections.abc import Callable
 

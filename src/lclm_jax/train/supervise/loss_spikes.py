@@ -54,7 +54,7 @@ class SpikeDetector:
 
 
 class RewindRequested(Exception):
-    """Training is to go on from the checkpoint before step ``first``, skipping steps ``first`` to ``last``."""
+    """Training must resume from the checkpoint before step ``first`` and skip steps ``first`` to ``last``."""
 
     def __init__(self, first: int, last: int):
         super().__init__(f"loss spike in steps {first} to {last}")

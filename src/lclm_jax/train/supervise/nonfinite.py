@@ -13,13 +13,13 @@ from lclm_jax.data.loading.position import BatchLoader
 logger = logging.getLogger(__name__)
 
 _KEPT = 100
-"""Files after which no more are written: a run that is beyond help shall not fill the disk."""
+"""No more files than this: a run that has diverged must not fill the disk."""
 
 
 class NonfiniteSteps:
     """Writes ``nonfinite/step-N.json`` below ``stage_folder`` for each bad step, in the first process.
 
-    ``first_row``: that of step 0, had all steps ``batch_rows``; not 0 where a stage was forced to go on with others.
+    ``first_row``: that of step 0, had all steps ``batch_rows``; not 0 where a stage was forced to resume with another.
     """
 
     def __init__(self, stage_folder: Path, loader: BatchLoader, batch_rows: int, first_row: int):

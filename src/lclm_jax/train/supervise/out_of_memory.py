@@ -1,4 +1,4 @@
-"""What a step costs and what to do when it does not fit: traces of chosen steps, remedies for a full device memory."""
+"""What to change when a step does not fit the devices' memory."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +58,7 @@ def remedies(config: Config, stage: str, mesh: Mapping[str, int], count: int = 3
             f"--set mesh.replica=1 --set mesh.fsdp=-1: parameters over {mesh['replica']} times as many devices"
         )
     if model.remat != "full":
-        found.append(f"--set model.remat=full: activations are computed again instead of kept (now {model.remat})")
+        found.append(f"--set model.remat=full: activations are recomputed instead of kept (now {model.remat})")
     context = 2 * mesh["context"]
     if mesh["fsdp"] % 2 == 0 and config.pack(stage).row_length % pieces_in(context) == 0:
         shared = f"{context} devices share a row, and gather its keys and values"

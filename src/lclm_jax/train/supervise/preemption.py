@@ -1,4 +1,4 @@
-"""Why a run should save and stop: signals, the end of a cluster job's time, a cloud's maintenance notice.
+"""Preemption: signals, the end of a cluster job's time, a cloud's maintenance notice.
 
 A request is noted here and acted on by the loop after the step in progress, on all processes at the same step.
 """
@@ -93,7 +93,7 @@ def job_deadline(environment: Any = os.environ) -> float | None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0 and done.stdout.strip().isdigit():
             return time.time() + float(done.stdout)
-        logger.warning("flux job timeleft says nothing (%s): the job's end is not known", done.stderr.strip())
+        logger.warning("flux job timeleft gave no time (%s): the end of the job is unknown", done.stderr.strip())
     return None
 
 

@@ -1,4 +1,4 @@
-"""Batches for the loop with a time limit: a loader that stalls or dies is opened again where it stood."""
+"""Batches for the loop with a time limit: a loader that stalls or dies is reopened at the same row."""
 
 import logging
 import queue
@@ -24,11 +24,11 @@ class DataStalled(LclmError):
 class ResilientLoader:
     """Iterates over (batch, stats) from ``start`` on; close it (or use ``with``) at the end.
 
-    Rows are a pure function of their number, so opening the loader again changes nothing but the time it takes.
+    Rows are a pure function of their number, so reopening the loader changes nothing but the time it takes.
 
     Args:
         open_loader: where to begin -> the loader of the rest.
-        start: where training goes on.
+        start: where training starts or resumes.
         batch_rows: global rows of a batch.
         timeout_seconds: longest wait for a batch; None: for ever.
     """
@@ -81,8 +81,8 @@ class ResilientLoader:
                 fault = f"the loader died ({type(taken).__name__}: {str(taken).splitlines()[0] if str(taken) else ''})"
             where = f"process {jax.process_index()} at row {self._row} (step {self._row // self._batch_rows})"
             if attempt == _ATTEMPTS:
-                raise DataStalled(f"{where}: {fault}, {_ATTEMPTS} times in a row; look at the disk and the workers")
-            logger.warning("%s: %s; opening the loader again", where, fault)
+                raise DataStalled(f"{where}: {fault}, {_ATTEMPTS} times in a row; check the disk and the workers")
+            logger.warning("%s: %s; reopening the loader", where, fault)
             self.restarts += 1
             self._over.set()
             # A stalled loader may also stall when it is closed: it must not take the loop with it.

@@ -1,4 +1,4 @@
-"""Which process the others wait for: a step is as fast as the slowest host, and no host sees that by itself."""
+"""Stragglers: a step is as fast as the slowest process, and no process sees that by itself."""
 
 import logging
 import socket
@@ -13,14 +13,14 @@ from lclm_jax.train.logging.events import Events
 logger = logging.getLogger(__name__)
 
 _SHARE = 0.2
-"""Part of a step that a host must lose beyond the others before it is named."""
+"""Fraction of a step that a process must lose beyond the others before it is named."""
 _NAME_BYTES = 64
 
 
 class StragglerMonitor:
-    """Compares now and then what the processes spend outside of the device; does nothing in a run of one process.
+    """Compares the time that each process spends outside of its device; does nothing in a run of one process.
 
-    On a host that keeps up nearly all of a step is waiting for the device. The one that is late (slow storage, a busy
+    A process that keeps up spends nearly all of a step waiting for its device. A straggler (slow storage, a busy
     or throttled processor) finds the device done, and the others wait for it inside of their collectives.
     """
 
@@ -37,7 +37,7 @@ class StragglerMonitor:
         self._data += data_wait
 
     def compare(self) -> dict[str, float]:
-        """Name a process that holds the others up; all processes call this after the same steps, which it forgets.
+        """Name a straggler; all processes call this after the same step, and start counting again.
 
         Returns:
             ``host_max_seconds`` and ``host_median_seconds``: seconds of a step outside of the device, over processes.
@@ -58,7 +58,7 @@ class StragglerMonitor:
         self._events.write("slow_process", process=rank, host=name, seconds=host, data_wait_seconds=data)
         if jax.process_index() == 0:
             logger.warning(
-                "%s: process %d of %d (%s) holds the others up: %.3f s of a step of %.3f s pass outside of its"
+                "%s: process %d of %d (%s) is a straggler: %.3f s of a step of %.3f s pass outside of its"
                 " device, %.3f s of them waiting for data",
                 self._stage, rank, jax.process_count(), name, host, wall, data,
             )  # fmt: skip

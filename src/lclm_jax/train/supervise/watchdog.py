@@ -1,7 +1,7 @@
-"""A thread that notices when training no longer moves, writes where every thread stands, and ends the process.
+"""A thread that notices when training makes no progress, writes the stacks of all threads, and ends the process.
 
 A rank that hangs (a collective whose partner is gone, a file system that does not answer) would otherwise hold its
-chips until someone looks. Launchers start a run again that ends with ``EXIT_RETRY``.
+devices until someone looks. Launchers restart a run that ends with ``EXIT_RETRY``.
 """
 
 import faulthandler
@@ -19,7 +19,7 @@ import psutil
 logger = logging.getLogger(__name__)
 
 EXIT_RETRY = 75
-"""Exit status that asks the launcher to start the run again (EX_TEMPFAIL)."""
+"""Exit status that asks the launcher to restart the run (EX_TEMPFAIL)."""
 
 
 class Watchdog:
@@ -64,7 +64,7 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         logger.error(
             "%s: no progress for %.0f s while %s (train.watchdog_seconds=%g); stacks of all threads: %s. Exiting with"
-            " status %d: the same command goes on from the newest checkpoint",
+            " status %d: rerun the same command to resume from the newest checkpoint",
             rank, waited, self._doing, self._limit, self._stacks, EXIT_RETRY,
         )  # fmt: skip
         sys.stderr.flush()
