@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 RENAMED: dict[str, str] = {}
 """Dotted old key -> dotted new key; a part ``NAME`` stands for any name (of a stage, a source, a collection)."""
 
-GONE: dict[str, str] = {}
+GONE: dict[str, str] = {"train.poison_steps": "faults are injected by lclm chaos alone"}
 """Dotted key that no longer exists -> why, and what to use; an empty value is dropped without a word."""
 
 

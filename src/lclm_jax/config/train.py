@@ -115,9 +115,6 @@ class TrainConfig(Tree, role="logging"):
     watchdog_seconds: float | None = key(
         1800.0, "A process that makes no progress for so long writes its stacks and exits; null: never.", gt=0
     )
-    poison_steps: tuple[str, ...] = key(
-        (), "Steps whose gradients are made NaN, as skip_steps writes them: a drill, used by lclm chaos.", role="result"
-    )
 
     @model_validator(mode="after")
     def _check(self):
