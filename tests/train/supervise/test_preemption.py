@@ -41,15 +41,21 @@ def test_the_end_of_the_job_asks_in_time(monkeypatch):
 
 
 def test_deadlines_of_schedulers(tmp_path, monkeypatch):
-    assert job_deadline({}) is None
-    assert job_deadline({"LCLM_DEADLINE": "1700000000"}) == 1.7e9
+    for name in ("LCLM_DEADLINE", "SLURM_JOB_END_TIME", "FLUX_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert job_deadline() is None
+    monkeypatch.setenv("LCLM_DEADLINE", "1700000000")
+    assert job_deadline() == 1.7e9
+    monkeypatch.setenv("LCLM_DEADLINE", "soon")
     with pytest.raises(LclmError, match="LCLM_DEADLINE='soon' is not a time; set it to seconds"):
-        job_deadline({"LCLM_DEADLINE": "soon"})
+        job_deadline()
+    monkeypatch.delenv("LCLM_DEADLINE")
+    monkeypatch.setenv("FLUX_JOB_ID", "f1")
     flux = tmp_path / "flux"
     flux.write_text("#!/bin/sh\necho 120\n")
     flux.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert job_deadline({"FLUX_JOB_ID": "f1"}) == pytest.approx(time.time() + 120, abs=5)
+    assert job_deadline() == pytest.approx(time.time() + 120, abs=5)
 
 
 def test_a_cloud_notice_asks(monkeypatch):

@@ -172,9 +172,9 @@ class Checkpoints:
     def _sealed_steps(self) -> list[int]:
         return [step for step in self.steps() if has_manifest(self.folder / str(step))]
 
-    def check(self, step: int, checksums: bool = True) -> None:
+    def check(self, step: int) -> None:
         """Raise ``DamagedCheckpoint`` if the files of ``step`` are not those that were written."""
-        if (fault := defect(self.folder / str(step), checksums)) is not None:
+        if (fault := defect(self.folder / str(step))) is not None:
             raise DamagedCheckpoint(f"checkpoint {self.folder / str(step)} is damaged: {fault}")
 
     def set_aside(self, step: int, why: str = "damaged") -> Path:

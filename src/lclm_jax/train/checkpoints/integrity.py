@@ -39,11 +39,8 @@ def has_manifest(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
-def defect(folder: Path, checksums: bool = True) -> str | None:
-    """What is wrong with the files of ``folder``, in a few words; None if they are as written, or have no manifest.
-
-    ``checksums=False`` compares names and sizes only, without reading the files.
-    """
+def defect(folder: Path) -> str | None:
+    """What is wrong with the files of ``folder``, in a few words; None if they are as written, or have no manifest."""
     if not has_manifest(folder):
         return None
     try:
@@ -56,8 +53,6 @@ def defect(folder: Path, checksums: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    if not checksums:
-        return None
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(_checksum, (folder / name for name in entries))
         changed = [name for (name, (_, digest)), now in zip(entries.items(), sums, strict=True) if now != digest]

@@ -10,6 +10,9 @@ from lclm_jax.config import Config
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel.zigzag import pieces_in
 
+_SHOWN = 3
+"""Remedies that a message names."""
+
 
 class OutOfMemory(LclmError):
     """``stage`` does not fit the devices' memory; the message names the cheapest remedies."""
@@ -42,8 +45,10 @@ def advice(config: Config, stage: str, mesh: Mapping[str, int]) -> str:
     return "\n".join(["Cheapest first:", *ways])
 
 
-def remedies(config: Config, stage: str, mesh: Mapping[str, int], count: int = 3) -> list[str]:
-    """The ``count`` cheapest changes that lower the peak of a step on ``mesh`` (axis -> size), by their cost in time.
+def remedies(config: Config, stage: str, mesh: Mapping[str, int]) -> list[str]:
+    """The cheapest changes that lower the peak of a step on ``mesh`` (axis -> size), ``_SHOWN`` at most.
+
+    They are sorted by their cost in time.
 
     More microbatches cost nothing but smaller products; sharding costs collectives; remat costs a third of the FLOPs.
     """
@@ -70,4 +75,4 @@ def remedies(config: Config, stage: str, mesh: Mapping[str, int], count: int = 3
     if config.train.optimizer.kind != "adafactor":
         found.append("--set train.optimizer.kind=adafactor: no second moments of full size (another run)")
     found.append("more devices along mesh.fsdp")
-    return found[:count]
+    return found[:_SHOWN]

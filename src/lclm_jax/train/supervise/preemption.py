@@ -78,17 +78,17 @@ def stop_requests(settings: StopConfig) -> Iterator[StopRequest]:
         restore()
 
 
-def job_deadline(environment: Any = os.environ) -> float | None:
+def job_deadline() -> float | None:
     """When the cluster job ends, in seconds since the epoch; None: it does not say.
 
     Reads ``LCLM_DEADLINE`` and ``SLURM_JOB_END_TIME`` (epochs), or asks ``flux job timeleft``.
     """
     for name in ("LCLM_DEADLINE", "SLURM_JOB_END_TIME"):
-        if text := environment.get(name):
+        if text := os.environ.get(name):
             if not text.isdigit():
                 raise LclmError(f"{name}={text!r} is not a time; set it to seconds since the epoch")
             return float(text)
-    if environment.get("FLUX_JOB_ID"):
+    if os.environ.get("FLUX_JOB_ID"):
         command = ["flux", "job", "timeleft"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0 and done.stdout.strip().isdigit():

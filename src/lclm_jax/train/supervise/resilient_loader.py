@@ -42,8 +42,6 @@ class ResilientLoader:
     ):
         self._open, self._begin, self._row, self._batch_rows = open_loader, start, start.rows, batch_rows
         self._timeout = timeout_seconds
-        self.restarts = 0
-        """Times the loader was opened again."""
         self._start()
 
     def _start(self) -> None:
@@ -83,7 +81,6 @@ class ResilientLoader:
             if attempt == _ATTEMPTS:
                 raise DataStalled(f"{where}: {fault}, {_ATTEMPTS} times in a row; check the disk and the workers")
             logger.warning("%s: %s; reopening the loader", where, fault)
-            self.restarts += 1
             self._over.set()
             # A stalled loader may also stall when it is closed: it must not take the loop with it.
             threading.Thread(target=self.loader.close, daemon=True).start()
