@@ -52,7 +52,7 @@ def test_a_failed_save_is_tried_again_and_stops_the_run_by_policy(disk, tmp_path
     saver = make(disk, tmp_path, lambda: now[0], max_failed_saves=3)
     disk.full = True
     saver.save(None, 10, {})
-    assert "disk full" in caplog.text and "Training goes on (failed save 1 of 3); next try in 5 s" in caplog.text
+    assert "disk full" in caplog.text and "Training continues (failed save 1 of 3); next try in 5 s" in caplog.text
     assert not saver.due(11, 99)
     now[0] = 6.0
     assert saver.due(12, 99)
