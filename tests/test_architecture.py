@@ -40,7 +40,8 @@ def _packages() -> dict[str, Package]:
     add("batch", "`Batch`, the fixed layout that data hands to the model", "types", "config")
     add("text", "tokenizers, chat templates, memory tags, span placement, examples", *base, "config")
     add("data", "raw files to prepared shards, packed rows, row index, batches", *base, "config", "batch", "text")
-    add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays", "types", "errors")
+    add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays; of `config` the registries",
+        "types", "errors", "config")  # fmt: skip
     add("parallel", "the mesh, the one sharding table, start-up of several processes", *base, "config", "batch")
     add(
         "model",

@@ -4,14 +4,15 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.config import ModelConfig
-from lclm_jax.kernels.attention import BACKENDS, attention
+from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
+from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
+from lclm_jax.kernels.attention import attention, backend_module
 from lclm_jax.kernels.cross_entropy import cross_entropy, overlaid_logits
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool, reference, traffic
 
@@ -53,7 +54,7 @@ def _pooling_case(kind: str, ratio: int, shape: tuple[int, int, int], small: boo
     x = jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
     scales = (jnp.ones(shape[2]), jnp.ones(wide))
     platform = jax.devices()[0].platform
-    names = ("reference", "pallas_tpu", "pallas_gpu") if small else ("reference", f"pallas_{platform}")
+    kernels = [name for name, row in POOLING_BACKENDS.items() if small or row.platform == platform]
 
     def run(x, scale, latent_scale, how):
         return normed_pool(how, x, weights, Scales(scale, latent_scale), markers)
@@ -69,7 +70,7 @@ def _pooling_case(kind: str, ratio: int, shape: tuple[int, int, int], small: boo
         kernel="pooling",
         shape=f"{kind} {ratio}, {shape[0]} x {shape[1]} x {shape[2]} bfloat16",
         arrays=(x, *scales),
-        contenders={name: functools.partial(run, how=options(name)) for name in names},
+        contenders={name: functools.partial(run, how=options(name)) for name in ("reference", *kernels)},
         truth=truth,
         bytes=(passes[0], sum(passes)),
     )
@@ -80,10 +81,10 @@ def cross_entropy_cases(small: bool) -> list[Case]:
     return [cross_entropy_case(256, 64, 2048, 32) if small else cross_entropy_case(16384, 2560, 151936, 1024)]
 
 
-def cross_entropy_case(positions: int, width: int, vocabulary: int, chunk: int, dtype: str = "bfloat16") -> Case:
+def cross_entropy_case(positions: int, width: int, vocabulary: int, chunk: int) -> Case:
     """In tiles of the vocabulary, in chunks of positions that hold as many logits, and with all logits at once."""
     rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(1, positions, width)), dtype)
+    hidden = jnp.asarray(rng.normal(size=(1, positions, width)), jnp.bfloat16)
     table = jnp.asarray(rng.normal(size=(vocabulary, width)) * 0.02, jnp.float32)
     targets = jnp.asarray(rng.integers(0, vocabulary, (1, positions)), jnp.int32)
 
@@ -101,7 +102,7 @@ def cross_entropy_case(positions: int, width: int, vocabulary: int, chunk: int, 
     product = 2.0 * positions * width * vocabulary
     return Case(
         kernel="cross_entropy",
-        shape=f"{positions} x {width}, vocabulary {vocabulary}, {dtype}",
+        shape=f"{positions} x {width}, vocabulary {vocabulary}, bfloat16",
         arrays=(hidden, table),
         contenders={
             f"tiled (chunk {chunk})": tiled,
@@ -113,15 +114,8 @@ def cross_entropy_case(positions: int, width: int, vocabulary: int, chunk: int, 
     )
 
 
-_BACKENDS: tuple[str, ...] = get_args(ModelConfig.model_fields["attention"].annotation)
-
-_KERNELS = ("splash", "pallas_tpu", "pallas_gpu")
-
-"""Backends that Pallas' interpreter runs on any platform."""
-
 _REFERENCE_KEYS = 2048
-
-"""Beyond this many keys the scores of all heads do not fit, and the reference is left out."""
+"""Beyond this many keys the scores of all heads do not fit, and what computes them whole is left out."""
 
 
 def attention_cases(small: bool) -> list[Case]:
@@ -185,12 +179,12 @@ def _contenders(segments: jax.Array, parts: int, small: bool) -> dict[str, Calla
         return attention(q, k, v, segments=both, causal=True, backend=backend)
 
     def interpreted(q, k, v, backend):
-        return importlib.import_module(BACKENDS[backend]).run(q, k, v, both, True, interpret=True)
+        return backend_module(backend).run(q, k, v, both, True, interpret=True)
 
-    names = [name for name in _BACKENDS if name != "reference" or length <= _REFERENCE_KEYS]
-    found: dict[str, Callable[..., Any]] = {
-        name: functools.partial(interpreted if small and name in _KERNELS else ours, backend=name) for name in names
-    }
+    found: dict[str, Callable[..., Any]] = {"auto": functools.partial(ours, backend="auto")}
+    for name, row in ATTENTION_BACKENDS.items():
+        if row.cost.block is not None or length <= _REFERENCE_KEYS:
+            found[name] = functools.partial(interpreted if small and row.platform else ours, backend=name)
     if length <= _REFERENCE_KEYS:
         found["jax.nn (xla)"] = functools.partial(_jax_nn, segments=segments)
     if parts == 1:  # it has no segments

@@ -133,12 +133,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
-def one_of(registry: Iterable[str]) -> Callable[[str], str]:
-    """A validator that lets the names of ``registry`` pass."""
+def one_of(registry: Iterable[str], *others: str) -> Callable[[str], str]:
+    """A validator that lets the names of ``registry``, and ``others``, pass."""
 
     def check(name: str) -> str:
-        if name not in registry:
-            raise ValueError(f"{name!r} is unknown; use one of {', '.join(registry)}")
+        if name not in (*others, *registry):
+            raise ValueError(f"{name!r} is unknown; use one of {', '.join((*others, *registry))}")
         return name
 
     return check

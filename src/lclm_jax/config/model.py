@@ -7,7 +7,10 @@ from pydantic import AfterValidator, field_validator, model_validator
 from lclm_jax.config.base import Tree, key, one_of, required, suggestion
 from lclm_jax.config.presets import BACKBONES
 from lclm_jax.config.registry.adapters import ADAPTERS, AdapterRow
+from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
+from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
 from lclm_jax.config.registry.poolings import POOLINGS, PoolingRow
+from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
 
 Dtype = Literal["float32", "bfloat16"]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -120,23 +123,28 @@ class ModelConfig(Tree, role="result"):
         "Type that parameters are kept in; bfloat16: half the memory, updates are computed in float32 and rounded at"
         " random, so that small ones count on average.",
     )
-    remat: Literal["none", "full", "attention", "decoder_attention", "dots"] = key(
+    remat: Annotated[str, AfterValidator(one_of(REMAT_POLICIES))] = key(
         "full",
-        "What the backward pass recomputes: nothing; every block; every block but attention, or but the decoder's"
-        " attention alone; all but products with weights.",
+        "Activation checkpointing: what the backward pass recomputes. none: nothing; full: every block; attention:"
+        " every block but attention; decoder_attention: every block but the decoder's attention; dots: all but"
+        " products with weights.",
         role="layout",
     )
     embedding_std: float = key(0.02, "Standard deviation of embedding rows that start at random.", gt=0)
     scan_layers: bool = key(
         True, "Compile one block and scan over the layers, instead of unrolling them.", role="layout"
     )
-    attention: Literal["auto", "reference", "chunked", "splash", "pallas_tpu", "pallas_gpu"] = key(
+    attention: Annotated[str, AfterValidator(one_of(ATTENTION_BACKENDS, "auto"))] = key(
         "auto",
-        "Attention backend; auto chooses by platform and shape, a named one that cannot do the work raises.",
+        "Attention backend; auto chooses by platform and shape, a named one that cannot do the work raises:"
+        f" {', '.join(ATTENTION_BACKENDS)}.",
         role="layout",
     )
-    pooling_backend: Literal["auto", "reference", "pallas_tpu", "pallas_gpu"] = key(
-        "auto", "Kernel of pooling and the norms around it; a named one that cannot do it raises.", role="layout"
+    pooling_backend: Annotated[str, AfterValidator(one_of(POOLING_BACKENDS, "auto", "reference"))] = key(
+        "auto",
+        "Kernel of pooling and the norms around it; a named one that cannot do the work raises: reference,"
+        f" {', '.join(POOLING_BACKENDS)}.",
+        role="layout",
     )
     loss_chunk: int = key(
         1024, "Logits that exist at once in the cross-entropy on a device, in whole positions.", role="layout", gt=0

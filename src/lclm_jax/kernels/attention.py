@@ -6,38 +6,49 @@ is array order, not RoPE position. A query that sees no key returns zeros. For s
 
     query 0 sees 0 | query 1 sees 0 1 | query 2 sees 2 | query 3 (padding) sees nothing and returns 0
 
-A backend is one module with two functions: ``unsupported_reason(request)`` says in a few words why it cannot honour an
-``AttentionRequest`` (None: it can), and ``run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)`` computes it.
+A backend is one module with two functions, and one line in ``config/registry/attention_backends.py``:
+``unsupported_reason(request)`` says in a few words why it cannot honour an ``AttentionRequest`` (None: it can), and
+``run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)`` computes it. Kernels of accelerators take ``interpret`` too.
 """
 
 import functools
 import importlib
 import logging
-from types import ModuleType
+from typing import Protocol, cast
 
 import jax
 
+from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.errors import LclmError
 from lclm_jax.kernels.platform import platform
 from lclm_jax.kernels.request import AttentionRequest
 
 _LOG = logging.getLogger(__name__)
 
-BACKENDS = {
-    "reference": "lclm_jax.kernels.reference_attention",
-    "chunked": "lclm_jax.kernels.chunked_attention",
-    "splash": "lclm_jax.kernels.tpu.splash",
-    "pallas_tpu": "lclm_jax.kernels.tpu.attention",
-    "pallas_gpu": "lclm_jax.kernels.gpu.attention",
-}
-"""Name -> module, imported when first asked: importing kernels of accelerators takes time that CPUs need not spend."""
 
-PREFERRED = {"tpu": ("splash", "pallas_tpu"), "gpu": ("pallas_gpu",)}
-"""Platform -> what ``auto`` asks in turn. ``pallas_tpu`` comes before splash once it has been timed on hardware."""
+class Run(Protocol):
+    """The function that computes attention."""
 
-REFERENCE_MAX_KEYS = 512
-"""Where no preferred backend can, ``auto`` takes the reference up to this many keys: one fused block is faster than a
-loop over blocks."""
+    def __call__(
+        self,
+        q_BSHd: jax.Array,
+        k_BTKd: jax.Array,
+        v_BTKd: jax.Array,
+        segments: tuple[jax.Array, jax.Array],
+        causal: bool,
+        offset_B: jax.Array | None = None,
+        **options: bool,
+    ) -> jax.Array:
+        """out_BSHd."""
+
+
+class Backend(Protocol):
+    """The module of a backend."""
+
+    run: Run
+
+    def unsupported_reason(self, request: AttentionRequest) -> str | None:
+        """Why it cannot honour ``request``; None: it can."""
 
 
 def attention(
@@ -61,7 +72,7 @@ def attention(
         causal: whether array order limits what a query sees.
         offset_B: array order of each row's query 0 among the keys, int32; None is 0 (used with a key/value cache, and
             where the queries are split over devices).
-        backend: a name of ``BACKENDS``, or ``auto``: by platform and request.
+        backend: a name of ``ATTENTION_BACKENDS``, or ``auto``: by platform and request.
 
     Returns:
         [B, S, H, d] in the queries' dtype.
@@ -72,41 +83,42 @@ def attention(
     _check(q_BSHd, k_BTKd, v_BTKd, segments)
     request = _request(q_BSHd, k_BTKd, causal, to_itself=segments[0] is segments[1], offset=offset_B is not None)
     name = choose(request) if backend == "auto" else backend
-    if name not in BACKENDS:
+    if name not in ATTENTION_BACKENDS:
         raise LclmError(
-            f"attention backend {name!r} is unknown; set model.attention to auto or one of {', '.join(BACKENDS)}"
+            f"attention backend {name!r} is unknown; set model.attention to auto or one of"
+            f" {', '.join(ATTENTION_BACKENDS)}"
         )
-    reason = _module(name).unsupported_reason(request)
+    module = backend_module(name)
+    reason = module.unsupported_reason(request)
     if reason is not None:
         raise LclmError(f"attention backend {name!r} {reason}: {request}; set model.attention to auto")
-    return _module(name).run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
+    return module.run(q_BSHd, k_BTKd, v_BTKd, segments, causal, offset_B)
 
 
 def choose(request: AttentionRequest) -> str:
-    """The backend that ``auto`` takes for ``request``."""
-    refused: list[str] = []
-    for name in PREFERRED.get(request.platform, ()):
-        reason = _module(name).unsupported_reason(request)
-        if reason is None:
-            _log_choice(name, request.platform, "; ".join(refused) or "first choice there")
+    """The backend that ``auto`` takes: the first that can, of those for the request's platform, then of the others."""
+    passed_over: list[str] = []
+    own = [name for name, row in ATTENTION_BACKENDS.items() if row.platform == request.platform]
+    for name in (*own, *(name for name, row in ATTENTION_BACKENDS.items() if row.platform is None)):
+        most, reason = ATTENTION_BACKENDS[name].auto_max_keys, backend_module(name).unsupported_reason(request)
+        if reason is None and (most is None or request.keys <= most):
+            why = passed_over if most is None else [*passed_over, f"at most {most} keys"]
+            _log_choice(name, request.platform, "; ".join(why) or "first choice there")
             return name
-        refused.append(f"{name} {reason}")
-    few = request.keys <= REFERENCE_MAX_KEYS
-    refused.append(f"{'at most' if few else 'more than'} {REFERENCE_MAX_KEYS} keys")
-    name = "reference" if few else "chunked"
-    _log_choice(name, request.platform, "; ".join(refused))
-    return name
+        passed_over.append(f"more than {most} keys" if reason is None else f"{name} {reason}")
+    raise LclmError(f"no attention backend can compute {request}: {'; '.join(passed_over)}")
+
+
+@functools.cache
+def backend_module(name: str) -> Backend:
+    """The module of a backend, imported when first asked: importing kernels of accelerators takes time."""
+    return cast(Backend, importlib.import_module(ATTENTION_BACKENDS[name].code))
 
 
 @functools.cache
 def _log_choice(name: str, platform: str, why: str) -> None:
     """Cached: each choice is logged once in a process, however many shapes lead to it."""
     _LOG.info("attention: auto takes %s on %s (%s)", name, platform, why)
-
-
-@functools.cache
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(BACKENDS[name])
 
 
 def _request(q_BSHd: jax.Array, k_BTKd: jax.Array, causal: bool, *, to_itself: bool, offset: bool) -> AttentionRequest:
@@ -116,7 +128,7 @@ def _request(q_BSHd: jax.Array, k_BTKd: jax.Array, causal: bool, *, to_itself: b
     return AttentionRequest(platform(), *shape, dtype, causal=causal, to_itself=to_itself, offset=offset)
 
 
-def _check(q_BSHd, k_BTKd, v_BTKd, segments) -> None:
+def _check(q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, segments: tuple[jax.Array, jax.Array]) -> None:
     q_segments_BS, kv_segments_BT = segments
     if k_BTKd.shape != v_BTKd.shape or q_BSHd.ndim != 4 or k_BTKd.ndim != 4:
         raise LclmError(

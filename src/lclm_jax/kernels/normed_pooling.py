@@ -12,21 +12,19 @@ pass, which saves nothing and computes ``y`` and ``u`` again.
 """
 
 import functools
+import importlib
 import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
 from lclm_jax.errors import LclmError
-from lclm_jax.kernels.gpu import pooling as gpu
 from lclm_jax.kernels.platform import platform
 from lclm_jax.kernels.pooling import pool
-from lclm_jax.kernels.tpu import pooling as tpu
 
 _LOG = logging.getLogger(__name__)
-_KERNELS = {"pallas_tpu": tpu, "pallas_gpu": gpu}
-_PLATFORM = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 RATIOS = (2, 4, 8, 16, 32)
 """N that the kernels are made for."""
 
@@ -42,7 +40,7 @@ class Pooling(NamedTuple):
     latent_eps: float | None = None
     """Of the norm of the pooled states; None: there is none."""
     backend: str = "auto"
-    """``reference``, ``pallas_tpu``, ``pallas_gpu``, or ``auto``: by the platform that is compiled for."""
+    """``reference``, a name of ``POOLING_BACKENDS``, or ``auto``: by the platform that is compiled for."""
     interpret: bool = False
     """Run kernels in Pallas' interpreter, on any platform (tests)."""
 
@@ -53,6 +51,33 @@ class Scales(NamedTuple):
     hidden_E: jax.Array
     latent_E: jax.Array | None = None
     """[E]; [N * E] for ``concat``."""
+
+
+class Kernel(Protocol):
+    """The module of a kernel; it pools whole groups, of ``mean`` (for ``eos`` of N = 1) or ``concat``.
+
+    ``how`` is a ``Pooling`` of that kind; shapes are x [P, E], shares [G, N], pooled states [G, E] or [G, N * E].
+    """
+
+    MULTIPLE: int
+    """Groups are padded to a multiple of this."""
+
+    def unsupported_reason(self, width: int) -> str | None:
+        """Why it cannot pool states of this width; None: it can."""
+
+    def forward(self, how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales) -> jax.Array:
+        """Pooled states."""
+
+    def backward(
+        self, how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales, bar_GE: jax.Array
+    ) -> tuple[jax.Array, list[jax.Array | None]]:
+        """(gradient of ``x_PE``, gradients of both scales) from the gradient of the pooled states."""
+
+    def share_bytes(self, groups: int, ratio: int) -> int:
+        """Bytes of the shares in memory."""
+
+    def partial_bytes(self, groups: int, ratio: int, width: int, size: int, latent: bool) -> int:
+        """Bytes of the scales' partial gradients, written and read."""
 
 
 def normed_pool(
@@ -106,7 +131,7 @@ class Traffic(NamedTuple):
     """What the kernel of the platform moves."""
 
 
-def traffic(how: Pooling, shape_BRE: tuple[int, int, int], dtype: Any, platform: str, backward: bool) -> Traffic:
+def traffic(how: Pooling, shape_BRE: tuple[int, int, int], dtype: str, platform: str, backward: bool) -> Traffic:
     """Bytes of a forward or a backward pass over ``shape_BRE``.
 
     The kernels' surplus: a share per token, which a TPU stores in rows of 128; partial sums of the scales' gradients;
@@ -117,7 +142,8 @@ def traffic(how: Pooling, shape_BRE: tuple[int, int, int], dtype: Any, platform:
     size, slots = jnp.dtype(dtype).itemsize, rows * positions // how.ratio
     picked, ratio = (slots, 1) if how.kind == "eos" else (rows * positions, how.ratio)
     hidden, pooled = picked * width * size, slots * width * size * (how.ratio if how.kind == "concat" else 1)
-    module = tpu if platform == "tpu" else gpu
+    names = list(POOLING_BACKENDS)
+    module = _module(next((name for name in names if POOLING_BACKENDS[name].platform == platform), names[-1]))
     latent = how.latent_eps is not None
     scales = 4 * width * (1 + (how.ratio if how.kind == "concat" else 1) * latent)
     least = hidden + pooled + scales + 4 * rows * positions + (4 * slots if how.kind == "eos" else 0)
@@ -134,7 +160,9 @@ def traffic(how: Pooling, shape_BRE: tuple[int, int, int], dtype: Any, platform:
     return Traffic(least, kernel)
 
 
-def _marker_states(how, x_BRE, pool_weights_BR, markers_BL):
+def _marker_states(
+    how: Pooling, x_BRE: jax.Array, pool_weights_BR: jax.Array, markers_BL: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     """(states of the slots' markers [B, L, E], 1 or for gaps 0 [B, L])."""
     if markers_BL is None:
         raise LclmError("pooling eos needs batch.marker_index, which is None; build the batch with the same model")
@@ -151,22 +179,23 @@ def _norm(x_BRE: jax.Array, scale_E: jax.Array | None, eps: float) -> jax.Array:
 
 def _chosen(how: Pooling, x_BRE: jax.Array) -> str:
     """The backend, ``auto`` resolved; a named one that cannot do it raises."""
-    if how.backend not in ("auto", "reference", *_KERNELS):
-        raise LclmError(f"pooling backend {how.backend!r} is unknown; use auto, reference, {' or '.join(_KERNELS)}")
+    if how.backend not in ("auto", "reference", *POOLING_BACKENDS):
+        known = " or ".join(POOLING_BACKENDS)
+        raise LclmError(f"pooling backend {how.backend!r} is unknown; use auto, reference, {known}")
     if how.backend == "reference":
         return "reference"
     compiled_for = platform()
     if how.backend == "auto":
         fitting = [
             name
-            for name in _KERNELS
-            if _PLATFORM[name] == compiled_for and _unsupported_reason(name, how, x_BRE) is None
+            for name, row in POOLING_BACKENDS.items()
+            if row.platform == compiled_for and _unsupported_reason(name, how, x_BRE) is None
         ]
         choice = fitting[0] if fitting else "reference"
         _log_choice(choice, compiled_for, how.kind, how.ratio)
         return choice
     why = _unsupported_reason(how.backend, how, x_BRE)
-    if not how.interpret and compiled_for != _PLATFORM[how.backend]:
+    if not how.interpret and compiled_for != POOLING_BACKENDS[how.backend].platform:
         why = f"the program is compiled for {compiled_for}"
     if why is not None:
         raise LclmError(f"pooling backend {how.backend!r} cannot do this: {why}; use auto or reference")
@@ -179,9 +208,13 @@ def _unsupported_reason(backend: str, how: Pooling, x_BRE: jax.Array) -> str | N
         return f"ratio {how.ratio} is not one of {RATIOS}"
     if x_BRE.dtype not in (jnp.float32, jnp.bfloat16):
         return f"hidden states are {x_BRE.dtype}, not float32 or bfloat16"
-    if backend == "pallas_tpu" and x_BRE.shape[2] % tpu.LANES:
-        return f"width {x_BRE.shape[2]} is not a multiple of {tpu.LANES}"
-    return None
+    return _module(backend).unsupported_reason(x_BRE.shape[2])
+
+
+@functools.cache
+def _module(backend: str) -> Kernel:
+    """The module of a kernel, imported when first asked: importing kernels of accelerators takes time."""
+    return cast(Kernel, importlib.import_module(POOLING_BACKENDS[backend].code))
 
 
 @functools.cache
@@ -198,7 +231,7 @@ def _by_kernel(how: Pooling, x_BRE: jax.Array, pool_weights_BR: jax.Array, scale
     if how.kind == "mean":
         shares_GN = shares_GN / jnp.maximum(shares_GN.sum(-1, keepdims=True), 1.0)
     groups = shares_GN.shape[0]
-    surplus = -groups % _KERNELS[how.backend].MULTIPLE
+    surplus = -groups % _module(how.backend).MULTIPLE
     x_PE = x_BRE.reshape(-1, width)
     if surplus:
         x_PE = jnp.pad(x_PE, ((0, surplus * how.ratio), (0, 0)))
@@ -209,16 +242,20 @@ def _by_kernel(how: Pooling, x_BRE: jax.Array, pool_weights_BR: jax.Array, scale
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pool_groups(how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales) -> jax.Array:
-    return _KERNELS[how.backend].forward(how, x_PE, shares_GN, scales)
+    return _module(how.backend).forward(how, x_PE, shares_GN, scales)
 
 
-def _save(how, x_PE, shares_GN, scales):
+def _save(
+    how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Scales]]:
     return _pool_groups(how, x_PE, shares_GN, scales), (x_PE, shares_GN, scales)
 
 
-def _differentiate(how, saved, pooled_bar_GE):
+def _differentiate(
+    how: Pooling, saved: tuple[jax.Array, jax.Array, Scales], pooled_bar_GE: jax.Array
+) -> tuple[jax.Array, jax.Array, Scales]:
     x_PE, shares_GN, scales = saved
-    x_bar_PE, bars = _KERNELS[how.backend].backward(how, x_PE, shares_GN, scales, pooled_bar_GE)
+    x_bar_PE, bars = _module(how.backend).backward(how, x_PE, shares_GN, scales, pooled_bar_GE)
     return x_bar_PE, jnp.zeros_like(shares_GN), Scales(*bars)
 
 

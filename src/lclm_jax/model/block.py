@@ -1,6 +1,7 @@
 """The transformer block of Qwen3 and Llama, and a stack of them."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
+from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
@@ -16,23 +18,13 @@ from lclm_jax.model.layers import DROPOUT, Module, Projection, RMSNorm
 from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
 from lclm_jax.parallel.zigzag import natural_order, pieces_of
 
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
-    "decoder_attention": jax.checkpoint_policies.save_only_these_names(SAVED),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-"""model.remat -> what the backward pass finds saved; products with weights have no batch dimensions. The kernels name
-their output and log-sum-exp: saving both spares the forward kernel, the output alone would not."""
-
 
 class StackOptions(NamedTuple):
     """How a stack runs, beside its shape. Hashable."""
 
     causal: bool
     backend: str
-    remat: str
+    remat: RematPolicy
     scan_layers: bool
     rows: str = "batch"
     """Logical axis of the rows."""
@@ -53,7 +45,7 @@ class StackOptions(NamedTuple):
     @classmethod
     def of(cls, model: ModelConfig, causal: bool, rows: str, positions: str) -> "StackOptions":
         """The options that ``model`` sets."""
-        return cls(causal, model.attention, model.remat, model.scan_layers, rows, positions)
+        return cls(causal, model.attention, REMAT_POLICIES[model.remat], model.scan_layers, rows, positions)
 
 
 class AttentionContext(NamedTuple):
@@ -219,9 +211,9 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
     Parameters (and the cache's keys and values) carry the layers on axis 0, scanned or unrolled alike.
     """
     block: Any = Block
-    if REMAT[options.remat] is not None:
+    if options.remat.recomputes:
         # A scanned body is optimised on its own; only unrolled blocks could be merged with their recomputation.
-        block = nn.remat(Block, policy=REMAT[options.remat], prevent_cse=not options.scan_layers)
+        block = nn.remat(Block, policy=_saveable(options.remat), prevent_cse=not options.scan_layers)
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -230,6 +222,19 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
         length=config.num_layers,
         unroll=1 if options.scan_layers else config.num_layers,
     )(config, options, name=name)
+
+
+@functools.cache
+def _saveable(remat: RematPolicy) -> Callable[..., bool]:
+    """What the backward pass finds saved, for ``jax.checkpoint``; products with weights have no batch dimensions.
+
+    The kernels name their output and log-sum-exp: saving both spares the forward kernel, the output alone would not.
+    """
+    policies = jax.checkpoint_policies
+    if remat.saves_dots:
+        assert not remat.saves_attention, "attention's own products have batch dimensions: give the pair a policy"
+        return policies.dots_with_no_batch_dims_saveable
+    return policies.save_only_these_names(SAVED) if remat.saves_attention else policies.nothing_saveable
 
 
 def attention_context(config: BackboneConfig, segments_BS: jax.Array, positions_BS: jax.Array) -> AttentionContext:

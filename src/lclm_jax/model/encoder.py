@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
+from lclm_jax.config.registry.remat_policies import remat_of
 from lclm_jax.model.block import StackOptions, attention_context, layers
 from lclm_jax.model.layers import Embedding, Module, RMSNorm, lookup
 from lclm_jax.parallel.sharding import ENCODER_ROWS, widest
@@ -69,7 +70,7 @@ def encoder_options(model: ModelConfig, rows: str, positions: str) -> StackOptio
         mlp="encoder_mlp",
         width="encoder_embed",
         lora=model.lora.encoder,
-        remat="full" if model.remat == "decoder_attention" else model.remat,
+        remat=remat_of(model.remat, "encoder"),
     )
 
 

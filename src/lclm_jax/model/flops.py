@@ -8,27 +8,11 @@ encoder; rows of several segments need less attention, which neither the model's
 from typing import NamedTuple
 
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig, PackConfig, StageConfig
+from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS, AttentionCost
+from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.pooling import pooling_of
 from lclm_jax.model.registry import Products
-
-
-class AttentionCost(NamedTuple):
-    """How a backend computes attention: products of [S, T] with a head's width, and the blocks it cannot split."""
-
-    backward_products: int
-    """4 where the weights are stored; 5 recomputes scores once; 7 twice (dq and dk, dv in kernels of their own)."""
-    block: int | None
-    """Queries and keys of a block; causal programs skip whole blocks above the diagonal. None: nothing is skipped."""
-
-
-ATTENTION = {
-    "reference": AttentionCost(4, None),
-    "chunked": AttentionCost(5, 512),
-    "splash": AttentionCost(7, 1024),
-    "pallas_gpu": AttentionCost(7, 128),
-}
-"""Backend -> what it executes; the forward pass takes two products everywhere."""
 
 
 class Passes(NamedTuple):
@@ -84,13 +68,13 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
         model: shapes, remat policy.
         stage: what trains, rows of a step.
         pack: the stage's row layout.
-        backend: attention of the target platform, a key of ``ATTENTION``.
+        backend: attention of the target platform, a key of ``ATTENTION_BACKENDS``.
     """
     trains = {part: stage.peak_lr(part) is not None for part in ("adapter", "encoder", "decoder")}
-    cost, rows = ATTENTION[backend], stage.batch_rows
+    cost, rows = ATTENTION_BACKENDS[backend].cost, stage.batch_rows
     encoder_learns = through_encoder(model, stage)
     encoder_rows = rows * pack.encoder_rows
-    run = _Run(remat_of(model, "encoder"), cost, model.mask == "causal", model.lora.encoder)
+    run = _Run(remat_of(model.remat, "encoder"), cost, model.mask == "causal", model.lora.encoder)
     stacks = []
     # The last layers run over latents if the model pools before them.
     for count, ratio in ((model.encoder.num_layers - model.pool_before_last, 1), (model.pool_before_last, model.ratio)):
@@ -100,7 +84,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     encoder = Passes(*map(sum, zip(*stacks, strict=True)))
     decoder = _stack(
         model.decoder, rows, pack.row_length, pack.row_length, trains["decoder"], True,
-        _Run(remat_of(model, "decoder"), cost, True, model.lora.decoder),
+        _Run(remat_of(model.remat, "decoder"), cost, True, model.lora.decoder),
     )  # fmt: skip
     latents = encoder_rows * pack.encoder_row_length // model.ratio
     adapter = latent_flops(model, trains["adapter"], encoder_learns).times(latents)
@@ -117,17 +101,10 @@ def through_encoder(model: ModelConfig, stage: StageConfig) -> bool:
     return any(stage.peak_lr(part) is not None for part in parts)
 
 
-def remat_of(model: ModelConfig, tower: str) -> str:
-    """What a tower recomputes: ``decoder_attention`` means attention saved in the decoder, nothing in the encoder."""
-    if model.remat != "decoder_attention":
-        return model.remat
-    return "attention" if tower == "decoder" else "full"
-
-
 class _Run(NamedTuple):
     """How a stack runs."""
 
-    remat: str
+    remat: RematPolicy
     cost: AttentionCost
     causal: bool
     lora: LoraConfig | None
@@ -152,9 +129,9 @@ def _stack(shape: BackboneConfig, rows: int, length: int, window: int, trains: b
     inputs = matmul + low_rank + 4 * needed
     weights = matmul * trains + low_rank
     again += run.cost.backward_products * done - 4 * needed
-    if run.remat in ("full", "attention"):  # nothing needs the last product's output again: the program drops it
+    if not run.remat.saves_dots:  # nothing needs the last product's output again: the program drops it
         again += matmul * (1 - products["down"] / sum(products.values())) + low_rank
-    if run.remat in ("full", "dots"):
+    if not run.remat.saves_attention:
         again += 2 * done
     return Passes(forward, inputs, weights, again)
 

@@ -6,7 +6,9 @@ Memory traffic has no formula here, so that the time is a looser bound than that
 from typing import NamedTuple
 
 from lclm_jax.config import Config
-from lclm_jax.model.flops import ATTENTION, remat_of, step_flops
+from lclm_jax.config.registry.attention_backends import backend_on
+from lclm_jax.config.registry.remat_policies import remat_of
+from lclm_jax.model.flops import step_flops
 from lclm_jax.plan.memory import parameter_counts
 from lclm_jax.plan.topologies import Topology
 
@@ -40,9 +42,7 @@ def by_formula(config: Config, stage: str, topology: Topology) -> AnalyticCost:
 
 def backend_of(config: Config, topology: Topology) -> str:
     """The attention that the formula of FLOPs assumes on ``topology``."""
-    if config.model.attention in ATTENTION:
-        return config.model.attention
-    return "splash" if topology.chip.dimensions else "pallas_gpu"
+    return backend_on("tpu" if topology.chip.dimensions else "gpu", config.model.attention)
 
 
 def mesh_sizes(config: Config, topology: Topology) -> dict[str, int]:
@@ -90,7 +90,7 @@ def _wire_of_positions(config: Config, stage: str, sizes: dict[str, int]) -> dic
     rows = config.stages[stage].batch_rows / (sizes["replica"] * sizes["fsdp"])
     bytes_ = rows * config.pack(stage).row_length * shape.num_layers * _BFLOAT16
     keys_and_values = bytes_ * 2 * shape.num_kv_heads * shape.head_dim / tensor
-    times = 2 if remat_of(config.model, "decoder") == "none" else 3
+    times = 3 if remat_of(config.model.remat, "decoder").recomputes else 2
     return {
         "context": times * keys_and_values * (context - 1) / context,
         "tensor": 12 * bytes_ * shape.hidden_size / context * (tensor - 1) / tensor,

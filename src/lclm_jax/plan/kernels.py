@@ -1,32 +1,16 @@
 """FLOPs of the attention kernels, which the compiler cannot see into.
 
-A kernel is known by its name; its FLOPs follow from the shapes of its operands: products of [S, T] with a head's width
-over the pairs of blocks that it computes. Rows count as full; a kernel that skips blocks between segments does less.
+A kernel is known by its name, which its row in the registry of backends gives; its FLOPs follow from the shapes of its
+operands: products of [S, T] with a head's width over the pairs of blocks that it computes. Rows count as full; a kernel
+that skips blocks between segments does less.
 """
 
 import re
 from typing import NamedTuple
 
+from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
+from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
 from lclm_jax.plan.hlo import Array, Instruction, backend_config
-
-
-class Kernel(NamedTuple):
-    """A family of kernels."""
-
-    pattern: str
-    """Regular expression that is found in the name."""
-    products: int
-    """Products of all pairs with a head's width."""
-
-
-KERNELS = (
-    Kernel("splash_m[hq]a_fwd|attention_forward", 2),  # scores, output
-    Kernel("splash_m[hq]a_dkv_dq|attention_backward", 5),  # scores, dv, dp, dk, dq
-    Kernel("splash_m[hq]a_dq|attention_dq", 3),  # scores, dp, dq
-    Kernel("splash_m[hq]a_dkv|attention_dkv", 4),  # scores, dv, dp, dk
-    Kernel("pool", 0),  # sums of a few positions
-)
-
 
 TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 """What custom kernels are called in a program: Pallas kernels by Mosaic on TPUs, by Triton on GPUs."""
@@ -61,19 +45,19 @@ class Causality(NamedTuple):
 
 
 def kernel_flops(instruction: Instruction, operands: list[Array], causality: Causality) -> float | None:
-    """FLOPs of one call of a custom kernel; None: it is none of ``KERNELS`` and gives no estimate of its own."""
+    """FLOPs of one call of a custom kernel; None: no registry names it, and it gives no estimate of its own."""
     given = backend_config(instruction).get("custom_call_config", {}).get("cost_estimate", {})
     if given.get("flops"):
         return float(given["flops"])
     name = kernel_name(instruction)
-    for kernel in KERNELS:
-        if re.search(kernel.pattern, name):
-            if kernel.products == 0:
-                return 0.0
+    if any(re.search(row.programs, name) for row in POOLING_BACKENDS.values()):
+        return 0.0
+    for pattern, products in (program for row in ATTENTION_BACKENDS.values() for program in row.programs):
+        if re.search(pattern, name):
             wide = [array for array in operands if array.dtype in ("bf16", "f32") and len(array.dims) >= 3]
             if TARGETS[1] in instruction.attributes:  # [rows, positions, heads, width] as the model has them
                 wide = [array._replace(dims=tuple(array.dims[i] for i in (0, 2, 1, 3))) for array in wide[:2]]
-            return 2.0 * kernel.products * _width_times_pairs(wide, causality.block_of(instruction))
+            return 2.0 * products * _width_times_pairs(wide, causality.block_of(instruction))
     return None
 
 

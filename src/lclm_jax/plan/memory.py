@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 
 from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
-from lclm_jax.model.flops import kernel_sizes, remat_of, through_encoder
+from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
+from lclm_jax.model.flops import kernel_sizes, through_encoder
 from lclm_jax.model.lclm import abstract_params
 
 _FLOAT32 = 4
@@ -93,22 +94,21 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
 
 def _saved(model: ModelConfig, stage: StageConfig, positions: float, encoded: float, size: int) -> float:
     """What the scans over layers keep: their carry, and what the remat policy names."""
-    total = _kept(model.decoder, remat_of(model, "decoder"), size) * positions
-    kept = _kept(model.encoder, remat_of(model, "encoder"), size) * encoded
+    total = _kept(model.decoder, remat_of(model.remat, "decoder"), size) * positions
+    kept = _kept(model.encoder, remat_of(model.remat, "encoder"), size) * encoded
     return total + kept * through_encoder(model, stage)
 
 
-def _kept(shape: BackboneConfig, remat: str, size: int) -> float:
+def _kept(shape: BackboneConfig, remat: RematPolicy, size: int) -> float:
     """Bytes that all layers keep per position."""
     heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     attention = heads * size + shape.num_heads * _FLOAT32  # the output and the log-sum-exp
     dots = (heads + 2 * kv + shape.hidden_size + 2 * shape.mlp_size) * size
-    kept = shape.hidden_size * size
-    kept += {"attention": attention, "dots": dots}.get(remat, 0)
-    if remat == "none":
+    kept = shape.hidden_size * size + remat.saves_attention * attention + remat.saves_dots * dots
+    if not remat.recomputes:
         # Norms keep what they read and what they scale in float32; the MLP its activation, factors and product.
         norms = (2 * shape.hidden_size + (heads + kv) * shape.qk_norm) * 2 * _FLOAT32
-        kept += dots + attention + norms + (shape.hidden_size + 3 * shape.mlp_size) * size
+        kept += norms + (shape.hidden_size + 3 * shape.mlp_size) * size
     return float(shape.num_layers * kept)
 
 

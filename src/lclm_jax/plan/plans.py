@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lclm_jax.config import Config
-from lclm_jax.model.flops import ATTENTION, step_flops
+from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
+from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import cache
 from lclm_jax.plan.analytic_cost import AnalyticCost, backend_of, by_formula, mesh_sizes
 from lclm_jax.plan.compiled import CompiledStep, compile_step, lower_step
@@ -166,7 +167,7 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
 
 def _program(config: Config, compiled: CompiledStep, wiring: Wiring, backend: str) -> Program:
     scopes = ("decoder", "encoder") if config.model.mask == "causal" else ("decoder",)
-    causality = Causality(scopes, ATTENTION[backend].block or 1)
+    causality = Causality(scopes, ATTENTION_BACKENDS[backend].cost.block or 1)
     cost = count(parse(compiled.text), len(wiring.devices), causality)
     times = roofline(cost, wiring)
     return Program(

@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lclm_jax.config import Config, MeshConfig
+from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
 from lclm_jax.errors import LclmError
 from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.plans import StagePlan, plan_stage, shown
 from lclm_jax.plan.topologies import Topology
 
-REMATS = ("full", "decoder_attention", "attention", "dots", "none")
 ROWS = (1, 2, 4, 8)
 TIE = 0.02
 """Guesses closer than this, relatively, are one: the plan that takes less memory comes first."""
@@ -25,7 +25,7 @@ def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
     its best mesh before any on its second.
     """
     groups: dict[tuple[int, str], list[tuple[int, float, float, Config]]] = {}
-    for mesh, rows, remat in itertools.product(meshes(config, topology), ROWS, REMATS):
+    for mesh, rows, remat in itertools.product(meshes(config, topology), ROWS, REMAT_POLICIES):
         candidate = _changed(config, stage, mesh, rows, remat)
         if candidate is None:
             continue

@@ -23,6 +23,11 @@ BACKWARD_PROGRAMS = 528
 scales' gradients."""
 
 
+def unsupported_reason(width: int) -> str | None:
+    """None: the kernel pools states of any width."""
+    return None
+
+
 def forward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any) -> jax.Array:
     """Pooled states [G, E] ([G, N * E] for ``concat``); see ``normed_pooling`` for the arguments."""
     groups, width = shares_GN.shape[0], x_PE.shape[1]

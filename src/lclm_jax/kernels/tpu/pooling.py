@@ -22,6 +22,11 @@ VMEM_BYTES = 64 * 2**20
 """Limit given to the compiler; blocks of the largest shape (N = 32, E = 2560, backward) take less than half of it."""
 
 
+def unsupported_reason(width: int) -> str | None:
+    """Why the kernel cannot pool states of this width; None: it can."""
+    return f"width {width} is not a multiple of {LANES}" if width % LANES else None
+
+
 def forward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any) -> jax.Array:
     """Pooled states [G, E] ([G, N * E] for ``concat``); see ``normed_pooling`` for the arguments."""
     grid, specs = _layout(how, x_PE, shares_GN, scales)

@@ -1,0 +1,34 @@
+"""The policies of activation checkpointing by name, in the order in which a search for a plan tries them."""
+
+from typing import NamedTuple
+
+
+class RematPolicy(NamedTuple):
+    """What the backward pass finds saved of each block; from this follow its memory and the FLOPs that are repeated.
+
+    A block's input is always saved.
+    """
+
+    recomputes: bool = True
+    """False: everything is saved."""
+    saves_attention: bool = False
+    """Output and log-sum-exp of attention: the backward pass runs no forward kernel."""
+    saves_dots: bool = False
+    """Products with weights."""
+    encoder: str | None = None
+    """The policy that the encoder follows instead; None: the same."""
+
+
+REMAT_POLICIES: dict[str, RematPolicy] = {
+    "full": RematPolicy(),
+    "decoder_attention": RematPolicy(saves_attention=True, encoder="full"),
+    "attention": RematPolicy(saves_attention=True),
+    "dots": RematPolicy(saves_dots=True),
+    "none": RematPolicy(recomputes=False, saves_attention=True, saves_dots=True),
+}
+
+
+def remat_of(name: str, tower: str) -> RematPolicy:
+    """The policy ``name`` as ``tower`` (encoder, decoder) follows it."""
+    policy = REMAT_POLICIES[name]
+    return REMAT_POLICIES[policy.encoder] if tower == "encoder" and policy.encoder else policy
