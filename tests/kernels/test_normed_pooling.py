@@ -144,7 +144,7 @@ def bytes_of_the_kernels(how, shape, dtype, backward):
 @pytest.mark.parametrize("backward", [False, True])
 def test_traffic_is_what_the_kernels_take_and_give(backend, backward, monkeypatch):
     platform = backend.removeprefix("pallas_")
-    monkeypatch.setattr("lclm_jax.kernels.platform.platform", lambda: platform)
+    monkeypatch.setattr("lclm_jax.kernels.normed_pooling.platform", lambda: platform)
     how, shape = Pooling("mean", 16, 1e-6, 1e-6, backend), (64, 1024, 1024)
     bytes_ = traffic(how, shape, "bfloat16", platform, backward)
     sums_read_again = 0
@@ -177,5 +177,5 @@ def test_refusals(monkeypatch):
         normed_pool(auto._replace(latent_eps=1e-6), x, weights, scales)
     with pytest.raises(LclmError, match="marker_index"):
         normed_pool(auto._replace(kind="eos", backend="pallas_gpu", interpret=True), x, weights, scales)
-    monkeypatch.setattr("lclm_jax.kernels.platform.platform", lambda: "tpu")
+    monkeypatch.setattr("lclm_jax.kernels.normed_pooling.platform", lambda: "tpu")
     assert normed_pool(auto, x, weights, scales).shape == (1, 2, 96)  # auto: the reference, where the kernel refuses
