@@ -37,7 +37,7 @@ def _packages() -> dict[str, Package]:
     add("files", "files that are written whole or not at all", "types", "errors")
     add("progress", "progress of long work as log lines")
     add("config", "the configuration tree: every key with its default, limits, role and documentation", *base)
-    add("batch", "`Batch`, the fixed layout that data hands to the model", "types", "config")
+    add("batch", "`Batch`, the fixed layout that data hands to the model", "types", "errors", "config")
     add("text", "tokenizers, chat templates, memory tags, span placement, examples", *base, "config")
     add("data", "raw files to prepared shards, packed rows, row index, batches", *base, "config", "batch", "text")
     add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays; of `config` the registries",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lclm_jax.config import ModelConfig, PackConfig
+from lclm_jax.errors import LclmError
 
 
 class Batch(NamedTuple):
@@ -47,6 +48,20 @@ class Batch(NamedTuple):
     objectives: Any = None
     """[B, S] int8: objective of the position's example, its place in ``config.OBJECTIVES``; -1 is padding. Losses are
     told apart by it and nothing else."""
+
+
+def check_batch_rows(stage: str, rows: int, microbatches: int, parts: int) -> None:
+    """Check that ``rows`` divide over microbatches and over the ``parts`` that a mesh makes of a batch.
+
+    Raises:
+        LclmError: they do not; the message says what would.
+    """
+    if rows % microbatches or rows // microbatches % parts:
+        raise LclmError(
+            f"stages.{stage}: batch_rows={rows} / microbatches={microbatches} = {rows / microbatches:g} rows, which is"
+            f" not a multiple of the {parts} parts that the mesh makes of a batch (mesh.replica * mesh.fsdp); make"
+            f" stages.{stage}.batch_rows a multiple of {parts * microbatches}"
+        )
 
 
 def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -36,7 +36,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, deco
     sizes = kernel_sizes(model)
     trains = {part: stage.peak_lr(part) is not None for part in ("encoder", "adapter", "decoder")}
     causal = model.mask == "causal"
-    late = model.pool_before_last / model.encoder.num_layers  # these layers see latents; their attention is left out
+    late = model.encoder_stacks[1][0] / model.encoder.num_layers  # they see latents; their attention is left out
     read = np.count_nonzero(encoder) * (1 - late) + latents * late
     positions = {"encoder": read, "adapter": latents, "decoder": np.count_nonzero(decoder)}
     head = model.decoder.vocab_size * model.decoder.hidden_size

@@ -15,6 +15,7 @@ import numpy as np
 from lclm_jax.batch import Batch
 from lclm_jax.bench.torch_batch import windows_of
 from lclm_jax.config import Config, ModelConfig
+from lclm_jax.config.registry.poolings import POOLINGS
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import backbone_json
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, Tensor, flatten, tensor_table
@@ -28,7 +29,7 @@ class TorchStep:
         import torch
 
         model = config.model
-        if (model.adapter.type, model.pooling, model.pool_before_last) != ("mlp", "mean", 0) or model != model.plain:
+        if model.adapter.type != "mlp" or model.pooling_row != POOLINGS["mean"] or model != model.plain:
             raise LclmError(
                 "the comparison with PyTorch has mean pooling after the last layer, the mlp adapter and no LoRA; set"
                 " model.adapter.type, model.pooling and model.pool_before_last so, or leave it out with --no-torch"

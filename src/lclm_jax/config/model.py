@@ -9,7 +9,7 @@ from lclm_jax.config.presets import BACKBONES
 from lclm_jax.config.registry.adapters import ADAPTERS, AdapterRow
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
-from lclm_jax.config.registry.poolings import POOLINGS, PoolingRow
+from lclm_jax.config.registry.poolings import LATE_LAYERS, POOLINGS, PoolingRow
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
 
 Dtype = Literal["float32", "bfloat16"]
@@ -181,7 +181,13 @@ class ModelConfig(Tree, role="result"):
     @property
     def pooling_row(self) -> PoolingRow:
         """What is declared of the pooling."""
-        return POOLINGS[self.pooling]
+        return LATE_LAYERS if self.pool_before_last else POOLINGS[self.pooling]
+
+    @property
+    def encoder_stacks(self) -> tuple[tuple[int, int], ...]:
+        """(layers, tokens per position) of the encoder's layers, in order: the last ones may run over latents."""
+        late = self.pool_before_last
+        return ((self.encoder.num_layers - late, 1), (late, self.ratio))
 
     @property
     def latent_size(self) -> int:

@@ -17,7 +17,7 @@ from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.eval.examples import Target
 from lclm_jax.inference.generate import pack_for
 from lclm_jax.model.lclm import forward, logits, token_nll
-from lclm_jax.parallel import batch_sharding, use_mesh
+from lclm_jax.parallel import batch_parts, batch_sharding, use_mesh
 from lclm_jax.parallel.zigzag import pieces_in
 from lclm_jax.text.example import Example
 
@@ -45,7 +45,7 @@ class Scorer:
     """
 
     def __init__(self, params: Any, model: ModelConfig, mesh: Mesh, rows: int, encoder_pad_id: int | None):
-        devices = mesh.shape["replica"] * mesh.shape["fsdp"]
+        devices = batch_parts(mesh.shape)
         self.params, self.model, self.mesh = params, model, mesh
         self.rows = -(-rows // devices) * devices
         self._multiple = math.lcm(8, pieces_in(mesh.shape["context"]))

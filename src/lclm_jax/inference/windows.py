@@ -8,7 +8,7 @@ all latents of a span.
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +18,9 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.packing.windows import WindowTable, marker_tokens, plan_spans
 from lclm_jax.errors import LclmError
-from lclm_jax.model.adapter import adapter_of
+from lclm_jax.model.adapter import latents_of
 from lclm_jax.model.lclm import embed, encode_pooled
-from lclm_jax.parallel import use_mesh
+from lclm_jax.parallel import batch_parts, use_mesh
 from lclm_jax.text.example import Example, latent_count, placeholder_ranges
 
 BATCH_WINDOWS = 128
@@ -40,7 +40,7 @@ def bucket(length: int) -> int:
 
 def rows_for(count: int, mesh: Mesh) -> int:
     """Rows to run for ``count`` real ones: few different numbers, each a multiple of the mesh's row axes."""
-    rows = mesh.shape["replica"] * mesh.shape["fsdp"]
+    rows = batch_parts(mesh.shape)
     while rows < count:
         rows *= 2
     return rows
@@ -124,7 +124,7 @@ class SpanEncoder:
         return blank_batch(**arrays, pool_weights=weights), slots
 
     def _rows(self, count: int) -> int:
-        most = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
+        most = batch_parts(self._mesh.shape)
         return min(rows_for(count, self._mesh), -(-self.batch_windows // most) * most)
 
     def _width(self, table: WindowTable, chunk: np.ndarray) -> int:
@@ -181,7 +181,7 @@ def spliced(params: Any, model: ModelConfig, batch: Batch, pooled_BLE: Any) -> j
     """x_BSD: the decoder's embeddings with the adapter's image of ``pooled_BLE`` in place of placeholders."""
     with jax.named_scope("adapter"):
         spans = (batch.latent_segments, batch.latent_positions)
-        latents_BLD = cast(jax.Array, adapter_of(model).apply({"params": params["adapter"]}, pooled_BLE, *spans))
+        latents_BLD = latents_of(params["adapter"], model, pooled_BLE, spans)
     return embed(params, model, batch, latents_BLD)
 
 

@@ -76,8 +76,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     encoder_rows = rows * pack.encoder_rows
     run = _Run(remat_of(model.remat, "encoder"), cost, model.mask == "causal", model.lora.encoder)
     stacks = []
-    # The last layers run over latents if the model pools before them.
-    for count, ratio in ((model.encoder.num_layers - model.pool_before_last, 1), (model.pool_before_last, model.ratio)):
+    for count, ratio in model.encoder_stacks:
         shape = model.encoder.model_copy(update={"num_layers": count})
         length, window = pack.encoder_row_length // ratio, model.window // ratio
         stacks.append(_stack(shape, encoder_rows, length, window, trains["encoder"], encoder_learns, run))

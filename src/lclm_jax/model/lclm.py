@@ -16,14 +16,14 @@ from flax.core import meta
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
-from lclm_jax.model.adapter import adapter_of
+from lclm_jax.model.adapter import adapter_of, latents_of
 from lclm_jax.model.block import attention_context, cached_attention_context
 from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
 from lclm_jax.model.kv_cache import KVCache
 from lclm_jax.model.layers import DROPOUT, Declared
-from lclm_jax.model.pooling import dummy_groups, learned_markers, pool_rows, pooling_of, takes_norm
-from lclm_jax.model.poolings.late_layers import first_layers, read_latents
+from lclm_jax.model.pooling import dummy_groups, fused_norm_scale, learned_markers, pool_rows, pooling_of
+from lclm_jax.model.poolings.late_layers import first_layers, read_latents, runs_late_layers
 from lclm_jax.model.splice import splice
 from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
 from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
@@ -67,7 +67,7 @@ def _encode_pooled(
         reader, encoder = first_layers(model, params["encoder"])
         x_BMRE = _apply(Encoder(reader), encoder, *windows, False, learned_markers(params, model), key=key)
     with jax.named_scope("pool"):
-        if model.pool_before_last:
+        if runs_late_layers(model):
             pooled_BLE = read_latents(model, params["encoder"], x_BMRE[:, 0], alone, spread, key)
         else:
             pooled_BLE = pool_rows(params, model, x_BMRE[:, 0], alone, spread, latent_scale_E)
@@ -78,13 +78,11 @@ def _encode_pooled(
 
 def encode(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """latents_BLD: windows to hidden states, pooled, through the adapter. Slots that are gaps hold no meaning."""
-    normed = takes_norm(model)
-    latent_scale_E = params["adapter"]["norm"]["scale"] if normed else None
+    latent_scale_E = fused_norm_scale(params, model)
     pooled_BLE = _encode_pooled(params, model, batch, key, latent_scale_E)
     with jax.named_scope("adapter"):
         spans = (batch.latent_segments, batch.latent_positions)
-        options = (True,) if normed else ()
-        return _apply(adapter_of(model), params["adapter"], pooled_BLE, *spans, *options)
+        return latents_of(params["adapter"], model, pooled_BLE, spans, normed=latent_scale_E is not None)
 
 
 def embed(params: Params, model: ModelConfig, batch: Batch, latents_BLD: jax.Array | None = None) -> jax.Array:

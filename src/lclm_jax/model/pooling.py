@@ -11,7 +11,7 @@ A pooling with learned markers is called as ``__call__() -> markers_KE``, their 
 the markers' states. Parameters are ``adapter/pool/...``: a stage trains them with the adapter.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,13 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
-from lclm_jax.model.adapter import NORM_EPS
+from lclm_jax.model.adapter import NORM_EPS, input_norm_scale
 from lclm_jax.model.functional import rms_norm
 from lclm_jax.model.layers import Module
 from lclm_jax.model.registry import load
 from lclm_jax.parallel.shard_map import logical_shard_map
 from lclm_jax.parallel.sharding import constrain
+from lclm_jax.types import Params
 
 
 def pooling_of(model: ModelConfig) -> Module | None:
@@ -34,7 +35,7 @@ def pooling_of(model: ModelConfig) -> Module | None:
     return None if code is None else load(code, model)
 
 
-def learned_markers(params: Any, model: ModelConfig) -> jax.Array | None:
+def learned_markers(params: Params, model: ModelConfig) -> jax.Array | None:
     """[K, E]: input embeddings of the markers of a window; None: they have none of their own."""
     pooling = pooling_of(model)
     if pooling is None or model.pooling_row.markers != "learned":
@@ -49,13 +50,19 @@ def dummy_groups(model: ModelConfig) -> tuple[jax.Array, ...]:
     return jnp.zeros((1, 1, model.ratio, model.encoder.hidden_size)), jnp.ones((1, 1, model.ratio))
 
 
-def takes_norm(model: ModelConfig) -> bool:
-    """Whether the pooling kernel takes over the norm that the adapter begins with."""
-    return model.pooling_row.kernel is not None and model.adapter.row.norm_first and not model.pool_before_last
+def fused_norm_scale(params: Params, model: ModelConfig) -> jax.Array | None:
+    """Scale of the adapter's input norm if the pooling kernel applies it too; None: ``latents_of`` does.
+
+    Args:
+        params: of the whole model.
+        model: its configuration.
+    """
+    fused = model.pooling_row.kernel is not None and model.adapter.row.norm_first
+    return input_norm_scale(params["adapter"]) if fused else None
 
 
 def pool_rows(
-    params: Any, model: ModelConfig, x_BRE: jax.Array, batch: Batch, rows: str, latent_scale_E: jax.Array | None
+    params: Params, model: ModelConfig, x_BRE: jax.Array, batch: Batch, rows: str, latent_scale_E: jax.Array | None
 ) -> jax.Array:
     """pooled_BLE of encoder rows, each on its own; zeros in gaps.
 
@@ -65,7 +72,7 @@ def pool_rows(
         x_BRE: residual stream after the encoder's last layer.
         batch: ``pool_weights`` and ``marker_index`` of these rows, M = 1.
         rows: logical axis of the rows.
-        latent_scale_E: scale of the adapter's input norm, to be applied as well (see ``takes_norm``); None: it is not.
+        latent_scale_E: scale of the adapter's input norm, to be applied as well (``fused_norm_scale``); None: it is not.
     """
     scale_E = params["encoder"]["final_norm"]["scale"]
     weights_BR = batch.pool_weights[:, 0]

@@ -1,6 +1,6 @@
 """Mesh, the one sharding table, and multi-process start-up."""
 
-from lclm_jax.parallel.mesh import AXES, make_mesh, row_parts, use_mesh
+from lclm_jax.parallel.mesh import AXES, batch_parts, make_mesh, row_parts, use_mesh
 from lclm_jax.parallel.processes import EXIT_LOST, broadcast_from_process_0, join_processes
 from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
 from lclm_jax.parallel.sharding import ENCODER_ROWS, batch_sharding, constrain, params_sharding, spec_for, widest
@@ -14,6 +14,7 @@ __all__ = [
     "ENCODER_ROWS",
     "EXIT_LOST",
     "axis_names",
+    "batch_parts",
     "batch_sharding",
     "broadcast_from_process_0",
     "constrain",

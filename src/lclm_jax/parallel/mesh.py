@@ -1,7 +1,7 @@
 """The device mesh: four named axes, always all four, so that one sharding table fits every run."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -42,13 +42,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def batch_parts(sizes: Mapping[str, int]) -> int:
+    """Parts that a mesh of these sizes (axis -> size, as ``mesh.shape``) makes of every batch: ``replica * fsdp``."""
+    return sizes["replica"] * sizes["fsdp"]
+
+
 def row_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     """(parts of every batch whose rows this process's devices hold, number of parts).
 
-    A batch has ``replica * fsdp`` equal, consecutive parts. Processes whose devices differ only along ``context`` or
+    A batch has ``batch_parts`` equal, consecutive parts. Processes whose devices differ only along ``context`` or
     ``tensor`` hold the same rows.
     """
-    by_part = mesh.devices.reshape(mesh.shape["replica"] * mesh.shape["fsdp"], -1)
+    by_part = mesh.devices.reshape(batch_parts(mesh.shape), -1)
     own = jax.process_index()
     return tuple(part for part, group in enumerate(by_part) if any(d.process_index == own for d in group)), len(by_part)
 

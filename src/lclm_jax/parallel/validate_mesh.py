@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from jax.sharding import Mesh
 
+from lclm_jax.batch import check_batch_rows
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.parallel.mesh import batch_parts
 from lclm_jax.parallel.sharding import ENCODER_ROWS, LOGICAL_AXIS_RULES, widest
 
 logger = logging.getLogger(__name__)
@@ -24,9 +26,7 @@ def validate_mesh(config: Config, mesh: Mesh, stages: Iterable[str] | None = Non
     for name in config.stages if stages is None else stages:
         stage, pack = config.stages[name], config.pack(name)
         rows = stage.batch_rows // stage.microbatches
-        parts = _pieces(mesh, "batch") * stage.microbatches
-        fix = f"make stages.{name}.batch_rows a multiple of {parts}"
-        _check(mesh, f"stages.{name}: batch_rows / microbatches = {rows} rows, which", rows, "batch", fix)
+        check_batch_rows(name, stage.batch_rows, stage.microbatches, batch_parts(mesh.shape))
         fix = "make row_length a multiple of 2 * mesh.context"
         _check(mesh, f"stages.{name}: pack.row_length={pack.row_length}, which", pack.row_length, "seq", fix, pieces=2)
         spread = widest(ENCODER_ROWS, rows * pack.encoder_rows, mesh)

@@ -9,6 +9,7 @@ from lclm_jax.config import Config
 from lclm_jax.config.registry.attention_backends import backend_on
 from lclm_jax.config.registry.remat_policies import remat_of
 from lclm_jax.model.flops import step_flops
+from lclm_jax.parallel import batch_parts
 from lclm_jax.plan.memory import parameter_counts
 from lclm_jax.plan.topologies import Topology
 
@@ -87,7 +88,7 @@ def _wire_of_positions(config: Config, stage: str, sizes: dict[str, int]) -> dic
     backward and again.
     """
     shape, context, tensor = config.model.decoder, sizes["context"], sizes["tensor"]
-    rows = config.stages[stage].batch_rows / (sizes["replica"] * sizes["fsdp"])
+    rows = config.stages[stage].batch_rows / batch_parts(sizes)
     bytes_ = rows * config.pack(stage).row_length * shape.num_layers * _BFLOAT16
     keys_and_values = bytes_ * 2 * shape.num_kv_heads * shape.head_dim / tensor
     times = 3 if remat_of(config.model.remat, "decoder").recomputes else 2

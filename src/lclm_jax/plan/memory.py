@@ -14,6 +14,7 @@ from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
 from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
 from lclm_jax.model.flops import kernel_sizes, through_encoder
 from lclm_jax.model.lclm import abstract_params
+from lclm_jax.parallel import batch_parts
 
 _FLOAT32 = 4
 _SIZE = {"float32": 4, "bfloat16": 2}
@@ -72,14 +73,14 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
     counts = parameter_counts(model)
     shards = mesh["fsdp"] * mesh["context"] * mesh["tensor"]
     learned = sum(count for part, count in counts.items() if stage.peak_lr(part) is not None)
-    rows = stage.batch_rows / stage.microbatches / (mesh["replica"] * mesh["fsdp"])
+    rows = stage.batch_rows / stage.microbatches / batch_parts(mesh)
     positions = rows * pack.row_length / mesh["context"]
     encoded = stage.batch_rows / stage.microbatches * pack.encoder_rows * pack.encoder_row_length
     encoded /= math.prod(mesh.values())
     batch = 4.0 * (6 * pack.row_length + 4 * pack.encoder_rows * pack.encoder_row_length) * stage.batch_rows
     moments = _SIZE[config.train.optimizer.moment_dtype] + _FLOAT32
     arguments = (_SIZE[model.param_dtype] * sum(counts.values()) + moments * learned) / shards
-    arguments += batch / (mesh["replica"] * mesh["fsdp"])
+    arguments += batch / batch_parts(mesh)
     size = _SIZE[model.compute_dtype]
     saved = _saved(model, stage, positions, encoded, size)
     working = max(

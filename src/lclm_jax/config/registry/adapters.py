@@ -11,7 +11,8 @@ class AdapterRow(NamedTuple):
     blocks: Literal["encoder", "decoder"] | None = None
     """Tower whose blocks attend over the latents of a span: the encoder's before the MLP, the decoder's after it."""
     norm_first: bool = False
-    """Whether it begins with an RMSNorm of scale ``norm/scale``, which the pooling kernel can take over."""
+    """Whether it begins with an RMSNorm of scale ``norm/scale``, which is applied for it: by the pooling kernel if one
+    runs, else before it is called."""
     published: bool = False
     """Whether the PyTorch implementation has it, so that a model can be exported."""
 

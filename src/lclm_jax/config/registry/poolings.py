@@ -23,6 +23,9 @@ class PoolingRow(NamedTuple):
     """Whether the PyTorch implementation has it, so that a model can be exported."""
 
 
+LATE_LAYERS = PoolingRow(any_ratio=True)
+"""What stands in for the row of ``mean`` if layers run after it (``model.pool_before_last``): no kernel, not published."""
+
 POOLINGS: dict[str, PoolingRow] = {
     "mean": PoolingRow(kernel="mean", any_ratio=True, published=True),
     "concat": PoolingRow(kernel="concat", width="ratio", published=True),

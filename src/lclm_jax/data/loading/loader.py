@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from cachetools import LRUCache
 
-from lclm_jax.batch import Batch
+from lclm_jax.batch import Batch, check_batch_rows
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
 from lclm_jax.data.loading.index_summary import first_info, joined_info, write_info
 from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
@@ -261,11 +261,7 @@ def make_loader(
         LclmError: ``batch_rows`` is not a multiple of the parts, or a source cannot be used.
     """
     rows, parts = config.stages[stage].batch_rows, host[1]
-    if rows % parts:
-        raise LclmError(
-            f"batch_rows={rows} (stage {stage}) is not a multiple of the {parts} parts that the mesh makes of a batch"
-            f" (mesh.replica * mesh.fsdp): use {rows // parts * parts or parts}"
-        )
+    check_batch_rows(stage, rows, 1, parts)
     folder = Path(index_folder or RunPaths(config).stage(stage) / "index")
     schedule, step = RatioSchedule(config, stage), start.rows // rows
     if schedule.listed and start.step not in (None, step):

@@ -22,9 +22,14 @@ from lclm_jax.model.layers import DROPOUT, Module, RMSNorm
 from lclm_jax.parallel.sharding import constrain
 
 
+def runs_late_layers(model: ModelConfig) -> bool:
+    """Whether pooling happens before the encoder's last layers."""
+    return model.pool_before_last > 0
+
+
 def first_layers(model: ModelConfig, encoder: Any) -> tuple[ModelConfig, Any]:
     """The model whose encoder ends where pooling happens, and its part of the encoder's parameters."""
-    if not model.pool_before_last:
+    if not runs_late_layers(model):
         return model, encoder
     count = model.encoder.num_layers - model.pool_before_last
     return _of_layers(model, count), encoder | {"layers": jax.tree.map(lambda leaf: leaf[:count], encoder["layers"])}

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 
-from lclm_jax.batch import Batch
+from lclm_jax.batch import Batch, check_batch_rows
 from lclm_jax.config import Config
 from lclm_jax.config.train import parse_skip_range
-from lclm_jax.errors import LclmError
-from lclm_jax.parallel import batch_sharding, row_parts
+from lclm_jax.parallel import batch_parts, batch_sharding, row_parts
 from lclm_jax.train.core.freeze import merge, split
 from lclm_jax.train.core.initial_state import state_shardings
 from lclm_jax.train.core.loss import LossSums, divisor, loss_sums
@@ -34,14 +33,7 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
         LclmError: the rows of a microbatch do not divide over the mesh.
     """
     stage = config.stages[stage_name]
-    devices = mesh.shape["replica"] * mesh.shape["fsdp"]
-    rows = stage.batch_rows // stage.microbatches
-    if rows % devices:
-        raise LclmError(
-            f"stages.{stage_name}: {rows} rows a microbatch (batch_rows={stage.batch_rows} /"
-            f" microbatches={stage.microbatches}) do not divide over {devices} devices (mesh.replica * mesh.fsdp);"
-            f" make batch_rows a multiple of {devices * stage.microbatches}"
-        )
+    check_batch_rows(stage_name, stage.batch_rows, stage.microbatches, batch_parts(mesh.shape))
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         train_step_function(config, stage_name, optimizer),

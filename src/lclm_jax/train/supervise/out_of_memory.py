@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from lclm_jax.config import Config
 from lclm_jax.errors import LclmError
+from lclm_jax.parallel import batch_parts
 from lclm_jax.parallel.zigzag import pieces_in
 
 _SHOWN = 3
@@ -55,7 +56,7 @@ def remedies(config: Config, stage: str, mesh: Mapping[str, int]) -> list[str]:
     own, model = config.stages[stage], config.model
     found = []
     rows = own.batch_rows // own.microbatches
-    if rows % (2 * mesh["replica"] * mesh["fsdp"]) == 0:
+    if rows % (2 * batch_parts(mesh)) == 0:
         key = f"stages.{stage}.microbatches={2 * own.microbatches}"
         found.append(f"--set {key}: {rows // 2} rows at once instead of {rows}, the same result")
     if mesh["replica"] > 1:
