@@ -72,7 +72,7 @@ def pool_rows(
         x_BRE: residual stream after the encoder's last layer.
         batch: ``pool_weights`` and ``marker_index`` of these rows, M = 1.
         rows: logical axis of the rows.
-        latent_scale_E: scale of the adapter's input norm, to be applied as well (``fused_norm_scale``); None: it is not.
+        latent_scale_E: scale of the adapter's input norm, if it is to be applied as well (``fused_norm_scale``).
     """
     scale_E = params["encoder"]["final_norm"]["scale"]
     weights_BR = batch.pool_weights[:, 0]

@@ -24,7 +24,7 @@ class PoolingRow(NamedTuple):
 
 
 LATE_LAYERS = PoolingRow(any_ratio=True)
-"""What stands in for the row of ``mean`` if layers run after it (``model.pool_before_last``): no kernel, not published."""
+"""Stands in for the row of ``mean`` if layers run after it (``model.pool_before_last``): no kernel, not published."""
 
 POOLINGS: dict[str, PoolingRow] = {
     "mean": PoolingRow(kernel="mean", any_ratio=True, published=True),
