@@ -31,7 +31,8 @@ def _packages() -> dict[str, Package]:
     def add(name: str, holds: str, *may_import: str) -> None:
         rows[name] = Package(holds, frozenset(may_import))
 
-    base = ("types", "errors", "files", "progress")
+    base = ("version", "types", "errors", "files", "progress")
+    add("version", "the version of the package")
     add("types", "types that many packages name: JSON values, trees of arrays")
     add("errors", "the one family of errors that a user can cause")
     add("files", "files that are written whole or not at all", "types", "errors")
@@ -43,15 +44,8 @@ def _packages() -> dict[str, Package]:
     add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays; of `config` the registries",
         "types", "errors", "config")  # fmt: skip
     add("parallel", "the mesh, the one sharding table, start-up of several processes", *base, "config", "batch")
-    add(
-        "model",
-        "one file per box of the paper's figure, and its FLOPs",
-        *base,
-        "config",
-        "batch",
-        "kernels",
-        "parallel",
-    )
+    add("model", "one file per box of the paper's figure, and its FLOPs",
+        *base, "config", "batch", "kernels", "parallel")  # fmt: skip
     core = (*base, "config", "batch", "text", "data", "model", "parallel")
     add("train", "loss, optimizer, step, loop; checkpoints; supervision; logging", *core)
     add("interop", "Hugging Face import and export, model card", *core, "train")

@@ -7,7 +7,7 @@ Everything else is internal and may move.
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from lclm_jax.version import __version__
 
 if TYPE_CHECKING:
     from lclm_jax.api import (

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lclm_jax import __version__
 from lclm_jax.ablate.cost import measure_cost
 from lclm_jax.ablate.jobs import Job, collect, done, jobs_of, open_jobs
 from lclm_jax.ablate.measure import Measurer
@@ -26,6 +25,7 @@ from lclm_jax.ops.run_folder import own_run
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.core.stages import load_tokenizers, resolve
+from lclm_jax.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from types import TracebackType
 
 import click
 
-from lclm_jax import __version__
 from lclm_jax.errors import LclmError
+from lclm_jax.version import __version__
 
 # command -> (module, attribute, one line of help); the module is imported when the command runs.
 COMMANDS = {

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from lclm_jax import __version__
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import FAMILIES, read_backbone, read_json, write_json
@@ -24,6 +23,7 @@ from lclm_jax.interop.lora import copy_peft, read_peft
 from lclm_jax.interop.memory_tokens import NewRows, add_memory_tokens, copy_tokenizer, plan_rows, read_memory_rows
 from lclm_jax.interop.param_source import FolderBlocks
 from lclm_jax.interop.safetensors_io import CheckpointError, Declared, TensorFolder, write_folder
+from lclm_jax.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lclm_jax import __version__
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
+from lclm_jax.version import __version__
 
 _HEAD = """---
 library_name: transformers

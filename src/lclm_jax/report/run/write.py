@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lclm_jax import __version__
 from lclm_jax.config import Config, RunPaths, config_hash
 from lclm_jax.data.loading.index_summary import read_info
 from lclm_jax.files import write_json
@@ -19,6 +18,7 @@ from lclm_jax.report.run.figures import draw
 from lclm_jax.report.run.read import read_json, read_run, read_runs
 from lclm_jax.train.logging.records import read_metrics
 from lclm_jax.types import JsonObject, ReadOnlyJson
+from lclm_jax.version import __version__
 
 _PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "array-record", "tokenizers", "numpy")
 

@@ -14,7 +14,6 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lclm_jax import __version__
 from lclm_jax.config import config_hash
 from lclm_jax.data.loading.position import Position
 from lclm_jax.model.lclm import abstract_params
@@ -40,6 +39,7 @@ from lclm_jax.train.supervise.resilient_loader import ResilientLoader
 from lclm_jax.train.supervise.step_monitor import PATIENCE, StepMonitor
 from lclm_jax.train.supervise.watchdog import EXIT_RETRY, Watchdog
 from lclm_jax.types import JsonObject
+from lclm_jax.version import __version__
 
 logger = logging.getLogger(__name__)
 
