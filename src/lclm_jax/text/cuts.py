@@ -4,11 +4,11 @@ Then spans and raw segments are made by slicing prepared ids, never by tokenizin
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from lclm_jax.text.chunked_encoding import Encoded, StretchEncoder
+from lclm_jax.text.boundaries import TokenizedText
+from lclm_jax.text.chunked_encoding import ChunkedEncoder, Encoded
 from lclm_jax.text.tokenizer import Tokenizer
 
 _SPACES = np.zeros(0x3001, bool)
@@ -17,31 +17,19 @@ _SPACES[[0x2028, 0x2029, 0x202F, 0x205F, 0x3000]] = True
 _MEMO_LIMIT = 200_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedText:
-    """Ids of a text by one tokenizer, and its cut points."""
-
-    ids: np.ndarray
-    """int32 [tokens]."""
-    cuts: np.ndarray
-    """int32 [cuts]: token indices, ascending, from 0 to the number of tokens."""
-    cut_chars: np.ndarray
-    """int32 [cuts]: the same places as character positions in the text."""
-
-
 class CutFinder:
     r"""Tokenizes foreign text (special-token strings are plain characters) and finds its cut points.
 
     A cut stands between two pre-tokens, where byte-level and word-level tokenizers start afresh. Their patterns never
     look behind, so a slice may begin at any such place. They look one character ahead (``\s+(?!\S)``), so the end of
-    a slice is safe after a character that is not white space; after a newline it is checked by tokenizing the stretch
+    a slice is safe after a character that is not white space; after a newline it is checked by tokenizing the text
     since the last safe place alone (few distinct ones, remembered); after other white space there is no cut. Nor is
     there one before a blank rest of line: it would merge with the newline that ends a chat prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._backend = tokenizer.backend(plain=True)
-        self._encode = StretchEncoder(tokenizer)
+        self._encode = ChunkedEncoder(tokenizer)
         self._memo: dict[str, bytes] = {}
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
@@ -79,9 +67,9 @@ class _Candidates:
         self._lines = np.flatnonzero(_is_newline(left))
         # The last safe place, itself included.
         first = np.maximum.accumulate(np.where(self._solid, places, 0))[self._lines]
-        self._stretch = first, places[self._lines]
+        self._since_safe = first, places[self._lines]
         self.pieces = [text[start:stop] for start, stop in self._pairs(self._starts)]
-        """The stretch from the last safe place to each place after a newline."""
+        """The text from the last safe place to each place after a newline."""
 
     def found(self, alone: Mapping[str, bytes]) -> TokenizedText:
         """The cuts, with what each of ``pieces`` is by itself."""
@@ -97,7 +85,7 @@ class _Candidates:
         return TokenizedText(self._ids, cuts, chars)
 
     def _pairs(self, of_token: np.ndarray) -> Iterator[tuple[int, int]]:
-        first, last = self._stretch
+        first, last = self._since_safe
         return zip(of_token[first].tolist(), of_token[last].tolist(), strict=True)
 
 
@@ -108,13 +96,6 @@ def common_cuts(first: TokenizedText, second: TokenizedText) -> tuple[TokenizedT
         TokenizedText(first.ids, first.cuts[left], first.cut_chars[left]),
         TokenizedText(second.ids, second.cuts[right], second.cut_chars[right]),
     )
-
-
-def byte_positions(text: str, chars: np.ndarray) -> np.ndarray:
-    """UTF-8 byte position of each character position in ``chars``, uint32."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    widths = 1 + (codes >= 0x80).astype(np.uint32) + (codes >= 0x800) + (codes >= 0x10000)
-    return np.concatenate(([0], np.cumsum(widths)))[chars].astype(np.uint32)
 
 
 def _is_space(codes: np.ndarray) -> np.ndarray:

@@ -6,13 +6,14 @@ placeholders of one ratio and gives the ``Example`` that is packed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lclm_jax.errors import LclmError
-from lclm_jax.text.memory_tags import Piece, split_memory
+from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import ReadOnlyJson
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,9 +73,7 @@ def placeholder_ranges(tokens: np.ndarray, placeholder: int) -> list[tuple[int, 
     return [(int(start), int(stop)) for start, stop in edges]
 
 
-def outline_pieces(
-    pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokenizer, raw_loss: float = 0.0, plain: bool = False
-) -> Outline:
+def outline_pieces(pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokenizer, raw_loss: float = 0.0) -> Outline:
     """Tokenize ``pieces``: raw text by the decoder's tokenizer, spans by the encoder's.
 
     Args:
@@ -82,17 +81,16 @@ def outline_pieces(
         decoder: tokenizer with the memory tokens.
         encoder: tokenizer of the spans.
         raw_loss: loss weight of raw tokens (tags never have any).
-        plain: read special-token strings in the text as ordinary characters (foreign text).
     """
     memory = decoder.memory_ids
     tokens, loss, gaps, spans, length = [], [], [], [], 0
     for piece in pieces:
         if piece.kind == "span":
             ids = np.array([memory.start, memory.end], np.int32)
-            spans.append(encoder.encode(piece.text, plain))
+            spans.append(encoder.encode(piece.text))
             gaps.append(length + 1)
         else:
-            ids = decoder.encode(piece.text, plain)
+            ids = decoder.encode(piece.text)
         tokens.append(ids)
         loss.append(np.full(len(ids), raw_loss if piece.kind == "raw" else 0.0, np.float32))
         length += len(ids)
@@ -105,7 +103,7 @@ def make_outline(
     gaps: Sequence[int] | np.ndarray,
     spans: Sequence[np.ndarray],
 ) -> Outline:
-    """Join stretches of tokens and their loss weights; the first token is never a target."""
+    """Join tokens and their loss weights; the first token is never a target."""
     joined = np.concatenate([np.zeros(0, np.int32), *tokens]).astype(np.int32, copy=False)
     weights = np.concatenate([np.zeros(0, np.float32), *loss]).astype(np.float32, copy=False)
     weights[:1] = 0
@@ -118,30 +116,19 @@ def cpt_example(text: str, decoder: Tokenizer, encoder: Tokenizer, ratio: int) -
     return expand(outline, ratio, decoder.memory_ids.placeholder)
 
 
-def prompt_example(
-    prompt: str | Sequence[Mapping[str, Any]],
-    decoder: Tokenizer,
-    encoder: Tokenizer,
-    ratio: int,
-    allow_empty: bool = False,
-) -> Example:
-    """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss.
-
-    ``allow_empty`` gives a span without text one placeholder (its latent is the adapter's image of a zero vector), as
-    the PyTorch code does on its prompt-embedding path; otherwise such a span is an error.
-    """
+def prompt_example(prompt: str | Sequence[ReadOnlyJson], decoder: Tokenizer, encoder: Tokenizer, ratio: int) -> Example:
+    """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss."""
     text = prompt if isinstance(prompt, str) else decoder.render_chat(prompt, add_generation_prompt=True)
-    outline = outline_pieces(split_memory(text, allow_empty), decoder, encoder)
-    return expand(outline, ratio, decoder.memory_ids.placeholder)
+    return expand(outline_pieces(split_memory(text), decoder, encoder), ratio, decoder.memory_ids.placeholder)
 
 
 def chat_outline(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[ReadOnlyJson],
     decoder: Tokenizer,
     encoder: Tokenizer,
     target: str | None = None,
     replies: Literal["last", "all"] = "last",
-    tools: Sequence[Any] | None = None,
+    tools: Sequence[ReadOnlyJson] | None = None,
 ) -> Outline:
     """A chat with loss on the assistant's replies (their end token and what the template puts after it included).
 
@@ -183,7 +170,7 @@ def chat_outline(
 
 
 def chat_example(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[ReadOnlyJson],
     decoder: Tokenizer,
     encoder: Tokenizer,
     ratio: int,
@@ -200,16 +187,57 @@ def _length(text: str, decoder: Tokenizer) -> int:
     return sum(sizes)
 
 
-__all__ = [
-    "Example",
-    "Outline",
-    "chat_example",
-    "chat_outline",
-    "cpt_example",
-    "expand",
-    "latent_count",
-    "make_outline",
-    "outline_pieces",
-    "placeholder_ranges",
-    "prompt_example",
-]
+class Segment(NamedTuple):
+    """Part of a document between two of its cuts (their indices), compressed or raw."""
+
+    compressed: bool
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DocumentTokens:
+    """Both tokenizations of a document; cut k is the same place of the text in each."""
+
+    decoder_ids: np.ndarray
+    """Integers [decoder tokens]; empty where only lengths are needed."""
+    decoder_cuts: np.ndarray
+    """Integers [cuts]: token indices, from 0 to the number of decoder tokens."""
+    encoder_ids: np.ndarray
+    """Integers [encoder tokens]: the decoder's where the tokenizers are the same."""
+    encoder_cuts: np.ndarray
+    """Integers [cuts]."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, np.ndarray]) -> "DocumentTokens":
+        """The columns of a prepared document; without encoder columns both tokenizations are the same."""
+        ids, cuts = record["decoder_ids"], record["cuts"]
+        return cls(ids, cuts, record.get("encoder_ids", ids), record.get("encoder_cuts", cuts))
+
+    def decoder_slice(self, segment: Segment) -> np.ndarray:
+        """Decoder ids of a segment, int32."""
+        return self.decoder_ids[self.decoder_cuts[segment.start] : self.decoder_cuts[segment.stop]].astype(np.int32)
+
+    def encoder_slice(self, segment: Segment) -> np.ndarray:
+        """Encoder ids of a segment, int32."""
+        return self.encoder_ids[self.encoder_cuts[segment.start] : self.encoder_cuts[segment.stop]].astype(np.int32)
+
+
+def cpt_example_from_ids(
+    document: DocumentTokens, segments: Sequence[Segment], memory: MemoryIds, ratio: int
+) -> Example:
+    """Continual pre-training over alternating ``segments``: loss on raw tokens only."""
+    tags = np.array([memory.start, memory.end], np.int32)
+    tokens, gaps, spans, length = [], [], [], 0
+    for segment in segments:
+        if segment.compressed:
+            spans.append(document.encoder_slice(segment))
+            gaps.append(length + 1)
+            tokens.append(tags)
+        else:
+            tokens.append(document.decoder_slice(segment))
+        length += len(tokens[-1])
+    weights = [
+        np.full(len(ids), not segment.compressed, np.float32) for ids, segment in zip(tokens, segments, strict=True)
+    ]
+    return expand(make_outline(tokens, weights, gaps, spans), ratio, memory.placeholder)

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 from jinja2 import TemplateError
 
-from lclm_jax.config import ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import compile_template
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 
 class Tokenizer:
@@ -134,10 +134,10 @@ class Tokenizer:
 
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[ReadOnlyJson],
         add_generation_prompt: bool = False,
-        tools: Sequence[Any] | None = None,
-        **variables: Any,
+        tools: Sequence[ReadOnlyJson] | None = None,
+        **variables: object,
     ) -> str:
         """Text of ``messages`` by the folder's chat template; raises ``LclmError`` if there is none or it refuses."""
         named = {f"{kind}_token": self._special_name(f"{kind}_token") or "" for kind in ("bos", "eos", "pad", "unk")}
@@ -208,7 +208,7 @@ def _read_bytes(path: Path) -> bytes:
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:
@@ -224,15 +224,21 @@ class Tokenizers(NamedTuple):
     encoder: Tokenizer
 
 
-def check_vocabularies(model: ModelConfig, tokenizers: Tokenizers) -> None:
-    """Raise ``LclmError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped)."""
-    for part, tower, ids in (
-        ("decoder", model.decoder, tokenizers.decoder.vocab_size),
-        # Of the encoder's special tokens none stands in a span, so a table may lack their rows.
-        ("encoder", model.encoder, tokenizers.encoder.plain_vocab_size),
+def check_vocabularies(decoder_rows: int, encoder_rows: int, tokenizers: Tokenizers) -> None:
+    """Raise ``LclmError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped).
+
+    Args:
+        decoder_rows: ``model.decoder.vocab_size``.
+        encoder_rows: ``model.encoder.vocab_size``.
+        tokenizers: The run's.
+    """
+    for part, rows, ids in (
+        ("decoder", decoder_rows, tokenizers.decoder.vocab_size),
+        # No special token of the encoder occurs in a span, so a table may lack their rows.
+        ("encoder", encoder_rows, tokenizers.encoder.plain_vocab_size),
     ):
-        if ids > tower.vocab_size:
+        if ids > rows:
             raise LclmError(
-                f"model.{part}.vocab_size={tower.vocab_size} is below the {ids} ids of its tokenizer"
+                f"model.{part}.vocab_size={rows} is below the {ids} ids of its tokenizer"
                 f" {getattr(tokenizers, part).folder}; set it to {ids} or more, or name the tokenizer of the model"
             )

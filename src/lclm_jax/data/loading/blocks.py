@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,10 +16,10 @@ from lclm_jax.config import PackConfig
 from lclm_jax.data.packing.counter_rng import draw_key, permutation
 from lclm_jax.data.packing.mixture import Cursor, Mixture
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
-from lclm_jax.data.packing.sources import ExampleRef, Plan, Source
-from lclm_jax.data.store.columns import Ragged, join, map_columns, read_metadata
+from lclm_jax.data.packing.sources import EXAMPLE_COLUMNS, ExampleRef, Plan, Source, join_plans
+from lclm_jax.data.store.columns import join, map_columns, read_metadata
+from lclm_jax.types import JsonObject
 
-EXAMPLE_COLUMNS = ("source", "record", "variant", "tokens", "encoder_tokens", "raw_tokens")
 _DTYPES = {"source": np.uint16, "record": np.int64, "variant": np.uint16}
 
 
@@ -60,18 +60,18 @@ class BlockMaker:
         taken = self.mixture.taken(cursor)
         plans: list[tuple[int, Plan]] = []
         dropped: dict[str, Counter[str]] = {source.name: Counter() for source in self.sources}
-        for number, (source, draws) in enumerate(zip(self.sources, taken, strict=True)):
-            for epoch, records in self.mixture.records(number, draws):
+        for number, (source, places) in enumerate(zip(self.sources, taken, strict=True)):
+            for epoch, records in self.mixture.records(number, places):
                 plan = source.plan(epoch, records)
                 dropped[source.name].update(plan.dropped)
                 plans.append((number, plan))
-        columns, spans = joined_plans(plans)
+        columns, spans = join_plans(plans)
         windows = ExampleWindows(spans, self.sources[0].setup.plan_model)
         usable, kept = self._usable(columns, windows, dropped), []
         rows = self._packer.pack(usable, columns["tokens"], windows)
         kept = [rows[i] for i in permutation(draw_key(self._key, cursor.block), len(rows)).tolist()]
         ends = np.append(0, np.cumsum([len(row) for row in kept])).astype(np.int64)
-        after = Cursor(cursor.block + 1, cursor.row + len(kept), tuple(draws.stop for draws in taken))
+        after = Cursor(cursor.block + 1, cursor.row + len(kept), tuple(places.stop for places in taken))
         chosen = np.array([example for row in kept for example in row], np.int64)
         counts = {name: dict(sorted((k, n) for k, n in one.items() if n)) for name, one in dropped.items()}
         return Block(cursor, after, {"rows": ends, **_taken(plans, columns, chosen)}, counts)
@@ -79,23 +79,10 @@ class BlockMaker:
     def _usable(
         self, columns: Mapping[str, np.ndarray], windows: ExampleWindows, dropped: Mapping[str, Counter[str]]
     ) -> np.ndarray:
-        usable, reasons = self._packer.sort_out(columns["tokens"], windows)
+        usable, reasons = self._packer.find_packable(columns["tokens"], windows)
         for example, reason in reasons.items():
             dropped[self.sources[columns["source"][example]].name][reason] += 1
         return usable
-
-
-def joined_plans(plans: Sequence[tuple[int, Plan]]) -> tuple[dict[str, np.ndarray], Ragged]:
-    """Columns of the examples of all plans, and the lengths of their spans."""
-    if not plans:
-        return {name: np.zeros(0, np.int64) for name in EXAMPLE_COLUMNS}, join([])
-    columns = {
-        "source": np.concatenate([np.full(plan.record.size, number) for number, plan in plans]),
-        "encoder_tokens": np.concatenate([plan.spans.sums() for _, plan in plans]),
-    }
-    for name in ("record", "variant", "tokens", "raw_tokens"):
-        columns[name] = np.concatenate([getattr(plan, name) for _, plan in plans])
-    return columns, join([plan.spans for _, plan in plans])
 
 
 def _taken(
@@ -124,10 +111,10 @@ def read_block(path: Path) -> Block:
     return Block(_cursor(about["cursor"]), _cursor(about["after"]), map_columns(path), about["dropped"])
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_about(path: Path) -> JsonObject:
     """What is stored of a block beside its columns; raises ``OSError`` or ``LclmError``."""
     return json.loads(read_metadata(path)["about"])
 
 
-def _cursor(values: Sequence[Any]) -> Cursor:
+def _cursor(values: tuple[int, int, Sequence[int]]) -> Cursor:
     return Cursor(values[0], values[1], tuple(values[2]))

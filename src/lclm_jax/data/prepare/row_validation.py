@@ -7,9 +7,10 @@ from typing import Any
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Messages, RawChat, RawText, Row
-from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
+from lclm_jax.types import JsonObject
 
 TRAIN_ON_PROMPT = "NA_string_only"
 """Target of a row whose prompt is itself the text to train on, memory tags included."""
@@ -19,7 +20,7 @@ class _Broken(Exception):
     """A row that cannot be used: (reason, excerpt)."""
 
 
-def document_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawText | None:
+def document_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> RawText | None:
     """The document of ``row``: valid UTF-8, form C, from its first line that is not blank; None if it is rejected.
 
     Reasons: ``missing_column``, ``wrong_type``, ``undecodable``, ``empty``; ``cut`` counts texts longer than
@@ -32,7 +33,7 @@ def document_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawText
         content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
         longest = collection.max_document_bytes
         if longest is not None and len(content) > longest:
-            tally.note("cut")
+            counter.note("cut")
             content = content[:longest]
             content = content[: content.rfind(b"\n") + 1] or _whole_characters(content)
         try:
@@ -44,11 +45,11 @@ def document_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawText
             raise _Broken("empty", "")
         return RawText(_name(row, collection), text)
     except _Broken as broken:
-        tally.reject(broken.args[0], row.place, broken.args[1])
+        counter.reject(broken.args[0], row.place, broken.args[1])
         return None
 
 
-def chat_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawChat | None:
+def chat_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> RawChat | None:
     """The chat of ``row`` (prompt and target, messages, or context, question and answer); None if it is rejected.
 
     Reasons: ``missing_column``, ``wrong_type``, ``invalid_json``, ``no_reply``, ``undecodable``, ``empty``.
@@ -68,11 +69,11 @@ def chat_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawChat | N
         _check_text([messages, tools, tagged])
         return RawChat(_name(row, collection), messages, tools, tagged)
     except _Broken as broken:
-        tally.reject(broken.args[0], row.place, broken.args[1])
+        counter.reject(broken.args[0], row.place, broken.args[1])
         return None
 
 
-def _prompted(row: Row, collection: CollectionConfig) -> tuple[Messages, list[Any] | None, str | None]:
+def _prompted(row: Row, collection: CollectionConfig) -> tuple[Messages, list[JsonObject] | None, str | None]:
     names = collection.columns
     messages, target = _messages(row.values[names.prompt]), _column(row, names.target)
     if not isinstance(target, str):
@@ -100,7 +101,7 @@ def _asked(row: Row, collection: CollectionConfig) -> Messages:
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
 
 
-def _messages(value: Any) -> Messages:
+def _messages(value: object) -> Messages:
     """A list of messages with a role and string content, from a list or its JSON; absent values are left out."""
     chat = _from_json(value)
     if not isinstance(chat, Sequence) or not all(isinstance(message, Mapping) for message in chat):
@@ -114,14 +115,14 @@ def _messages(value: Any) -> Messages:
     return cleaned
 
 
-def _tools(value: Any) -> list[Any] | None:
+def _tools(value: object) -> list[JsonObject] | None:
     tools = _from_json(value)
     if tools is None or isinstance(tools, list):
         return tools or None
     raise _Broken("wrong_type", value)
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: object) -> Any:
     if not isinstance(value, str):
         return value
     try:
@@ -143,7 +144,7 @@ def _name(row: Row, collection: CollectionConfig) -> str:
     return row.place if column is None or row.values.get(column) is None else str(row.values[column])
 
 
-def _check_text(value: Any) -> None:
+def _check_text(value: object) -> None:
     """Refuse half characters (lone surrogates), which JSON can hold and UTF-8 cannot."""
     try:
         json.dumps(value, ensure_ascii=False).encode()

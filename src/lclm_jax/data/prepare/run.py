@@ -15,15 +15,15 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.prepare.corpus import SPLITS
 from lclm_jax.data.prepare.deduplication import dedup_stages
-from lclm_jax.data.prepare.parts import Part, Report, my_share, plan_parts, preparation_settings, settings_key
-from lclm_jax.data.prepare.prepare_part import Tools, make_part, run_tokenizers
+from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
+from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
-from lclm_jax.data.store.shard_cache import ShardCache
-from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest
+from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.progress import log_progress
 from lclm_jax.text.tokenizer import check_vocabularies
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Plan:
     config: Config
     storage: Storage
     parts: tuple[Part, ...]
-    settings: dict[str, Any]
+    settings: JsonObject
     key: str
 
 
@@ -54,10 +54,10 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
         LclmError: missing or empty corpus, or an unusable tokenizer.
     """
     # Fail before the work, not after it.
-    storage = Storage(out_dir or RunPaths(config).prepared, ShardCache.of(config))
+    storage = Storage(out_dir or RunPaths(config).prepared, shard_cache(config))
     tokenizers = run_tokenizers(config)
     _ = tokenizers.decoder.memory_ids
-    check_vocabularies(config.model, tokenizers)
+    check_vocabularies(config.model.decoder.vocab_size, config.model.encoder.vocab_size, tokenizers)
     _check_collections(config)
     parts = plan_parts(config)
     settings = preparation_settings(config, parts, tokenizers._asdict())
@@ -70,7 +70,7 @@ def prepare_corpus(
     progress: Progress | None = None,
     workers: int = 1,
     strict: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Tokenize the corpus of ``config``; returns the manifest.
 
     Equal settings give equal bytes, whatever the number of workers. Parts that an interrupted call finished are kept; a
@@ -95,7 +95,7 @@ def prepare_corpus(
     return finish(plan)
 
 
-def prepare_share(
+def prepare_worker_parts(
     config: Config, share: str, progress: Progress | None = None, workers: int = 1, strict: bool = False
 ) -> int:
     """Make the parts of worker k of n (``share`` "k/n") and no manifest; returns how many. Raises as prepare_corpus."""
@@ -104,7 +104,7 @@ def prepare_share(
         raise PreparedError(
             "dedup compares all parts with each other; use `lclm data prepare-on`, which does that first"
         )
-    mine = my_share(plan.parts, share)
+    mine = parts_of_worker(plan.parts, share)
     make_parts(plan, mine, progress, workers, strict)
     return len(mine)
 
@@ -120,7 +120,7 @@ def make_parts(
             progress(worked, total)
 
 
-def finish(plan: Plan) -> dict[str, Any]:
+def finish(plan: Plan) -> JsonObject:
     """Write the manifest and the rejects of a preparation whose parts are all made; returns the manifest.
 
     Raises:
@@ -144,7 +144,7 @@ def finish(plan: Plan) -> dict[str, Any]:
     return manifest
 
 
-def finished_manifest(plan: Plan) -> dict[str, Any] | None:
+def finished_manifest(plan: Plan) -> JsonObject | None:
     """The manifest of a folder that is whole; a shard of another size is deleted, so that it is made again."""
     try:
         manifest = read_manifest(plan.storage)
@@ -187,15 +187,15 @@ def _find_duplicates(plan: Plan, workers: int) -> None:
 def _made(plan: Plan, parts: Sequence[Part], workers: int, strict: bool) -> Iterator[Part]:
     """Each part when it is made."""
     if workers <= 1:
-        tools = Tools.of(plan.config, plan.storage, plan.key)
+        context = PreparationContext.of(plan.config, plan.storage, plan.key)
         for part in parts:
-            make_part(part, tools, strict)
+            make_part(part, context, strict)
             yield part
         return
     # Spawned, not forked: the trainer's process has threads.
-    context = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     arguments = (plan.config, plan.storage, plan.key, strict)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=arguments)
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=arguments)
     try:
         waiting = {pool.submit(_work, part): part for part in parts}
         for done in as_completed(waiting):
@@ -210,15 +210,15 @@ _worker: list[Any] = []
 
 def _start_worker(config: Config, storage: Storage, key: str, strict: bool) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
-    _worker[:] = [Tools.of(config, storage, key), strict]
+    _worker[:] = [PreparationContext.of(config, storage, key), strict]
 
 
 def _work(part: Part) -> None:
     make_part(part, *_worker)
 
 
-def _manifest(plan: Plan, reports: Sequence[Report]) -> dict[str, Any]:
-    collections: dict[str, Any] = {}
+def _manifest(plan: Plan, reports: Sequence[Report]) -> JsonObject:
+    collections: JsonObject = {}
     for name in dict.fromkeys(part.collection for part in plan.parts):
         own = [(part, report) for part, report in zip(plan.parts, reports, strict=True) if part.collection == name]
         collections[name] = {split: _split_entry(split, own) for split in SPLITS}
@@ -229,7 +229,7 @@ def _manifest(plan: Plan, reports: Sequence[Report]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> dict[str, Any]:
+def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> JsonObject:
     totals: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     shards = []
@@ -248,14 +248,14 @@ def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> dict[str, A
     }
 
 
-def _shards(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _shards(manifest: JsonObject) -> Iterator[JsonObject]:
     for splits in manifest["collections"].values():
         for split in splits.values():
             yield from split["shards"]
 
 
-def _rejects(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    kept: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _rejects(reports: Sequence[Report]) -> list[JsonObject]:
+    kept: dict[str, list[JsonObject]] = defaultdict(list)
     for report in reports:
         for reject in report.rejects:
             if len(kept[reject["reason"]]) < REJECTS_KEPT:
@@ -263,7 +263,7 @@ def _rejects(reports: Sequence[Report]) -> list[dict[str, Any]]:
     return [reject for reason in sorted(kept) for reject in kept[reason]]
 
 
-def _check_use(manifest: dict[str, Any], rejects: Sequence[dict[str, Any]]) -> None:
+def _check_use(manifest: JsonObject, rejects: Sequence[JsonObject]) -> None:
     splits = [one["train"] for one in manifest["collections"].values()]
     if not any(one["records"] for one in splits):
         counts = sum((Counter(one["counts"]) for one in splits), Counter())
@@ -273,7 +273,7 @@ def _check_use(manifest: dict[str, Any], rejects: Sequence[dict[str, Any]]) -> N
         )
 
 
-def _remove_leftovers(plan: Plan, manifest: dict[str, Any]) -> None:
+def _remove_leftovers(plan: Plan, manifest: JsonObject) -> None:
     """Delete shards that an interrupted preparation with other settings left under other names."""
     files = [shard["file"] for shard in _shards(manifest)]
     kept = {*files, *map(lengths_name, files), *(f"{part.stem}.json" for part in plan.parts)}
@@ -284,29 +284,31 @@ def _remove_leftovers(plan: Plan, manifest: dict[str, Any]) -> None:
                 plan.storage.delete(name)
 
 
-def train_run_tokenizer(config: Config) -> dict[str, Any]:
+def train_run_tokenizer(config: Config) -> JsonObject:
     """Train the tokenizer of a run that names none, on the training split."""
     from lclm_jax.data.prepare.corpus import read_corpus
-    from lclm_jax.data.prepare.reject_counter import Tally, left_out
+    from lclm_jax.data.prepare.reject_counter import RejectCounter, left_out
     from lclm_jax.text.tokenizer import Tokenizer
     from lclm_jax.text.train_tokenizer import train_tokenizer
 
     size = config.tokenizer.vocab_size
     if size is None:
         raise LclmError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
-    tally = Tally()
-    documents = read_corpus(config.corpus, ("train",), tally, config.tokenizer.train_bytes)
+    counter = RejectCounter()
+    documents = read_corpus(config.corpus, ("train",), counter, config.tokenizer.train_bytes)
     texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
     except (LclmError, ValueError) as error:
-        raise LclmError(f"{error} ({left_out(tally.counts, tally.rejects)})" if tally.counts else str(error)) from None
+        raise LclmError(
+            f"{error} ({left_out(counter.counts, counter.rejects)})" if counter.counts else str(error)
+        ) from None
     tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
 
 
-def prepare_data(config: Config, workers: int | None = None, strict: bool = False) -> dict[str, Any]:
+def prepare_data(config: Config, workers: int | None = None, strict: bool = False) -> JsonObject:
     """Prepare the corpus of a run, after training its tokenizer if it has none yet; returns the manifest.
 
     ``workers``: processes; None: one per core of this machine.
