@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from lclm_jax.config import StageConfig
 from lclm_jax.data.loading.row_index import IndexFailure, RowIndex
+from lclm_jax.files import write_text
 
 _FIRST_POSITIONS = 2**26
 """Decoder positions of the rows that are counted when a stage begins."""
@@ -98,10 +98,7 @@ def joined_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def write_info(path: Path, info: Mapping[str, Any]) -> None:
     """Store ``info`` at ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(info, indent=2) + "\n", shared=True)
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Skip ranges that a run gave itself after loss spikes, kept beside the stage's checkpoints."""
 
 import json
-import os
 from pathlib import Path
 
 from lclm_jax.config import Config
+from lclm_jax.files import write_text
 
 NAME = "rewinds.json"
 
@@ -25,9 +25,7 @@ def read_rewinds(stage_folder: Path) -> list[tuple[int, int]]:
 
 def add_rewind(stage_folder: Path, rewind: RewindRequested) -> None:
     """Remember to skip the steps of ``rewind``."""
-    partial = stage_folder / f"{NAME}.partial"
-    partial.write_text(json.dumps([*read_rewinds(stage_folder), (rewind.first, rewind.last)]), encoding="utf-8")
-    os.replace(partial, stage_folder / NAME)
+    write_text(stage_folder / NAME, json.dumps([*read_rewinds(stage_folder), (rewind.first, rewind.last)]))
 
 
 def with_skips(config: Config, stage: str, rewinds: list[tuple[int, int]]) -> Config:
