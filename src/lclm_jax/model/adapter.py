@@ -14,7 +14,7 @@ from typing import cast
 import flax.linen as nn
 import jax
 
-from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.config import ModelConfig
 from lclm_jax.model.block import StackOptions, attention_context, layers
 from lclm_jax.model.layers import Module, Projection, RMSNorm
 from lclm_jax.model.registry import Products, load
@@ -26,20 +26,6 @@ NORM_EPS = 1e-6
 def adapter_of(model: ModelConfig) -> Module:
     """The adapter of ``model``."""
     return cast(Module, load(model.adapter.row.code, model))
-
-
-def attention_shape(model: ModelConfig) -> BackboneConfig | None:
-    """Shape of the adapter's attention layers; None if it has none.
-
-    They are blocks like the encoder's before the MLP (``attn_mlp``) and like the decoder's after it (``mlp_attn``).
-    With ``concat`` pooling the layers before the MLP run on the pooled width N * E; the PyTorch code crashes there.
-    """
-    blocks = model.adapter.row.blocks
-    if blocks is None:
-        return None
-    before = blocks == "encoder"
-    backbone, width = (model.encoder, model.latent_size) if before else (model.decoder, model.decoder.hidden_size)
-    return backbone.model_copy(update={"num_layers": model.adapter.num_layers, "hidden_size": width})
 
 
 class MlpAdapter(Module):
@@ -77,7 +63,7 @@ class MlpAdapter(Module):
         return Products(latent * width + width * width, latent * width)
 
     def _attend(self, x_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        shape = attention_shape(self.model)
+        shape = self.model.adapter_blocks
         assert shape is not None
         options = StackOptions.of(self.model, False, "batch", "latents")
         return layers(shape, options)(x_BLE, None, attention_context(shape, segments_BL, positions_BL))[0]
