@@ -186,6 +186,6 @@ def _chat_outline(chat: RawChat, tools: Tools, tally: Tally) -> Outline | None:
         return chat_outline(chat.messages, tools.decoder, tools.encoder, replies="all", tools=chat.tools)
     except MemoryTagError as error:
         tally.reject("unbalanced_tags", chat.id, str(error))
-    except (LclmError, ValueError) as error:
+    except LclmError as error:
         tally.reject("template", chat.id, str(error))
     return None

@@ -299,7 +299,7 @@ def train_run_tokenizer(config: Config) -> dict[str, Any]:
     texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
-    except (LclmError, ValueError) as error:
+    except LclmError as error:
         raise LclmError(f"{error} ({left_out(tally.counts, tally.rejects)})" if tally.counts else str(error)) from None
     tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
