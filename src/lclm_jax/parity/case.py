@@ -1,11 +1,10 @@
 """A case of the reference outputs, loaded: model, tokenizers, our examples, and batches made of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from lclm_jax.interop.hf_config import read_json
 from lclm_jax.interop.load import load_hf
 from lclm_jax.text.example import Example, chat_example, cpt_example, latent_count, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 IGNORED = -100
 """Label of a token without loss, in the reference."""
@@ -28,14 +28,14 @@ class Case:
     """Everything that the comparisons of one ``case.json`` need."""
 
     name: str
-    values: Mapping[str, Any]
+    values: ReadOnlyJson
     model: ModelConfig
     params: dict
     decoder: Tokenizer
     encoder: Tokenizer
 
     @property
-    def samples(self) -> dict[str, Mapping[str, Any]]:
+    def samples(self) -> dict[str, ReadOnlyJson]:
         """Sample id -> what the reference says about it."""
         return {sample["id"]: sample for sample in self.values["samples"]}
 
@@ -44,7 +44,7 @@ class Case:
         """Sample id -> our example."""
         return {name: self._example(sample) for name, sample in self.samples.items()}
 
-    def _example(self, sample: Mapping[str, Any]) -> Example:
+    def _example(self, sample: ReadOnlyJson) -> Example:
         common = (self.decoder, self.encoder, self.model.ratio)
         if sample["kind"] == "cpt":
             return cpt_example(sample["text"], *common)
@@ -68,11 +68,11 @@ class Case:
             labels[0] = example.tokens[0]
         return labels
 
-    def windows(self, name: str) -> list[list[dict[str, Any]]]:
+    def windows(self, name: str) -> list[list[JsonObject]]:
         """Windows of every span as the reference writes them."""
         return [self._windows(span) for span in self.examples[name].spans]
 
-    def _windows(self, span: np.ndarray) -> list[dict[str, Any]]:
+    def _windows(self, span: np.ndarray) -> list[JsonObject]:
         found = []
         for window in plan_windows(len(span), self.model) if len(span) else []:
             read = window.right - window.left
@@ -87,7 +87,7 @@ class Case:
         examples = [[self.examples[name] for name in row] for row in rows]
         return case_batch(examples, self.model, self.encoder.pad_id, row_length)
 
-    def boundaries(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    def boundaries(self, rows: Sequence[Sequence[str]]) -> list[JsonObject]:
         """Where the reference asks a sample's last token for the next sample's first: that one must have a label."""
         found = []
         for index, row in enumerate(rows):
@@ -99,7 +99,7 @@ class Case:
         return found
 
 
-def load_case(folder: Path, checkpoints: Path, changes: Mapping[str, Any] | None = None) -> Case:
+def load_case(folder: Path, checkpoints: Path, changes: ReadOnlyJson | None = None) -> Case:
     """Read ``folder/case.json``, its keys replaced by ``changes``, and the checkpoint it names.
 
     Raises ``LclmError`` if either cannot be read.
