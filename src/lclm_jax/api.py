@@ -127,7 +127,7 @@ def load_model(folder: str | Path, compute_dtype: Literal["float32", "bfloat16"]
     from lclm_jax.inference.generate import Generator
 
     folder = Path(folder)
-    changes = {} if compute_dtype is None else {"compute_dtype": compute_dtype}
+    changes: JsonObject = {} if compute_dtype is None else {"compute_dtype": compute_dtype}
     if (folder / "model_config.json").is_file():
         return Generator.from_folder(folder, **changes)
     config = load_run(folder)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-if TYPE_CHECKING:
-    import jax
+from typing import Any, TypeAlias
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 """A value that JSON can write."""
@@ -17,7 +14,7 @@ JsonObject: TypeAlias = dict[str, Any]
 PyTree: TypeAlias = Any
 """A tree of arrays, shapes, shardings or labels. JAX has no static type for trees."""
 
-Params: TypeAlias = "dict[str, Params | jax.Array]"
+Params: TypeAlias = dict[str, Any]
 """Parameters of a model: a plain nested dict of arrays, named by path (``decoder/layers/attn/q/kernel``)."""
 
 ReadOnlyJson: TypeAlias = Mapping[str, Any]

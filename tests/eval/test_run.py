@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import EvalConfig, MeshConfig, RunPaths
-from lclm_jax.data.packing.rows import assemble_batch
+from lclm_jax.data.packing.rows import assemble_batch, pack_for
 from lclm_jax.data.store.shards import PreparedError, PreparedSplit
 from lclm_jax.eval.examples import continuation_variants, repetition_variants, spread_places
 from lclm_jax.eval.run import evaluate
 from lclm_jax.eval.score import Scorer
-from lclm_jax.inference.generate import pack_for
 from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.prompts import repetition_prompts

@@ -1,10 +1,11 @@
 """Raw text: the collections of a corpus, the files they are read from, their columns, filters and splits."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required
+from lclm_jax.types import JsonObject
 
 Format = Literal["jsonl", "parquet", "arrow", "text", "python_stdlib", "synthetic"]
 
@@ -37,7 +38,7 @@ class CollectionConfig(Tree, role="result"):
 
     format: Format = required(
         "jsonl (plain, .gz, .zst), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
-        " python_stdlib (what Python carries), synthetic (made-up documents that context helps to foretell)."
+        " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict)."
     )
     paths: tuple[str, ...] = key(
         (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet.", role="place"
@@ -51,7 +52,7 @@ class CollectionConfig(Tree, role="result"):
     columns: ColumnsConfig = key(ColumnsConfig(), "Columns of the rows.")
     max_document_bytes: int | None = key(None, "Longer documents are cut at the last line before; counted.", gt=0)
     max_bytes: int | None = key(None, "Read a sample of whole files of at most this many bytes; null: all.", gt=0)
-    filters: dict[str, dict[str, Any]] = key(
+    filters: dict[str, JsonObject] = key(
         {}, "Filters of datatrove, in order: name and arguments, such as gopher_quality: {min_doc_words: 20}."
     )
     dedup: Literal["exact", "near"] | None = key(
@@ -81,11 +82,11 @@ class CorpusConfig(Tree, role="result"):
     """Raw text to prepare, split by a hash of each document's name or text."""
 
     collections: dict[str, CollectionConfig] = key(
-        {}, "Named collections; none: documents and chat, made of what kind says."
+        {}, "Named collections; empty: documents and chat, made from the source that kind names."
     )
     kind: Literal["python_stdlib", "folder"] = key(
         "python_stdlib",
-        "Without collections. python_stdlib: sources and manuals that Python carries; folder: text files under path.",
+        "Without collections. python_stdlib: sources and manuals shipped with Python; folder: text files under path.",
     )
     path: str | None = key(None, "Folder of text files (kind: folder).", role="place")
     suffixes: tuple[str, ...] = key((".py", ".txt", ".md", ".rst"), "File endings read from a folder (kind: folder).")

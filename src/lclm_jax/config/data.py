@@ -1,11 +1,12 @@
 """Tokenizers, sources with their objectives, and the shape of a packed row."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required, suggestion
 from lclm_jax.config.registry.poolings import POOLINGS
+from lclm_jax.types import JsonObject
 
 
 class TokenizerConfig(Tree, role="result"):
@@ -89,7 +90,7 @@ class PackConfig(Tree, role="result"):
 class RowsFor(Tree, role="result"):
     """Compression settings in the place of the model's where rows are planned; null: the model's."""
 
-    ratio: int | None = key(None, "N; the smallest of the models that shall share rows.", gt=0)
+    ratio: int | None = key(None, "N; the smallest of the models that share rows.", gt=0)
     window: int | None = key(None, "W; a span's windows are cut by it.", gt=0)
     overlap: int | None = key(None, "O; the largest of them.", ge=0)
     pooling: str | None = key(None, "One with markers (eos), if any of them has markers.")
@@ -102,7 +103,7 @@ class RowsFor(Tree, role="result"):
         return self
 
     @property
-    def given(self) -> dict[str, Any]:
+    def given(self) -> JsonObject:
         """The settings that are not null."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 

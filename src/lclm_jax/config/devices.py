@@ -1,4 +1,4 @@
-"""Devices of a run: the mesh, time limits of several processes, and the environment that is set before JAX starts."""
+"""Devices of a run: the mesh, and the environment that is set before JAX starts."""
 
 import re
 from collections.abc import MutableMapping
@@ -16,7 +16,7 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 def _check(environment: dict[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
     for name in environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"environment.{name} is no name of a variable; use letters, digits and _")
+            raise ValueError(f"environment.{name} is not a variable name; use letters, digits and _")
         if _SECRET.search(name.upper()):
             raise ValueError(
                 f"environment.{name} looks like a secret, and configurations are saved with every run; export it in the"
@@ -51,10 +51,3 @@ class MeshConfig(Tree, role="layout"):
     fsdp: int = key(-1, "Data-parallel devices that share parameters and optimizer state.")
     context: int = key(1, "Devices that share the positions of a decoder row.")
     tensor: int = key(1, "Devices that share heads and MLP width.")
-
-
-class ProcessesConfig(Tree, role="logging"):
-    """Time limits of a run of several processes."""
-
-    start_timeout_seconds: int = key(300, "How long processes wait for each other at the start.", gt=0)
-    lost_timeout_seconds: int = key(100, "After how long a process that is silent counts as lost.", gt=0)

@@ -1,6 +1,6 @@
 """Shape of the encoder, the adapter, the decoder, and of the compression between them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, field_validator, model_validator
 
@@ -37,7 +37,7 @@ class BackboneConfig(Tree, role="result"):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
+    def _fill_from_preset(cls, values: object) -> object:
         if not isinstance(values, dict) or not (preset := values.get("preset")):
             return values
         if preset not in BACKBONES:
@@ -152,7 +152,7 @@ class ModelConfig(Tree, role="result"):
 
     @field_validator("lora", mode="before")
     @classmethod
-    def _without_lora(cls, lora: Any) -> Any:
+    def _without_lora(cls, lora: object) -> object:
         return LoraTowers() if lora is None else lora
 
     @model_validator(mode="after")
@@ -194,6 +194,20 @@ class ModelConfig(Tree, role="result"):
         """Width of a latent before the adapter: E, or N*E for concat pooling."""
         width = self.pooling_row.width
         return self.encoder.hidden_size * (self.ratio if width == "ratio" else width)
+
+    @property
+    def adapter_blocks(self) -> BackboneConfig | None:
+        """Shape of the adapter's attention layers; None if it has none.
+
+        They are blocks like the encoder's before the MLP (``attn_mlp``) and like the decoder's after it (``mlp_attn``).
+        With ``concat`` pooling the layers before the MLP run on the pooled width N * E; the PyTorch code crashes there.
+        """
+        blocks = self.adapter.row.blocks
+        if blocks is None:
+            return None
+        before = blocks == "encoder"
+        backbone, width = (self.encoder, self.latent_size) if before else (self.decoder, self.decoder.hidden_size)
+        return backbone.model_copy(update={"num_layers": self.adapter.num_layers, "hidden_size": width})
 
     @property
     def has_markers(self) -> bool:

@@ -3,17 +3,16 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.packing.windows import plan_spans
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.prompts import PromptError, PromptLine, read_prompts
 from lclm_jax.inference.stream import TensorStream, read_records
@@ -22,6 +21,7 @@ from lclm_jax.inference.windows import BATCH_WINDOWS
 from lclm_jax.interop.load import read_model
 from lclm_jax.text.example import Example, latent_count, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class Plan:
     latents: int
     encoder_tokens: int
     windows: int
-    extra: dict[str, Any]
+    extra: JsonObject
 
-    def record(self, array: np.ndarray, source: str) -> dict[str, Any]:
+    def record(self, array: np.ndarray, source: str) -> JsonObject:
         """The line of metadata of its embeddings ``array``."""
         digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
         counts = {name: getattr(self, name) for name in ("line", "positions", "spans", "latents", "encoder_tokens")}
@@ -58,11 +58,11 @@ def encode_prompts(
     file_format: str = "safetensors",
     batch_windows: int = BATCH_WINDOWS,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Encode every prompt of a JSONL file and write the embeddings to ``out``, their metadata to ``out`` + ``.jsonl``.
 
     Every prompt is read and checked before the model is loaded. An interrupted call leaves its finished prompts beside
-    ``out``; the same call goes on after them. A finished file of the same model and prompts is left as it is.
+    ``out``; rerunning the command resumes after them. A finished file of the same model and prompts is left as it is.
 
     Args:
         folder: exported or released LCLM.
@@ -113,7 +113,7 @@ def _plan(folder: Path, path: Path, model: ModelConfig, progress: Progress) -> l
         try:
             example = prompt_example(entry.prompt, decoder, encoder, model.ratio)
             plans.append(_plan_one(entry, example, model))
-        except (LclmError, ValueError) as error:
+        except LclmError as error:
             raise PromptError(f"{path}, line {entry.line}: {error}") from None
         progress("prompts read", len(plans), 0)
     if not plans:
@@ -170,17 +170,16 @@ def _groups(path: Path, plans: Sequence[Plan], skip: int, windows: int) -> Itera
         yield group
 
 
-def _finish(stream: TensorStream, metadata: Path, file_format: str) -> list[dict[str, Any]]:
+def _finish(stream: TensorStream, metadata: Path, file_format: str) -> list[JsonObject]:
     records = stream.done
-    part = metadata.with_name(metadata.name + ".tmp")
-    part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    # The data first: metadata that names this call beside older data would pass for a finished file.
-    if file_format == "pt":
-        meta = [{**record["extra"], **{k: v for k, v in record.items() if k != "extra"}} for record in records]
-        write_torch_file(stream.part, [record["id"] for record in records], meta, stream.path)
-    else:
-        os.replace(stream.part, stream.path)
-    os.replace(part, metadata)
+    with replacing(metadata) as part:
+        part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        # The data first: metadata that names this call beside older data would pass for a finished file.
+        if file_format == "pt":
+            meta = [{**record["extra"], **{k: v for k, v in record.items() if k != "extra"}} for record in records]
+            write_torch_file(stream.part, [record["id"] for record in records], meta, stream.path)
+        else:
+            stream.part.replace(stream.path)
     stream.part.unlink(missing_ok=True)
     stream.journal.unlink()
     return records

@@ -12,8 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
-from lclm_jax.data.packing.windows import place_windows, plan_spans
+from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling, pick
@@ -34,6 +33,7 @@ from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
 from lclm_jax.parallel import make_mesh, params_sharding, use_mesh
 from lclm_jax.text.example import Example, expand, make_outline, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import Params
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Generator:
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         model: ModelConfig,
         decoder_tokenizer: Tokenizer,
         encoder_tokenizer: Tokenizer,
@@ -229,32 +229,16 @@ class Generator:
         return frozenset({self.decoder_tokenizer.eos_id, self.decoder_tokenizer.pad_id})
 
 
-def place(params: Any, model: ModelConfig, mesh: Mesh) -> Any:
+def place(params: Params, model: ModelConfig, mesh: Mesh) -> Any:
     """``params`` laid out on ``mesh`` by the sharding table if they are on the host; JAX arrays stay where they are."""
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)):
         return params
     return jax.device_put(params, params_sharding(mesh, logical_axes(model), params))
 
 
-def pack_for(
-    examples_by_row: Sequence[Sequence[Example]], model: ModelConfig, rounded: Callable[[int], int] = bucket
-) -> PackConfig:
-    """A row layout into which every row of ``examples_by_row`` fits; ``rounded`` raises its lengths to common sizes."""
-    length = rounded(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
-    spans = [[max(1, len(span)) for example in row for span in example.spans] for row in examples_by_row]
-    tables = [plan_spans(lengths, model) for lengths in spans]
-    # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
-    longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
-    width = -(-rounded(longest) // model.ratio) * model.ratio
-    pack = PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width)
-    while any(place_windows(table, model.ratio, pack) is None for table in tables):
-        pack = pack.model_copy(update={"encoder_rows": pack.encoder_rows * 2})
-    return pack
-
-
 @functools.partial(jax.jit, static_argnames=("model", "room"))
 def _prefill(
-    params: Any, batch: Batch, pooled_BLE: jax.Array, lengths_B: jax.Array, *, model: ModelConfig, room: int
+    params: Params, batch: Batch, pooled_BLE: jax.Array, lengths_B: jax.Array, *, model: ModelConfig, room: int
 ) -> tuple[jax.Array, KVCache]:
     """Logits after each prompt, and a cache of ``room`` positions that holds it."""
     x_BSD = spliced(params, model, batch, pooled_BLE)
@@ -265,12 +249,12 @@ def _prefill(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _splice(params: Any, batch: Batch, pooled_BLE: jax.Array, *, model: ModelConfig) -> jax.Array:
+def _splice(params: Params, batch: Batch, pooled_BLE: jax.Array, *, model: ModelConfig) -> jax.Array:
     return spliced(params, model, batch, pooled_BLE)
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
-def _advance(params: Any, tokens_B: jax.Array, cache: KVCache, *, model: ModelConfig) -> tuple[jax.Array, KVCache]:
+def _advance(params: Params, tokens_B: jax.Array, cache: KVCache, *, model: ModelConfig) -> tuple[jax.Array, KVCache]:
     """Logits after one more token of every row."""
     x_BSD = embed(params, model, blank_batch(decoder_tokens=tokens_B[:, None]))
     hidden_BSD, cache = decode_cached(params, model, x_BSD, cache.length_B[:, None], cache)

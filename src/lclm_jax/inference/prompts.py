@@ -1,14 +1,15 @@
 """Prompts from a JSONL file: one object per line, ``{"prompt": text or messages}`` or ``{"messages": [...]}``."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lclm_jax.errors import LclmError
+from lclm_jax.types import ReadOnlyJson
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[ReadOnlyJson]
 
 
 class PromptError(LclmError):
@@ -24,7 +25,7 @@ class PromptLine:
     id: str
     """As given, else the line's number."""
     prompt: Prompt
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: ReadOnlyJson = field(default_factory=dict)
     """The line's other keys, passed on to the metadata."""
 
 
@@ -43,7 +44,7 @@ def read_prompts(path: Path) -> Iterator[PromptLine]:
                 found = _read_line(number, line)
                 if found.id in seen:
                     raise LclmError(f"id {found.id!r} is that of line {seen[found.id]}; give every prompt its own")
-            except (LclmError, ValueError) as error:
+            except LclmError as error:
                 raise PromptError(f"{path}, line {number}: {error}") from None
             seen[found.id] = number
             yield found
@@ -54,7 +55,7 @@ def _read_line(number: int, line: bytes) -> PromptLine:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise LclmError(f"not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
-    except (LclmError, ValueError) as error:
+    except ValueError as error:
         raise LclmError(f"not JSON ({error}); write one object per line") from None
     if not isinstance(values, dict):
         raise LclmError(f'{type(values).__name__} instead of an object; write {{"prompt": ...}}')

@@ -1,4 +1,4 @@
-"""A safetensors file that is written tensor by tensor and goes on where it was interrupted.
+"""A safetensors file that is written tensor by tensor and resumes where it was interrupted.
 
 ``FILE.part`` begins with its whole header, as all shapes are known before; behind it the tensors stand in order.
 ``FILE.part.jsonl`` is the journal: what identifies the job, then one line per tensor, written after its bytes are on
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.interop.safetensors_io import DTYPES
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 SYNC_SECONDS = 1.0
 """Work that a lost machine may cost, at most about so much."""
@@ -45,9 +46,7 @@ class TensorStream:
     def __enter__(self) -> "TensorStream":
         lines = [{"source": self.source}, *self.done]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        whole = self.journal.with_name(self.journal.name + ".tmp")  # cut off behind the last whole line, at once
-        whole.write_text(text, encoding="utf-8")
-        os.replace(whole, self.journal)
+        write_text(self.journal, text)  # cut off behind the last whole line, at once
         self._log = self.journal.open("a", encoding="utf-8")
         self._data = self.part.open("r+b" if self.done else "wb")
         if not self.done:
@@ -62,7 +61,7 @@ class TensorStream:
         self._data.close()
         self._log.close()
 
-    def append(self, array: np.ndarray, record: Mapping[str, Any]) -> None:
+    def append(self, array: np.ndarray, record: ReadOnlyJson) -> None:
         """Write the next tensor and its record; they reach the disk within a second or so of writing."""
         self._data.write(np.ascontiguousarray(array, self._dtype).reshape(-1).view(np.uint8).data)
         self.done.append(dict(record))
@@ -77,7 +76,7 @@ class TensorStream:
         self._logged, self._synced = len(self.done), time.monotonic()
 
     def _make_header(self, shapes: Mapping[str, Sequence[int]]) -> bytes:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt", "source": self.source}}
+        header: JsonObject = {"__metadata__": {"format": "pt", "source": self.source}}
         at = 0
         for (name, shape), size in zip(shapes.items(), self._sizes, strict=True):
             header[name] = {"dtype": self._code, "shape": list(shape), "data_offsets": [at, at + size]}
@@ -89,7 +88,7 @@ class TensorStream:
     def _end(self, count: int) -> int:
         return len(self._header) + sum(self._sizes[:count])
 
-    def _kept(self) -> list[dict[str, Any]]:
+    def _kept(self) -> list[JsonObject]:
         if not (self.part.is_file() and self.journal.is_file()):
             return []
         first, *records = read_records(self.journal) or [{}]
@@ -100,13 +99,13 @@ class TensorStream:
         return [record for count, record in enumerate(records[: len(self._sizes)], 1) if self._end(count) <= size]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[JsonObject]:
     """The objects of a JSONL file up to the first line that is not whole."""
     records = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             record = json.loads(line)
-        except (LclmError, ValueError):
+        except ValueError:
             break
         if not line.endswith(b"\n") or not isinstance(record, dict):
             break

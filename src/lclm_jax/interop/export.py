@@ -1,40 +1,24 @@
 """Writing a model as the folders that PyTorch, transformers and vLLM read (layout: ``docs/architecture.md``)."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing_folder
 from lclm_jax.interop.hf_config import backbone_json, write_json
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
 from lclm_jax.interop.memory_tokens import copy_tokenizer
 from lclm_jax.interop.param_source import Leaves, LeavesInMemory, shapes_of
 from lclm_jax.interop.safetensors_io import DTYPES, Declared, write_folder
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject, Params
 
 SHARD_BYTES = 5 * 10**9
 """Largest size of one weight file, as in Hugging Face's own exports."""
-
-
-def export_model(
-    leaves: Leaves | Mapping[str, Any],
-    model: ModelConfig,
-    out_dir: Path,
-    *,
-    decoder_tokenizer: Path,
-    encoder_tokenizer: Path,
-    dtype: str = "float32",
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """``write_model`` to ``out_dir`` by way of ``new_export``; arguments and errors are theirs."""
-    tokenizers = dict(decoder_tokenizer=decoder_tokenizer, encoder_tokenizer=encoder_tokenizer)
-    with new_export(out_dir) as part:
-        write_model(leaves, model, part, **tokenizers, dtype=dtype, shard_bytes=shard_bytes)
 
 
 @contextmanager
@@ -45,21 +29,13 @@ def new_export(out_dir: Path) -> Iterator[Path]:
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
-        raise LclmError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
-    part = out_dir.with_name(out_dir.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+        raise LclmError(f"{out_dir} holds files that are not an export; name a new folder or empty this one")
+    with replacing_folder(out_dir) as part:
         yield part
-        if out_dir.exists():
-            shutil.rmtree(out_dir)
-        part.replace(out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_model(
-    leaves: Leaves | Mapping[str, Any],
+    leaves: "Leaves | Params",
     model: ModelConfig,
     folder: Path,
     *,
@@ -105,9 +81,9 @@ def write_model(
     write_json(folder / "processor_config.json", _processor_json(model))
 
 
-def model_json(model: ModelConfig) -> dict[str, Any]:
+def model_json(model: ModelConfig) -> JsonObject:
     """``model_config.json``: the compression, in the PyTorch implementation's words."""
-    values: dict[str, Any] = {
+    values: JsonObject = {
         "compression_ratio": model.ratio,
         "encoder_window_size": model.window,
         "pooling": model.pooling,
@@ -172,7 +148,7 @@ def _write_side_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: T
     copy_tokenizer(source, folder)
 
 
-def _processor_json(model: ModelConfig) -> dict[str, Any]:
+def _processor_json(model: ModelConfig) -> JsonObject:
     return {
         "compression_ratio": model.ratio,
         "max_memory_length": 8192,

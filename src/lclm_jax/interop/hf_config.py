@@ -1,19 +1,23 @@
 """``config.json`` of Qwen3 and Llama models: reading both styles, writing one that old and new transformers read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig
-from lclm_jax.errors import LclmError
+from lclm_jax.config.base import Tree
 from lclm_jax.interop.safetensors_io import CheckpointError
+from lclm_jax.types import JsonObject
+
+Branch = TypeVar("Branch", bound=Tree)
 
 FAMILIES = {"qwen3": ("Qwen3ForCausalLM", "Qwen3Model"), "llama": ("LlamaForCausalLM", "LlamaModel")}
 
 # What the forward pass does not implement, and the only values with which it is not needed.
-_FIXED: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -22,20 +26,20 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """A JSON object; raises ``CheckpointError`` if the file is missing or holds anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; name a complete model folder") from None
-    except (LclmError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}; fetch it again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object; fetch it again")
     return values
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: JsonObject) -> None:
     """Write a JSON object, indented."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -54,8 +58,8 @@ def read_backbone(folder: Path) -> BackboneConfig:
     for name, allowed in _FIXED.items():
         if name in values and values[name] not in allowed:
             raise CheckpointError(f"{path}: {name}={values[name]!r} is not supported; it must be {allowed[0]!r}")
-    heads = _need(values, "num_attention_heads", path)
-    width = _need(values, "hidden_size", path)
+    heads = _count(values, "num_attention_heads", path)
+    width = _count(values, "hidden_size", path)
     fields = dict(
         vocab_size=_need(values, "vocab_size", path),
         hidden_size=width,
@@ -70,10 +74,20 @@ def read_backbone(folder: Path) -> BackboneConfig:
         tie_embeddings=_or(values, "tie_word_embeddings", False),
         max_positions=_need(values, "max_position_embeddings", path),
     )
+    return parsed(BackboneConfig, fields, path)
+
+
+def parsed(tree: type[Branch], values: Mapping[str, object], path: Path) -> Branch:
+    """``tree`` of ``values`` read from ``path``; raises ``CheckpointError`` that names file, key and value."""
     try:
-        return BackboneConfig(**fields)
+        return tree.model_validate(values)
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        found = f"{key}={first['input']!r}: " if key else ""
+        raise CheckpointError(
+            f"{path}: {found}{first['msg'].removeprefix('Value error, ')}; use another model"
+        ) from None
 
 
 def stored_dtype(folder: Path) -> str | None:
@@ -82,7 +96,7 @@ def stored_dtype(folder: Path) -> str | None:
     return values.get("dtype") or values.get("torch_dtype")
 
 
-def backbone_json(backbone: BackboneConfig, causal: bool, dtype: str, special: dict[str, int | None]) -> dict[str, Any]:
+def backbone_json(backbone: BackboneConfig, causal: bool, dtype: str, special: dict[str, int | None]) -> JsonObject:
     """``config.json`` of a backbone.
 
     Args:
@@ -124,19 +138,27 @@ def backbone_json(backbone: BackboneConfig, causal: bool, dtype: str, special: d
     return dict(sorted(values.items()))
 
 
-def _need(values: dict[str, Any], name: str, path: Path) -> Any:
+def _need(values: JsonObject, name: str, path: Path) -> Any:
     if values.get(name) is None:
         raise CheckpointError(f"{path} lacks {name}; it is needed to build the model")
     return values[name]
 
 
-def _or(values: dict[str, Any], name: str, default: Any) -> Any:
+def _count(values: JsonObject, name: str, path: Path) -> int:
+    """A positive whole number."""
+    value = _need(values, name, path)
+    if not isinstance(value, int) or value <= 0:
+        raise CheckpointError(f"{path}: {name}={value!r} is not a positive whole number; fetch the file again")
+    return value
+
+
+def _or(values: JsonObject, name: str, default: Any) -> Any:
     """A key that transformers itself fills with ``default`` when the file leaves it out."""
     value = values.get(name)
     return default if value is None else value
 
 
-def _rope_theta(values: dict[str, Any], path: Path) -> float:
+def _rope_theta(values: JsonObject, path: Path) -> float:
     parameters = values.get("rope_parameters") or {}
     scaling = values.get("rope_scaling") or {}
     for kind in (parameters.get("rope_type"), scaling.get("rope_type"), scaling.get("type")):

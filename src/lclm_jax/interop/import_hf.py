@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing_folder
 from lclm_jax.interop.hf_config import FAMILIES, read_backbone, read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor, adapter_tensors, backbone_tensors
 from lclm_jax.interop.load import open_backbone, read_model
@@ -23,6 +23,7 @@ from lclm_jax.interop.lora import copy_peft, read_peft
 from lclm_jax.interop.memory_tokens import NewRows, add_memory_tokens, copy_tokenizer, plan_rows, read_memory_rows
 from lclm_jax.interop.param_source import FolderBlocks
 from lclm_jax.interop.safetensors_io import CheckpointError, Declared, TensorFolder, write_folder
+from lclm_jax.types import JsonObject
 from lclm_jax.version import __version__
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def import_model(
     role: str | None = None,
     options: ImportOptions | None = None,
     origin: str | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write ``out_dir`` from ``source``; memory holds one layer, or one block of rows of a table.
 
     Args:
@@ -79,27 +80,17 @@ def import_model(
     options = options or ImportOptions()
     role = _role(source, role)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / RECORD).is_file():
-        raise LclmError(f"{out_dir} holds files that are no import; name a new folder or empty this one")
-    part = out_dir.with_name(out_dir.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    try:
+        raise LclmError(f"{out_dir} holds files that are not an import; name a new folder or empty this one")
+    with replacing_folder(out_dir) as part:
         if role == "lclm":
             config = _import_lclm(source, part, options)
             tokenizers = {name: str(out_dir / name) for name in ("decoder", "encoder")}
         else:
             config = {role: _model_keys(_import_backbone(source, part, role, options))}
             tokenizers = {role: str(out_dir)}
-    except (LclmError, ValueError):
-        shutil.rmtree(part)
-        raise
-    keys = {"model": config, "tokenizer": tokenizers, "init": {role: str(out_dir)}}
-    (part / CONFIG).write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
-    write_json(part / RECORD, {"source": origin or source.name, "role": role, "lclm_jax": __version__})
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    part.replace(out_dir)
+        keys = {"model": config, "tokenizer": tokenizers, "init": {role: str(out_dir)}}
+        (part / CONFIG).write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
+        write_json(part / RECORD, {"source": origin or source.name, "role": role, "lclm_jax": __version__})
     return keys
 
 
@@ -107,14 +98,16 @@ def _role(source: Path, role: str | None) -> str:
     complete = (source / "model_config.json").is_file() and (source / "decoder").is_dir()
     if role is None:
         if not complete:
-            raise LclmError(f"{source} is no complete LCLM; say with --role whether it becomes an encoder or a decoder")
+            raise LclmError(
+                f"{source} is not a complete LCLM; say with --role whether it becomes an encoder or a decoder"
+            )
         return "lclm"
     if role not in ROLES:
         raise LclmError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}")
     return role
 
 
-def _import_lclm(source: Path, out: Path, options: ImportOptions) -> dict[str, Any]:
+def _import_lclm(source: Path, out: Path, options: ImportOptions) -> JsonObject:
     for role in ("decoder", "encoder"):
         (out / role).mkdir()
         _import_backbone(source / role, out / role, role, options)
@@ -177,11 +170,11 @@ def _write_config(source: Path, out: Path, role: str, rows: int) -> None:
         shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
 
 
-def _model_keys(backbone: BackboneConfig) -> dict[str, Any]:
+def _model_keys(backbone: BackboneConfig) -> JsonObject:
     return backbone.model_dump(mode="json", exclude={"preset"})
 
 
-def _lclm_keys(model: ModelConfig) -> dict[str, Any]:
+def _lclm_keys(model: ModelConfig) -> JsonObject:
     """The keys of ``model`` that the files of an LCLM hold."""
     compression = {"adapter", "ratio", "window", "overlap", "pooling", "mask"}
     if model.plain != model:

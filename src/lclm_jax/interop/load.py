@@ -1,16 +1,14 @@
 """Reading complete LCLM folders, and single Qwen3, Qwen3-Embedding or Llama folders as backbones."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig, ModelConfig
-from lclm_jax.errors import LclmError
-from lclm_jax.interop.hf_config import read_backbone, read_json
+from lclm_jax.interop.hf_config import parsed, read_backbone, read_json
 from lclm_jax.interop.hf_weight_map import (
     MEMORY_ROWS_PATH,
     Tensor,
@@ -23,6 +21,7 @@ from lclm_jax.interop.lora import read_lora_towers, read_peft
 from lclm_jax.interop.param_source import FolderBlocks, Leaves, LeavesInFolders, shapes_of
 from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ _SETTINGS = {
 }
 
 
-def load_hf(folder: Path, settings: Mapping[str, Any] | None = None, **changes: Any) -> tuple[ModelConfig, dict]:
+def load_hf(folder: Path, settings: ReadOnlyJson | None = None, **changes: Any) -> tuple[ModelConfig, dict]:
     """Load a complete LCLM folder (``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json``), ``lora/`` with it.
 
     Args:
@@ -75,7 +74,7 @@ def open_backbone(folder: Path, backbone: BackboneConfig, role: str) -> FolderBl
     return FolderBlocks(source, backbone_tensors(backbone, role, prefix))
 
 
-def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **changes: Any) -> ModelConfig:
+def read_model(folder: Path, settings: ReadOnlyJson | None = None, **changes: Any) -> ModelConfig:
     """The configuration of an LCLM folder, without its weights; arguments and errors as ``load_hf``."""
     folder = Path(folder)
     origin = folder / "model_config.json"
@@ -83,7 +82,7 @@ def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **change
     for name in ("compression_ratio", "encoder_window_size"):
         if name not in values:
             raise CheckpointError(f"{origin} lacks {name}; the encoder cannot be run without it")
-    fields: dict[str, Any] = {ours: values.pop(theirs) for theirs, ours in _SETTINGS.items() if theirs in values}
+    fields: JsonObject = {ours: values.pop(theirs) for theirs, ours in _SETTINGS.items() if theirs in values}
     adapter = {"type": values.pop("adapter_type", "mlp")}
     layers = values.pop("num_adapter_layers", None)
     if layers is not None and adapter["type"] != "mlp":
@@ -93,33 +92,14 @@ def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **change
             "%s: keys that this implementation does not know are left out: %s", origin, ", ".join(sorted(values))
         )
     tokenizer = Tokenizer.from_folder(folder / "decoder")
-    try:
-        return ModelConfig(
-            encoder=read_backbone(folder / "encoder"),
-            decoder=read_backbone(folder / "decoder"),
-            adapter=adapter,
-            lora=read_lora_towers(folder),
-            memory_token_ids=tuple(int(i) for i in tokenizer.memory_ids),
-            **fields,
-            **changes,
-        )
-    except ValidationError as error:
-        raise CheckpointError(f"{origin}: {error.errors()[0]['msg']}") from None
-
-
-def load_backbone(folder: Path, role: str) -> tuple[BackboneConfig, dict[str, Any]]:
-    """Load one Qwen3, Qwen3-Embedding or Llama folder as ``role`` (``"encoder"`` or ``"decoder"``).
-
-    Causal and base files are both read: an encoder leaves the output head out, a decoder needs one unless its
-    configuration ties it to the table. Returns the shape and the subtree under ``role`` (a decoder still lacks
-    ``memory_rows``). Raises ``CheckpointError`` as ``load_hf`` does.
-    """
-    if role not in ("encoder", "decoder"):
-        raise LclmError(f"role={role!r} is neither encoder nor decoder; name one of the two")
-    folder = Path(folder)
-    backbone = read_backbone(folder)
-    blocks = open_backbone(folder, backbone, role)
-    return backbone, nest(_read_all(LeavesInFolders([blocks], ()), blocks.table))[role]
+    values = {
+        "encoder": read_backbone(folder / "encoder"),
+        "decoder": read_backbone(folder / "decoder"),
+        "adapter": adapter,
+        "lora": read_lora_towers(folder),
+        "memory_token_ids": tuple(int(i) for i in tokenizer.memory_ids),
+    }
+    return parsed(ModelConfig, {**values, **fields, **changes}, origin)
 
 
 def _read_all(leaves: Leaves, table: Sequence[Tensor]) -> dict[str, np.ndarray]:

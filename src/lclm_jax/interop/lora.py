@@ -4,29 +4,28 @@ An adapter folder is ``adapter_config.json`` and ``adapter_model.safetensors``. 
 updates of ``Qwen3ForCausalLM`` or ``LlamaForCausalLM`` (decoder) and ``Qwen3Model`` or ``LlamaModel`` (encoder).
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
-from pydantic import ValidationError
 
 from lclm_jax.config import LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.model import LoraTarget
 from lclm_jax.errors import LclmError
-from lclm_jax.interop.hf_config import write_json
+from lclm_jax.interop.hf_config import parsed, read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor, backbone_tensors, tensor_table
 from lclm_jax.interop.param_source import Leaves, shapes_of
 from lclm_jax.interop.safetensors_io import CheckpointError, Declared, TensorFolder, write_folder
 from lclm_jax.model.lora import is_lora, update_of
+from lclm_jax.types import JsonObject
 
 FOLDER = "lora"
 """Folder of an export that holds ``decoder/`` and ``encoder/`` adapter folders."""
 TOWERS = ("decoder", "encoder")
 
-_USUAL: dict[str, Any] = {
+_USUAL: JsonObject = {
     "peft_type": "LORA",
     "bias": "none",
     "fan_in_fan_out": False,
@@ -177,17 +176,16 @@ def _factor_shape(kernel: tuple[int, ...], rank: int, path: str) -> tuple[int, .
 
 def _read_config(source: Path) -> LoraConfig:
     path = source / "adapter_config.json"
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         odd = {name: values[name] for name, usual in _USUAL.items() if values.get(name, usual) != usual}
         if odd:
             raise CheckpointError(f"{path} says {odd}, which is not computed here; merge that adapter with peft first")
         targets = tuple(name for name in get_args(LoraTarget) if f"{name}_proj" in values["target_modules"])
         shape = {"rank": values["r"], "alpha": values["lora_alpha"], "dropout": values["lora_dropout"]}
-        return LoraConfig.model_validate({**shape, "targets": targets})
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
-        line = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read ({line}); write the adapter again") from None
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} lacks {error}; write the adapter again") from None
+    return parsed(LoraConfig, {**shape, "targets": targets}, path)
 
 
 def _write_tower(leaves: Leaves, model: ModelConfig, tower: str, folder: Path, dtype: str) -> None:
@@ -223,7 +221,7 @@ def _is_target(tensor: Tensor, lora: LoraConfig) -> bool:
     return tensor.layer is not None and name == "kernel" and parent in lora.targets
 
 
-def _peft_json(lora: LoraConfig, targets: list[str], causal: bool) -> dict[str, Any]:
+def _peft_json(lora: LoraConfig, targets: list[str], causal: bool) -> JsonObject:
     return {
         **_USUAL,
         "task_type": "CAUSAL_LM" if causal else "FEATURE_EXTRACTION",

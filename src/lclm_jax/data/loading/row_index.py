@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import threading
 from collections import OrderedDict
@@ -30,6 +29,7 @@ from lclm_jax.data.packing.counter_rng import draw_key
 from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture
 from lclm_jax.data.packing.sources import ExampleRef, Source
 from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def open_index(config: Config, stage: str, sources: Sequence[Source], folder: st
                 shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
         raise RowIndexError(f"cannot write the row index {own}: {error.strerror}; free some space") from error
-    except (LclmError, ValueError) as error:
+    except LclmError as error:
         raise RowIndexError(str(error)) from None
     return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, sizing)))
 
@@ -226,7 +226,7 @@ def _stored_sizing(folder: Path, digest: str) -> JsonObject | None:
         stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, LclmError, ValueError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("making the row index again: %s", error)
         return None
     return stored["layout"] if stored.get("digest") == digest else None
@@ -254,7 +254,4 @@ def digest_of(inputs: JsonObject) -> str:
 
 
 def _write_json(path: Path, values: JsonObject) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(values, indent=2) + "\n", shared=True)

@@ -4,7 +4,7 @@ The layout is the batch contract of ``lclm_jax.batch``. All work is vectorised o
 row; nothing here depends on files, clocks or random numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,6 +19,22 @@ Row = dict[str, np.ndarray]
 
 class RowError(LclmError):
     """Examples that cannot be laid out as a row; the message names the number, the limit and the fix."""
+
+
+def pack_for(
+    examples_by_row: Sequence[Sequence[Example]], model: ModelConfig, rounded: Callable[[int], int] = int
+) -> PackConfig:
+    """A row layout into which every row of ``examples_by_row`` fits; ``rounded`` raises its lengths to common sizes."""
+    length = rounded(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
+    spans = [[max(1, len(span)) for example in row for span in example.spans] for row in examples_by_row]
+    tables = [plan_spans(lengths, model) for lengths in spans]
+    # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
+    longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
+    width = -(-rounded(longest) // model.ratio) * model.ratio
+    pack = PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width)
+    while any(place_windows(table, model.ratio, pack) is None for table in tables):
+        pack = pack.model_copy(update={"encoder_rows": pack.encoder_rows * 2})
+    return pack
 
 
 def assemble_row(

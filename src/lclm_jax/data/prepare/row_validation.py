@@ -8,7 +8,6 @@ from typing import Any
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Messages, RawChat, RawText, Row
 from lclm_jax.data.prepare.reject_counter import RejectCounter
-from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 from lclm_jax.types import JsonObject
 
@@ -127,7 +126,7 @@ def _from_json(value: object) -> Any:
         return value
     try:
         return json.loads(value)
-    except (LclmError, ValueError):
+    except ValueError:
         raise _Broken("invalid_json", value) from None
 
 
@@ -150,7 +149,7 @@ def _check_text(value: object) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise _Broken("undecodable", value) from None
-    except (TypeError, LclmError, ValueError):
+    except (TypeError, ValueError):
         raise _Broken("wrong_type", value) from None
 
 

@@ -6,7 +6,6 @@ stored with it (``fingerprint``) still tell whether its values are those that we
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.train.core.freeze import path_name
 
 NAME = "manifest.json"
@@ -29,9 +28,7 @@ def write_manifest(folder: Path) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(_checksum, (folder / name for name in files)))
     entries = {name: [(folder / name).stat().st_size, digest] for name, digest in zip(files, sums, strict=True)}
-    partial = folder / f"{NAME}.partial"
-    partial.write_text(json.dumps({"sha256": entries}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / NAME)
+    write_text(folder / NAME, json.dumps({"sha256": entries}, indent=1) + "\n")
 
 
 def has_manifest(folder: Path) -> bool:
@@ -45,7 +42,7 @@ def defect(folder: Path) -> str | None:
         return None
     try:
         entries = json.loads((folder / NAME).read_text(encoding="utf-8"))["sha256"]
-    except (LclmError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return f"its {NAME} is damaged"
     for name, (size, _) in entries.items():
         path = folder / name

@@ -26,7 +26,7 @@ def state_shardings(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> Tra
     replicated = NamedSharding(mesh, PartitionSpec())
     params = params_shardings(model, mesh)
     opt_state = optimizer.state_shardings(abstract_params(model), params, replicated)
-    return TrainState(replicated, params, opt_state, replicated)
+    return TrainState._make((replicated, params, opt_state, replicated))
 
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
