@@ -11,7 +11,7 @@ from lclm_jax.data.store.shards import PreparedError, PreparedSplit
 from lclm_jax.eval.examples import continuation_variants, repetition_variants, spread_places
 from lclm_jax.eval.run import evaluate
 from lclm_jax.eval.score import Scorer
-from lclm_jax.inference.generate import pack_for
+from lclm_jax.inference.windows import pack_for
 from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.prompts import repetition_prompts

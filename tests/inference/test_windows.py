@@ -8,9 +8,8 @@ from lclm_jax.batch import batch_shapes
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.errors import LclmError
 from lclm_jax.inference import windows
-from lclm_jax.inference.generate import pack_for
 from lclm_jax.inference.sampling import Sampling
-from lclm_jax.inference.windows import SpanEncoder, prompt_batch
+from lclm_jax.inference.windows import SpanEncoder, pack_for, prompt_batch
 from lclm_jax.model.lclm import embed, encode
 from lclm_jax.parallel import use_mesh
 from lclm_jax.text.example import Example

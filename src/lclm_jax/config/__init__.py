@@ -3,7 +3,7 @@
 from lclm_jax.config.base import Key, Role, describe_keys, result_values, role_of
 from lclm_jax.config.corpus import CollectionConfig, ColumnsConfig, CorpusConfig
 from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, RowsFor, SourceConfig, SpanConfig, TokenizerConfig
-from lclm_jax.config.devices import MeshConfig, ProcessesConfig, apply_environment
+from lclm_jax.config.devices import MeshConfig, apply_environment
 from lclm_jax.config.load import (
     ConfigError,
     config_hash,
@@ -17,7 +17,14 @@ from lclm_jax.config.load import (
 from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.paths import RunPaths
 from lclm_jax.config.study import PublishedConfig, StudyConfig
-from lclm_jax.config.train import CheckpointConfig, EvalConfig, InitConfig, OptimizerConfig, TrainConfig
+from lclm_jax.config.train import (
+    CheckpointConfig,
+    EvalConfig,
+    InitConfig,
+    OptimizerConfig,
+    ProcessesConfig,
+    TrainConfig,
+)
 from lclm_jax.config.tree import PARTS, Config, StageConfig
 
 __all__ = [

@@ -15,7 +15,7 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.eval.examples import Target
-from lclm_jax.inference.generate import pack_for
+from lclm_jax.inference.windows import pack_for
 from lclm_jax.model.lclm import forward, logits, token_nll
 from lclm_jax.parallel import batch_parts, batch_sharding, use_mesh
 from lclm_jax.parallel.zigzag import pieces_in

@@ -12,8 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import MeshConfig, ModelConfig, PackConfig
-from lclm_jax.data.packing.windows import place_windows, plan_spans
+from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling, pick
@@ -234,22 +233,6 @@ def place(params: Any, model: ModelConfig, mesh: Mesh) -> Any:
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)):
         return params
     return jax.device_put(params, params_sharding(mesh, logical_axes(model), params))
-
-
-def pack_for(
-    examples_by_row: Sequence[Sequence[Example]], model: ModelConfig, rounded: Callable[[int], int] = bucket
-) -> PackConfig:
-    """A row layout into which every row of ``examples_by_row`` fits; ``rounded`` raises its lengths to common sizes."""
-    length = rounded(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
-    spans = [[max(1, len(span)) for example in row for span in example.spans] for row in examples_by_row]
-    tables = [plan_spans(lengths, model) for lengths in spans]
-    # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
-    longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
-    width = -(-rounded(longest) // model.ratio) * model.ratio
-    pack = PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width)
-    while any(place_windows(table, model.ratio, pack) is None for table in tables):
-        pack = pack.model_copy(update={"encoder_rows": pack.encoder_rows * 2})
-    return pack
 
 
 @functools.partial(jax.jit, static_argnames=("model", "room"))

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
-from lclm_jax.data.packing.windows import WindowTable, marker_tokens, plan_spans
+from lclm_jax.config import ModelConfig, PackConfig
+from lclm_jax.data.packing.windows import WindowTable, marker_tokens, place_windows, plan_spans
 from lclm_jax.errors import LclmError
 from lclm_jax.model.adapter import latents_of
 from lclm_jax.model.lclm import embed, encode_pooled
@@ -36,6 +36,22 @@ def bucket(length: int) -> int:
     while size < length:
         size *= 2
     return size
+
+
+def pack_for(
+    examples_by_row: Sequence[Sequence[Example]], model: ModelConfig, rounded: Callable[[int], int] = bucket
+) -> PackConfig:
+    """A row layout into which every row of ``examples_by_row`` fits; ``rounded`` raises its lengths to common sizes."""
+    length = rounded(max(sum(len(example.tokens) for example in row) for row in examples_by_row))
+    spans = [[max(1, len(span)) for example in row for span in example.spans] for row in examples_by_row]
+    tables = [plan_spans(lengths, model) for lengths in spans]
+    # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
+    longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
+    width = -(-rounded(longest) // model.ratio) * model.ratio
+    pack = PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width)
+    while any(place_windows(table, model.ratio, pack) is None for table in tables):
+        pack = pack.model_copy(update={"encoder_rows": pack.encoder_rows * 2})
+    return pack
 
 
 def rows_for(count: int, mesh: Mesh) -> int:

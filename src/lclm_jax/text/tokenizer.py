@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from jinja2 import TemplateError
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import compile_template
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lclm_jax.config import Config
+from lclm_jax.config.tree import Config
 
 Fetch = Callable[[Path], None]
 
