@@ -85,7 +85,7 @@ MAX_PARAMETERS = 7
 MAX_ENTRIES = 16
 ENTRIES = {"data": 8, "train": 6}
 """Entries of a folder that has a limit of its own; the packages above say what the top level holds."""
-MAX_CHAIN = 25
+MAX_CHAIN = 16
 
 
 def package_of(path: Path) -> str:

@@ -47,7 +47,7 @@ def rows_for(count: int, mesh: Mesh) -> int:
     return rows
 
 
-def blank_batch(**arrays: np.ndarray) -> Batch:
+def blank_batch(**arrays: np.ndarray | jax.Array) -> Batch:
     """A batch of which only ``arrays`` are filled in."""
     return Batch(*[None] * len(Batch._fields))._replace(**arrays)
 
