@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lclm_jax.config import ModelConfig, PackConfig
+from lclm_jax.config.data import PackConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.errors import LclmError
 
 

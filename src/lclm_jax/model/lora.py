@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.config import LoraConfig
+from lclm_jax.config.model import LoraConfig
 
 NAMES = ("lora_a", "lora_b")
 """Last component of the paths of LoRA leaves."""
