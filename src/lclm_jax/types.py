@@ -14,7 +14,10 @@ JsonObject: TypeAlias = dict[str, Any]
 PyTree: TypeAlias = Any
 """A tree of arrays, shapes, shardings or labels. JAX has no static type for trees."""
 
-Params: TypeAlias = dict[str, Any]
+Ref: TypeAlias = Any
+"""A block of memory in a Pallas kernel, read and written by index. JAX has no public static type for it."""
+
+Params: TypeAlias = dict[str, PyTree]
 """Parameters of a model: a plain nested dict of arrays, named by path (``decoder/layers/attn/q/kernel``)."""
 
 ReadOnlyJson: TypeAlias = Mapping[str, Any]

@@ -128,8 +128,9 @@ def override(values: ReadOnlyJson, dotted: str, value: object) -> JsonObject:
     current = renamed_key(dotted)
     if current is None:
         return dict(values)
-    change: object = value
-    for part in reversed(current.split(".")):
+    *branches, leaf = current.split(".")
+    change: JsonObject = {leaf: value}
+    for part in reversed(branches):
         change = {part: change}
     return _merge(dict(values), change)
 

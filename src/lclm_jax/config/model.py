@@ -196,11 +196,11 @@ class ModelConfig(Tree, role="result"):
         return self.encoder.hidden_size * (self.ratio if width == "ratio" else width)
 
     @property
-    def adapter_blocks(self) -> BackboneConfig | None:
+    def adapter_backbone(self) -> BackboneConfig | None:
         """Shape of the adapter's attention layers; None if it has none.
 
         They are blocks like the encoder's before the MLP (``attn_mlp``) and like the decoder's after it (``mlp_attn``).
-        With ``concat`` pooling the layers before the MLP run on the pooled width N * E; the PyTorch code crashes there.
+        With ``concat`` pooling those before the MLP run on the pooled width N * E; the PyTorch code crashes there.
         """
         blocks = self.adapter.row.blocks
         if blocks is None:

@@ -113,7 +113,7 @@ def adapter_tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("adapter", "fc2.weight", "adapter/fc2/kernel", None, (width, width), (width, width), True),
         _whole("adapter", "fc2.bias", "fc2/bias", (width,)),
     ]
-    backbone = model.adapter_blocks
+    backbone = model.adapter_backbone
     if backbone is not None:
         for layer in range(model.adapter.num_layers):
             table += _block(backbone, "adapter", f"attention_layers.{layer}.decoder_layer.", layer)

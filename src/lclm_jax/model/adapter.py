@@ -15,11 +15,10 @@ from typing import cast
 import flax.linen as nn
 import jax
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.model.block import StackOptions, attention_context, layers
 from lclm_jax.model.functional import rms_norm
-from lclm_jax.model.layers import Module, Projection, RMSNorm
-from lclm_jax.model.registry import Products, load
+from lclm_jax.model.layers import Module, Products, Projection, RMSNorm, load
 from lclm_jax.types import Params
 
 NORM_EPS = 1e-6
@@ -83,7 +82,7 @@ class MlpAdapter(Module):
         return Products(latent * width + width * width, latent * width)
 
     def _attend(self, x_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        shape = self.model.adapter_blocks
+        shape = self.model.adapter_backbone
         assert shape is not None
         options = StackOptions.of(self.model, False, "batch", "latents")
         return layers(shape, options)(x_BLE, None, attention_context(shape, segments_BL, positions_BL))[0]

@@ -6,7 +6,6 @@ nested dict of arrays in ``model.param_dtype``; activations are in ``model.compu
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
 from lclm_jax.model.adapter import adapter_of, latents_of
 from lclm_jax.model.block import attention_context, cached_attention_context
@@ -25,11 +24,9 @@ from lclm_jax.model.layers import DROPOUT, Declared
 from lclm_jax.model.pooling import dummy_groups, fused_norm_scale, learned_markers, pool_rows, pooling_of
 from lclm_jax.model.poolings.late_layers import first_layers, read_latents, runs_late_layers
 from lclm_jax.model.splice import splice
-from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
-from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
+from lclm_jax.parallel.sharding import ENCODER_ROWS, axis_names, constrain, logical_shard_map, widest
 from lclm_jax.parallel.zigzag import from_zigzag, to_zigzag
-
-Params = dict[str, Any]
+from lclm_jax.types import Params, PyTree
 
 
 def init_params(model: ModelConfig, key: jax.Array) -> Params:
@@ -182,8 +179,8 @@ def _encoder_rows_alone(batch: Batch) -> Batch:
 
 
 def _apply(
-    module: nn.Module, params: Params, *arrays: Any, method: str | None = None, key: jax.Array | None = None
-) -> Any:
+    module: nn.Module, params: Params, *arrays: PyTree, method: str | None = None, key: jax.Array | None = None
+) -> PyTree:
     return module.apply({"params": params}, *arrays, method=method, rngs=None if key is None else {DROPOUT: key})
 
 

@@ -9,10 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.model.functional import product
-from lclm_jax.model.layers import Module
-from lclm_jax.model.registry import Products
+from lclm_jax.model.layers import Module, Products
 
 
 class LinearAdapter(Module):
