@@ -5,6 +5,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tests.data.helpers import unpack_row
 
 from lclm_jax.ablate.jobs import collect, done, jobs_of, open_jobs
 from lclm_jax.ablate.measure import Measurer
@@ -13,7 +14,6 @@ from lclm_jax.ablate.train_seeds import train_single, train_vmapped
 from lclm_jax.ablate.variants import expand, variant_config
 from lclm_jax.config import MeshConfig, load_study
 from lclm_jax.data.loading.loader import make_loader
-from lclm_jax.data.packing.rows import unpack_row
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh
 from lclm_jax.train.core.stages import load_tokenizers, resolve

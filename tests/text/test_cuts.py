@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from lclm_jax.text.cuts import CutFinder, byte_positions, common_cuts
+from lclm_jax.text.boundaries import byte_positions
+from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import PATTERN, train_tokenizer
 

@@ -7,19 +7,21 @@ from hypothesis import strategies as st
 
 from lclm_jax.errors import LclmError
 from lclm_jax.text.cuts import CutFinder
-from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
 from lclm_jax.text.example import (
+    DocumentTokens,
     Outline,
+    Segment,
     chat_example,
     chat_outline,
     cpt_example,
+    cpt_example_from_ids,
     expand,
     latent_count,
     placeholder_ranges,
     prompt_example,
 )
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
-from lclm_jax.text.prompts import REPETITION_REQUESTS, repetition_prompts
+from lclm_jax.text.prompts import REPETITION_REQUESTS, reconstruction_example_from_ids, repetition_prompts
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -124,12 +126,9 @@ def test_chats_that_cannot_be_trained_on(pair, tmp_path):
         repetition_prompts(odd)
 
 
-def test_empty_span_is_refused_but_for_prompts_that_ask(pair):
+def test_empty_span_is_refused(pair):
     decoder, encoder = pair
     text = f"a {memory('')} b"
     for make in (cpt_example, prompt_example):
         with pytest.raises(LclmError, match="is empty"):
             make(text, decoder, encoder, 4)
-    example = prompt_example(text, decoder, encoder, 4, allow_empty=True)
-    assert len(placeholder_ranges(example.tokens, decoder.memory_ids.placeholder)) == 1
-    assert example.spans[0].shape == (0,)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.errors import LclmError
+from lclm_jax.parity.case import empty_span_prompt_example
 from lclm_jax.text.example import chat_example, cpt_example, placeholder_ranges, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
 
@@ -46,7 +47,8 @@ def _check_sample(sample, decoder, encoder, ratio):
     elif kind == "sft":
         example = chat_example(sample["messages"], decoder, encoder, ratio, target=sample["target"])
     else:
-        example = prompt_example(sample["messages"], decoder, encoder, ratio, allow_empty=empty)
+        make = empty_span_prompt_example if empty else prompt_example
+        example = make(sample["messages"], decoder, encoder, ratio)
     assert example.tokens.tolist() == sample["input_ids"]
     assert [span.tolist() for span in example.spans] == sample["memory_token_ids"]
     ranges = placeholder_ranges(example.tokens, decoder.memory_ids.placeholder)

@@ -38,6 +38,5 @@ def test_bad_tags_say_where_and_how_to_mend(text, words):
         split_memory(text)
 
 
-def test_empty_spans_only_on_request():
-    assert split_memory(f"x{MEMORY_START}{MEMORY_END}", allow_empty=True) == [Piece("raw", "x"), Piece("span", "")]
+def test_no_text_has_no_pieces():
     assert split_memory("") == []

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from lclm_jax.config import ModelConfig, PackConfig, SpanConfig
 from lclm_jax.data.store.columns import Ragged
 from lclm_jax.data.store.shards import PreparedSplit, column_text
-from lclm_jax.text.cuts import CutFinder, TokenizedText
+from lclm_jax.text.boundaries import TokenizedText
+from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.tokenizer import Tokenizer
 
 ROW_GROUP = 64

@@ -105,12 +105,12 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
     Checks every checksum and every record with its lengths, ids and cuts; tokenizes a sample of the records again.
     """
     from lclm_jax.data.inspect.validate import validate as defects_of
-    from lclm_jax.data.store.shard_cache import ShardCache
+    from lclm_jax.data.store.shards import shard_cache
     from lclm_jax.data.store.storage import Storage
     from lclm_jax.train.core.stages import load_tokenizers
 
     tree = load_config(config, overrides)
-    storage = Storage(RunPaths(tree).prepared, ShardCache.of(tree))
+    storage = Storage(RunPaths(tree).prepared, shard_cache(tree))
     defects = [str(defect) for defect in defects_of(storage, load_tokenizers(tree), sample)]
     for defect in defects:
         click.echo(defect, err=True)

@@ -13,8 +13,7 @@ from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
 from lclm_jax.data.store.shards import open_split
 from lclm_jax.eval.examples import Place, Target, continuation_variants, repetition_variants, spread_places
 from lclm_jax.eval.score import Scorer, Scores
-from lclm_jax.text.document import Segment
-from lclm_jax.text.example import expand, make_outline
+from lclm_jax.text.example import Segment, expand, make_outline
 from lclm_jax.text.prompts import repetition_prompts
 from lclm_jax.text.tokenizer import Tokenizers
 

@@ -16,7 +16,16 @@ from lclm_jax.data.packing.windows import plan_spans, plan_windows
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import read_json
 from lclm_jax.interop.load import load_hf
-from lclm_jax.text.example import Example, chat_example, cpt_example, latent_count, prompt_example
+from lclm_jax.text.example import (
+    Example,
+    chat_example,
+    cpt_example,
+    expand,
+    latent_count,
+    outline_pieces,
+    prompt_example,
+)
+from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
 
 IGNORED = -100
@@ -51,14 +60,19 @@ class Case:
         if sample["kind"] == "sft":
             return chat_example(sample["messages"], *common, target=sample["target"])
         if sample["kind"] == "prompt":
-            return prompt_example(sample["messages"], *common, allow_empty="path" in sample)
+            return self._prompt_example(sample, sample["messages"])
         raise LclmError(f"{self.name}: sample kind {sample['kind']!r} is not sft, cpt or prompt")
 
     def prompt(self, name: str) -> Example:
         """Where generation of a sample starts."""
         sample = self.samples[name]
         source = sample["text"] if sample["kind"] == "cpt" else sample["messages"]
-        return prompt_example(source, self.decoder, self.encoder, self.model.ratio, allow_empty="path" in sample)
+        return self._prompt_example(sample, source)
+
+    def _prompt_example(self, sample: Mapping[str, Any], prompt: str | Sequence[Mapping[str, Any]]) -> Example:
+        """On the reference's prompt-embedding path, spans may be empty."""
+        make = empty_span_prompt_example if "path" in sample else prompt_example
+        return make(prompt, self.decoder, self.encoder, self.model.ratio)
 
     def labels(self, name: str) -> np.ndarray:
         """Labels as the reference writes them: the first token of raw text has one, though nothing predicts it."""
@@ -97,6 +111,17 @@ class Case:
                 if self.labels(name)[0] != IGNORED:
                     found.append({"row": index, "label_position": start, "sample": name})
         return found
+
+
+def empty_span_prompt_example(
+    prompt: str | Sequence[Mapping[str, Any]], decoder: Tokenizer, encoder: Tokenizer, ratio: int
+) -> Example:
+    """``prompt_example``, but a span without text has one placeholder instead of being refused."""
+    text = prompt if isinstance(prompt, str) else decoder.render_chat(prompt, add_generation_prompt=True)
+    pieces: list[Piece] = []
+    for part in text.split(MEMORY_START + MEMORY_END):
+        pieces += [*split_memory(part), Piece("span", "")]
+    return expand(outline_pieces(pieces[:-1], decoder, encoder), ratio, decoder.memory_ids.placeholder)
 
 
 def load_case(folder: Path, checkpoints: Path, changes: Mapping[str, Any] | None = None) -> Case:

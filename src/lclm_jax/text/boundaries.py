@@ -1,7 +1,8 @@
-"""Which cuts of a text begin a sentence, a paragraph or a block of code."""
+"""The cut points of a tokenized text: as tokens, characters and bytes, and which begin a sentence or paragraph."""
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,25 @@ FLAGS = {"sentence": SENTENCE, "paragraph": PARAGRAPH, "code_block": CODE_BLOCK}
 _SENTENCE = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)[\r\n]*|[。！？]+[」』”’）]*[\r\n]*")
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\r?\n)+")
 _LINE = re.compile(r"\n(?=[^\s)\]}])")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedText:
+    """Ids of a text by one tokenizer, and its cut points."""
+
+    ids: np.ndarray
+    """int32 [tokens]."""
+    cuts: np.ndarray
+    """int32 [cuts]: token indices, ascending, from 0 to the number of tokens."""
+    cut_chars: np.ndarray
+    """int32 [cuts]: the same places as character positions in the text."""
+
+
+def byte_positions(text: str, chars: np.ndarray) -> np.ndarray:
+    """UTF-8 byte position of each character position in ``chars``, uint32."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (codes >= 0x80).astype(np.uint32) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate(([0], np.cumsum(widths)))[chars].astype(np.uint32)
 
 
 def boundary_kinds(text: str, cut_chars: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ Then spans and raw segments are made by slicing prepared ids, never by tokenizin
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from lclm_jax.text.boundaries import TokenizedText
 from lclm_jax.text.chunked_encoding import Encoded, StretchEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 
@@ -15,18 +15,6 @@ _SPACES = np.zeros(0x3001, bool)
 _SPACES[[*range(9, 14), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]] = True
 _SPACES[[0x2028, 0x2029, 0x202F, 0x205F, 0x3000]] = True
 _MEMO_LIMIT = 200_000
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedText:
-    """Ids of a text by one tokenizer, and its cut points."""
-
-    ids: np.ndarray
-    """int32 [tokens]."""
-    cuts: np.ndarray
-    """int32 [cuts]: token indices, ascending, from 0 to the number of tokens."""
-    cut_chars: np.ndarray
-    """int32 [cuts]: the same places as character positions in the text."""
 
 
 class CutFinder:
@@ -108,13 +96,6 @@ def common_cuts(first: TokenizedText, second: TokenizedText) -> tuple[TokenizedT
         TokenizedText(first.ids, first.cuts[left], first.cut_chars[left]),
         TokenizedText(second.ids, second.cuts[right], second.cut_chars[right]),
     )
-
-
-def byte_positions(text: str, chars: np.ndarray) -> np.ndarray:
-    """UTF-8 byte position of each character position in ``chars``, uint32."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    widths = 1 + (codes >= 0x80).astype(np.uint32) + (codes >= 0x800) + (codes >= 0x10000)
-    return np.concatenate(([0], np.cumsum(widths)))[chars].astype(np.uint32)
 
 
 def _is_space(codes: np.ndarray) -> np.ndarray:

@@ -6,12 +6,12 @@ placeholders of one ratio and gives the ``Example`` that is packed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lclm_jax.errors import LclmError
-from lclm_jax.text.memory_tags import Piece, split_memory
+from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
 
 
@@ -119,20 +119,11 @@ def cpt_example(text: str, decoder: Tokenizer, encoder: Tokenizer, ratio: int) -
 
 
 def prompt_example(
-    prompt: str | Sequence[Mapping[str, Any]],
-    decoder: Tokenizer,
-    encoder: Tokenizer,
-    ratio: int,
-    allow_empty: bool = False,
+    prompt: str | Sequence[Mapping[str, Any]], decoder: Tokenizer, encoder: Tokenizer, ratio: int
 ) -> Example:
-    """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss.
-
-    ``allow_empty`` gives a span without text one placeholder (its latent is the adapter's image of a zero vector), as
-    the PyTorch code does on its prompt-embedding path; otherwise such a span is an error.
-    """
+    """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss."""
     text = prompt if isinstance(prompt, str) else decoder.render_chat(prompt, add_generation_prompt=True)
-    outline = outline_pieces(split_memory(text, allow_empty), decoder, encoder)
-    return expand(outline, ratio, decoder.memory_ids.placeholder)
+    return expand(outline_pieces(split_memory(text), decoder, encoder), ratio, decoder.memory_ids.placeholder)
 
 
 def chat_outline(
@@ -200,16 +191,57 @@ def _length(text: str, decoder: Tokenizer) -> int:
     return sum(sizes)
 
 
-__all__ = [
-    "Example",
-    "Outline",
-    "chat_example",
-    "chat_outline",
-    "cpt_example",
-    "expand",
-    "latent_count",
-    "make_outline",
-    "outline_pieces",
-    "placeholder_ranges",
-    "prompt_example",
-]
+class Segment(NamedTuple):
+    """A stretch of a document between two of its cuts (their indices), compressed or raw."""
+
+    compressed: bool
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DocumentTokens:
+    """Both tokenizations of a document; cut k is the same place of the text in each."""
+
+    decoder_ids: np.ndarray
+    """Integers [decoder tokens]; empty where only lengths are needed."""
+    decoder_cuts: np.ndarray
+    """Integers [cuts]: token indices, from 0 to the number of decoder tokens."""
+    encoder_ids: np.ndarray
+    """Integers [encoder tokens]: the decoder's where the tokenizers are the same."""
+    encoder_cuts: np.ndarray
+    """Integers [cuts]."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, np.ndarray]) -> "DocumentTokens":
+        """The columns of a prepared document; without encoder columns both tokenizations are the same."""
+        ids, cuts = record["decoder_ids"], record["cuts"]
+        return cls(ids, cuts, record.get("encoder_ids", ids), record.get("encoder_cuts", cuts))
+
+    def decoder_slice(self, segment: Segment) -> np.ndarray:
+        """Decoder ids of a stretch, int32."""
+        return self.decoder_ids[self.decoder_cuts[segment.start] : self.decoder_cuts[segment.stop]].astype(np.int32)
+
+    def encoder_slice(self, segment: Segment) -> np.ndarray:
+        """Encoder ids of a stretch, int32."""
+        return self.encoder_ids[self.encoder_cuts[segment.start] : self.encoder_cuts[segment.stop]].astype(np.int32)
+
+
+def cpt_example_from_ids(
+    document: DocumentTokens, segments: Sequence[Segment], memory: MemoryIds, ratio: int
+) -> Example:
+    """Continual pre-training over alternating ``segments``: loss on raw tokens only."""
+    tags = np.array([memory.start, memory.end], np.int32)
+    tokens, gaps, spans, length = [], [], [], 0
+    for segment in segments:
+        if segment.compressed:
+            spans.append(document.encoder_slice(segment))
+            gaps.append(length + 1)
+            tokens.append(tags)
+        else:
+            tokens.append(document.decoder_slice(segment))
+        length += len(tokens[-1])
+    weights = [
+        np.full(len(ids), not segment.compressed, np.float32) for ids, segment in zip(tokens, segments, strict=True)
+    ]
+    return expand(make_outline(tokens, weights, gaps, spans), ratio, memory.placeholder)

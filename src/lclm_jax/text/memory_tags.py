@@ -33,14 +33,10 @@ class Piece(NamedTuple):
     text: str
 
 
-def split_memory(text: str, allow_empty: bool = False) -> list[Piece]:
+def split_memory(text: str) -> list[Piece]:
     """Cut ``text`` at its memory tags.
 
     ``"a<|memory_start|>b<|memory_end|>c"`` gives raw ``a``, span ``b``, raw ``c``; empty raw pieces are left out.
-
-    Args:
-        text: text with tags.
-        allow_empty: keep a span without text (golden cases of the prompt-embedding path) instead of refusing it.
 
     Raises:
         MemoryTagError: on an unbalanced, nested or empty span, or a placeholder in the text.
@@ -67,7 +63,7 @@ def split_memory(text: str, allow_empty: bool = False) -> list[Piece]:
         else:
             if opened is None:
                 raise MemoryTagError(f"{MEMORY_END} at character {at} closes no span; put {MEMORY_START} before it")
-            if at == done and not allow_empty:
+            if at == done:
                 raise MemoryTagError(f"the span at character {opened} is empty; put text in it or delete its tags")
             pieces.append(Piece("span", text[done:at]))
             opened = None

@@ -1,4 +1,4 @@
-"""Requests to repeat a compressed text verbatim, tokenized once."""
+"""Reconstruction: requests to repeat a compressed text verbatim, tokenized once, and the examples made with them."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 
 from lclm_jax.errors import LclmError
-from lclm_jax.text.example import outline_pieces
-from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, split_memory
+from lclm_jax.text.example import DocumentTokens, Example, Segment, expand, make_outline, outline_pieces
+from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, MemoryIds, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
 
 REPETITION_REQUESTS = (
@@ -66,6 +66,29 @@ def repetition_prompts(decoder: Tokenizer) -> tuple[RepetitionPrompt, ...]:
 def continuation_prompts(decoder: Tokenizer) -> tuple[RepetitionPrompt, ...]:
     """The requests of ``CONTINUATION_REQUESTS`` through the chat template of ``decoder``."""
     return tuple(_prompt(request, decoder) for request in CONTINUATION_REQUESTS)
+
+
+def reconstruction_example_from_ids(
+    prompt: RepetitionPrompt,
+    document: DocumentTokens,
+    segment: Segment,
+    memory: MemoryIds,
+    ratio: int,
+    quote: Segment | None = None,
+) -> Example:
+    """Reconstruction: ``prompt`` around the compressed ``segment``, answered by its decoder ids; loss on the answer.
+
+    With a ``quote`` (a part of the segment; for a prompt that quotes) the answer is what follows it in the segment.
+    """
+    question = np.concatenate([prompt.head, prompt.tail])
+    answered = segment
+    if quote is not None and prompt.after_quote is not None:
+        question = np.concatenate([question, document.decoder_slice(quote), prompt.after_quote])
+        answered = Segment(False, quote.stop, segment.stop)
+    reply = np.concatenate([document.decoder_slice(answered), prompt.closing])
+    weights = [np.zeros(len(question), np.float32), np.ones(len(reply), np.float32)]
+    outline = make_outline([question, reply], weights, [len(prompt.head)], [document.encoder_slice(segment)])
+    return expand(outline, ratio, memory.placeholder)
 
 
 def _prompt(request: str, decoder: Tokenizer) -> RepetitionPrompt:

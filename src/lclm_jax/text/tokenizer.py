@@ -11,7 +11,6 @@ import numpy as np
 import tokenizers
 from jinja2 import TemplateError
 
-from lclm_jax.config.model import ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import compile_template
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
@@ -224,15 +223,21 @@ class Tokenizers(NamedTuple):
     encoder: Tokenizer
 
 
-def check_vocabularies(model: ModelConfig, tokenizers: Tokenizers) -> None:
-    """Raise ``LclmError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped)."""
-    for part, tower, ids in (
-        ("decoder", model.decoder, tokenizers.decoder.vocab_size),
-        # Of the encoder's special tokens none stands in a span, so a table may lack their rows.
-        ("encoder", model.encoder, tokenizers.encoder.plain_vocab_size),
+def check_vocabularies(decoder_rows: int, encoder_rows: int, tokenizers: Tokenizers) -> None:
+    """Raise ``LclmError`` if a tokenizer makes ids that the model's embedding table lacks (they would be clamped).
+
+    Args:
+        decoder_rows: ``model.decoder.vocab_size``.
+        encoder_rows: ``model.encoder.vocab_size``.
+        tokenizers: The run's.
+    """
+    for part, rows, ids in (
+        ("decoder", decoder_rows, tokenizers.decoder.vocab_size),
+        # No special token of the encoder occurs in a span, so a table may lack their rows.
+        ("encoder", encoder_rows, tokenizers.encoder.plain_vocab_size),
     ):
-        if ids > tower.vocab_size:
+        if ids > rows:
             raise LclmError(
-                f"model.{part}.vocab_size={tower.vocab_size} is below the {ids} ids of its tokenizer"
+                f"model.{part}.vocab_size={rows} is below the {ids} ids of its tokenizer"
                 f" {getattr(tokenizers, part).folder}; set it to {ids} or more, or name the tokenizer of the model"
             )

@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import psutil
 import pytest
+from tests.data.helpers import unpack_row
 
 from lclm_jax.config import OBJECTIVES
 from lclm_jax.data.loading.index_summary import index_info
 from lclm_jax.data.loading.loader import RecordCache, make_loader
 from lclm_jax.data.loading.position import Position, batch_stats
 from lclm_jax.data.loading.row_index import IndexFailure
-from lclm_jax.data.packing.rows import unpack_row
 from lclm_jax.data.packing.sources import ExampleRef, make_sources
 from lclm_jax.data.store.shards import PreparedSplit
 from lclm_jax.errors import LclmError

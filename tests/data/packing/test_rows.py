@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.helpers import unpack_row
 
 from lclm_jax.batch import batch_shapes
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
-from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row, unpack_row
+from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 
@@ -147,7 +148,7 @@ def test_placeholders_must_match_the_spans():
         assemble_row([make_example([("span", 10)], 2)], unset, pack)
 
 
-def test_an_empty_span_gets_a_latent_that_pools_nothing_on_request():
+def test_an_empty_span_is_refused():
     config, pack = model(ratio=4, window=8), PackConfig(row_length=16, encoder_rows=1, encoder_row_length=16)
     example = Example(
         np.array([START, MEMORY, END, START, MEMORY, END], np.int32),
@@ -156,7 +157,3 @@ def test_an_empty_span_gets_a_latent_that_pools_nothing_on_request():
     )
     with pytest.raises(LclmError, match="span 0 is empty"):
         assemble_row([example], config, pack)
-    row = assemble_row([example], config, pack, allow_empty_spans=True)
-    slots = row["latent_index"][[1, 4]]
-    assert row["latent_segments"][slots].tolist() == [1, 2]
-    assert row["pool_weights"].reshape(-1, 4).sum(axis=1)[slots].tolist() == [0, 1]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import parse_config
-from lclm_jax.data.inspect.span_statistics import span_statistics
 from lclm_jax.data.packing.sources import ExampleRef, make_sources
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store.shards import PreparedSplit, column_text
@@ -140,14 +139,13 @@ def test_boundaries_of_a_text():
     assert starts == {1: [" Two?", "Three", "four\n"], 2: ["four\n"], 4: ["four\n", "six)\n"]}
 
 
-def test_statistics_of_spans(run):
-    found = span_statistics(source_of(run, "cpt"), records=10)
-    assert found["span_tokens"].size == found["spans"].sum() > 20
-    assert 6 <= found["span_tokens"].min() <= found["span_tokens"].max() <= 40
-    assert 0.2 < found["compressed_share"].mean() < 0.8
-    assert found["raw_tokens"].sum() > 0
+def test_lengths_of_spans_and_their_share(run):
+    plan = source_of(run, "cpt").plan(0, np.arange(10))
+    assert plan.spans.values.size > 20
+    assert 6 <= plan.spans.values.min() <= plan.spans.values.max() <= 40
+    assert 0.2 < (plan.spans.sums() / plan.raw_tokens).mean() < 0.8
     raw = source_of(run, "cpt", spans=run.data.sources["cpt"].spans.model_copy(update={"raw_share": 1.0}))
-    assert not span_statistics(raw, records=10)["compressed_share"].any()
+    assert not raw.plan(0, np.arange(10)).spans.values.size
 
 
 def test_prepared_kinds_are_those_of_the_text(run):

@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from tests.data.helpers import assert_checksums
 
 from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.prepare.reject_counter import BadRow
 from lclm_jax.data.prepare.run import finish, plan_preparation, prepare_corpus, prepare_share
-from lclm_jax.data.store.records import chat_messages_of, chat_outline_of
+from lclm_jax.data.store.records import chat_outline_of
 from lclm_jax.data.store.shard_cache import ShardCache
 from lclm_jax.data.store.shards import PreparedError, PreparedSplit, column_text
 from lclm_jax.text.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ def test_rows_of_named_collections(raw, tmp_path):
     seen = {}
     for split in ("train", "validation", "held_out"):
         reader = PreparedSplit(config.data.prepared, "web", split)
-        reader.verify()
+        assert_checksums(reader)
         assert 0 < len(reader) == web[split]["records"]
         for record in reader.read_many(range(len(reader))):
             text = column_text(record["text"])
@@ -108,7 +109,7 @@ def test_chats_in_the_wild(raw, tmp_path):
     for split in ("train", "validation", "held_out"):
         reader = PreparedSplit(tmp_path, "sft", split)
         for record in reader.read_many(range(len(reader))):
-            outline, messages = chat_outline_of(record), chat_messages_of(record)
+            outline, messages = chat_outline_of(record), json.loads(column_text(record["messages"]))
             trained = tokenizer.decode(outline.tokens[outline.loss > 0])
             if len(messages) == 1:
                 tagged += 1
@@ -147,7 +148,7 @@ def test_object_store_and_its_cache(raw, tmp_path):
     assert prepare_corpus(config) == local  # found finished
     remote = PreparedSplit("memory://prepared-rows", "web", "train", ShardCache(tmp_path / "cache"))
     near = PreparedSplit(tmp_path / "local", "web", "train")
-    remote.verify()
+    assert_checksums(remote)
     assert remote.digest == near.digest
     assert values(remote, [3, 0]) == values(near, [3, 0])
     bounded = PreparedSplit("memory://prepared-rows", "web", "train", ShardCache(tmp_path / "bounded", 1))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Bad, Entry, Row
-from lclm_jax.data.prepare.readers import text
 
 # Tests and what is installed beside the library; encodings: machine-made tables; pydoc_data: read as topics instead.
 _SKIPPED_FOLDERS = {
@@ -40,11 +39,18 @@ def list_entries(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
 
 
 def read(entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
-    """As a text file."""
-    if entry.path:
-        yield from text.read(entry, collection)
+    """A source file, up to one byte more than a document may have, or a topic of the manual."""
+    longest = collection.max_document_bytes
+    if not entry.path:
+        content = _topics()[entry.id].encode()
     else:
-        yield Row(entry.id, {collection.columns.text: _topics()[entry.id].encode()})
+        try:
+            with Path(entry.path).open("rb") as file:
+                content = file.read() if longest is None else file.read(longest + 1)
+        except OSError as error:
+            yield Bad(entry.id, "unreadable", str(error))
+            return
+    yield Row(entry.id, {collection.columns.text: content})
 
 
 def _topics() -> dict[str, str]:

@@ -12,8 +12,7 @@ from lclm_jax.data.store.records import RAGGED, SCALARS, lengths_of
 from lclm_jax.data.store.shards import PreparedSplit, Shard, column_text, lengths_name, read_manifest
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
-from lclm_jax.text.boundaries import boundary_kinds
-from lclm_jax.text.cuts import byte_positions
+from lclm_jax.text.boundaries import boundary_kinds, byte_positions
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 
 _BATCH = 64

@@ -16,10 +16,9 @@ from lclm_jax.config import PackConfig
 from lclm_jax.data.packing.counter_rng import draw_key, permutation
 from lclm_jax.data.packing.mixture import Cursor, Mixture
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
-from lclm_jax.data.packing.sources import ExampleRef, Plan, Source
-from lclm_jax.data.store.columns import Ragged, join, map_columns, read_metadata
+from lclm_jax.data.packing.sources import EXAMPLE_COLUMNS, ExampleRef, Plan, Source, join_plans
+from lclm_jax.data.store.columns import join, map_columns, read_metadata
 
-EXAMPLE_COLUMNS = ("source", "record", "variant", "tokens", "encoder_tokens", "raw_tokens")
 _DTYPES = {"source": np.uint16, "record": np.int64, "variant": np.uint16}
 
 
@@ -65,7 +64,7 @@ class BlockMaker:
                 plan = source.plan(epoch, records)
                 dropped[source.name].update(plan.dropped)
                 plans.append((number, plan))
-        columns, spans = joined_plans(plans)
+        columns, spans = join_plans(plans)
         windows = ExampleWindows(spans, self.sources[0].setup.plan_model)
         usable, kept = self._usable(columns, windows, dropped), []
         rows = self._packer.pack(usable, columns["tokens"], windows)
@@ -83,19 +82,6 @@ class BlockMaker:
         for example, reason in reasons.items():
             dropped[self.sources[columns["source"][example]].name][reason] += 1
         return usable
-
-
-def joined_plans(plans: Sequence[tuple[int, Plan]]) -> tuple[dict[str, np.ndarray], Ragged]:
-    """Columns of the examples of all plans, and the lengths of their spans."""
-    if not plans:
-        return {name: np.zeros(0, np.int64) for name in EXAMPLE_COLUMNS}, join([])
-    columns = {
-        "source": np.concatenate([np.full(plan.record.size, number) for number, plan in plans]),
-        "encoder_tokens": np.concatenate([plan.spans.sums() for _, plan in plans]),
-    }
-    for name in ("record", "variant", "tokens", "raw_tokens"):
-        columns[name] = np.concatenate([getattr(plan, name) for _, plan in plans])
-    return columns, join([plan.spans for _, plan in plans])
 
 
 def _taken(

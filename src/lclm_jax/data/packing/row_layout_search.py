@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lclm_jax.config import Config, PackConfig
-from lclm_jax.data.loading.blocks import joined_plans
 from lclm_jax.data.packing.block_sizing import make_layout, make_mixture
 from lclm_jax.data.packing.mixture import Cursor
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
-from lclm_jax.data.packing.sources import Source
+from lclm_jax.data.packing.sources import Source, join_plans
 
 DECODER_FILL, ENCODER_FILL = 0.98, 0.90
 _EXAMPLES = 8192
@@ -140,7 +139,7 @@ class _Sample:
     def _planned(self, sources: Sequence[Source]) -> tuple[dict[str, np.ndarray], ExampleWindows, int]:
         """Columns and windows of the examples, and how many were left out while planning."""
         plans = [(number, sources[number].plan(epoch, records)) for number, epoch, records in self._records]
-        columns, spans = joined_plans(plans)
+        columns, spans = join_plans(plans)
         dropped = sum(sum(plan.dropped.values()) for _, plan in plans)
         return columns, ExampleWindows(spans, sources[0].setup.plan_model), dropped
 

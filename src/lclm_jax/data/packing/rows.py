@@ -1,4 +1,4 @@
-"""Examples to the arrays of a packed row, and back.
+"""Examples to the arrays of a packed row, and its spans back.
 
 The layout is the batch contract of ``lclm_jax.batch``. All work is vectorised over the tokens, spans and windows of a
 row; nothing here depends on files, clocks or random numbers.
@@ -26,7 +26,6 @@ def assemble_row(
     model: ModelConfig,
     pack: PackConfig,
     encoder_pad_id: int | None = None,
-    allow_empty_spans: bool = False,
 ) -> Row:
     """Lay out ``examples`` as the segments 1.. of one packed row.
 
@@ -35,7 +34,6 @@ def assemble_row(
         model: Ratio, window, overlap, pooling, mask and memory token ids.
         pack: S, M and R.
         encoder_pad_id: Pad token of the encoder's tokenizer: the marker of ``eos`` pooling, not used otherwise.
-        allow_empty_spans: Give an empty span one latent that pools nothing, instead of refusing it.
 
     Returns:
         Array name -> array, shaped as in ``batch_shapes`` without the leading B.
@@ -46,7 +44,7 @@ def assemble_row(
     row = {name: np.zeros(shape[1:], dtype) for name, (shape, dtype) in batch_shapes(model, pack, 1).items()}
     row["latent_index"].fill(-1)
     spans = [span for example in examples for span in example.spans]
-    table = plan_spans([len(span) for span in spans], model, allow_empty_spans)
+    table = plan_spans([len(span) for span in spans], model)
     _fill_decoder(row, examples, pack)
     slots = _fill_encoder(row, spans, table, model, pack, encoder_pad_id)
     _link(row, examples, slots, model)
@@ -58,33 +56,15 @@ def assemble_batch(
     model: ModelConfig,
     pack: PackConfig,
     encoder_pad_id: int | None = None,
-    allow_empty_spans: bool = False,
 ) -> Batch:
     """Stack the rows of ``examples_by_row`` into a host ``Batch`` of NumPy arrays; see ``assemble_row``."""
-    rows = [assemble_row(examples, model, pack, encoder_pad_id, allow_empty_spans) for examples in examples_by_row]
+    rows = [assemble_row(examples, model, pack, encoder_pad_id) for examples in examples_by_row]
     return stack_rows(rows)
 
 
 def stack_rows(rows: Sequence[Row]) -> Batch:
     """Rows of equal layout to one ``Batch`` of NumPy arrays."""
     return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
-
-
-def unpack_row(row: Row, ratio: int) -> list[Example]:
-    """The examples of a packed row, in order: the inverse of ``assemble_row``.
-
-    The weight of an example's first token is 0, as nothing in its segment predicts it.
-    """
-    spans_by_id = span_tokens(row, ratio)
-    segments, examples = row["decoder_segments"], []
-    for segment in range(1, int(segments.max(initial=0)) + 1):
-        where = np.flatnonzero(segments == segment)
-        slots = row["latent_index"][where]
-        loss = np.concatenate([[0], row["loss_weights"][where[:-1]]]).astype(np.float32)
-        ids = list(dict.fromkeys(row["latent_segments"][slots[slots >= 0]].tolist()))
-        spans = tuple(spans_by_id[span] for span in ids)
-        examples.append(Example(tokens=row["decoder_tokens"][where].copy(), loss=loss, spans=spans))
-    return examples
 
 
 def _fill_decoder(row: Row, examples: Sequence[Example], pack: PackConfig) -> None:
@@ -159,7 +139,7 @@ def _link(row: Row, examples: Sequence[Example], slots: np.ndarray, model: Model
     placeholder = model.memory_token_ids[2]
     where = np.flatnonzero((row["decoder_tokens"] == placeholder) & (row["decoder_segments"] > 0))
     found = np.bincount(row["decoder_segments"][where], minlength=len(examples) + 1)[1:]
-    needed = [sum(max(-(-len(span) // model.ratio), 1) for span in example.spans) for example in examples]
+    needed = [sum(-(-len(span) // model.ratio) for span in example.spans) for example in examples]
     if found.tolist() != needed:
         worst = int(np.argmax(found != np.array(needed)))
         raise RowError(

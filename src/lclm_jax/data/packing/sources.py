@@ -5,7 +5,7 @@ is a small reference (record, variant, cut bounds) from which ``example`` makes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -28,13 +28,18 @@ from lclm_jax.data.store.records import chat_outline_of
 from lclm_jax.data.store.shards import PreparedSplit, open_split
 from lclm_jax.errors import LclmError
 from lclm_jax.text.boundaries import FLAGS
-from lclm_jax.text.document import DocumentTokens, Segment, cpt_example_from_ids, reconstruction_example_from_ids
-from lclm_jax.text.example import Example, expand
-from lclm_jax.text.prompts import RepetitionPrompt, continuation_prompts, repetition_prompts
+from lclm_jax.text.example import DocumentTokens, Example, Segment, cpt_example_from_ids, expand
+from lclm_jax.text.prompts import (
+    RepetitionPrompt,
+    continuation_prompts,
+    reconstruction_example_from_ids,
+    repetition_prompts,
+)
 from lclm_jax.text.tokenizer import Tokenizers
 
+EXAMPLE_COLUMNS = ("source", "record", "variant", "tokens", "encoder_tokens", "raw_tokens")
+"""What planning tells of each example."""
 _ORDERS = 60_000
-
 """Different orders of the passages of a record (a variant has 16 bits)."""
 
 
@@ -65,6 +70,19 @@ class Plan:
     """int64 [examples]: tokens of text represented: decoder tokens without placeholders, and encoder tokens."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Examples left out while planning, by reason."""
+
+
+def join_plans(plans: Sequence[tuple[int, Plan]]) -> tuple[dict[str, np.ndarray], Ragged]:
+    """Columns of the examples of all plans, and the lengths of their spans."""
+    if not plans:
+        return {name: np.zeros(0, np.int64) for name in EXAMPLE_COLUMNS}, join([])
+    columns = {
+        "source": np.concatenate([np.full(plan.record.size, number) for number, plan in plans]),
+        "encoder_tokens": np.concatenate([plan.spans.sums() for _, plan in plans]),
+    }
+    for name in ("record", "variant", "tokens", "raw_tokens"):
+        columns[name] = np.concatenate([getattr(plan, name) for _, plan in plans])
+    return columns, join([plan.spans for _, plan in plans])
 
 
 class Source(ABC):

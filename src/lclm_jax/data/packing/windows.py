@@ -57,11 +57,11 @@ class WindowTable(NamedTuple):
     right: np.ndarray
     markers: np.ndarray
     latents: np.ndarray
-    """Latents of the window: ceil(pooled / N), and one for an empty span."""
+    """Latents of the window: ceil(pooled / N)."""
     context: np.ndarray
     """Tokens of left context."""
     storage: np.ndarray
-    """Positions it takes in an encoder row (its length; N for an empty span, whose latent pools nothing)."""
+    """Positions it takes in an encoder row: its length."""
 
 
 class Run(NamedTuple):
@@ -80,25 +80,15 @@ def plan_windows(num_tokens: int, model: ModelConfig) -> list[Window]:
     return [Window(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def num_latents(num_tokens: int, ratio: int) -> int:
-    """Latents (so placeholders) of a span of ``num_tokens``: ceil(T / N)."""
-    return -(-num_tokens // ratio)
-
-
-def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig, allow_empty: bool = False) -> WindowTable:
-    """Windows of spans of ``lengths`` encoder tokens, as columns.
-
-    Raises ``LclmError`` on an empty span unless ``allow_empty``: then it is a window without tokens and with one
-    latent that pools nothing (poolings without markers only; so the public implementation serves an empty region).
-    """
+def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig) -> WindowTable:
+    """Windows of spans of ``lengths`` encoder tokens, as columns; raises ``LclmError`` on an empty span."""
     sizes = np.asarray(lengths, np.int64)
-    empty = sizes == 0
-    if empty.any() and (not allow_empty or model.has_markers):
+    if (empty := sizes == 0).any():
         raise LclmError(
             f"memory span {int(np.argmax(empty))} is empty; a span needs at least one token: remove its tags"
         )
     ratio, window, overlap = model.ratio, model.window, model.overlap
-    counts = np.maximum(-(-sizes // window), 1)
+    counts = -(-sizes // window)
     span = np.repeat(np.arange(sizes.size), counts)
     order = np.arange(span.size) - np.repeat(np.cumsum(counts) - counts, counts)
     end = sizes[span]
@@ -108,9 +98,7 @@ def plan_spans(lengths: Sequence[int] | np.ndarray, model: ModelConfig, allow_em
     right = np.minimum(stop + overlap, end) if model.mask == "bidirectional" else stop
     groups = -(-(stop - start) // ratio)
     markers = groups if model.has_markers else np.zeros_like(groups)
-    storage = right - left + markers
-    storage = np.where(storage == 0, ratio, storage)
-    return WindowTable(span, left, start, stop, right, markers, np.maximum(groups, 1), start - left, storage)
+    return WindowTable(span, left, start, stop, right, markers, groups, start - left, right - left + markers)
 
 
 def marker_tokens(counts: np.ndarray, model: ModelConfig, pad_id: int | None) -> np.ndarray:

@@ -19,7 +19,8 @@ from lclm_jax.data.store.records import Columns, chat_columns, document_columns
 from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
-from lclm_jax.text.cuts import CutFinder, TokenizedText, common_cuts
+from lclm_jax.text.boundaries import TokenizedText
+from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.example import Outline, chat_outline, outline_pieces
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, MemoryTagError, split_memory
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers

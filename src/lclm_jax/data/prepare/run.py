@@ -18,8 +18,7 @@ from lclm_jax.data.prepare.deduplication import dedup_stages
 from lclm_jax.data.prepare.parts import Part, Report, my_share, plan_parts, preparation_settings, settings_key
 from lclm_jax.data.prepare.prepare_part import Tools, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
-from lclm_jax.data.store.shard_cache import ShardCache
-from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest
+from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.progress import log_progress
@@ -54,10 +53,10 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
         LclmError: missing or empty corpus, or an unusable tokenizer.
     """
     # Fail before the work, not after it.
-    storage = Storage(out_dir or RunPaths(config).prepared, ShardCache.of(config))
+    storage = Storage(out_dir or RunPaths(config).prepared, shard_cache(config))
     tokenizers = run_tokenizers(config)
     _ = tokenizers.decoder.memory_ids
-    check_vocabularies(config.model, tokenizers)
+    check_vocabularies(config.model.decoder.vocab_size, config.model.encoder.vocab_size, tokenizers)
     _check_collections(config)
     parts = plan_parts(config)
     settings = preparation_settings(config, parts, tokenizers._asdict())

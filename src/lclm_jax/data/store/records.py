@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lclm_jax.data.store.shards import column_text, text_column
-from lclm_jax.text.boundaries import boundary_kinds
-from lclm_jax.text.cuts import TokenizedText, byte_positions
+from lclm_jax.data.store.shards import text_column
+from lclm_jax.text.boundaries import TokenizedText, boundary_kinds, byte_positions
 from lclm_jax.text.example import Outline
 
 Columns = dict[str, np.ndarray]
@@ -63,11 +62,6 @@ def chat_outline_of(record: Mapping[str, np.ndarray]) -> Outline:
     return Outline(
         record["tokens"].astype(np.int32), record["loss"].copy(), record["gaps"].astype(np.int32), tuple(spans)
     )
-
-
-def chat_messages_of(record: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-    """The messages that ``chat_columns`` stored."""
-    return json.loads(column_text(record["messages"]))
 
 
 def lengths_of(kind: str, columns: Columns) -> tuple[dict[str, int], dict[str, np.ndarray]]:

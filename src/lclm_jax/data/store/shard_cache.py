@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lclm_jax.config.tree import Config
-
 Fetch = Callable[[Path], None]
 
 
@@ -39,12 +37,6 @@ class ShardCache(NamedTuple):
     """None: ``lclm_jax/shards`` in the user's cache folder."""
     most_bytes: int | None = None
     """None: no bound. What processes hold is kept even above it."""
-
-    @classmethod
-    def of(cls, config: Config) -> "ShardCache":
-        """As a run has set it."""
-        folder = config.data.cache
-        return cls(None if folder is None else Path(folder), config.data.cache_bytes)
 
     @property
     def root(self) -> Path:

@@ -15,14 +15,14 @@ import json
 import logging
 import resource
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
+from cachetools import LRUCache
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -31,6 +31,7 @@ from lclm_jax.data.store.columns import Ragged, join, lists_of, map_columns
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def read_lengths(path: Path) -> dict[str, np.ndarray]:
         raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
 
 
-def read_manifest(root: str | Path | Storage) -> dict[str, Any]:
+def read_manifest(root: str | Path | Storage) -> JsonObject:
     """The manifest of a prepared folder; raises ``PreparedError`` if there is none of this format."""
     storage = root if isinstance(root, Storage) else Storage(root)
     try:
@@ -159,8 +160,9 @@ class PreparedSplit:
             ) from None
         self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
         most = _most_open(self.storage)
-        self._readers: Recent[int, tuple[ArrayRecordReader, HeldFile]] = Recent(most)
-        self._lengths: Recent[int, tuple[dict[str, np.ndarray], HeldFile]] = Recent(most)
+        self._lock = threading.Lock()
+        self._readers: LRUCache[int, tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
+        self._lengths: LRUCache[int, tuple[dict[str, np.ndarray], HeldFile]] = LRUCache(most)
         self._verified: set[int] = set()
 
     def __reduce__(self):
@@ -222,17 +224,6 @@ class PreparedSplit:
             return Ragged(np.zeros(1, np.int64), np.zeros(0, np.int64)) if self._has_lists(name) else None
         return join(parts).take(np.argsort(np.concatenate(order), kind="stable"))
 
-    def verify(self) -> None:
-        """Compare every file with its checksum; raises ``PreparedError`` that names the first that differs."""
-        for shard in self.shards:
-            files = ((shard.file, shard.sha256), (lengths_name(shard.file), shard.lengths_sha256))
-            for name, expected in files:
-                if (actual := self.storage.digest(name, expected)) != expected:
-                    raise PreparedError(
-                        f"{self.storage.shown(name)} is damaged: sha256 {actual[:12]}.. instead of {expected[:12]}..;"
-                        " delete it and prepare the data again"
-                    )
-
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {self.collection}/{self.split} is outside [0, {len(self)})")
@@ -241,15 +232,21 @@ class PreparedSplit:
 
     def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
         try:
-            return self._readers.get(shard, lambda: self._open(shard))[0].read(rows)
+            return self._reader(shard).read(rows)
         except RuntimeError as error:
             name = self.storage.shown(self.shards[shard].file)
             raise PreparedError(f"shard {name} is damaged ({error}); delete it and prepare the data again") from None
 
-    def _open(self, shard: int) -> tuple[ArrayRecordReader, HeldFile]:
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        with self._lock:
+            if (opened := self._readers.get(shard)) is not None:
+                return opened[0]
         held = self.storage.hold(self.shards[shard].file, self.shards[shard].sha256)
         self._check_size(held.path, self.shards[shard])
-        return ArrayRecordReader(str(held.path)), held
+        opened = ArrayRecordReader(str(held.path)), held
+        with self._lock:
+            self._readers[shard] = opened
+        return opened[0]
 
     @staticmethod
     def _check_size(path: Path, shard: Shard) -> None:
@@ -276,7 +273,13 @@ class PreparedSplit:
         return bool(self.shards) and f"{name}/offsets" in self._shard_lengths(0)
 
     def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
-        return self._lengths.get(shard, lambda: self._open_lengths(shard))[0]
+        with self._lock:
+            if (opened := self._lengths.get(shard)) is not None:
+                return opened[0]
+        opened = self._open_lengths(shard)
+        with self._lock:
+            self._lengths[shard] = opened
+        return opened[0]
 
     def _open_lengths(self, shard: int) -> tuple[dict[str, np.ndarray], HeldFile]:
         one = self.shards[shard]
@@ -293,9 +296,15 @@ class PreparedSplit:
         return read_lengths(held.path), held
 
 
+def shard_cache(config: Config) -> ShardCache:
+    """Where a run keeps copies of remote shards."""
+    folder = config.data.cache
+    return ShardCache(None if folder is None else Path(folder), config.data.cache_bytes)
+
+
 def open_split(config: Config, collection: str, split: str) -> PreparedSplit:
     """A split of the run's prepared data; raises as ``PreparedSplit``."""
-    found = PreparedSplit(RunPaths(config).prepared, collection, split, ShardCache.of(config))
+    found = PreparedSplit(RunPaths(config).prepared, collection, split, shard_cache(config))
     needed, most = sum(shard.bytes for shard in found.shards), config.data.cache_bytes
     if found.storage.remote and most is not None and needed > most:
         logger.warning(
@@ -314,29 +323,3 @@ def _most_open(storage: Storage) -> int:
     if storage.remote and storage.cache.most_bytes is not None:
         return 1
     return min(4096, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
-
-
-Key = TypeVar("Key", bound=Hashable)
-
-Value = TypeVar("Value")
-
-
-class Recent(Generic[Key, Value]):
-    """Values by key, at most ``most`` of them; safe to be used by several threads."""
-
-    def __init__(self, most: int):
-        self._most, self._lock = most, threading.Lock()
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-
-    def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of ``key``; ``make`` is called if it is not at hand."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        with self._lock:
-            self._values[key] = value
-            while len(self._values) > self._most:
-                self._values.popitem(last=False)
-        return value

@@ -195,7 +195,7 @@ def load_tokenizers(config: Config) -> Tokenizers:
     decoder = Tokenizer.from_folder(paths.decoder_tokenizer)
     same = paths.encoder_tokenizer == paths.decoder_tokenizer
     tokenizers = Tokenizers(decoder, decoder if same else Tokenizer.from_folder(paths.encoder_tokenizer))
-    check_vocabularies(config.model, tokenizers)
+    check_vocabularies(config.model.decoder.vocab_size, config.model.encoder.vocab_size, tokenizers)
     return tokenizers
 
 

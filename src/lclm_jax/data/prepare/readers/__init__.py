@@ -1,21 +1,36 @@
-"""Readers of raw files: one small module per format, each with ``list_entries`` and ``read``."""
+"""Readers of raw files. A new one is a module with ``list_entries`` and ``read``, and a line here."""
 
 from collections.abc import Iterator
-from types import ModuleType
+from importlib import import_module
+from typing import Protocol, cast
 
 from lclm_jax.config import CollectionConfig
-from lclm_jax.data.demo import python_stdlib, synthetic
 from lclm_jax.data.documents import Bad, Entry, Row
-from lclm_jax.data.prepare.readers import arrow, jsonl, parquet, text
 
-_READERS: dict[str, ModuleType] = {
-    "arrow": arrow,
-    "jsonl": jsonl,
-    "parquet": parquet,
-    "python_stdlib": python_stdlib,
-    "synthetic": synthetic,
-    "text": text,
+READERS = {
+    "arrow": "lclm_jax.data.prepare.readers.tables",
+    "jsonl": "lclm_jax.data.prepare.readers.jsonl",
+    "parquet": "lclm_jax.data.prepare.readers.tables",
+    "python_stdlib": "lclm_jax.data.demo.python_stdlib",
+    "synthetic": "lclm_jax.data.demo.synthetic",
+    "text": "lclm_jax.data.prepare.readers.text",
 }
+"""Format -> module of its reader, imported when it is first used."""
+
+
+class Reader(Protocol):
+    """What a reader's module holds."""
+
+    def list_entries(self, collection: CollectionConfig, part_bytes: int) -> list[Entry]:
+        """Everything ``collection`` reads, in the order of names; large files in parts of about ``part_bytes``."""
+
+    def read(self, entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
+        """The rows of ``entry`` in their order; what cannot be read is a ``Bad``, never an exception."""
+
+
+def reader_of(collection: CollectionConfig) -> Reader:
+    """The reader of the format of ``collection``."""
+    return cast(Reader, import_module(READERS[collection.format]))
 
 
 def list_entries(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
@@ -24,12 +39,12 @@ def list_entries(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
     Raises:
         LclmError: a path does not exist, or two files have one name.
     """
-    return _READERS[collection.format].list_entries(collection, part_bytes)
+    return reader_of(collection).list_entries(collection, part_bytes)
 
 
 def read_rows(entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
     """The rows of ``entry`` in their order; what cannot be read is a ``Bad``, never an exception."""
-    return _READERS[collection.format].read(entry, collection)
+    return reader_of(collection).read(entry, collection)
 
 
 __all__ = ["Bad", "Entry", "Row", "list_entries", "read_rows"]
