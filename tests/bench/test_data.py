@@ -62,8 +62,8 @@ def test_an_index_of_350_billion_tokens_is_entered_anywhere(run, tmp_path):
     sources = simulated_sources(config, "only", tokenizers, 350e9)
     index = open_index(config, "only", sources, tmp_path / "a")
     block = 10**6
-    cursor = Cursor(block, 50_000_000, index.maker.mixture.draws_before(block))
-    index.know(cursor)
+    cursor = Cursor(block, 50_000_000, index.maker.mixture.consumed_before(block))
+    index.add_cursor(cursor)
     rows = [str(index.row(row)) for row in (50_000_003, 50_000_090, 2)]
     batches = BatchMaker([index], RatioSchedule(config, "only"), 4, 50_000_000, ((0,), 1), RecordCache())
     with Loader(batches, 100, 0, 0) as loader:
@@ -73,7 +73,7 @@ def test_an_index_of_350_billion_tokens_is_entered_anywhere(run, tmp_path):
     assert len(json.dumps(state)) < 1000
     fresh = open_index(config, "only", sources, tmp_path / "b")
     position = Position.from_state(state)
-    fresh.know(*position.cursors)
+    fresh.add_cursor(*position.cursors)
     assert [str(fresh.row(row)) for row in (50_000_003, 50_000_090, 2)] == rows
     halves = [replace(batches, indices=[fresh], first_row=position.rows, host=((part,), 2))(0)[0] for part in (0, 1)]
     again = [np.concatenate(both) for both in zip(*halves, strict=True) if both[0] is not None]

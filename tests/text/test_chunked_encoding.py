@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from tests.text.test_cuts import GPT2, LLAMA3, PIECES, TEXT, with_pattern
 from tokenizers import decoders, models, pre_tokenizers
 
-from lclm_jax.text.chunked_encoding import StretchEncoder
+from lclm_jax.text.chunked_encoding import ChunkedEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
-    qwen = Tokenizer(train_tokenizer([TEXT * 3], 320, tmp_path_factory.mktemp("stretches") / "t"))
+    qwen = Tokenizer(train_tokenizer([TEXT * 3], 320, tmp_path_factory.mktemp("chunks") / "t"))
     return [qwen, *(with_pattern(qwen.folder, pattern) for pattern in (GPT2, LLAMA3))]
 
 
 @pytest.fixture(scope="module")
 def one_pre_token(tmp_path_factory):
-    """A tokenizer that may merge across white space, so that no stretch ends where a pre-token does."""
+    """A tokenizer that may merge across white space, so that no chunk ends where a pre-token does."""
     built = tokenizers.Tokenizer(models.BPE({"a": 0, " ": 1, "b": 2, "a ": 3}, [("a", " ")]))
     built.pre_tokenizer, built.decoder = pre_tokenizers.Split("|", "removed"), decoders.Fuse()
     folder = tmp_path_factory.mktemp("whole")
@@ -38,29 +38,29 @@ def by_the_library(tokenizer, text):
 
 
 @settings(max_examples=100, deadline=None)
-@given(texts=st.lists(st.lists(PIECES, max_size=20), min_size=1, max_size=3), stretch=st.integers(1, 6))
-def test_stretches_give_what_the_whole_text_gives(byte_level, texts, stretch):
+@given(texts=st.lists(st.lists(PIECES, max_size=20), min_size=1, max_size=3), chunk=st.integers(1, 6))
+def test_chunks_give_what_the_whole_text_gives(byte_level, texts, chunk):
     normal = [unicodedata.normalize("NFC", "".join(parts)) for parts in texts]
     for tokenizer in byte_level:
-        for text, found in zip(normal, StretchEncoder(tokenizer, stretch)(normal), strict=True):
+        for text, found in zip(normal, ChunkedEncoder(tokenizer, chunk)(normal), strict=True):
             assert tuple(column.tolist() for column in found) == by_the_library(tokenizer, text), text
 
 
 def test_text_in_another_form_is_normalized(byte_level):
     text = "cafe\u0301 noir, cafe\u0301"
-    found = StretchEncoder(byte_level[0], 3)([text])[0]
+    found = ChunkedEncoder(byte_level[0], 3)([text])[0]
     assert found.ids.tolist() == byte_level[0].encode(text).tolist()
     assert tuple(column.tolist() for column in found) == by_the_library(byte_level[0], text)
 
 
 def test_where_pre_tokens_do_not_end_the_text_stays_whole(one_pre_token):
-    found = StretchEncoder(one_pre_token, 1)(["a b", "ab", ""])
+    found = ChunkedEncoder(one_pre_token, 1)(["a b", "ab", ""])
     assert [one.ids.tolist() for one in found] == [[3, 2], [0, 2], []]
     assert found[0].ends.tolist() == [2, 3]
 
 
-def test_long_texts_are_given_in_stretches(byte_level, monkeypatch):
-    encoder, seen = StretchEncoder(byte_level[0], 100), []
+def test_long_texts_are_given_in_chunks(byte_level, monkeypatch):
+    encoder, seen = ChunkedEncoder(byte_level[0], 100), []
     encode = encoder._encode
     monkeypatch.setattr(encoder, "_encode", lambda texts: (seen.extend(texts), encode(texts))[1])
     encoder(["some words of a line\n" * 50])

@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.memory_tokens import add_memory_tokens, copy_tokenizer, plan_rows
-from lclm_jax.text.chunked_encoding import StretchEncoder
+from lclm_jax.text.chunked_encoding import ChunkedEncoder
 from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.sentencepiece import read_sentencepiece
@@ -96,9 +96,9 @@ def test_slices_at_cuts_are_what_tokenizing_them_gives(models, pieces, data):
         assert finder.is_stable(text, found, first, last), (name, text, first, last)
 
 
-def test_stretches_give_what_the_whole_text_gives(folder, monkeypatch):
-    encoder, text = StretchEncoder(Tokenizer(folder), 60), "\n".join(LINES[:40])
-    whole, seen, encode = StretchEncoder(Tokenizer(folder), len(text))([text])[0], [], encoder._encode
+def test_chunks_give_what_the_whole_text_gives(folder, monkeypatch):
+    encoder, text = ChunkedEncoder(Tokenizer(folder), 60), "\n".join(LINES[:40])
+    whole, seen, encode = ChunkedEncoder(Tokenizer(folder), len(text))([text])[0], [], encoder._encode
     monkeypatch.setattr(encoder, "_encode", lambda texts: (seen.extend(texts), encode(texts))[1])
     assert all(np.array_equal(*pair) for pair in zip(encoder([text])[0], whole, strict=True))
     assert text not in seen and len(seen) > 20

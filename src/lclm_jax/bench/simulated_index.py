@@ -36,11 +36,11 @@ def bench_index(config: Config, stage: str, tokens: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         index = open_index(config, stage, sources, folder)
         mixture = index.maker.mixture
-        shortest = min(range(len(sources)), key=lambda i: len(sources[i]) / max(mixture.draws_before(1000)[i], 1))
-        blocks = round(1000 * len(sources[shortest]) / mixture.draws_before(1000)[shortest])
+        shortest = min(range(len(sources)), key=lambda i: len(sources[i]) / max(mixture.consumed_before(1000)[i], 1))
+        blocks = round(1000 * len(sources[shortest]) / mixture.consumed_before(1000)[shortest])
         places = np.unique((uniform(draw_key("places", tokens), np.arange(_MADE)) * (blocks - 1)).astype(int))
         start = time.perf_counter()
-        made = {int(b): index.maker(Cursor(int(b), 0, mixture.draws_before(int(b)))) for b in places}
+        made = {int(b): index.maker(Cursor(int(b), 0, mixture.consumed_before(int(b)))) for b in places}
         seconds = (time.perf_counter() - start) / len(made)
         cursors = _cursors(index, blocks, made)
         _write_headers(index, cursors, set(made))
@@ -71,7 +71,7 @@ def _cursors(index: RowIndex, blocks: int, made: dict[int, Block]) -> list[Curso
     rows = counts[(uniform(draw_key("rows"), np.arange(blocks)) * counts.size).astype(int)]
     rows[list(made)] = counts
     firsts = np.append(0, np.cumsum(rows)).tolist()
-    return [Cursor(b, firsts[b], index.maker.mixture.draws_before(b)) for b in range(blocks + 1)]
+    return [Cursor(b, firsts[b], index.maker.mixture.consumed_before(b)) for b in range(blocks + 1)]
 
 
 def _write_headers(index: RowIndex, cursors: list[Cursor], without: set[int]) -> None:
@@ -110,7 +110,7 @@ def answer(folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as elsewhere:
         fresh = open_index(config, stage, sources, elsewhere)
-        fresh.know(Cursor(block, row, tuple(draws)))
+        fresh.add_cursor(Cursor(block, row, tuple(draws)))
         rows = config.stages[stage].batch_rows
         schedule = RatioSchedule(config, stage)
         maker = BatchMaker([fresh], schedule, rows, questions["resume"], ((0,), 1), RecordCache())

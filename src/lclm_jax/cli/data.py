@@ -44,14 +44,14 @@ def prepare(
     Finished parts are kept: after an interruption, rerun the same command to resume. Rejected rows are counted by
     reason, and a sample of them is written to rejects.jsonl beside the shards.
     """
-    from lclm_jax.data.prepare.run import prepare_data, prepare_share, train_missing_tokenizer
+    from lclm_jax.data.prepare.run import prepare_data, prepare_worker_parts, train_missing_tokenizer
     from lclm_jax.ops.run_folder import own_run
     from lclm_jax.progress import log_progress
 
     tree = load_config(config, overrides)
     if share is not None:  # several workers share the folder, so none of them claims the run
         train_missing_tokenizer(tree)
-        made = prepare_share(tree, share, log_progress(), workers or os.cpu_count() or 1, strict)
+        made = prepare_worker_parts(tree, share, log_progress(), workers or os.cpu_count() or 1, strict)
         click.echo(f"share {share}: made {made} parts in {RunPaths(tree).prepared}")
         return
     with own_run(tree):
@@ -183,12 +183,12 @@ def stage_of(tree: Config, stage: str | None) -> str:
 
 def show_budget(config: Config, stage: str, simulate: float | None) -> None:
     """Measure row layouts of ``stage``, of ``simulate`` tokens of simulated documents if given, and print the best."""
-    from lclm_jax.data.packing.row_layout_search import Fill, propose
+    from lclm_jax.data.packing.row_layout_search import LayoutFill, search_row_layouts
 
     make = _sources_of(config, stage, simulate)
     click.echo(f"stage {stage}: planning a sample of its records", err=True)
-    tried: list[Fill] = []
-    for fill in propose(config, stage, make):
+    tried: list[LayoutFill] = []
+    for fill in search_row_layouts(config, stage, make):
         if not tried:
             click.echo("row_length  encoder_rows  decoder fill  encoder fill  left out")
         tried.append(fill)
@@ -196,9 +196,9 @@ def show_budget(config: Config, stage: str, simulate: float | None) -> None:
             f"{fill.pack.row_length:10} {fill.pack.encoder_rows:13} {fill.decoder:13.3f} {fill.encoder:13.3f}"
             f" {fill.left_out:9.1%}"
         )
-    best = max(tried, key=lambda fill: fill.worth)
+    best = max(tried, key=lambda fill: fill.score)
     layout = ", ".join(f"{n}: {getattr(best.pack, n)}" for n in ("row_length", "encoder_rows", "encoder_row_length"))
-    reached = "" if best.enough else " (the best of those tried; below the targets)"
+    reached = "" if best.sufficient else " (the best of those tried; below the targets)"
     click.echo(f"data.pack: {{{layout}}}{reached}")
 
 

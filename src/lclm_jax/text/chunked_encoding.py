@@ -1,6 +1,6 @@
-"""Texts to ids with offsets and pre-tokens. Long texts are tokenized in stretches: the same ids for a third less time.
+"""Texts to ids with offsets and pre-tokens. Long texts are tokenized in chunks: the same ids in two thirds of the time.
 
-A stretch ends after a letter or digit and before a single space. That this is an end of a pre-token is asked of the
+A chunk ends after a letter or digit and before a single space. That this is an end of a pre-token is asked of the
 tokenizer, by giving it the pre-token before the place together with what follows; where it is not, the text is
 tokenized as a whole. Like cuts, this rests on patterns that never look behind and see one character ahead.
 """
@@ -19,7 +19,7 @@ from tokenizers import normalizers
 
 from lclm_jax.text.tokenizer import Tokenizer
 
-_STRETCH = 4096
+_CHUNK = 4096
 
 _FOLLOWING = 16
 
@@ -39,16 +39,16 @@ class Encoded(NamedTuple):
     """bool [tokens]: whether a pre-token begins with it."""
 
 
-class StretchEncoder:
+class ChunkedEncoder:
     """Tokenizes many texts at once, on all cores.
 
     Args:
         tokenizer: The tokenizer; special-token strings in texts are plain characters.
-        stretch: Characters of a stretch, about.
+        chunk: Characters of a chunk, about.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stretch: int = _STRETCH):
-        self._backend, self._offsets, self._stretch = tokenizer.backend(plain=True), TokenOffsets(tokenizer), stretch
+    def __init__(self, tokenizer: Tokenizer, chunk: int = _CHUNK):
+        self._backend, self._offsets, self._chunk = tokenizer.backend(plain=True), TokenOffsets(tokenizer), chunk
         self._of_normal = _without_form_c(self._backend)
 
     def __call__(self, texts: Sequence[str]) -> list[Encoded]:
@@ -64,18 +64,18 @@ class StretchEncoder:
         return [_joined(own, starts) for own, starts in zip(found, bounds, strict=True)]
 
     def _ends(self, text: str) -> Iterator[int]:
-        """Where stretches may end."""
+        """Where chunks may end."""
         if self._backend.pre_tokenizer is None:
             return
-        at = self._stretch
+        at = self._chunk
         while at < len(text) and (match := _END.search(text, at - 1)) is not None:
             yield match.end()
-            at = match.end() + self._stretch
+            at = match.end() + self._chunk
 
     def _end_pre_tokens(
         self, texts: Sequence[str], bounds: Sequence[Sequence[int]], found: Sequence[Sequence[Encoded]]
     ) -> list[bool]:
-        """Of each text, whether all its stretches end where a pre-token does."""
+        """Of each text, whether all its chunks end where a pre-token does."""
         pieces, places, owners = [], [], []
         for i, (text, own, parts) in enumerate(zip(texts, bounds, found, strict=True)):
             for start, end, part in zip(own, own[1:-1], parts, strict=False):
@@ -111,7 +111,7 @@ def _without_form_c(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _joined(parts: Sequence[Encoded], starts: Sequence[int]) -> Encoded:
-    """The stretches of one text, which begin at the characters ``starts``."""
+    """The chunks of one text, which begin at the characters ``starts``."""
     if len(parts) == 1:
         return parts[0]
     shift = np.repeat(np.array(starts[: len(parts)], np.int32), [len(part.ids) for part in parts])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from lclm_jax.text.boundaries import TokenizedText
-from lclm_jax.text.chunked_encoding import Encoded, StretchEncoder
+from lclm_jax.text.chunked_encoding import ChunkedEncoder, Encoded
 from lclm_jax.text.tokenizer import Tokenizer
 
 _SPACES = np.zeros(0x3001, bool)
@@ -22,14 +22,14 @@ class CutFinder:
 
     A cut stands between two pre-tokens, where byte-level and word-level tokenizers start afresh. Their patterns never
     look behind, so a slice may begin at any such place. They look one character ahead (``\s+(?!\S)``), so the end of
-    a slice is safe after a character that is not white space; after a newline it is checked by tokenizing the stretch
+    a slice is safe after a character that is not white space; after a newline it is checked by tokenizing the text
     since the last safe place alone (few distinct ones, remembered); after other white space there is no cut. Nor is
     there one before a blank rest of line: it would merge with the newline that ends a chat prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._backend = tokenizer.backend(plain=True)
-        self._encode = StretchEncoder(tokenizer)
+        self._encode = ChunkedEncoder(tokenizer)
         self._memo: dict[str, bytes] = {}
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
@@ -67,9 +67,9 @@ class _Candidates:
         self._lines = np.flatnonzero(_is_newline(left))
         # The last safe place, itself included.
         first = np.maximum.accumulate(np.where(self._solid, places, 0))[self._lines]
-        self._stretch = first, places[self._lines]
+        self._since_safe = first, places[self._lines]
         self.pieces = [text[start:stop] for start, stop in self._pairs(self._starts)]
-        """The stretch from the last safe place to each place after a newline."""
+        """The text from the last safe place to each place after a newline."""
 
     def found(self, alone: Mapping[str, bytes]) -> TokenizedText:
         """The cuts, with what each of ``pieces`` is by itself."""
@@ -85,7 +85,7 @@ class _Candidates:
         return TokenizedText(self._ids, cuts, chars)
 
     def _pairs(self, of_token: np.ndarray) -> Iterator[tuple[int, int]]:
-        first, last = self._stretch
+        first, last = self._since_safe
         return zip(of_token[first].tolist(), of_token[last].tolist(), strict=True)
 
 

@@ -72,9 +72,7 @@ def placeholder_ranges(tokens: np.ndarray, placeholder: int) -> list[tuple[int, 
     return [(int(start), int(stop)) for start, stop in edges]
 
 
-def outline_pieces(
-    pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokenizer, raw_loss: float = 0.0, plain: bool = False
-) -> Outline:
+def outline_pieces(pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokenizer, raw_loss: float = 0.0) -> Outline:
     """Tokenize ``pieces``: raw text by the decoder's tokenizer, spans by the encoder's.
 
     Args:
@@ -82,17 +80,16 @@ def outline_pieces(
         decoder: tokenizer with the memory tokens.
         encoder: tokenizer of the spans.
         raw_loss: loss weight of raw tokens (tags never have any).
-        plain: read special-token strings in the text as ordinary characters (foreign text).
     """
     memory = decoder.memory_ids
     tokens, loss, gaps, spans, length = [], [], [], [], 0
     for piece in pieces:
         if piece.kind == "span":
             ids = np.array([memory.start, memory.end], np.int32)
-            spans.append(encoder.encode(piece.text, plain))
+            spans.append(encoder.encode(piece.text))
             gaps.append(length + 1)
         else:
-            ids = decoder.encode(piece.text, plain)
+            ids = decoder.encode(piece.text)
         tokens.append(ids)
         loss.append(np.full(len(ids), raw_loss if piece.kind == "raw" else 0.0, np.float32))
         length += len(ids)
@@ -105,7 +102,7 @@ def make_outline(
     gaps: Sequence[int] | np.ndarray,
     spans: Sequence[np.ndarray],
 ) -> Outline:
-    """Join stretches of tokens and their loss weights; the first token is never a target."""
+    """Join tokens and their loss weights; the first token is never a target."""
     joined = np.concatenate([np.zeros(0, np.int32), *tokens]).astype(np.int32, copy=False)
     weights = np.concatenate([np.zeros(0, np.float32), *loss]).astype(np.float32, copy=False)
     weights[:1] = 0
@@ -192,7 +189,7 @@ def _length(text: str, decoder: Tokenizer) -> int:
 
 
 class Segment(NamedTuple):
-    """A stretch of a document between two of its cuts (their indices), compressed or raw."""
+    """Part of a document between two of its cuts (their indices), compressed or raw."""
 
     compressed: bool
     start: int
@@ -219,11 +216,11 @@ class DocumentTokens:
         return cls(ids, cuts, record.get("encoder_ids", ids), record.get("encoder_cuts", cuts))
 
     def decoder_slice(self, segment: Segment) -> np.ndarray:
-        """Decoder ids of a stretch, int32."""
+        """Decoder ids of a segment, int32."""
         return self.decoder_ids[self.decoder_cuts[segment.start] : self.decoder_cuts[segment.stop]].astype(np.int32)
 
     def encoder_slice(self, segment: Segment) -> np.ndarray:
-        """Encoder ids of a stretch, int32."""
+        """Encoder ids of a segment, int32."""
         return self.encoder_ids[self.encoder_cuts[segment.start] : self.encoder_cuts[segment.stop]].astype(np.int32)
 
 

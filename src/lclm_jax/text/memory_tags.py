@@ -27,7 +27,7 @@ class MemoryIds(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A stretch of text: ``raw`` is read as it is, ``span`` (without its tags) is compressed."""
+    """Part of a text: ``raw`` is read as it is, ``span`` (without its tags) is compressed."""
 
     kind: Literal["raw", "span"]
     text: str

@@ -12,7 +12,7 @@ from lclm_jax.config import OBJECTIVES
 from lclm_jax.data.loading.index_summary import index_info
 from lclm_jax.data.loading.loader import RecordCache, make_loader
 from lclm_jax.data.loading.position import Position, batch_stats
-from lclm_jax.data.loading.row_index import IndexFailure
+from lclm_jax.data.loading.row_index import RowIndexError
 from lclm_jax.data.packing.sources import ExampleRef, make_sources
 from lclm_jax.data.store.shards import PreparedSplit
 from lclm_jax.errors import LclmError
@@ -171,7 +171,7 @@ def test_what_cannot_be_loaded_is_an_error_with_a_fix(run, edited, tmp_path):
     with pytest.raises(LclmError, match=r"batch_rows=8 .* not a multiple of the 3 parts"):
         make_loader(edited(values), "mixed", tokenizers, host=((0,), 3))
     pack = {"row_length": 8, "encoder_rows": 4, "encoder_row_length": 128}
-    with pytest.raises(IndexFailure, match="source repeat: none of its examples fits a row of 8"):
+    with pytest.raises(RowIndexError, match="source repeat: none of its examples fits a row of 8"):
         short = edited(values, stage={"pack": pack, "mixture": {"repeat": 1.0}})
         make_loader(short, "mixed", tokenizers, index_folder=tmp_path / "index")
     wrong = {"cpt": values["data"]["sources"]["cpt"] | {"collection": "chat"}}

@@ -4,9 +4,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lclm_jax.data.loading.index_summary import first_info, index_info, read_info, summarize
+from lclm_jax.data.loading.index_summary import index_info, read_info, stage_info, summarize
 from lclm_jax.data.loading.prebuild import prebuild
-from lclm_jax.data.loading.row_index import IndexFailure, index_inputs, open_index
+from lclm_jax.data.loading.row_index import RowIndexError, index_inputs, open_index
 from lclm_jax.data.packing.sources import make_sources
 from lclm_jax.report.histograms import plot_histograms
 
@@ -33,7 +33,7 @@ def test_an_epoch_holds_every_example_once(run, edited, tmp_path):
                 found.update((ref.record, ref.variant, tuple(ref.bounds)) for ref in index.row(row))
                 row += 1
             dropped += sum(block.dropped[name].values())
-            draws = block.after.draws[0]
+            draws = block.after.consumed[0]
         # The rest is of the second epoch, which cuts documents at other places.
         missing = [one for one in wanted if not found[one]]
         assert len(missing) <= dropped
@@ -59,7 +59,7 @@ def test_rows_are_found_from_anywhere(run, small_blocks, tmp_path):
     assert rows_of(open_index(config, "mixed", sources, tmp_path / "a"), [59, 0]) == [rows[59], rows[0]], "stored"
     cursor = other.block_of(40).cursor
     elsewhere = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / "c")
-    elsewhere.know(cursor)
+    elsewhere.add_cursor(cursor)
     assert rows_of(pickle.loads(pickle.dumps(elsewhere)), [40, 59]) == [rows[40], rows[59]], "from a checkpoint on"
     assert 0 < len(list(elsewhere.folder.glob("blocks/*/*.rows"))) < made
     with pytest.raises(IndexError, match="row -1 is negative"):
@@ -89,7 +89,7 @@ def test_info_counts_rows_epochs_and_what_was_left_out(run, small_blocks, tmp_pa
     values, tokenizers = run
     config = small_blocks(values)
     index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path)
-    info = first_info(index, config.stages["mixed"])
+    info = stage_info(index, config.stages["mixed"])
     assert read_info(tmp_path) == info == index_info(index, 48)
     examples = [ref for row in range(48) for ref in index.row(row)]
     assert info["examples"] == len(examples)
@@ -114,7 +114,7 @@ def test_sources_change_and_end_as_configured(run, edited, small_blocks, tmp_pat
         config = edited(values, data=data, stage={"steps": 40, "mixture": {"cpt": 0.5, "chat": 0.5}})
         index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / rule)
         if fails:
-            with pytest.raises(IndexFailure, match=r"source chat is exhausted after row \d+; train fewer steps"):
+            with pytest.raises(RowIndexError, match=r"source chat is exhausted after row \d+; train fewer steps"):
                 index_info(index, 320)
         else:
             assert index_info(index, 320)["sources"]["chat"]["epochs"] == 1
@@ -197,6 +197,6 @@ def test_a_stage_that_ends_early_cannot_be_made_whole(run, small_blocks, tmp_pat
     sources = values["data"]["sources"] | {"chat": stopping}
     config = small_blocks(values | {"data": values["data"] | {"sources": sources}}, stage={"mixture": {"chat": 1.0}})
     index = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path)
-    with pytest.raises(IndexFailure, match="source chat is exhausted after row"):
+    with pytest.raises(RowIndexError, match="source chat is exhausted after row"):
         prebuild(index, 10**6, 1, lambda *_: None)
     assert files_of(index)

@@ -26,7 +26,7 @@ def test_blocks_hold_the_shares_and_every_draw_once(sources, seed):
     mixture = Mixture(supplies, [(0, weights)], 10_000, seed)
     seen = walk(mixture, len(sources), 6)
     for cursor, taken in seen:
-        assert mixture.draws_before(cursor.block) == cursor.draws, "a block is found without those before it"
+        assert mixture.consumed_before(cursor.block) == cursor.consumed, "a block is found without those before it"
         for one, weight, supply in zip(taken, weights, supplies, strict=True):
             assert abs(len(one) * supply.positions - 10_000 * weight / sum(weights)) <= supply.positions * 1.001
 

@@ -2,7 +2,7 @@ import pytest
 
 from lclm_jax.bench.simulated import simulated_sources
 from lclm_jax.config import parse_config
-from lclm_jax.data.packing.row_layout_search import propose
+from lclm_jax.data.packing.row_layout_search import search_row_layouts
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -37,25 +37,25 @@ def long_tailed(row_length, encoder_rows, ratio=4, spans=SPANS):
 
 
 def fills(config, tokenizers):
-    return list(propose(config, "only", lambda changed: simulated_sources(changed, "only", tokenizers, 1e8)))
+    return list(search_row_layouts(config, "only", lambda changed: simulated_sources(changed, "only", tokenizers, 1e8)))
 
 
 def test_a_layout_that_fills_both_budgets_is_found(tokenizers):
     tried = fills(long_tailed(512, 1), tokenizers)
     assert (tried[0].pack.row_length, tried[0].pack.encoder_rows) == (512, 1)
-    assert not tried[0].enough and tried[0].decoder < 0.9
-    assert tried[-1].enough and tried[-1].decoder >= 0.98 and tried[-1].encoder >= 0.90
+    assert not tried[0].sufficient and tried[0].decoder < 0.9
+    assert tried[-1].sufficient and tried[-1].decoder >= 0.98 and tried[-1].encoder >= 0.90
     assert all(one.pack.row_length % 128 == 0 for one in tried)
-    # What was proposed is enough when it is configured, and nothing else is tried then.
+    # What was proposed is sufficient when it is configured, and nothing else is tried then.
     best = tried[-1].pack
-    assert [one.enough for one in fills(long_tailed(best.row_length, best.encoder_rows), tokenizers)] == [True]
+    assert [one.sufficient for one in fills(long_tailed(best.row_length, best.encoder_rows), tokenizers)] == [True]
 
 
 def test_the_best_is_found_where_nothing_fills_both(tokenizers):
     # Spans of 12 tokens take 16 encoder positions at N = 8, so 0.75 is all that can be had.
     spans = {"law": "fixed", "min_tokens": 12, "max_tokens": 12, "raw_min_tokens": 12, "raw_max_tokens": 12}
     tried = fills(long_tailed(256, 8, ratio=8, spans=spans), tokenizers)
-    assert not any(one.enough for one in tried)
+    assert not any(one.sufficient for one in tried)
     assert 1 < len(tried) <= 9
-    best = max(tried, key=lambda one: one.worth)
-    assert best.worth >= tried[0].worth and best.encoder > 0.65
+    best = max(tried, key=lambda one: one.score)
+    assert best.score >= tried[0].score and best.encoder > 0.65

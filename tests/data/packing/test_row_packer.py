@@ -18,7 +18,7 @@ def model(**changes):
 def pack_all(tokens, spans, model, pack):
     """(rows, reasons by example)."""
     packer, windows = RowPacker(model.ratio, pack), ExampleWindows(spans, model)
-    usable, reasons = packer.sort_out(tokens, windows)
+    usable, reasons = packer.find_packable(tokens, windows)
     return packer.pack(usable, tokens, windows), reasons
 
 
@@ -74,6 +74,6 @@ def test_packing_is_a_pure_function():
 
 def test_reasons_to_drop_an_example():
     packer = RowPacker(4, PackConfig(row_length=16, encoder_rows=1, encoder_row_length=32))
-    assert packer.rejects(17, []) == "longer_than_row"
-    assert packer.rejects(16, [(20, 0, 2)]) == "windows_exceed_row"
-    assert packer.rejects(16, [(16, 0, 2)]) is None
+    assert packer.reject_reason(17, []) == "longer_than_row"
+    assert packer.reject_reason(16, [(20, 0, 2)]) == "windows_exceed_row"
+    assert packer.reject_reason(16, [(16, 0, 2)]) is None

@@ -65,7 +65,7 @@ def test_every_token_is_exactly_where_it_belongs(model, lengths):
     spans = [np.array([span.size for span in one.spans], np.int64) for one in examples]
     windows = ExampleWindows(Ragged.from_sizes(np.array([s.size for s in spans]), np.concatenate(spans)), model)
     packer = RowPacker(model.ratio, PACK)
-    usable, reasons = packer.sort_out(tokens, windows)
+    usable, reasons = packer.find_packable(tokens, windows)
     rows = packer.pack(usable, tokens, windows)
     assert Counter(i for row in rows for i in row) == Counter(usable.tolist())
     assert sorted([*usable.tolist(), *reasons]) == list(range(len(examples)))

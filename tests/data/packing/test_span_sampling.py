@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import SpanConfig
-from lclm_jax.data.packing.span_sampling import Limits, law_lengths, make_cut_table, walk_pieces, walk_spans
+from lclm_jax.data.packing.span_sampling import Limits, make_cut_table, sample_lengths, sample_segments, sample_spans
 from lclm_jax.data.store.columns import Ragged
 
 
@@ -50,7 +50,7 @@ def test_pieces_alternate_within_limits_and_never_overlap(seed, law, first, raw_
     spans = SpanConfig(law=law, min_tokens=4, max_tokens=30, raw_min_tokens=5, raw_max_tokens=40, first=first)
     spans = spans.model_copy(update={"raw_share": raw_share})
     limits = Limits(positions=positions, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
-    pieces = walk_pieces(cut_table(decoder, encoder), spans, limits, seed)
+    pieces = sample_segments(cut_table(decoder, encoder), spans, limits, seed)
     end = {}
     for i, record in enumerate(pieces.document.tolist()):
         segments = segments_of(pieces, i)
@@ -82,7 +82,7 @@ def test_pieces_alternate_within_limits_and_never_overlap(seed, law, first, raw_
 def test_spans_follow_each_other_and_cover_the_documents(seed, law):
     decoder, encoder = random_cuts(seed, 12)
     spans = SpanConfig(law=law, min_tokens=4, max_tokens=30)
-    pieces = walk_spans(cut_table(decoder, encoder), spans, seed)
+    pieces = sample_spans(cut_table(decoder, encoder), spans, seed)
     end = {}
     for i, record in enumerate(pieces.document.tolist()):
         [(compressed, a, b)] = segments_of(pieces, i)
@@ -100,7 +100,7 @@ def test_a_document_does_not_depend_on_the_others():
     decoder, encoder = random_cuts(3, 5)
     spans = SpanConfig(min_tokens=4, max_tokens=30, raw_min_tokens=5, raw_max_tokens=40)
     limits = Limits(positions=90, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
-    for walk in (lambda t: walk_pieces(t, spans, limits, 7), lambda t: walk_spans(t, spans, 7)):
+    for walk in (lambda t: sample_segments(t, spans, limits, 7), lambda t: sample_spans(t, spans, 7)):
         whole, part = walk(cut_table(decoder, encoder)), walk(cut_table(decoder[:2], encoder[:2]))
         wanted = [segments_of(whole, i) for i, r in enumerate(whole.document) if r < 2]
         assert [segments_of(part, i) for i in range(part.document.size)] == wanted
@@ -109,11 +109,11 @@ def test_a_document_does_not_depend_on_the_others():
 def test_a_stretch_that_cannot_be_cut_is_skipped_and_nothing_gives_nothing():
     limits = Limits(positions=20, ratio=4, window=16, context=0, markers=False, encoder_positions=64)
     cuts = [np.array([0, 100, 110, 118])]
-    pieces = walk_pieces(cut_table(cuts, cuts), SpanConfig(min_tokens=4, max_tokens=8), limits, 0)
+    pieces = sample_segments(cut_table(cuts, cuts), SpanConfig(min_tokens=4, max_tokens=8), limits, 0)
     assert min(pieces.bounds.values) == 1
     for walked in (
-        walk_pieces(cut_table([], []), SpanConfig(), limits, 0),
-        walk_spans(cut_table([np.array([0])], [np.array([0])]), SpanConfig(), 0),
+        sample_segments(cut_table([], []), SpanConfig(), limits, 0),
+        sample_spans(cut_table([np.array([0])], [np.array([0])]), SpanConfig(), 0),
     ):
         assert walked.document.size == 0
         assert walked.bounds.offsets.tolist() == [0]
@@ -122,7 +122,7 @@ def test_a_stretch_that_cannot_be_cut_is_skipped_and_nothing_gives_nothing():
 @pytest.mark.parametrize("law", ["fixed", "uniform", "log_uniform"])
 def test_laws_reach_both_ends(law):
     share = np.linspace(0, 1, 1000, endpoint=False)
-    lengths = law_lengths(law, np.int64(8), np.int64(64), share)
+    lengths = sample_lengths(law, np.int64(8), np.int64(64), share)
     assert (lengths.min(), lengths.max()) == ((64, 64) if law == "fixed" else (8, 64))
     if law == "log_uniform":
         assert np.median(lengths) == pytest.approx(np.sqrt(8 * 64), rel=0.05)

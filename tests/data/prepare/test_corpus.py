@@ -8,7 +8,7 @@ from lclm_jax.config import CorpusConfig
 from lclm_jax.data.demo.function_chats import chats_of
 from lclm_jax.data.documents import Document
 from lclm_jax.data.prepare.corpus import list_collection, read_corpus, read_documents, split_of
-from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import split_memory
 
@@ -26,9 +26,9 @@ def entries_of(config):
 def test_unusable_files_are_counted_by_reason(tmp_path):
     config = folder(tmp_path, good="one\ntwo\n", empty="", blank=" \n\n", latin="é".encode("latin-1"), other="x")
     (tmp_path / "ignored.bin").write_bytes(b"x")
-    tally = Tally()
-    assert [document.id for document in read_corpus(config, tally=tally)] == ["good.txt", "other.txt"]
-    assert tally.counts == {"empty": 2, "undecodable": 1}
+    counter = RejectCounter()
+    assert [document.id for document in read_corpus(config, counter=counter)] == ["good.txt", "other.txt"]
+    assert counter.counts == {"empty": 2, "undecodable": 1}
 
 
 def test_unreadable_file_is_counted(tmp_path):
@@ -37,16 +37,16 @@ def test_unreadable_file_is_counted(tmp_path):
     entries = entries_of(config)
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.txt").write_text("y")
-    tally = Tally()
-    assert not list(read_documents(entries, config.resolved["documents"], config, tally))
-    assert tally.counts == {"unreadable": 2}
+    counter = RejectCounter()
+    assert not list(read_documents(entries, config.resolved["documents"], config, counter))
+    assert counter.counts == {"unreadable": 2}
 
 
 def test_long_files_are_cut_at_a_line_or_a_whole_character(tmp_path):
     config = folder(tmp_path, lines="ab\ncd\nef", wide="é" * 10).model_copy(update={"max_file_bytes": 7})
-    tally = Tally()
-    assert {d.id: d.text for d in read_corpus(config, tally=tally)} == {"lines.txt": "ab\ncd\n", "wide.txt": "ééé"}
-    assert tally.counts == {"cut": 2}
+    counter = RejectCounter()
+    assert {d.id: d.text for d in read_corpus(config, counter=counter)} == {"lines.txt": "ab\ncd\n", "wide.txt": "ééé"}
+    assert counter.counts == {"cut": 2}
 
 
 def test_text_is_normalized_and_starts_with_its_first_line(tmp_path):

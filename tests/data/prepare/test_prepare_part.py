@@ -6,7 +6,7 @@ from tests.data.helpers import assert_checksums
 
 from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.prepare.reject_counter import BadRow
-from lclm_jax.data.prepare.run import finish, plan_preparation, prepare_corpus, prepare_share
+from lclm_jax.data.prepare.run import finish, plan_preparation, prepare_corpus, prepare_worker_parts
 from lclm_jax.data.store.records import chat_outline_of
 from lclm_jax.data.store.shard_cache import ShardCache
 from lclm_jax.data.store.shards import PreparedError, PreparedSplit, column_text
@@ -123,16 +123,18 @@ def test_same_bytes_with_any_number_of_workers_and_shares(raw, tmp_path):
     manifest = prepare_corpus(make_config(raw, tmp_path / "one"))
     assert prepare_corpus(make_config(raw, tmp_path / "two"), workers=2) == manifest
     config = make_config(raw, tmp_path / "shares")
-    assert prepare_share(config, "1/2") + prepare_share(config, "0/2") == len(plan_preparation(config).parts)
+    assert prepare_worker_parts(config, "1/2") + prepare_worker_parts(config, "0/2") == len(
+        plan_preparation(config).parts
+    )
     assert finish(plan_preparation(config)) == manifest
     assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two") == snapshot(tmp_path / "shares")
     with pytest.raises(PreparedError, match="not k/n"):
-        prepare_share(config, "2/2")
+        prepare_worker_parts(config, "2/2")
 
 
 def test_parts_that_are_missing_are_named(raw, tmp_path):
     config = make_config(raw, tmp_path)
-    prepare_share(config, "0/2")
+    prepare_worker_parts(config, "0/2")
     with pytest.raises(PreparedError, match=r"parts are not made yet, the first is web/part-00001-of"):
         finish(plan_preparation(config))
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Row
-from lclm_jax.data.prepare.reject_counter import BadRow, Tally
+from lclm_jax.data.prepare.reject_counter import BadRow, RejectCounter
 from lclm_jax.data.prepare.row_validation import chat_of, document_of
 
 DOCUMENTS = CollectionConfig(format="jsonl", paths=("x",), max_document_bytes=20)
@@ -15,9 +15,9 @@ USER, REPLY = {"role": "user", "content": "hi"}, {"role": "assistant", "content"
 
 
 def chat(**values):
-    tally = Tally()
-    made = chat_of(Row("p", values), CHAT, tally)
-    return made if made is not None else dict(tally.counts)
+    counter = RejectCounter()
+    made = chat_of(Row("p", values), CHAT, counter)
+    return made if made is not None else dict(counter.counts)
 
 
 def test_raw_rows_in_the_wild():
@@ -70,21 +70,21 @@ def test_bad_chats_are_counted_by_reason(values, reason):
     [(None, "missing_column"), (3, "wrong_type"), (b"\xff", "undecodable"), ("\ud800", "undecodable"), (" ", "empty")],
 )
 def test_bad_documents_are_counted_sampled_and_fatal_only_if_strict(value, reason):
-    tally = Tally()
+    counter = RejectCounter()
     for i in range(5):
-        assert document_of(Row(f"p{i}", {"text": value}), DOCUMENTS, tally) is None
-    assert tally.counts == {reason: 5}
-    assert [one["place"] for one in tally.rejects] == ["p0", "p1", "p2"]
-    json.dumps(tally.rejects, ensure_ascii=False).encode()
+        assert document_of(Row(f"p{i}", {"text": value}), DOCUMENTS, counter) is None
+    assert counter.counts == {reason: 5}
+    assert [one["place"] for one in counter.rejects] == ["p0", "p1", "p2"]
+    json.dumps(counter.rejects, ensure_ascii=False).encode()
     with pytest.raises(BadRow, match=f"p: {reason} .*without --strict"):
-        document_of(Row("p", {"text": value}), DOCUMENTS, Tally(strict=True))
+        document_of(Row("p", {"text": value}), DOCUMENTS, RejectCounter(strict=True))
 
 
 @given(st.text(max_size=30))
 def test_documents_are_clean_and_short_enough(text):
-    tally = Tally()
-    made = document_of(Row("p", {"text": text}), DOCUMENTS, tally)
-    assert (made is None) == bool(tally.rejects)
+    counter = RejectCounter()
+    made = document_of(Row("p", {"text": text}), DOCUMENTS, counter)
+    assert (made is None) == bool(counter.rejects)
     if made is not None:
         assert made.text.strip()
         assert made.text.split("\n")[0].strip()

@@ -59,8 +59,8 @@ class BlockMaker:
         taken = self.mixture.taken(cursor)
         plans: list[tuple[int, Plan]] = []
         dropped: dict[str, Counter[str]] = {source.name: Counter() for source in self.sources}
-        for number, (source, draws) in enumerate(zip(self.sources, taken, strict=True)):
-            for epoch, records in self.mixture.records(number, draws):
+        for number, (source, places) in enumerate(zip(self.sources, taken, strict=True)):
+            for epoch, records in self.mixture.records(number, places):
                 plan = source.plan(epoch, records)
                 dropped[source.name].update(plan.dropped)
                 plans.append((number, plan))
@@ -70,7 +70,7 @@ class BlockMaker:
         rows = self._packer.pack(usable, columns["tokens"], windows)
         kept = [rows[i] for i in permutation(draw_key(self._key, cursor.block), len(rows)).tolist()]
         ends = np.append(0, np.cumsum([len(row) for row in kept])).astype(np.int64)
-        after = Cursor(cursor.block + 1, cursor.row + len(kept), tuple(draws.stop for draws in taken))
+        after = Cursor(cursor.block + 1, cursor.row + len(kept), tuple(places.stop for places in taken))
         chosen = np.array([example for row in kept for example in row], np.int64)
         counts = {name: dict(sorted((k, n) for k, n in one.items() if n)) for name, one in dropped.items()}
         return Block(cursor, after, {"rows": ends, **_taken(plans, columns, chosen)}, counts)
@@ -78,7 +78,7 @@ class BlockMaker:
     def _usable(
         self, columns: Mapping[str, np.ndarray], windows: ExampleWindows, dropped: Mapping[str, Counter[str]]
     ) -> np.ndarray:
-        usable, reasons = self._packer.sort_out(columns["tokens"], windows)
+        usable, reasons = self._packer.find_packable(columns["tokens"], windows)
         for example, reason in reasons.items():
             dropped[self.sources[columns["source"][example]].name][reason] += 1
         return usable

@@ -4,26 +4,25 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lclm_jax.config import StageConfig
-from lclm_jax.data.loading.row_index import IndexFailure, RowIndex
+from lclm_jax.data.loading.row_index import RowIndex, RowIndexError
 
 _FIRST_POSITIONS = 2**26
 """Decoder positions of the rows that are counted when a stage begins."""
 
 
-def index_info(index: RowIndex, rows: int, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def index_info(index: RowIndex, rows: int) -> dict[str, Any]:
     """Statistics of the first ``rows`` rows of a stage; blocks not yet stored are made.
 
     Args:
         index: The stage's.
         rows: How many rows; above zero.
-        progress: Called with (rows done, rows in all).
 
     Returns:
         Plain values: ``rows``, ``examples``, ``decoder_fill``, ``encoder_fill``, ``raw_tokens``, and by source
@@ -33,15 +32,13 @@ def index_info(index: RowIndex, rows: int, progress: Callable[[int, int], None] 
     sources, pack = index.maker.sources, index.maker.sources[0].setup.pack
     totals = np.zeros((len(sources), 4), np.int64)
     dropped: list[Counter[str]] = [Counter() for _ in sources]
-    draws = (0,) * len(sources)
+    consumed = (0,) * len(sources)
     for block in index.blocks(rows):
         last = min(len(block), rows - block.cursor.row)
         totals += _totals(block.columns, int(block.columns["rows"][last]), len(sources))
         for source, counts in zip(sources, dropped, strict=True):
             counts.update(block.dropped[source.name])
-        draws = block.after.draws
-        if progress is not None:
-            progress(min(rows, block.after.row), rows)
+        consumed = block.after.consumed
     examples, positions, encoder, raw = totals.sum(axis=0).tolist()
     return {
         "rows": rows,
@@ -54,7 +51,7 @@ def index_info(index: RowIndex, rows: int, progress: Callable[[int, int], None] 
                 "examples": int(mine[0]),
                 "decoder_positions": int(mine[1]),
                 "raw_tokens": int(mine[3]),
-                "epochs": round(draws[i] / len(source), 3),
+                "epochs": round(consumed[i] / len(source), 3),
                 "dropped": dict(sorted(dropped[i].items())),
             }
             for i, (source, mine) in enumerate(zip(sources, totals, strict=True))
@@ -62,7 +59,7 @@ def index_info(index: RowIndex, rows: int, progress: Callable[[int, int], None] 
     }
 
 
-def first_info(index: RowIndex, stage: StageConfig) -> dict[str, Any]:
+def stage_info(index: RowIndex, stage: StageConfig) -> dict[str, Any]:
     """``index_info`` of the rows of a stage, of a long one only the first; kept beside the index for the report."""
     path = index.folder / "info.json"
     wanted = min(
@@ -77,7 +74,7 @@ def first_info(index: RowIndex, stage: StageConfig) -> dict[str, Any]:
     return info
 
 
-def joined_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Statistics of several row indices as of one."""
     rows = sum(info["rows"] for info in infos)
     sources: dict[str, dict[str, Any]] = {}
@@ -105,10 +102,10 @@ def write_info(path: Path, info: Mapping[str, Any]) -> None:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """What ``first_info`` stored of the index under ``folder``; raises ``IndexFailure`` if there is none."""
+    """What ``stage_info`` stored of the index under ``folder``; raises ``RowIndexError`` if there is none."""
     for path in folder.glob("*/info.json"):
         return json.loads(path.read_text(encoding="utf-8"))
-    raise IndexFailure(f"{folder} holds no row index; train the stage first")
+    raise RowIndexError(f"{folder} holds no row index; train the stage first")
 
 
 def summarize(info: Mapping[str, Any]) -> str:

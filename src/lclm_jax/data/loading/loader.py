@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from lclm_jax.batch import Batch, check_batch_rows
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
-from lclm_jax.data.loading.index_summary import first_info, joined_info, write_info
+from lclm_jax.data.loading.index_summary import stage_info, merge_info, write_info
 from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
 from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.loading.workers import end_with_parent, owned
@@ -188,16 +188,16 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def info(self, stage: StageConfig) -> dict[str, Any]:
-        """What the first rows of the stage hold, those of all ratios together; see ``first_info``."""
+        """What the first rows of the stage hold, those of all ratios together; see ``stage_info``."""
         schedule = self.maker.schedule
         if not schedule.listed:
-            return first_info(self.maker.indices[0], stage)
+            return stage_info(self.maker.indices[0], stage)
         infos = [
-            first_info(index, stage.model_copy(update={"steps": steps}))
+            stage_info(index, stage.model_copy(update={"steps": steps}))
             for index, steps in zip(self.maker.indices, schedule.steps_before(stage.steps), strict=True)
             if steps
         ]
-        together = joined_info(infos)
+        together = merge_info(infos)
         write_info(self.maker.indices[0].folder.parents[1] / "mixed" / "info.json", together)
         return together
 
@@ -218,14 +218,14 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         """What a checkpoint stores: rows consumed by all hosts together, the index's digest, where its block begins.
 
         Plain values, less than a kilobyte for any corpus. ``rows``: how many were consumed; None: all that the iterator
-        gave. Raises ``IndexFailure`` if the index cannot be read.
+        gave. Raises ``RowIndexError`` if the index cannot be read.
         """
         if rows is None:
             rows = self.maker.first_row + self._done * self.maker.batch_rows
         cursors = []
         for index, count in zip(self.maker.indices, self.maker.rows_before(rows), strict=True):
             cursor = index.block_of(max(count - 1, 0)).cursor
-            cursors.append([*cursor[:2], list(cursor.draws)])
+            cursors.append([*cursor[:2], list(cursor.consumed)])
         of_blocks = {"cursors": cursors} if self.maker.schedule.listed else {"cursor": cursors[0]}
         return {"rows_consumed": rows, "index_digest": self.digest, **of_blocks}
 
@@ -281,5 +281,5 @@ def make_loader(
     loader = Loader(maker, batches, config.data.workers, config.data.prefetch)
     if start.cursors and start.index_digest == loader.digest:
         for index, cursor in zip(indices, start.cursors, strict=True):
-            index.know(cursor)
+            index.add_cursor(cursor)
     return loader

@@ -33,7 +33,7 @@ def prebuild(index: RowIndex, rows: int, workers: int, progress: Callable[[int, 
         How many blocks were made.
 
     Raises:
-        IndexFailure: As of ``RowIndex.row``; the rows before the one that is missing are made.
+        RowIndexError: As of ``RowIndex.row``; the rows before the one that is missing are made.
     """
     cursor, made, empty = Cursor(0, 0, (0,) * len(index.maker.sources)), 0, 0
     context = multiprocessing.get_context("spawn")
@@ -72,9 +72,9 @@ def _next_block(
             break
         ahead.append((foreseen, pool.submit(_make, foreseen)))
     after = _after(index.maker, cursor)
-    if after is not None and ahead and ahead[0][0].block == cursor.block and ahead[0][0].draws == cursor.draws:
+    if after is not None and ahead and ahead[0][0].block == cursor.block and ahead[0][0].consumed == cursor.consumed:
         block = ahead.popleft()[1].result()
-        if block.after.draws == after.draws:
+        if block.after.consumed == after.consumed:
             after = after._replace(row=cursor.row + len(block))
             return index.add(Block(cursor, after, block.columns, block.dropped))
     for _, future in ahead:
@@ -86,7 +86,7 @@ def _next_block(
 def _after(maker: BlockMaker, cursor: Cursor) -> Cursor | None:
     """Where the next block begins if the shares stay as they are; None if the stage ends before."""
     try:
-        return Cursor(cursor.block + 1, cursor.row, tuple(draws.stop for draws in maker.mixture.taken(cursor)))
+        return Cursor(cursor.block + 1, cursor.row, tuple(places.stop for places in maker.mixture.taken(cursor)))
     except Exhausted:
         return None
 

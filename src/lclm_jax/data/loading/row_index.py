@@ -2,7 +2,7 @@
 
 A folder whose name is the digest of all that the rows depend on::
 
-    index.json               the digest, what it was made from, and the layout of a block
+    index.json               the digest, what it was made from, and the size of a block
     blocks/000/000012.rows   rows of one block: plain columns, memory-mapped
 
 A block is a pure function of where it begins (``Cursor``), so it is made when a row of it is first wanted, by whichever
@@ -26,7 +26,7 @@ from typing import Any
 
 from lclm_jax.config import Config, PackConfig, RowsFor, result_values
 from lclm_jax.data.loading.blocks import Block, BlockMaker, read_about, read_block, write_block
-from lclm_jax.data.packing.block_sizing import make_layout, make_mixture
+from lclm_jax.data.packing.block_sizing import make_mixture, size_blocks
 from lclm_jax.data.packing.counter_rng import draw_key
 from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture
 from lclm_jax.data.packing.sources import ExampleRef, Source
@@ -40,7 +40,7 @@ _IN_FOLDER = 1000
 _EMPTY_BLOCKS = 100
 
 
-class IndexFailure(LclmError):
+class RowIndexError(LclmError):
     """A row index that cannot be built or read; the message names the source or file and the fix."""
 
 
@@ -70,11 +70,11 @@ class RowIndex:
 
         Raises:
             IndexError: ``row`` is negative.
-            IndexFailure: The stage has no such row: a source whose rule is ``stop`` ended, or all did.
+            RowIndexError: The stage has no such row: a source whose rule is ``stop`` ended, or all did.
         """
         return self.block_of(row).row(row)
 
-    def know(self, cursor: Cursor) -> None:
+    def add_cursor(self, cursor: Cursor) -> None:
         """Take note of where a block begins: rows from there on are found without those before it."""
         with self._lock:
             if cursor.block not in self._cursors:
@@ -96,7 +96,7 @@ class RowIndex:
                 block = self.block_at(block.after)
                 empty = 0 if len(block) else empty + 1
                 if empty == _EMPTY_BLOCKS:
-                    raise IndexFailure(
+                    raise RowIndexError(
                         f"no example of {empty} blocks from row {block.cursor.row} on fits a row (left out:"
                         f" {dict(block.dropped)}); change span lengths, max_tokens or data.pack"
                     )
@@ -113,8 +113,8 @@ class RowIndex:
     def _cursor(self, number: int) -> Cursor:
         """Where the known block ``number`` begins."""
         if number not in self._cursors:
-            block, row, draws = read_about(self.path(number))["cursor"]
-            self._cursors[number] = Cursor(block, row, tuple(draws))
+            block, row, consumed = read_about(self.path(number))["cursor"]
+            self._cursors[number] = Cursor(block, row, tuple(consumed))
         return self._cursors[number]
 
     def block_at(self, cursor: Cursor) -> Block:
@@ -125,12 +125,12 @@ class RowIndex:
             self._open[cursor.block] = block
             while len(self._open) > _OPEN_BLOCKS:
                 self._open.popitem(last=False)
-            self.know(block.cursor)
-            self.know(block.after)
+            self.add_cursor(block.cursor)
+            self.add_cursor(block.after)
         return block
 
     def stored(self, cursor: Cursor) -> Block | None:
-        """The stored block at ``cursor``; None if there is none. Raises ``IndexFailure`` if it is another one's."""
+        """The stored block at ``cursor``; None if there is none. Raises ``RowIndexError`` if it is another one's."""
         path = self.path(cursor.block)
         try:
             block = read_block(path)
@@ -140,7 +140,7 @@ class RowIndex:
             logger.warning("making block %d of the row index again: %s", cursor.block, error)
             return None
         if block.cursor != cursor:
-            raise IndexFailure(f"{path} begins at {block.cursor} and not at {cursor}; delete {self.folder}")
+            raise RowIndexError(f"{path} begins at {block.cursor} and not at {cursor}; delete {self.folder}")
         return block
 
     def _make(self, cursor: Cursor) -> Block:
@@ -152,24 +152,24 @@ class RowIndex:
                     return stored
                 block = self.add(self.maker(cursor))
         except Exhausted as error:
-            raise IndexFailure(
+            raise RowIndexError(
                 f"{error} after row {cursor.row}; train fewer steps, or let it repeat"
                 " (data.sources.NAME.when_exhausted, data.sources.NAME.epochs)"
             ) from None
         except OSError as error:
-            raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+            raise RowIndexError(f"cannot write the row index {path}: {error.strerror}; free some space") from error
         return block
 
     def add(self, block: Block) -> Block:
-        """Store a block that the maker made, and return it; raises ``IndexFailure`` if the disk refuses."""
+        """Store a block that the maker made, and return it; raises ``RowIndexError`` if the disk refuses."""
         path = self.path(block.cursor.block)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_block(path, block)
         except OSError as error:
-            raise IndexFailure(f"cannot write the row index {path}: {error.strerror}; free some space") from error
-        self.know(block.cursor)
-        self.know(block.after)
+            raise RowIndexError(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+        self.add_cursor(block.cursor)
+        self.add_cursor(block.after)
         return block
 
     def path(self, number: int) -> Path:
@@ -195,24 +195,24 @@ def open_index(config: Config, stage: str, sources: Sequence[Source], folder: st
     Safe when several processes do it at once. What other settings left under ``folder`` is deleted.
 
     Raises:
-        IndexFailure: A source has no example that fits a row, or the folder cannot be written.
+        RowIndexError: A source has no example that fits a row, or the folder cannot be written.
     """
     inputs = index_inputs(config, stage, sources)
     digest = digest_of(inputs)
     own = Path(folder) / digest[:16]
-    layout = _stored_layout(own, digest)
+    sizing = _stored_sizing(own, digest)
     try:
-        if layout is None:
-            layout = make_layout(config, stage, sources)
-            _write_json(own / "index.json", {"digest": digest, "layout": layout, "inputs": inputs})
+        if sizing is None:
+            sizing = size_blocks(config, stage, sources)
+            _write_json(own / "index.json", {"digest": digest, "layout": sizing, "inputs": inputs})
         for other in Path(folder).iterdir():
             if other != own:
                 shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
-        raise IndexFailure(f"cannot write the row index {own}: {error.strerror}; free some space") from error
+        raise RowIndexError(f"cannot write the row index {own}: {error.strerror}; free some space") from error
     except (LclmError, ValueError) as error:
-        raise IndexFailure(str(error)) from None
-    return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, layout)))
+        raise RowIndexError(str(error)) from None
+    return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, sizing)))
 
 
 def block_maker(config: Config, stage: str, sources: Sequence[Source], mixture: Mixture) -> BlockMaker:
@@ -221,7 +221,7 @@ def block_maker(config: Config, stage: str, sources: Sequence[Source], mixture: 
     return BlockMaker(sources, mixture, pack, draw_key("rows", config.seed, stage))
 
 
-def _stored_layout(folder: Path, digest: str) -> dict[str, Any] | None:
+def _stored_sizing(folder: Path, digest: str) -> dict[str, Any] | None:
     try:
         stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

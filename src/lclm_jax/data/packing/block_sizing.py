@@ -18,7 +18,7 @@ BLOCK_TOKENS = 2**24
 """Most tokens of text that a block represents: what planning one holds in memory."""
 
 
-class Measure(NamedTuple):
+class RecordAverages(NamedTuple):
     """What a record of a source gives on average; examples that fit no row are left out."""
 
     examples: float
@@ -27,7 +27,7 @@ class Measure(NamedTuple):
     raw_tokens: float
 
 
-def measure(source: Source, seed: int) -> Measure:
+def sample_averages(source: Source, seed: int) -> RecordAverages:
     """Plan a sample of the records of ``source``, or all if there are few; zeros if none fits a row."""
     order = Shuffle(draw_key("sample", seed, source.name), len(source))
     model, packer = source.setup.plan_model, RowPacker(source.setup.plan_model.ratio, source.setup.pack)
@@ -35,15 +35,15 @@ def measure(source: Source, seed: int) -> Measure:
     while taken < min(len(source), SAMPLE_RECORDS) and totals[3] < SAMPLE_TOKENS:
         more = min(max(64, taken), len(source) - taken)
         plan = source.plan(0, order(np.arange(taken, taken + more)))
-        usable, _ = packer.sort_out(plan.tokens, ExampleWindows(plan.spans, model))
+        usable, _ = packer.find_packable(plan.tokens, ExampleWindows(plan.spans, model))
         of_examples = (plan.tokens, plan.spans.sums(), plan.raw_tokens)
         totals += [usable.size, *(float(one[usable].sum()) for one in of_examples)]
         taken += more
-    return Measure(*(totals / max(taken, 1)).tolist())
+    return RecordAverages(*(totals / max(taken, 1)).tolist())
 
 
-def block_positions(
-    shares: Sequence[float], measures: Sequence[Measure], records: Sequence[int], pack: PackConfig
+def block_size(
+    weights: Sequence[float], averages: Sequence[RecordAverages], records: Sequence[int], pack: PackConfig
 ) -> float:
     """Decoder positions of a block.
 
@@ -51,35 +51,39 @@ def block_positions(
     small corpus not more than one epoch of the source that lasts longest, so that a block does not hold the same text
     many times.
     """
-    share = np.asarray(shares, np.float64) / sum(shares)
-    of_record = np.array(measures, np.float64)
+    fraction = np.asarray(weights, np.float64) / sum(weights)
+    of_record = np.array(averages, np.float64)
     per_position = of_record / of_record[:, 1:2]
-    epoch = max(n * one.positions / s for n, one, s in zip(records, measures, share, strict=True) if s > 0)
-    limits = (pack.block_examples / (share @ per_position[:, 0]), BLOCK_TOKENS / (share @ per_position[:, 3]), epoch)
-    record = 1 / float(share @ (1 / of_record[:, 1]))
+    epoch = max(n * one.positions / s for n, one, s in zip(records, averages, fraction, strict=True) if s > 0)
+    limits = (
+        pack.block_examples / (fraction @ per_position[:, 0]),
+        BLOCK_TOKENS / (fraction @ per_position[:, 3]),
+        epoch,
+    )
+    record = 1 / float(fraction @ (1 / of_record[:, 1]))
     return float(max(min(limits), pack.row_length, record))
 
 
-def make_layout(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
+def size_blocks(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
     """Plain values that ``make_mixture`` needs beside the configuration; stored with the index.
 
     Raises:
         LclmError: No sampled example of a source fits a row.
     """
-    pack, measures = config.pack(stage), [measure(source, config.seed) for source in sources]
-    for source, one in zip(sources, measures, strict=True):
+    pack, averages = config.pack(stage), [sample_averages(source, config.seed) for source in sources]
+    for source, one in zip(sources, averages, strict=True):
         if not one.examples:
             raise LclmError(
                 f"source {source.name}: none of its examples fits a row of {pack.row_length} positions and"
                 f" {pack.encoder_rows} encoder rows; change its span lengths or max_tokens, or data.pack"
             )
-    shares = [weights for _, weights in _shares(config, stage, sources)]
+    mixtures = [weights for _, weights in _weights(config, stage, sources)]
     records = [len(source) for source in sources]
-    positions = min(block_positions(weights, measures, records, pack) for weights in shares)
-    return {"positions": positions, "sources": {s.name: m._asdict() for s, m in zip(sources, measures, strict=True)}}
+    positions = min(block_size(weights, averages, records, pack) for weights in mixtures)
+    return {"positions": positions, "sources": {s.name: m._asdict() for s, m in zip(sources, averages, strict=True)}}
 
 
-def make_mixture(config: Config, stage: str, sources: Sequence[Source], layout: Mapping[str, Any]) -> Mixture:
+def make_mixture(config: Config, stage: str, sources: Sequence[Source], sizing: Mapping[str, Any]) -> Mixture:
     """The mixture of ``stage``."""
     supplies = []
     for source in sources:
@@ -87,17 +91,17 @@ def make_mixture(config: Config, stage: str, sources: Sequence[Source], layout: 
         records = len(source) // part[1]
         if not records:
             raise LclmError(
-                f"source {source.name} has {len(source)} records, which {part[1]} ratios cannot share; give it more"
+                f"source {source.name} has {len(source)} records, which {part[1]} ratios cannot fraction; give it more"
             )
         limit = None if rule == "repeat" else epochs * records
-        positions = layout["sources"][source.name]["positions"]
+        positions = sizing["sources"][source.name]["positions"]
         supplies.append(Supply(source.name, records, positions, limit, rule == "stop", part))
-    return Mixture(supplies, _shares(config, stage, sources), layout["positions"], (config.seed, stage))
+    return Mixture(supplies, _weights(config, stage, sources), sizing["positions"], (config.seed, stage))
 
 
-def _shares(config: Config, stage: str, sources: Sequence[Source]) -> list[tuple[int, list[float]]]:
+def _weights(config: Config, stage: str, sources: Sequence[Source]) -> list[tuple[int, list[float]]]:
     settings = config.stages[stage]
     return [
-        (step * settings.batch_rows, [shares.get(source.name, 0.0) for source in sources])
-        for step, shares in settings.mixtures
+        (step * settings.batch_rows, [weights.get(source.name, 0.0) for source in sources])
+        for step, weights in settings.mixtures
     ]

@@ -1,6 +1,6 @@
 """Which records of which source a block of a stage takes, and which compression ratio each step has.
 
-A stage is a sequence of blocks. Each takes the next records of every source, as many as its share of the decoder
+A stage is a sequence of blocks. Each takes the next records of every source, as many as its weight in decoder
 positions asks for, so any block can be computed without the ones before it. Records of a source are taken in an order
 that is shuffled over the whole collection and changes with every epoch.
 
@@ -28,7 +28,7 @@ class Cursor(NamedTuple):
     block: int
     row: int
     """Rows of the blocks before it."""
-    draws: tuple[int, ...]
+    consumed: tuple[int, ...]
     """Records of each source that the blocks before it took, all epochs together."""
 
 
@@ -57,39 +57,44 @@ class Mixture:
 
     Args:
         supplies: The sources.
-        shares: (row, relative shares of the decoder positions) from which row on which shares hold; the first from 0.
+        weights: (row, relative weights of the sources, in decoder positions) from which row on which weights hold; the
+            first from 0.
         positions: Decoder positions of a block.
         seed: Anything that names this order, such as (run seed, stage).
     """
 
     def __init__(
-        self, supplies: Sequence[Supply], shares: Sequence[tuple[int, Sequence[float]]], positions: float, seed: object
+        self, supplies: Sequence[Supply], weights: Sequence[tuple[int, Sequence[float]]], positions: float, seed: object
     ):
-        for _, weights in shares:
-            if min(weights) < 0 or not sum(weights) > 0:
-                raise LclmError(f"mixture weights {list(weights)} must be at least zero, and one above it")
-        self._supplies, self._shares, self._positions, self._seed = supplies, shares, positions, seed
+        for _, values in weights:
+            if min(values) < 0 or not sum(values) > 0:
+                raise LclmError(f"mixture weights {list(values)} must be at least zero, and one above it")
+        self._supplies, self._weights, self._positions, self._seed = supplies, weights, positions, seed
         self._phase = [float(uniform(draw_key("mixture", seed), i)[0]) for i in range(len(supplies))]
 
-    def draws_before(self, block: int) -> tuple[int, ...]:
-        """Records of each source before ``block`` if its first shares hold and no source is exhausted till then."""
+    def consumed_before(self, block: int) -> tuple[int, ...]:
+        """Records of each source before ``block`` if its first weights hold and no source is exhausted till then."""
         return tuple(int(block * rate + phase) for rate, phase in zip(self._rates(0, ()), self._phase, strict=True))
 
     def taken(self, cursor: Cursor) -> tuple[range, ...]:
-        """The draws of each source that the block at ``cursor`` takes; raises ``Exhausted`` where the stage ends."""
+        """Which records of its order, all epochs together, the block at ``cursor`` takes of each source.
+
+        Raises ``Exhausted`` where the stage ends.
+        """
         ranges, out = [], self._exhausted(cursor)
         for i, rate in enumerate(self._rates(cursor.row, out)):
             count = int((cursor.block + 1) * rate + self._phase[i]) - int(cursor.block * rate + self._phase[i])
-            stop, limit = cursor.draws[i] + count, self._supplies[i].limit
-            ranges.append(range(cursor.draws[i], stop if limit is None else min(stop, max(limit, cursor.draws[i]))))
+            start, limit = cursor.consumed[i], self._supplies[i].limit
+            stop = start + count
+            ranges.append(range(start, stop if limit is None else min(stop, max(limit, start))))
         return tuple(ranges)
 
-    def records(self, source: int, draws: range) -> list[tuple[int, np.ndarray]]:
-        """(epoch, records int64) of a source's ``draws``, epoch by epoch."""
-        supply, parts, first = self._supplies[source], [], draws.start
-        while first < draws.stop:
+    def records(self, source: int, taken: range) -> list[tuple[int, np.ndarray]]:
+        """(epoch, records int64) of what a block has ``taken`` of a source, epoch by epoch."""
+        supply, parts, first = self._supplies[source], [], taken.start
+        while first < taken.stop:
             epoch, place = divmod(first, supply.records)
-            last = min(draws.stop, (epoch + 1) * supply.records)
+            last = min(taken.stop, (epoch + 1) * supply.records)
             part, count = supply.part
             order = Shuffle(draw_key(self._seed, supply.name, epoch, "order"), supply.records * count)
             places = np.arange(place, place + last - first)
@@ -99,7 +104,9 @@ class Mixture:
 
     def _exhausted(self, cursor: Cursor) -> tuple[int, ...]:
         out = tuple(
-            i for i, supply in enumerate(self._supplies) if supply.limit is not None and cursor.draws[i] >= supply.limit
+            i
+            for i, supply in enumerate(self._supplies)
+            if supply.limit is not None and cursor.consumed[i] >= supply.limit
         )
         for i in out:
             if self._supplies[i].stops:
@@ -108,11 +115,11 @@ class Mixture:
 
     def _rates(self, row: int, without: Sequence[int]) -> list[float]:
         """Records per block of each source."""
-        shares = np.array([weights for first, weights in self._shares if first <= row][-1], np.float64)
-        shares[list(without)] = 0
-        if not shares.any():
+        weights = np.array([values for first, values in self._weights if first <= row][-1], np.float64)
+        weights[list(without)] = 0
+        if not weights.any():
             raise Exhausted("all sources are exhausted")
-        wanted = self._positions * shares / shares.sum()
+        wanted = self._positions * weights / weights.sum()
         return [float(one) / supply.positions for one, supply in zip(wanted, self._supplies, strict=True)]
 
 
@@ -126,12 +133,12 @@ class RatioSchedule:
         """Whether the stage lists ratios: its indices and its checkpoints are then kept by ratio."""
         self.ratios = tuple(sorted(weights))
         """The different ratios, ascending."""
-        share = np.array([weights[ratio] for ratio in self.ratios], np.float64)
+        weight = np.array([weights[ratio] for ratio in self.ratios], np.float64)
         steps = settings.steps if len(self.ratios) > 1 else 0
         draws = uniform(draw_key("ratios", config.seed, stage), np.arange(steps))
-        self._which = np.searchsorted(np.cumsum(share / share.sum())[:-1], draws, side="right")
-        drawn = self._which[:, None] == np.arange(share.size)[None]
-        self._before = np.concatenate([np.zeros((1, share.size), np.int64), np.cumsum(drawn, axis=0)])
+        self._which = np.searchsorted(np.cumsum(weight / weight.sum())[:-1], draws, side="right")
+        drawn = self._which[:, None] == np.arange(weight.size)[None]
+        self._before = np.concatenate([np.zeros((1, weight.size), np.int64), np.cumsum(drawn, axis=0)])
 
     def ratio(self, step: int) -> int:
         """N of update ``step``, from 0."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lclm_jax.config import Config, PackConfig
-from lclm_jax.data.packing.block_sizing import make_layout, make_mixture
+from lclm_jax.data.packing.block_sizing import make_mixture, size_blocks
 from lclm_jax.data.packing.mixture import Cursor
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.sources import Source, join_plans
@@ -22,7 +22,7 @@ _TRIED = 8
 MakeSources = Callable[[Config], Sequence[Source]]
 
 
-class Fill(NamedTuple):
+class LayoutFill(NamedTuple):
     """What one row layout gives."""
 
     pack: PackConfig
@@ -32,17 +32,17 @@ class Fill(NamedTuple):
     """Share of the examples that fit no row."""
 
     @property
-    def enough(self) -> bool:
+    def sufficient(self) -> bool:
         """Whether both budgets are filled as far as the project asks for."""
         return self.decoder >= DECODER_FILL and self.encoder >= ENCODER_FILL and self.left_out < 0.01
 
     @property
-    def worth(self) -> float:
-        """Sorting key: first what is enough, then the least fill of the two, each relative to what is asked for."""
-        return self.enough + min(1.0, self.decoder / DECODER_FILL) * min(1.0, self.encoder / ENCODER_FILL)
+    def score(self) -> float:
+        """Sorting key: first what is sufficient, then the least fill of the two, each relative to what is asked for."""
+        return self.sufficient + min(1.0, self.decoder / DECODER_FILL) * min(1.0, self.encoder / ENCODER_FILL)
 
 
-def propose(config: Config, stage: str, make_sources: MakeSources) -> Iterator[Fill]:
+def search_row_layouts(config: Config, stage: str, make_sources: MakeSources) -> Iterator[LayoutFill]:
     """Measure row layouts for ``stage``, the configured one first, until one fills both budgets.
 
     Of the others only those are measured whose encoder rows the demand of a full row just fills, short rows first.
@@ -56,7 +56,7 @@ def propose(config: Config, stage: str, make_sources: MakeSources) -> Iterator[F
     fill = sample.fill(pack)
     yield fill
     for one in _candidates(pack, sample.demand()):
-        if fill.enough:
+        if fill.sufficient:
             return
         if one != pack:
             fill = sample.fill(one)
@@ -73,7 +73,7 @@ class _Demand(NamedTuple):
 
 
 def _candidates(pack: PackConfig, demand: _Demand) -> list[PackConfig]:
-    """Layouts worth measuring: where both budgets have slack, by row length, then those with the most of it.
+    """Layouts score measuring: where both budgets have slack, by row length, then those with the most of it.
 
     Encoder rows that a full row needs exactly keep the decoder from filling up; many more stay empty themselves.
     """
@@ -107,7 +107,7 @@ class _Sample:
         )
         changed = self._with(self._roomy)
         sources = make_sources(changed)
-        mixture = make_mixture(changed, stage, sources, make_layout(changed, stage, sources))
+        mixture = make_mixture(changed, stage, sources, size_blocks(changed, stage, sources))
         taken = mixture.taken(Cursor(0, 0, (0,) * len(sources)))
         self._records = [(number, *one) for number, draws in enumerate(taken) for one in mixture.records(number, draws)]
 
@@ -120,16 +120,16 @@ class _Sample:
             float(columns["encoder_tokens"].sum()) / max(positions, 1.0),
         )
 
-    def fill(self, pack: PackConfig) -> Fill:
+    def fill(self, pack: PackConfig) -> LayoutFill:
         """Pack the records into rows of ``pack``; the last row, which may be short, is not counted."""
         sources = self._make_sources(self._with(pack))
         columns, windows, dropped = self._planned(sources)
         tokens, packer = columns["tokens"], RowPacker(sources[0].setup.plan_model.ratio, pack)
-        usable, reasons = packer.sort_out(tokens, windows)
+        usable, reasons = packer.find_packable(tokens, windows)
         rows = packer.pack(usable, tokens, windows)
         kept = np.array([example for row in rows[:-1] or rows for example in row], np.int64)
         count, dropped = max(len(rows) - 1, 1), dropped + len(reasons)
-        return Fill(
+        return LayoutFill(
             pack,
             float(tokens[kept].sum() / (count * pack.row_length)),
             float(columns["encoder_tokens"][kept].sum() / (count * pack.encoder_rows * pack.encoder_row_length)),

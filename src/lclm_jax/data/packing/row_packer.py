@@ -88,7 +88,7 @@ class RowPacker:
         self._ratio, self._pack = ratio, pack
         self._encoder_room = pack.encoder_rows * pack.encoder_row_length
 
-    def rejects(self, tokens: int, types: WindowTypes) -> str | None:
+    def reject_reason(self, tokens: int, types: WindowTypes) -> str | None:
         """Why an example cannot be in any row: ``longer_than_row``, ``windows_exceed_row``, or None if it can."""
         if tokens > self._pack.row_length:
             return "longer_than_row"
@@ -96,19 +96,19 @@ class RowPacker:
             return "windows_exceed_row"
         return None
 
-    def sort_out(self, tokens: np.ndarray, windows: ExampleWindows) -> tuple[np.ndarray, dict[int, str]]:
-        """The examples that can be in a row (int64 indices), and why each other cannot; see ``rejects``."""
+    def find_packable(self, tokens: np.ndarray, windows: ExampleWindows) -> tuple[np.ndarray, dict[int, str]]:
+        """The examples that can be in a row (int64 indices), and why each other cannot; see ``reject_reason``."""
         usable = (tokens <= self._pack.row_length) & self._surely_fit(windows.storage, windows.windows, windows.largest)
         reasons: dict[int, str] = {}
         for i in np.flatnonzero(~usable).tolist():
-            reason = self.rejects(int(tokens[i]), windows.of(i))
+            reason = self.reject_reason(int(tokens[i]), windows.of(i))
             usable[i] = reason is None
             if reason is not None:
                 reasons[i] = reason
         return np.flatnonzero(usable), reasons
 
     def pack(self, examples: np.ndarray, tokens: np.ndarray, windows: ExampleWindows) -> list[list[int]]:
-        """Rows of ``examples`` (indices into ``tokens`` and ``windows``), all of which ``sort_out`` let pass."""
+        """Rows of ``examples`` (indices into ``tokens`` and ``windows``), all of which ``find_packable`` let pass."""
         stock = _Stock(examples, tokens, windows.aligned, self._pack.row_length, self._encoder_room)
         rows = []
         while (found := stock.largest()) is not None:
@@ -185,7 +185,7 @@ class _Stock:
         self._class_of = dict(zip(examples.tolist(), number.tolist(), strict=True))
         self._tokens, self._next, self._taken = tokens, 0, set()  # type: ignore[var-annotated]
         self._counts = np.bincount(tokens[examples], minlength=room + 1)
-        self._left, self._filled = examples.size, fillable_rooms(self._counts)
+        self._left, self._filled = examples.size, fillable_lengths(self._counts)
         self._computed_at = self._left
 
     def largest(self) -> int | None:
@@ -201,9 +201,9 @@ class _Stock:
         )
 
     def fillable(self, room: int) -> int:
-        """How much of ``room`` decoder positions examples can fill; see ``fillable_rooms``."""
+        """How much of ``room`` decoder positions examples can fill; see ``fillable_lengths``."""
         if self._left < self._computed_at * _FRESH:
-            self._computed_at, self._filled = self._left, fillable_rooms(self._counts)
+            self._computed_at, self._filled = self._left, fillable_lengths(self._counts)
         return self._filled[room]
 
     def classes_near(self, wanted: float) -> list[int]:
@@ -229,7 +229,7 @@ class _Stock:
         return key & 0xFFFFFFFF
 
 
-def fillable_rooms(counts: np.ndarray) -> list[int]:
+def fillable_lengths(counts: np.ndarray) -> list[int]:
     """How much of each room from 0 to ``counts.size`` - 1 sums of lengths fill at most.
 
     ``counts[i]`` says how many examples of length i there are; a length may be used about so many times. A look-ahead:

@@ -17,11 +17,11 @@ from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.span_sampling import (
     CutTable,
     Limits,
-    Pieces,
+    SampledExamples,
     make_cut_table,
     quote_in_span,
-    walk_pieces,
-    walk_spans,
+    sample_segments,
+    sample_spans,
 )
 from lclm_jax.data.store.columns import Ragged, join
 from lclm_jax.data.store.records import chat_outline_of
@@ -162,13 +162,13 @@ class CptSource(_DocumentSource):
         cuts = self._cuts(records)
         model, pack = self.setup.plan_model, self.setup.pack
         context = model.overlap * (2 if model.mask == "bidirectional" else 1)
-        room = pack.encoder_rows * pack.encoder_row_length
-        limits = Limits(self._positions, model.ratio, model.window, context, model.has_markers, room)
-        pieces = walk_pieces(cuts, self.config.spans, limits, self._key(epoch))
-        plan = self._measure(cuts, pieces)
-        while (halves := self._halve_what_exceeds_the_encoder(pieces, plan)) is not None:
-            pieces = halves
-            plan = self._measure(cuts, pieces)
+        encoder_positions = pack.encoder_rows * pack.encoder_row_length
+        limits = Limits(self._positions, model.ratio, model.window, context, model.has_markers, encoder_positions)
+        sampled = sample_segments(cuts, self.config.spans, limits, self._key(epoch))
+        plan = self._plan(cuts, sampled)
+        while (halves := self._halve_oversized(sampled, plan)) is not None:
+            sampled = halves
+            plan = self._plan(cuts, sampled)
         return plan
 
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
@@ -177,33 +177,33 @@ class CptSource(_DocumentSource):
         document, memory = DocumentTokens.from_record(columns), self.setup.tokenizers.decoder.memory_ids
         return cpt_example_from_ids(document, segments, memory, self.setup.model.ratio)
 
-    def _measure(self, cuts: CutTable, pieces: Pieces) -> Plan:
-        sizes = pieces.bounds.sizes - 1
-        where = pieces.bounds.values + np.repeat(cuts.first[pieces.document], pieces.bounds.sizes)
-        ends = np.cumsum(pieces.bounds.sizes)
-        start, stop = np.delete(where, ends - 1), np.delete(where, ends - pieces.bounds.sizes)
+    def _plan(self, cuts: CutTable, sampled: SampledExamples) -> Plan:
+        sizes = sampled.bounds.sizes - 1
+        where = sampled.bounds.values + np.repeat(cuts.first[sampled.document], sampled.bounds.sizes)
+        ends = np.cumsum(sampled.bounds.sizes)
+        start, stop = np.delete(where, ends - 1), np.delete(where, ends - sampled.bounds.sizes)
         place = np.arange(start.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        compressed = np.repeat(pieces.opens_compressed, sizes) ^ (place % 2 == 1)
+        compressed = np.repeat(sampled.opens_compressed, sizes) ^ (place % 2 == 1)
         decoder, encoder = cuts.decoder[stop] - cuts.decoder[start], cuts.encoder[stop] - cuts.encoder[start]
         cost = np.where(compressed, -(-encoder // self.setup.plan_model.ratio) + 2, decoder)
         spans = Ragged.from_sizes(Ragged.from_sizes(sizes, compressed).sums(), encoder[compressed])
         return Plan(
-            record=cuts.record[pieces.document],
-            variant=pieces.opens_compressed.astype(np.int64),
-            bounds=pieces.bounds,
+            record=cuts.record[sampled.document],
+            variant=sampled.opens_compressed.astype(np.int64),
+            bounds=sampled.bounds,
             tokens=Ragged.from_sizes(sizes, cost).sums(),
             spans=spans,
             raw_tokens=Ragged.from_sizes(sizes, np.where(compressed, encoder + 2, decoder)).sums(),
         )
 
-    def _halve_what_exceeds_the_encoder(self, pieces: Pieces, plan: Plan) -> Pieces | None:
+    def _halve_oversized(self, sampled: SampledExamples, plan: Plan) -> SampledExamples | None:
         """Cut each example whose windows do not fit a row in two, before a span; None if there is none to cut."""
         packer = RowPacker(self.setup.plan_model.ratio, self.setup.pack)
-        usable, _ = packer.sort_out(plan.tokens, ExampleWindows(plan.spans, self.setup.plan_model))
+        usable, _ = packer.find_packable(plan.tokens, ExampleWindows(plan.spans, self.setup.plan_model))
         halved, parts, opens = [], [], []
         for i in np.delete(np.arange(plan.tokens.size), usable).tolist():
-            bounds = pieces.bounds.list(i)
-            first = int(pieces.opens_compressed[i])
+            bounds = sampled.bounds.list(i)
+            first = int(sampled.opens_compressed[i])
             spans = [k for k in range(1, bounds.size - 1) if (k % 2 == 0) == bool(first)]
             if not spans:
                 continue
@@ -213,12 +213,12 @@ class CptSource(_DocumentSource):
             opens += [bool(first), True]
         if not halved:
             return None
-        kept = np.delete(np.arange(pieces.document.size), halved)
+        kept = np.delete(np.arange(sampled.document.size), halved)
         sizes = np.array([part.size for part in parts])
-        return Pieces(
-            np.append(pieces.document[kept], np.repeat(pieces.document[halved], 2)),
-            np.append(pieces.opens_compressed[kept], opens),
-            join([pieces.bounds.take(kept), Ragged.from_sizes(sizes, np.concatenate(parts))]),
+        return SampledExamples(
+            np.append(sampled.document[kept], np.repeat(sampled.document[halved], 2)),
+            np.append(sampled.opens_compressed[kept], opens),
+            join([sampled.bounds.take(kept), Ragged.from_sizes(sizes, np.concatenate(parts))]),
         )
 
 
@@ -231,22 +231,22 @@ class RepetitionSource(_DocumentSource):
 
     def plan(self, epoch: int, records: np.ndarray) -> Plan:  # noqa: D102
         cuts = self._cuts(records)
-        pieces = walk_spans(cuts, self.config.spans, self._key(epoch))
-        record, bounds = cuts.record[pieces.document], pieces.bounds.values.reshape(-1, 2)
-        start, stop = bounds.T + cuts.first[pieces.document]
-        draws = [uniform(self._key(epoch) ^ salt, record, bounds[:, 0]) for salt in (1, 2, 3)]
-        quote = quote_in_span(cuts.decoder, (start, stop), self.config.quote_tokens, draws[2])
-        partial = (draws[1] < self.config.partial_share) & (quote[1] < stop)
+        sampled = sample_spans(cuts, self.config.spans, self._key(epoch))
+        record, bounds = cuts.record[sampled.document], sampled.bounds.values.reshape(-1, 2)
+        start, stop = bounds.T + cuts.first[sampled.document]
+        prompt, kind, begin = (uniform(self._key(epoch) ^ salt, record, bounds[:, 0]) for salt in (1, 2, 3))
+        quote = quote_in_span(cuts.decoder, (start, stop), self.config.quote_tokens, begin)
+        partial = (kind < self.config.partial_share) & (quote[1] < stop)
         overhead = np.array([prompt.overhead for prompt in self._prompts])
         whole = len(repetition_prompts(self.setup.tokenizers.decoder))
-        of_partial = whole + (draws[0] * (overhead.size - whole)).astype(np.int64)
-        variant = np.where(partial, of_partial, (draws[0] * whole).astype(np.int64))
+        of_partial = whole + (prompt * (overhead.size - whole)).astype(np.int64)
+        variant = np.where(partial, of_partial, (prompt * whole).astype(np.int64))
         encoder, decoder = cuts.encoder[stop] - cuts.encoder[start], cuts.decoder[stop] - cuts.decoder[start]
         # Of a partial one the quotation and what follows it are read, of a whole one all.
         decoder = np.where(partial, cuts.decoder[stop] - cuts.decoder[quote[0]], decoder)
         tokens = overhead[variant] + -(-encoder // self.setup.plan_model.ratio) + decoder
         fits = tokens <= self._positions
-        four = np.stack([start, stop, *quote], axis=1) - cuts.first[pieces.document][:, None]
+        four = np.stack([start, stop, *quote], axis=1) - cuts.first[sampled.document][:, None]
         used = np.stack([fits, fits, partial & fits, partial & fits], axis=1)
         return Plan(
             record=record[fits],

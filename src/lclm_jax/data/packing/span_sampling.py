@@ -51,7 +51,7 @@ class Limits(NamedTuple):
     """M * R."""
 
 
-class Pieces(NamedTuple):
+class SampledExamples(NamedTuple):
     """Examples of one epoch in document order."""
 
     document: np.ndarray
@@ -72,29 +72,29 @@ def make_cut_table(records: np.ndarray, decoder_cuts: Ragged, encoder_cuts: Ragg
     return CutTable(joined[0], joined[1], decoder_cuts.offsets[:-1], last, records)
 
 
-def law_lengths(law: str, low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Lengths in [low, high] for uniform draws ``share``: ``fixed`` (high), ``uniform`` or ``log_uniform``; int64."""
-    if law == "fixed":
-        return np.broadcast_to(high, share.shape).astype(np.int64)
-    if law == "uniform":
-        return low + (share * (high - low + 1)).astype(np.int64)
-    return np.minimum(high, (low * np.exp(share * np.log((high + 1) / low))).astype(np.int64))
+def sample_lengths(distribution: str, low: np.ndarray, high: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """Lengths in [low, high], int64: ``fixed`` (high), ``uniform`` or ``log_uniform`` in the uniform ``fraction``."""
+    if distribution == "fixed":
+        return np.broadcast_to(high, fraction.shape).astype(np.int64)
+    if distribution == "uniform":
+        return low + (fraction * (high - low + 1)).astype(np.int64)
+    return np.minimum(high, (low * np.exp(fraction * np.log((high + 1) / low))).astype(np.int64))
 
 
-def walk_spans(table: CutTable, law: SpanConfig, key: int) -> Pieces:
+def sample_spans(table: CutTable, spans: SpanConfig, key: int) -> SampledExamples:
     """Consecutive spans of every document (one compressed segment per example), so that an epoch covers the corpus.
 
-    The first span of a document has a length of its own (uniform), so that epochs cut at other places under any law.
-    The rest of a document shorter than ``law.min_tokens`` is left out, unless it is the whole document.
+    The length of a document's first span is uniform, so that epochs cut at other places under any length distribution.
+    The rest of a document shorter than ``spans.min_tokens`` is left out, unless it is the whole document.
     """
     documents = np.flatnonzero(table.last > table.first)
     at, last = table.first[documents], table.last[documents]
-    low, high = np.array(law.min_tokens), np.array(law.max_tokens)
+    low, high = np.array(spans.min_tokens), np.array(spans.max_tokens)
     steps: list[tuple[np.ndarray, ...]] = []
     while documents.size:
-        share = uniform(key, table.record[documents], len(steps))
-        lengths = law_lengths(law.law if steps else "uniform", low, high, share)
-        stop = _snap(table, at, last, lengths, low, high)
+        fraction = uniform(key, table.record[documents], len(steps))
+        lengths = sample_lengths(spans.law if steps else "uniform", low, high, fraction)
+        stop = _nearest_cut(table, at, last, lengths, low, high)
         long_enough = (table.encoder[stop] - table.encoder[at] >= low) | (at == table.first[documents])
         steps.append((documents[long_enough], at[long_enough], stop[long_enough]))
         going = stop < last
@@ -102,89 +102,91 @@ def walk_spans(table: CutTable, law: SpanConfig, key: int) -> Pieces:
     document, start, stop = _in_document_order(steps, 3)
     bounds = np.stack([start, stop], axis=1) - table.first[document][:, None]
     sizes = np.full(document.size, 2)
-    return Pieces(document, np.ones(document.size, bool), Ragged.from_sizes(sizes, bounds.reshape(-1).astype(np.int32)))
+    return SampledExamples(
+        document, np.ones(document.size, bool), Ragged.from_sizes(sizes, bounds.reshape(-1).astype(np.int32))
+    )
 
 
 def quote_in_span(
-    cuts: np.ndarray, span: tuple[np.ndarray, np.ndarray], tokens: int, share: np.ndarray
+    cuts: np.ndarray, span: tuple[np.ndarray, np.ndarray], tokens: int, fraction: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A stretch of about ``tokens`` inside each span that leaves room for an answer: cuts (start, stop), int64.
+    """About ``tokens`` tokens inside each span that leaves tokens for an answer: cuts (start, stop), int64.
 
-    ``share`` in [0, 1) says how far into the first half it begins. Where a span is too short, stop is its end.
+    ``fraction`` in [0, 1) says how far into the first half it begins. Where a span is too short, stop is its end.
     """
     start, stop = span
-    begin = start + (share * ((stop - start) // 2)).astype(np.int64)
+    begin = start + (fraction * ((stop - start) // 2)).astype(np.int64)
     end = np.searchsorted(cuts, cuts[begin] + tokens)
     return begin, np.clip(end, begin + 1, stop)
 
 
-def walk_pieces(table: CutTable, law: SpanConfig, limits: Limits, key: int) -> Pieces:
+def sample_segments(table: CutTable, spans: SpanConfig, limits: Limits, key: int) -> SampledExamples:
     """Cut every document into examples of alternating raw and compressed segments, each within ``limits``.
 
     The next example goes on where the last stopped. A segment that would end a document is raw, and a raw segment is
-    shortened to the room left; a span is placed only if a raw segment can follow it. ``law.raw_share`` of the examples
-    are one raw segment.
+    shortened to the positions that are left; a span is placed only if a raw segment can follow it. A fraction
+    ``spans.raw_share`` of the examples is one raw segment.
     """
     documents = np.flatnonzero(table.last > table.first)
-    state = _Walk(
+    state = _SamplingState(
         documents, table.first[documents], np.zeros(documents.size, np.int64), np.zeros(documents.size, np.int64),
         np.zeros(documents.size, bool), np.ones(documents.size, bool),
     )  # fmt: skip
     steps: list[tuple[np.ndarray, ...]] = []
     while state.document.size:
-        state, placed = _step(table, law, limits, key, len(steps), state)
+        state, placed = _sample_segment(table, spans, limits, key, len(steps), state)
         steps.append(placed)
-    return _join_pieces(table, _in_document_order(steps, 5))
+    return _join_segments(table, _in_document_order(steps, 5))
 
 
-class _Walk(NamedTuple):
-    """Where the walk of each unfinished document stands; columns."""
+class _SamplingState(NamedTuple):
+    """How far sampling has come in each unfinished document; columns."""
 
     document: np.ndarray
     at: np.ndarray
-    room: np.ndarray
+    free: np.ndarray
     encoder_used: np.ndarray
     compressed: np.ndarray
     fresh: np.ndarray
 
 
-def _step(
-    table: CutTable, law: SpanConfig, limits: Limits, key: int, step: int, state: _Walk
-) -> tuple[_Walk, tuple[np.ndarray, ...]]:
+def _sample_segment(
+    table: CutTable, spans: SpanConfig, limits: Limits, key: int, step: int, state: _SamplingState
+) -> tuple[_SamplingState, tuple[np.ndarray, ...]]:
     """One segment in each document; returns the new state and (document, start, stop, compressed, begins example)."""
-    document, at, room, used, compressed, fresh = state
+    document, at, free, used, compressed, fresh = state
     last = table.last[document]
-    share, opening, whole_share = uniform(key, table.record[document][None], step, np.arange(3)[:, None])
-    opens = {"raw": 0.0, "compressed": 1.0, "either": 0.5}[law.first]
+    fraction, opening, whole_fraction = uniform(key, table.record[document][None], step, np.arange(3)[:, None])
+    opens = {"raw": 0.0, "compressed": 1.0, "either": 0.5}[spans.first]
     compressed = np.where(fresh, opening < opens, compressed)
-    whole = fresh & (whole_share < law.raw_share)
-    room, used = np.where(fresh, limits.positions, room), np.where(fresh, 0, used)
-    low = np.where(compressed, law.min_tokens, law.raw_min_tokens)
-    high = np.where(compressed, law.max_tokens, law.raw_max_tokens)
-    stop = _snap(table, at, last, law_lengths(law.law, low, high, share), low, high)
+    whole = fresh & (whole_fraction < spans.raw_share)
+    free, used = np.where(fresh, limits.positions, free), np.where(fresh, 0, used)
+    low = np.where(compressed, spans.min_tokens, spans.raw_min_tokens)
+    high = np.where(compressed, spans.max_tokens, spans.raw_max_tokens)
+    stop = _nearest_cut(table, at, last, sample_lengths(spans.law, low, high, fraction), low, high)
     stop = np.where(whole, last, stop)
     span = table.encoder[stop] - table.encoder[at]
     cost = -(-span // limits.ratio) + 2
     storage = span + limits.context * ((span - 1) // limits.window) + limits.markers * (cost - 2)
     storage = -(-storage // limits.ratio) * limits.ratio
-    fits = (cost + law.raw_min_tokens <= room) & (used + storage <= limits.encoder_positions)
+    fits = (cost + spans.raw_min_tokens <= free) & (used + storage <= limits.encoder_positions)
     # What ends a document, or cannot be compressed even alone, is read raw.
     raw = whole | ~compressed | (stop == last) | (fresh & ~fits)
-    raw_stop = np.minimum(stop, np.searchsorted(table.decoder, table.decoder[at] + room, side="right") - 1)
+    raw_stop = np.minimum(stop, np.searchsorted(table.decoder, table.decoder[at] + free, side="right") - 1)
     shortened = raw & (raw_stop < stop)
     stop = np.where(raw, raw_stop, stop)
     placed = np.where(raw, stop > at, fits)
-    room = room - np.where(raw, table.decoder[stop] - table.decoder[at], cost)
+    free = free - np.where(raw, table.decoder[stop] - table.decoder[at], cost)
     used = used + np.where(raw, 0, storage)
     emitted = tuple(column[placed] for column in (document, at, stop, ~raw, fresh))
-    # A stretch without cuts that is longer than an example is skipped.
+    # Text without cuts that is longer than an example is skipped.
     stop = np.where(placed, stop, np.where(fresh, at + 1, at))
-    closes = shortened | ~placed | (room <= 0) | whole
+    closes = shortened | ~placed | (free <= 0) | whole
     going = stop < last
-    return _Walk(*(column[going] for column in (document, stop, room, used, raw, closes))), emitted
+    return _SamplingState(*(column[going] for column in (document, stop, free, used, raw, closes))), emitted
 
 
-def _snap(
+def _nearest_cut(
     table: CutTable, at: np.ndarray, last: np.ndarray, length: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
     """The cut after ``at`` nearest to ``length`` tokens on; cuts ``low`` to ``high`` tokens on come first.
@@ -222,7 +224,7 @@ def _in_document_order(steps: list[tuple[np.ndarray, ...]], columns: int) -> lis
     return [column[order] for column in joined]
 
 
-def _join_pieces(table: CutTable, segments: list[np.ndarray]) -> Pieces:
+def _join_segments(table: CutTable, segments: list[np.ndarray]) -> SampledExamples:
     """Segments to examples: a closing span goes, raw neighbours merge, and so do examples without a target."""
     document, start, stop, compressed, begins = segments
     compressed, begins = compressed.astype(bool), begins.astype(bool)
@@ -243,4 +245,4 @@ def _join_pieces(table: CutTable, segments: list[np.ndarray]) -> Pieces:
     ends = np.cumsum(sizes)
     bounds = np.insert(start[chosen], ends, stop[chosen][ends - 1])
     bounds -= np.repeat(table.first[document], sizes + 1)
-    return Pieces(document, compressed[first], Ragged.from_sizes(sizes + 1, bounds.astype(np.int32)))
+    return SampledExamples(document, compressed[first], Ragged.from_sizes(sizes + 1, bounds.astype(np.int32)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from lclm_jax.config import CollectionConfig, CorpusConfig
 from lclm_jax.data.documents import Bad, Chat, Document, Entry
 from lclm_jax.data.prepare.readers import list_entries, read_rows
-from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.prepare.row_validation import chat_of, document_of
 from lclm_jax.errors import LclmError
 
@@ -42,7 +42,7 @@ def list_collection(collection: CollectionConfig, part_bytes: int) -> list[Entry
 
 
 def read_documents(
-    entries: Iterable[Entry], collection: CollectionConfig, config: CorpusConfig, tally: Tally
+    entries: Iterable[Entry], collection: CollectionConfig, config: CorpusConfig, counter: RejectCounter
 ) -> Iterator[Document]:
     """The documents of ``entries``.
 
@@ -53,35 +53,35 @@ def read_documents(
     for entry in entries:
         for row in read_rows(entry, collection):
             if isinstance(row, Bad):
-                tally.reject(row.reason, row.place, row.excerpt)
-            elif (raw := document_of(row, collection, tally)) is not None:
+                counter.reject(row.reason, row.place, row.excerpt)
+            elif (raw := document_of(row, collection, counter)) is not None:
                 yield Document(raw.id, raw.text, split_of(raw.id if named else raw.text, config))
 
 
 def read_chats(
-    entries: Iterable[Entry], collection: CollectionConfig, config: CorpusConfig, tally: Tally
+    entries: Iterable[Entry], collection: CollectionConfig, config: CorpusConfig, counter: RejectCounter
 ) -> Iterator[Chat]:
     """The chats of ``entries``; their splits as in ``read_documents``."""
     for entry in entries:
         for row in read_rows(entry, collection):
             if isinstance(row, Bad):
-                tally.reject(row.reason, row.place, row.excerpt)
-            elif (chat := chat_of(row, collection, tally)) is not None:
+                counter.reject(row.reason, row.place, row.excerpt)
+            elif (chat := chat_of(row, collection, counter)) is not None:
                 name = chat.id if collection.columns.id else json.dumps(chat.messages, ensure_ascii=False)
                 yield Chat(chat, split_of(name, config))
 
 
 def read_corpus(
-    config: CorpusConfig, splits: Iterable[str] = SPLITS, tally: Tally | None = None, max_bytes: int = 2**62
+    config: CorpusConfig, splits: Iterable[str] = SPLITS, counter: RejectCounter | None = None, max_bytes: int = 2**62
 ) -> Iterator[Document]:
-    """Documents of ``splits`` of all collections of documents; what cannot be used goes to ``tally``.
+    """Documents of ``splits`` of all collections of documents; what cannot be used goes to ``counter``.
 
     ``max_bytes`` bounds the text (in characters): each collection gives a like share of the beginnings of its files.
 
     Raises:
         LclmError: as ``list_collection``.
     """
-    wanted, tally = set(splits), tally or Tally()
+    wanted, counter = set(splits), counter or RejectCounter()
     collections = [one for one in config.resolved.values() if one.records == "documents"]
     for collection in collections:
         entries = list_collection(collection, 2**62)
@@ -89,7 +89,7 @@ def read_corpus(
         whole = sum(entry.size for entry in entries) <= share
         for entry in entries:
             room = entry.size if whole else share // len(entries)
-            for document in read_documents([entry], collection, config, tally):
+            for document in read_documents([entry], collection, config, counter):
                 if document.split in wanted:
                     yield document
                 room -= len(document.text)

@@ -13,7 +13,7 @@ from lclm_jax.data.documents import Document
 from lclm_jax.data.prepare.datatrove_engine import Stage, engine_module
 from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part
-from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.store.storage import Storage
 
 
@@ -29,7 +29,7 @@ class PartReader:
         part = self.parts[rank]
         collection = self.config.corpus.resolved[part.collection]
         make = engine_module("datatrove.data").Document
-        for document in part_documents(part, collection, self.config, Tally()):
+        for document in part_documents(part, collection, self.config, RejectCounter()):
             yield make(text=document.text, id=document.id)
 
 
@@ -49,7 +49,7 @@ def dedup_stages(config: Config, parts: Sequence[Part], storage: Storage, key: s
 
 
 def without_duplicates(
-    documents: Iterable[Document], part: Part, dedup: str, folder: str, tally: Tally
+    documents: Iterable[Document], part: Part, dedup: str, folder: str, counter: RejectCounter
 ) -> Iterator[Document]:
     """The documents that are kept; the others are counted as ``duplicate``.
 
@@ -58,7 +58,7 @@ def without_duplicates(
         part: where they are from.
         dedup: ``exact`` or ``near``.
         folder: ``dedup_folder`` of its collection.
-        tally: counts.
+        counter: counts.
     """
     make, seen, kept = engine_module("datatrove.data").Document, 0, 0
 
@@ -76,7 +76,7 @@ def without_duplicates(
     for document in step.run(wrapped(), part.rank):
         kept += 1
         yield document.metadata["document"]
-    tally.counts.update({"duplicate": seen - kept} if seen > kept else {})
+    counter.counts.update({"duplicate": seen - kept} if seen > kept else {})
 
 
 @dataclass(frozen=True, repr=False)

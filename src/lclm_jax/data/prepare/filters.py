@@ -9,7 +9,7 @@ from lclm_jax.data.documents import Document
 from lclm_jax.data.prepare.corpus import read_documents
 from lclm_jax.data.prepare.datatrove_engine import engine_module
 from lclm_jax.data.prepare.parts import Part
-from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.errors import LclmError
 
 _LENGTH = dict.fromkeys(
@@ -50,14 +50,14 @@ class DocumentFilters:
         self._filters = [(name, _make(name, arguments)) for name, arguments in filters.items()]
         self._document = engine_module("datatrove.data").Document
 
-    def keep(self, document: Document, tally: Tally) -> bool:
+    def keep(self, document: Document, counter: RejectCounter) -> bool:
         """Whether every filter keeps ``document``; else it is counted as ``filtered_`` and the filter's reason."""
         seen = self._document(text=document.text, id=document.id)
         for name, one in self._filters:
             result = one.filter(seen)
             kept, reason = result if isinstance(result, tuple) else (result, None)
             if not kept:
-                tally.note(f"filtered_{reason or name}")
+                counter.note(f"filtered_{reason or name}")
                 return False
         return True
 
@@ -72,10 +72,12 @@ def _make(name: str, arguments: Mapping[str, Any]) -> Any:
         raise LclmError(f"filter {name} with {dict(arguments)}: {error}") from None
 
 
-def part_documents(part: Part, collection: CollectionConfig, config: Config, tally: Tally) -> Iterator[Document]:
+def part_documents(
+    part: Part, collection: CollectionConfig, config: Config, counter: RejectCounter
+) -> Iterator[Document]:
     """The documents of ``part`` that its filters keep, before duplicates are taken out."""
-    documents = read_documents(part.entries, collection, config.corpus, tally)
+    documents = read_documents(part.entries, collection, config.corpus, counter)
     if not collection.filters:
         return documents
     filters = DocumentFilters(collection.filters)
-    return (document for document in documents if filters.keep(document, tally))
+    return (document for document in documents if filters.keep(document, counter))

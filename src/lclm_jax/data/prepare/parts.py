@@ -129,7 +129,7 @@ def settings_key(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def my_share(parts: Sequence[Part], share: str) -> list[Part]:
+def parts_of_worker(parts: Sequence[Part], share: str) -> list[Part]:
     """The parts of worker k of n, ``share`` being "k/n" with k from 0; raises ``PreparedError`` on anything else."""
     number, _, count = share.partition("/")
     if not (number.isdigit() and count.isdigit() and int(number) < int(count)):

@@ -14,7 +14,7 @@ from lclm_jax.data.prepare.corpus import read_chats, read_documents
 from lclm_jax.data.prepare.deduplication import dedup_folder, without_duplicates
 from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
-from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.store.records import Columns, chat_columns, document_columns
 from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
@@ -33,7 +33,7 @@ Placed = tuple[str, Columns]
 
 
 @dataclass(frozen=True)
-class Tools:
+class PreparationContext:
     """What turns raw rows into records."""
 
     config: Config
@@ -52,7 +52,7 @@ class Tools:
         object.__setattr__(self, "encoder_cuts", None if same else CutFinder(self.encoder))
 
     @classmethod
-    def of(cls, config: Config, storage: Storage, key: str) -> "Tools":
+    def of(cls, config: Config, storage: Storage, key: str) -> "PreparationContext":
         """With the tokenizers of the run."""
         return cls(config, storage, key, *run_tokenizers(config))
 
@@ -69,24 +69,24 @@ def run_tokenizers(config: Config) -> Tokenizers:
     return Tokenizers(Tokenizer(paths.decoder_tokenizer), Tokenizer(paths.encoder_tokenizer))
 
 
-def make_part(part: Part, tools: Tools, strict: bool = False) -> Report:
+def make_part(part: Part, context: PreparationContext, strict: bool = False) -> Report:
     """The report of ``part``: the stored one if the same settings finished it before, else of shards made now.
 
     Raises:
         BadRow: ``strict``, and a row is bad.
         PreparedError: the disk refuses.
     """
-    storage, key = tools.storage, tools.key
+    storage, key = context.storage, context.key
     if (done := Report.read(storage, part, key)) is not None:
         return done
     storage.delete(f"{part.stem}.json")
-    tally = Tally(strict)
-    collection = tools.config.corpus.resolved[part.collection]
+    counter = RejectCounter(strict)
+    collection = context.config.corpus.resolved[part.collection]
     make = {"documents": _document_records, "chat": _chat_records, "function_chat": _function_chat_records}
     kind = "documents" if collection.records == "documents" else "chat"
     writers: dict[str, ShardWriter] = {}
     try:
-        for split, columns in make[collection.records](part, collection, tools, tally):
+        for split, columns in make[collection.records](part, collection, context, counter):
             if split not in writers:
                 writers[split] = ShardWriter(storage, part.shard(split), kind)
             writers[split].add(columns)
@@ -102,49 +102,53 @@ def make_part(part: Part, tools: Tools, strict: bool = False) -> Report:
         key,
         {split: shard for split, (shard, _) in finished.items()},
         {split: totals for split, (_, totals) in finished.items()},
-        dict(sorted(tally.counts.items())),
-        tally.rejects,
+        dict(sorted(counter.counts.items())),
+        counter.rejects,
     )
     report.write(storage, part)
     return report
 
 
-def _document_records(part: Part, collection: CollectionConfig, tools: Tools, tally: Tally) -> Iterator[Placed]:
-    documents = part_documents(part, collection, tools.config, tally)
+def _document_records(
+    part: Part, collection: CollectionConfig, context: PreparationContext, counter: RejectCounter
+) -> Iterator[Placed]:
+    documents = part_documents(part, collection, context.config, counter)
     if collection.dedup:
-        folder = dedup_folder(tools.storage, tools.key, part.collection)
-        documents = without_duplicates(documents, part, collection.dedup, folder, tally)
+        folder = dedup_folder(context.storage, context.key, part.collection)
+        documents = without_duplicates(documents, part, collection.dedup, folder, counter)
     batch: list[Document] = []
     characters = 0
     for document in documents:
         batch.append(document)
         characters += len(document.text)
         if characters >= _BATCH_CHARACTERS:
-            yield from _tokenized(batch, tools, tally)
+            yield from _tokenized(batch, context, counter)
             batch, characters = [], 0
-    yield from _tokenized(batch, tools, tally)
+    yield from _tokenized(batch, context, counter)
 
 
-def _tokenized(batch: Sequence[Document], tools: Tools, tally: Tally) -> Iterator[Placed]:
+def _tokenized(batch: Sequence[Document], context: PreparationContext, counter: RejectCounter) -> Iterator[Placed]:
     texts = [document.text for document in batch]
-    decoded = tools.decoder_cuts.tokenize(texts)
-    encoded = [None] * len(batch) if tools.encoder_cuts is None else tools.encoder_cuts.tokenize(texts)
+    decoded = context.decoder_cuts.tokenize(texts)
+    encoded = [None] * len(batch) if context.encoder_cuts is None else context.encoder_cuts.tokenize(texts)
     for document, decoder, encoder in zip(batch, decoded, encoded, strict=True):
         if encoder is not None:
             decoder, encoder = common_cuts(decoder, encoder)
-        if (reason := _defect(document, decoder, encoder, tools)) is not None:
-            tally.note(reason)
+        if (reason := _defect(document, decoder, encoder, context)) is not None:
+            counter.note(reason)
         else:
             yield document.split, document_columns(document.id, document.text, decoder, encoder)
 
 
-def _defect(document: Document, decoder: TokenizedText, encoder: TokenizedText | None, tools: Tools) -> str | None:
+def _defect(
+    document: Document, decoder: TokenizedText, encoder: TokenizedText | None, context: PreparationContext
+) -> str | None:
     """Why a tokenized document cannot be used, or None."""
     if len(decoder.ids) < 2:
         return "too_short"
-    both = [(decoder, tools.decoder_cuts, tools.decoder)]
-    if encoder is not None and tools.encoder_cuts is not None:
-        both.append((encoder, tools.encoder_cuts, tools.encoder))
+    both = [(decoder, context.decoder_cuts, context.decoder)]
+    if encoder is not None and context.encoder_cuts is not None:
+        both.append((encoder, context.encoder_cuts, context.encoder))
     # One slice of every document is tokenized again: a tokenizer that cuts do not suit is found here, not in training.
     draw = int.from_bytes(hashlib.sha256(document.id.encode()).digest()[:8], "big")
     first = draw % (len(decoder.cuts) - 1)
@@ -157,36 +161,40 @@ def _defect(document: Document, decoder: TokenizedText, encoder: TokenizedText |
     return None
 
 
-def _function_chat_records(part: Part, collection: CollectionConfig, tools: Tools, tally: Tally) -> Iterator[Placed]:
+def _function_chat_records(
+    part: Part, collection: CollectionConfig, context: PreparationContext, counter: RejectCounter
+) -> Iterator[Placed]:
     # Files that cannot be used are counted with the documents; here only what concerns chats.
-    for document in read_documents(part.entries, collection, tools.config.corpus, Tally()):
-        if any(special in document.text for special in (*tools.special_strings, MEMORY_START, MEMORY_END)):
-            tally.note("special_token")  # in a chat its text would become the token
+    for document in read_documents(part.entries, collection, context.config.corpus, RejectCounter()):
+        if any(special in document.text for special in (*context.special_strings, MEMORY_START, MEMORY_END)):
+            counter.note("special_token")  # in a chat its text would become the token
             continue
-        for number, messages in enumerate(chats_of(document, tally.counts)):
-            outline = chat_outline(messages, tools.decoder, tools.encoder, replies="all")
+        for number, messages in enumerate(chats_of(document, counter.counts)):
+            outline = chat_outline(messages, context.decoder, context.encoder, replies="all")
             yield document.split, chat_columns(f"{document.id}:{number}", messages, outline)
 
 
-def _chat_records(part: Part, collection: CollectionConfig, tools: Tools, tally: Tally) -> Iterator[Placed]:
-    for chat in read_chats(part.entries, collection, tools.config.corpus, tally):
-        outline = _chat_outline(chat.raw, tools, tally)
+def _chat_records(
+    part: Part, collection: CollectionConfig, context: PreparationContext, counter: RejectCounter
+) -> Iterator[Placed]:
+    for chat in read_chats(part.entries, collection, context.config.corpus, counter):
+        outline = _chat_outline(chat.raw, context, counter)
         if outline is not None:
             yield chat.split, chat_columns(chat.raw.id, chat.raw.messages, outline)
 
 
-def _chat_outline(chat: RawChat, tools: Tools, tally: Tally) -> Outline | None:
+def _chat_outline(chat: RawChat, context: PreparationContext, counter: RejectCounter) -> Outline | None:
     """The outline of a raw chat, or None if it is rejected (``special_token``, ``unbalanced_tags``, ``template``)."""
     shown = repr(chat.messages)
-    if any(special in message["content"] for message in chat.messages for special in tools.special_strings):
-        tally.reject("special_token", chat.id, shown)
+    if any(special in message["content"] for message in chat.messages for special in context.special_strings):
+        counter.reject("special_token", chat.id, shown)
         return None
     try:
         if chat.tagged is not None:
-            return outline_pieces(split_memory(chat.tagged), tools.decoder, tools.encoder, raw_loss=1.0)
-        return chat_outline(chat.messages, tools.decoder, tools.encoder, replies="all", tools=chat.tools)
+            return outline_pieces(split_memory(chat.tagged), context.decoder, context.encoder, raw_loss=1.0)
+        return chat_outline(chat.messages, context.decoder, context.encoder, replies="all", tools=chat.tools)
     except MemoryTagError as error:
-        tally.reject("unbalanced_tags", chat.id, str(error))
+        counter.reject("unbalanced_tags", chat.id, str(error))
     except (LclmError, ValueError) as error:
-        tally.reject("template", chat.id, str(error))
+        counter.reject("template", chat.id, str(error))
     return None

@@ -23,7 +23,7 @@ class BadRow(LclmError):
     """A bad row where none is allowed (``--strict``)."""
 
 
-class Tally:
+class RejectCounter:
     """Counts by reason; ``reject`` is for rows that are broken, ``note`` for what is left out or cut on purpose."""
 
     def __init__(self, strict: bool = False):

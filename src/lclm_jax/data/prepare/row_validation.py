@@ -7,7 +7,7 @@ from typing import Any
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Messages, RawChat, RawText, Row
-from lclm_jax.data.prepare.reject_counter import Tally
+from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 
@@ -19,7 +19,7 @@ class _Broken(Exception):
     """A row that cannot be used: (reason, excerpt)."""
 
 
-def document_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawText | None:
+def document_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> RawText | None:
     """The document of ``row``: valid UTF-8, form C, from its first line that is not blank; None if it is rejected.
 
     Reasons: ``missing_column``, ``wrong_type``, ``undecodable``, ``empty``; ``cut`` counts texts longer than
@@ -32,7 +32,7 @@ def document_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawText
         content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
         longest = collection.max_document_bytes
         if longest is not None and len(content) > longest:
-            tally.note("cut")
+            counter.note("cut")
             content = content[:longest]
             content = content[: content.rfind(b"\n") + 1] or _whole_characters(content)
         try:
@@ -44,11 +44,11 @@ def document_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawText
             raise _Broken("empty", "")
         return RawText(_name(row, collection), text)
     except _Broken as broken:
-        tally.reject(broken.args[0], row.place, broken.args[1])
+        counter.reject(broken.args[0], row.place, broken.args[1])
         return None
 
 
-def chat_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawChat | None:
+def chat_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> RawChat | None:
     """The chat of ``row`` (prompt and target, messages, or context, question and answer); None if it is rejected.
 
     Reasons: ``missing_column``, ``wrong_type``, ``invalid_json``, ``no_reply``, ``undecodable``, ``empty``.
@@ -68,7 +68,7 @@ def chat_of(row: Row, collection: CollectionConfig, tally: Tally) -> RawChat | N
         _check_text([messages, tools, tagged])
         return RawChat(_name(row, collection), messages, tools, tagged)
     except _Broken as broken:
-        tally.reject(broken.args[0], row.place, broken.args[1])
+        counter.reject(broken.args[0], row.place, broken.args[1])
         return None
 
 

@@ -15,8 +15,8 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.prepare.corpus import SPLITS
 from lclm_jax.data.prepare.deduplication import dedup_stages
-from lclm_jax.data.prepare.parts import Part, Report, my_share, plan_parts, preparation_settings, settings_key
-from lclm_jax.data.prepare.prepare_part import Tools, make_part, run_tokenizers
+from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
+from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
 from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
 from lclm_jax.data.store.storage import PreparedError, Storage
@@ -94,7 +94,7 @@ def prepare_corpus(
     return finish(plan)
 
 
-def prepare_share(
+def prepare_worker_parts(
     config: Config, share: str, progress: Progress | None = None, workers: int = 1, strict: bool = False
 ) -> int:
     """Make the parts of worker k of n (``share`` "k/n") and no manifest; returns how many. Raises as prepare_corpus."""
@@ -103,7 +103,7 @@ def prepare_share(
         raise PreparedError(
             "dedup compares all parts with each other; use `lclm data prepare-on`, which does that first"
         )
-    mine = my_share(plan.parts, share)
+    mine = parts_of_worker(plan.parts, share)
     make_parts(plan, mine, progress, workers, strict)
     return len(mine)
 
@@ -186,15 +186,15 @@ def _find_duplicates(plan: Plan, workers: int) -> None:
 def _made(plan: Plan, parts: Sequence[Part], workers: int, strict: bool) -> Iterator[Part]:
     """Each part when it is made."""
     if workers <= 1:
-        tools = Tools.of(plan.config, plan.storage, plan.key)
+        context = PreparationContext.of(plan.config, plan.storage, plan.key)
         for part in parts:
-            make_part(part, tools, strict)
+            make_part(part, context, strict)
             yield part
         return
     # Spawned, not forked: the trainer's process has threads.
-    context = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     arguments = (plan.config, plan.storage, plan.key, strict)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=arguments)
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=arguments)
     try:
         waiting = {pool.submit(_work, part): part for part in parts}
         for done in as_completed(waiting):
@@ -209,7 +209,7 @@ _worker: list[Any] = []
 
 def _start_worker(config: Config, storage: Storage, key: str, strict: bool) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
-    _worker[:] = [Tools.of(config, storage, key), strict]
+    _worker[:] = [PreparationContext.of(config, storage, key), strict]
 
 
 def _work(part: Part) -> None:
@@ -286,20 +286,22 @@ def _remove_leftovers(plan: Plan, manifest: dict[str, Any]) -> None:
 def train_run_tokenizer(config: Config) -> dict[str, Any]:
     """Train the tokenizer of a run that names none, on the training split."""
     from lclm_jax.data.prepare.corpus import read_corpus
-    from lclm_jax.data.prepare.reject_counter import Tally, left_out
+    from lclm_jax.data.prepare.reject_counter import RejectCounter, left_out
     from lclm_jax.text.tokenizer import Tokenizer
     from lclm_jax.text.train_tokenizer import train_tokenizer
 
     size = config.tokenizer.vocab_size
     if size is None:
         raise LclmError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
-    tally = Tally()
-    documents = read_corpus(config.corpus, ("train",), tally, config.tokenizer.train_bytes)
+    counter = RejectCounter()
+    documents = read_corpus(config.corpus, ("train",), counter, config.tokenizer.train_bytes)
     texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
     except (LclmError, ValueError) as error:
-        raise LclmError(f"{error} ({left_out(tally.counts, tally.rejects)})" if tally.counts else str(error)) from None
+        raise LclmError(
+            f"{error} ({left_out(counter.counts, counter.rejects)})" if counter.counts else str(error)
+        ) from None
     tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
