@@ -5,7 +5,7 @@ encoder rows per packed row, R positions per encoder row, N tokens per latent, L
 row.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,40 +13,46 @@ from lclm_jax.config.data import PackConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.errors import LclmError
 
+Array: TypeAlias = Any
+"""A NumPy array on the host, a JAX array on devices; NumPy is all that data needs."""
+
+Shape: TypeAlias = tuple[tuple[int, ...], type[np.generic]]
+"""(shape, NumPy dtype)."""
+
 
 class Batch(NamedTuple):
-    """Packed rows, as NumPy arrays on the host or JAX arrays on devices (``Any`` stands for either).
+    """Packed rows, as NumPy arrays on the host or JAX arrays on devices.
 
     ``marker_index`` is None unless the pooling has markers (``eos``), ``objectives`` unless the batch is trained on.
     """
 
-    decoder_tokens: Any
+    decoder_tokens: Array
     """[B, S] int32: token ids; the placeholder's id where a latent goes."""
-    decoder_segments: Any
+    decoder_segments: Array
     """[B, S] int32: 0 is padding, 1.. are packed examples; attention stays inside a segment."""
-    decoder_positions: Any
+    decoder_positions: Array
     """[B, S] int32: RoPE positions, from 0 in each segment."""
-    targets: Any
+    targets: Array
     """[B, S] int32: the token that follows; 0 where there is none in the segment."""
-    loss_weights: Any
+    loss_weights: Array
     """[B, S] float32: weight of the target; 0 if it is a tag, placeholder, prompt, padding or another segment's."""
-    latent_index: Any
+    latent_index: Array
     """[B, S] int32: -1 is text, else the latent slot in [0, L)."""
-    encoder_tokens: Any
+    encoder_tokens: Array
     """[B, M, R] int32: windows, each ``[left context][pooled][right context][markers]``; pooled starts at k * N."""
-    encoder_segments: Any
+    encoder_segments: Array
     """[B, M, R] int32: 0 is padding, 1.. are the windows of an encoder row; attention stays inside a window."""
-    encoder_positions: Any
+    encoder_positions: Array
     """[B, M, R] int32: RoPE positions, from 0 in each window."""
-    pool_weights: Any
+    pool_weights: Array
     """[B, M, R] float32: 1 on pooled real tokens; slot g pools flattened positions [g * N, (g + 1) * N)."""
-    latent_segments: Any
+    latent_segments: Array
     """[B, L] int32: 0 is a gap, 1.. are the spans of a packed row."""
-    latent_positions: Any
+    latent_positions: Array
     """[B, L] int32: order of the latent in its span, across windows."""
-    marker_index: Any = None
+    marker_index: Array = None
     """[B, L] int32: flattened position of each slot's marker in [0, M * R); 0 in gaps."""
-    objectives: Any = None
+    objectives: Array = None
     """[B, S] int8: objective of the position's example, its place in ``config.OBJECTIVES``; -1 is padding. Losses are
     told apart by it and nothing else."""
 
@@ -65,12 +71,12 @@ def check_batch_rows(stage: str, rows: int, microbatches: int, parts: int) -> No
         )
 
 
-def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, Shape]:
     """Name -> (shape, NumPy dtype) of every array of a batch of ``rows`` packed rows."""
     decoder = (rows, pack.row_length)
     encoder = (rows, pack.encoder_rows, pack.encoder_row_length)
     latents = (rows, pack.encoder_rows * pack.encoder_row_length // model.ratio)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+    shapes: dict[str, Shape] = {
         "decoder_tokens": (decoder, np.int32),
         "decoder_segments": (decoder, np.int32),
         "decoder_positions": (decoder, np.int32),

@@ -1,8 +1,10 @@
 """What readers yield and preparation consumes: entries, rows, documents and chats."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Messages = list[dict[str, Any]]
+from lclm_jax.types import JsonObject
+
+Messages = list[JsonObject]
 
 
 class RawText(NamedTuple):
@@ -17,7 +19,7 @@ class RawChat(NamedTuple):
 
     id: str
     messages: Messages
-    tools: list[Any] | None = None
+    tools: list[JsonObject] | None = None
     tagged: str | None = None
 
 
@@ -55,7 +57,7 @@ class Row(NamedTuple):
     """One row: its place, which names it, and its values by column."""
 
     place: str
-    values: dict[str, Any]
+    values: JsonObject
 
 
 class Bad(NamedTuple):

@@ -6,13 +6,14 @@ placeholders of one ratio and gives the ``Example`` that is packed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import ReadOnlyJson
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,21 +116,19 @@ def cpt_example(text: str, decoder: Tokenizer, encoder: Tokenizer, ratio: int) -
     return expand(outline, ratio, decoder.memory_ids.placeholder)
 
 
-def prompt_example(
-    prompt: str | Sequence[Mapping[str, Any]], decoder: Tokenizer, encoder: Tokenizer, ratio: int
-) -> Example:
+def prompt_example(prompt: str | Sequence[ReadOnlyJson], decoder: Tokenizer, encoder: Tokenizer, ratio: int) -> Example:
     """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss."""
     text = prompt if isinstance(prompt, str) else decoder.render_chat(prompt, add_generation_prompt=True)
     return expand(outline_pieces(split_memory(text), decoder, encoder), ratio, decoder.memory_ids.placeholder)
 
 
 def chat_outline(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[ReadOnlyJson],
     decoder: Tokenizer,
     encoder: Tokenizer,
     target: str | None = None,
     replies: Literal["last", "all"] = "last",
-    tools: Sequence[Any] | None = None,
+    tools: Sequence[ReadOnlyJson] | None = None,
 ) -> Outline:
     """A chat with loss on the assistant's replies (their end token and what the template puts after it included).
 
@@ -171,7 +170,7 @@ def chat_outline(
 
 
 def chat_example(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[ReadOnlyJson],
     decoder: Tokenizer,
     encoder: Tokenizer,
     ratio: int,

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -15,6 +15,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import compile_template
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 
 class Tokenizer:
@@ -133,10 +134,10 @@ class Tokenizer:
 
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[ReadOnlyJson],
         add_generation_prompt: bool = False,
-        tools: Sequence[Any] | None = None,
-        **variables: Any,
+        tools: Sequence[ReadOnlyJson] | None = None,
+        **variables: object,
     ) -> str:
         """Text of ``messages`` by the folder's chat template; raises ``LclmError`` if there is none or it refuses."""
         named = {f"{kind}_token": self._special_name(f"{kind}_token") or "" for kind in ("bos", "eos", "pad", "unk")}
@@ -207,7 +208,7 @@ def _read_bytes(path: Path) -> bytes:
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:

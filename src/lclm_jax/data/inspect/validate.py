@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.text.boundaries import boundary_kinds, byte_positions
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
+from lclm_jax.types import ReadOnlyJson
 
 _BATCH = 64
 _SLICES = 4
@@ -61,7 +61,7 @@ def _split(
     storage: Storage,
     tokenizers: Tokenizers,
     name: tuple[str, str],
-    entry: Mapping[str, Any],
+    entry: ReadOnlyJson,
     kind: str,
     sample: float,
 ) -> Iterator[Defect]:

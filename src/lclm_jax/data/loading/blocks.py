@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,6 +18,7 @@ from lclm_jax.data.packing.mixture import Cursor, Mixture
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.sources import EXAMPLE_COLUMNS, ExampleRef, Plan, Source, join_plans
 from lclm_jax.data.store.columns import join, map_columns, read_metadata
+from lclm_jax.types import JsonObject
 
 _DTYPES = {"source": np.uint16, "record": np.int64, "variant": np.uint16}
 
@@ -110,10 +111,10 @@ def read_block(path: Path) -> Block:
     return Block(_cursor(about["cursor"]), _cursor(about["after"]), map_columns(path), about["dropped"])
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_about(path: Path) -> JsonObject:
     """What is stored of a block beside its columns; raises ``OSError`` or ``LclmError``."""
     return json.loads(read_metadata(path)["about"])
 
 
-def _cursor(values: Sequence[Any]) -> Cursor:
+def _cursor(values: tuple[int, int, Sequence[int]]) -> Cursor:
     return Cursor(values[0], values[1], tuple(values[2]))

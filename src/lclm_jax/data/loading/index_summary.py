@@ -6,18 +6,18 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lclm_jax.config import StageConfig
 from lclm_jax.data.loading.row_index import RowIndex, RowIndexError
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 _FIRST_POSITIONS = 2**26
 """Decoder positions of the rows that are counted when a stage begins."""
 
 
-def index_info(index: RowIndex, rows: int) -> dict[str, Any]:
+def index_info(index: RowIndex, rows: int) -> JsonObject:
     """Statistics of the first ``rows`` rows of a stage; blocks not yet stored are made.
 
     Args:
@@ -59,7 +59,7 @@ def index_info(index: RowIndex, rows: int) -> dict[str, Any]:
     }
 
 
-def stage_info(index: RowIndex, stage: StageConfig) -> dict[str, Any]:
+def stage_info(index: RowIndex, stage: StageConfig) -> JsonObject:
     """``index_info`` of the rows of a stage, of a long one only the first; kept beside the index for the report."""
     path = index.folder / "info.json"
     wanted = min(
@@ -74,10 +74,10 @@ def stage_info(index: RowIndex, stage: StageConfig) -> dict[str, Any]:
     return info
 
 
-def merge_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_info(infos: Sequence[ReadOnlyJson]) -> JsonObject:
     """Statistics of several row indices as of one."""
     rows = sum(info["rows"] for info in infos)
-    sources: dict[str, dict[str, Any]] = {}
+    sources: dict[str, JsonObject] = {}
     for info in infos:
         for name, one in info["sources"].items():
             known = sources.setdefault(name, {key: type(value)() for key, value in one.items()})
@@ -93,7 +93,7 @@ def merge_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_info(path: Path, info: Mapping[str, Any]) -> None:
+def write_info(path: Path, info: ReadOnlyJson) -> None:
     """Store ``info`` at ``path``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -101,14 +101,14 @@ def write_info(path: Path, info: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def read_info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> JsonObject:
     """What ``stage_info`` stored of the index under ``folder``; raises ``RowIndexError`` if there is none."""
     for path in folder.glob("*/info.json"):
         return json.loads(path.read_text(encoding="utf-8"))
     raise RowIndexError(f"{folder} holds no row index; train the stage first")
 
 
-def summarize(info: Mapping[str, Any]) -> str:
+def summarize(info: ReadOnlyJson) -> str:
     """One line of ``index_info``: rows, examples, fill, epochs, and what was left out by source and reason."""
     left_out = [
         f"{name} {reason} {count:,}"

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -22,7 +21,7 @@ from cachetools import LRUCache
 
 from lclm_jax.batch import Batch, check_batch_rows
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
-from lclm_jax.data.loading.index_summary import stage_info, merge_info, write_info
+from lclm_jax.data.loading.index_summary import merge_info, stage_info, write_info
 from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
 from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.loading.workers import end_with_parent, owned
@@ -33,6 +32,7 @@ from lclm_jax.data.store.records import Columns
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.types import JsonObject
 
 _CACHE_BYTES = 256 * 2**20
 _SHARED_BYTES = 2**20
@@ -140,10 +140,9 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
 
     def __init__(self, maker: BatchMaker, batches: int, workers: int, prefetch: int):
         self.maker, self._batches, self._done = maker, batches, 0
-        data: Any = grain.MapDataset.range(batches).map(maker)
         # One thread keeps ahead of the device; more would contend for the interpreter lock.
         ahead = grain.ReadOptions(num_threads=int(prefetch > 0), prefetch_buffer_size=prefetch)
-        data = data.to_iter_dataset(ahead)
+        data: grain.IterDataset = grain.MapDataset.range(batches).map(maker).to_iter_dataset(ahead)
         if workers:
             # Grain's workers ask absl for their flags, which a program without absl.app never parses.
             if not flags.FLAGS.is_parsed():
@@ -187,7 +186,7 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         values = [[index.digest, ratio] for ratio, index in self.indices.items()]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
-    def info(self, stage: StageConfig) -> dict[str, Any]:
+    def info(self, stage: StageConfig) -> JsonObject:
         """What the first rows of the stage hold, those of all ratios together; see ``stage_info``."""
         schedule = self.maker.schedule
         if not schedule.listed:
@@ -201,7 +200,7 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         write_info(self.maker.indices[0].folder.parents[1] / "mixed" / "info.json", together)
         return together
 
-    def describe(self, row: int) -> list[dict[str, Any]]:
+    def describe(self, row: int) -> list[JsonObject]:
         """Where the examples of global ``row`` come from: source, record, variant and bounds of each."""
         index, own = self.maker.find(row)
         return [
@@ -214,7 +213,7 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
         index, _ = self.maker.find(row)
         return index.maker.sources[0].setup.model.ratio, *self.maker.batch([row])
 
-    def state(self, rows: int | None = None) -> dict[str, Any]:
+    def state(self, rows: int | None = None) -> JsonObject:
         """What a checkpoint stores: rows consumed by all hosts together, the index's digest, where its block begins.
 
         Plain values, less than a kilobyte for any corpus. ``rows``: how many were consumed; None: all that the iterator

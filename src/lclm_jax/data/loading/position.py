@@ -1,12 +1,12 @@
 """What training and the loader tell each other: where to begin, batches, and what a batch holds."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from lclm_jax.batch import Batch
 from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 
 class Position(NamedTuple):
@@ -23,10 +23,10 @@ class Position(NamedTuple):
     """Updates already made; None: as many as ``rows`` take."""
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Position":
+    def from_state(cls, state: ReadOnlyJson) -> "Position":
         """What ``Loader.state`` said, from a checkpoint."""
         stored = state.get("cursors", [state["cursor"]] if "cursor" in state else [])  # none: of an earlier version
-        cursors = tuple(Cursor(block, row, tuple(draws)) for block, row, draws in stored)
+        cursors = tuple(Cursor(block, row, tuple(consumed)) for block, row, consumed in stored)
         return cls(state["rows_consumed"], cursors, state.get("index_digest") if cursors else None, state.get("step"))
 
 
@@ -73,10 +73,10 @@ class BatchLoader(Protocol):
     def __next__(self) -> tuple[Batch, BatchStats]:
         """The next batch (this host's rows) and what it holds; raises ``StopIteration`` after the stage's last."""
 
-    def state(self, rows: int) -> dict[str, Any]:
+    def state(self, rows: int) -> JsonObject:
         """What a checkpoint stores of the loader after ``rows`` rows; see ``Position.from_state``."""
 
-    def describe(self, row: int) -> list[dict[str, Any]]:
+    def describe(self, row: int) -> list[JsonObject]:
         """Where the examples of global ``row`` come from."""
 
     def close(self) -> None:

@@ -22,7 +22,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.config import Config, PackConfig, RowsFor, result_values
 from lclm_jax.data.loading.blocks import Block, BlockMaker, read_about, read_block, write_block
@@ -31,6 +30,7 @@ from lclm_jax.data.packing.counter_rng import draw_key
 from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture
 from lclm_jax.data.packing.sources import ExampleRef, Source
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def block_maker(config: Config, stage: str, sources: Sequence[Source], mixture: 
     return BlockMaker(sources, mixture, pack, draw_key("rows", config.seed, stage))
 
 
-def _stored_sizing(folder: Path, digest: str) -> dict[str, Any] | None:
+def _stored_sizing(folder: Path, digest: str) -> JsonObject | None:
     try:
         stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -232,7 +232,7 @@ def _stored_sizing(folder: Path, digest: str) -> dict[str, Any] | None:
     return stored["layout"] if stored.get("digest") == digest else None
 
 
-def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
+def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> JsonObject:
     """All that the rows of a stage depend on, except how many are wanted."""
     model, tokenizers, settings = config.planned(config.model), sources[0].setup.tokenizers, config.stages[stage]
     return {
@@ -248,12 +248,12 @@ def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> dict[
     }
 
 
-def digest_of(inputs: dict[str, Any]) -> str:
+def digest_of(inputs: JsonObject) -> str:
     """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def _write_json(path: Path, values: JsonObject) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any
+from types import FrameType
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def end_with_parent(number: int, count: int) -> None:
     threading.Thread(target=watch, name=f"parent of worker {number} of {count}", daemon=True).start()
 
 
-def _end_later(number: int, frame: Any) -> None:
+def _end_later(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     timer = threading.Timer(GRACE_SECONDS, os._exit, (1,))
     timer.daemon = True

@@ -1,7 +1,7 @@
 """How much of each source goes into a block of the row index, from a sample of its records."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from lclm_jax.data.packing.mixture import Mixture, Supply
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.sources import Source
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 SAMPLE_RECORDS, SAMPLE_TOKENS = 4096, 2**21
 """A sample ends with the first of the two that it reaches."""
@@ -64,7 +65,7 @@ def block_size(
     return float(max(min(limits), pack.row_length, record))
 
 
-def size_blocks(config: Config, stage: str, sources: Sequence[Source]) -> dict[str, Any]:
+def size_blocks(config: Config, stage: str, sources: Sequence[Source]) -> JsonObject:
     """Plain values that ``make_mixture`` needs beside the configuration; stored with the index.
 
     Raises:
@@ -83,7 +84,7 @@ def size_blocks(config: Config, stage: str, sources: Sequence[Source]) -> dict[s
     return {"positions": positions, "sources": {s.name: m._asdict() for s, m in zip(sources, averages, strict=True)}}
 
 
-def make_mixture(config: Config, stage: str, sources: Sequence[Source], sizing: Mapping[str, Any]) -> Mixture:
+def make_mixture(config: Config, stage: str, sources: Sequence[Source], sizing: ReadOnlyJson) -> Mixture:
     """The mixture of ``stage``."""
     supplies = []
     for source in sources:

@@ -3,7 +3,7 @@
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,10 +16,14 @@ _CLASSES = 16
 _TRIES = 24
 """Lengths of one class that are tried, from the longest that fits the decoder on."""
 _FRESH = 15 / 16
-"""What rooms can be filled is computed again when so much of the examples is left."""
+"""Which numbers of positions can be filled is computed again when so much of the examples is left."""
 
 WindowTypes = Sequence[tuple[int, int, int]]
 """(storage, context, count) of equal windows; see ``windows.window_types``."""
+
+
+Count = TypeVar("Count", int, np.ndarray)
+"""A number of one example, or of each."""
 
 
 class ExampleWindows:
@@ -54,7 +58,7 @@ class ExampleWindows:
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    room: int
+    free: int
     examples: list[int] = field(default_factory=list)
     types: dict[tuple[int, int], int] = field(default_factory=dict)
     storage: int = 0
@@ -64,7 +68,7 @@ class _Row:
 
     def put(self, example: int, tokens: int, aligned: int, types: WindowTypes) -> None:
         self.examples.append(example)
-        self.room -= tokens
+        self.free -= tokens
         self.aligned += aligned
         for storage, context, count in types:
             key = (-storage, context)
@@ -79,14 +83,14 @@ class RowPacker:
 
     A row begins with the largest example left. Then comes, again and again, the example whose need of encoder positions
     per decoder position is nearest to what the row has left, so that both budgets run out together (the dot-product
-    rule of vector bin packing, Panigrahy et al. 2011). Of examples with such a need it is the longest that leaves a
-    room which other examples can still fill to the last position. Whether encoder windows fit is asked of the very
-    function that places them when the row is assembled.
+    rule of vector bin packing, Panigrahy et al. 2011). Of examples with such a need it is the longest that leaves
+    a number of free positions that other examples can still fill to the last. Whether encoder windows fit is asked of
+    the very function that places them when the row is assembled.
     """
 
     def __init__(self, ratio: int, pack: PackConfig):
         self._ratio, self._pack = ratio, pack
-        self._encoder_room = pack.encoder_rows * pack.encoder_row_length
+        self._encoder_positions = pack.encoder_rows * pack.encoder_row_length
 
     def reject_reason(self, tokens: int, types: WindowTypes) -> str | None:
         """Why an example cannot be in any row: ``longer_than_row``, ``windows_exceed_row``, or None if it can."""
@@ -98,7 +102,8 @@ class RowPacker:
 
     def find_packable(self, tokens: np.ndarray, windows: ExampleWindows) -> tuple[np.ndarray, dict[int, str]]:
         """The examples that can be in a row (int64 indices), and why each other cannot; see ``reject_reason``."""
-        usable = (tokens <= self._pack.row_length) & self._surely_fit(windows.storage, windows.windows, windows.largest)
+        fits = self._excess(windows.storage, windows.windows, windows.largest) <= 0
+        usable = (tokens <= self._pack.row_length) & fits
         reasons: dict[int, str] = {}
         for i in np.flatnonzero(~usable).tolist():
             reason = self.reject_reason(int(tokens[i]), windows.of(i))
@@ -109,7 +114,7 @@ class RowPacker:
 
     def pack(self, examples: np.ndarray, tokens: np.ndarray, windows: ExampleWindows) -> list[list[int]]:
         """Rows of ``examples`` (indices into ``tokens`` and ``windows``), all of which ``find_packable`` let pass."""
-        stock = _Stock(examples, tokens, windows.aligned, self._pack.row_length, self._encoder_room)
+        stock = _Stock(examples, tokens, windows.aligned, self._pack.row_length, self._encoder_positions)
         rows = []
         while (found := stock.largest()) is not None:
             row = _Row(self._pack.row_length)
@@ -121,26 +126,26 @@ class RowPacker:
 
     def _next(self, row: _Row, stock: "_Stock", windows: ExampleWindows) -> int | None:
         """Take the example that suits ``row`` best out of ``stock``; None if none fits."""
-        least_waste, found = row.room, None
-        waste_of_best = row.room - stock.fillable(row.room)
-        encoder_room = max(0, self._encoder_room - row.aligned)
-        for number in stock.classes_near(encoder_room / row.room) if row.room else ():
-            limit = row.room
+        least_waste, found = row.free, None
+        waste_of_best = row.free - stock.fillable(row.free)
+        encoder_free = max(0, self._encoder_positions - row.aligned)
+        for number in stock.classes_near(encoder_free / row.free) if row.free else ():
+            limit = row.free
             for _ in range(_TRIES):
                 if least_waste <= waste_of_best or (place := stock.place(number, limit)) < 0:
                     break
                 example, length = stock.at(number, place)
                 limit = length - 1
-                waste = row.room - length - stock.fillable(row.room - length)
+                waste = row.free - length - stock.fillable(row.free - length)
                 if waste >= least_waste:
                     continue
                 aligned = int(windows.aligned[example])
-                if aligned <= encoder_room:
+                if aligned <= encoder_free:
                     if self._takes(row, windows.of(example)):
                         least_waste, found = waste, (number, place)
                         continue
-                    encoder_room = aligned * 3 // 4  # what is left is in pieces: ask for clearly less
-                limit = min(limit, length * encoder_room // aligned)
+                    encoder_free = aligned * 3 // 4  # what is left is in pieces: ask for clearly less
+                limit = min(limit, length * encoder_free // aligned)
         return None if found is None else stock.take(*found)
 
     def _takes(self, row: _Row, types: WindowTypes) -> bool:
@@ -151,7 +156,7 @@ class RowPacker:
             storage += size * count
             windows += count
             largest = max(largest, size)
-        if self._surely_fit(storage, windows, largest):
+        if self._excess(storage, windows, largest) <= 0:
             return True
         merged = dict(row.types)
         for size, context, count in types:
@@ -159,32 +164,34 @@ class RowPacker:
         ordered = [(-size, context, count) for (size, context), count in sorted(merged.items())]
         return place_types(ordered, self._ratio, self._pack) is not None
 
-    def _surely_fit(self, storage: Any, windows: Any, largest: Any) -> Any:
-        """Whether windows of these totals fit a row however they fall; numbers or arrays of examples.
+    def _excess(self, storage: Count, windows: Count, largest: Count) -> Count:
+        """How far windows of these totals exceed what fits a row however they fall: at most 0 if they surely fit.
 
         A window that fits no encoder row leaves each of them filled above R - largest - (N - 1), and alignment costs
         at most N - 1 positions a window.
         """
         slack = self._ratio - 1
-        enough = self._pack.encoder_rows * (self._pack.encoder_row_length - largest - slack)
-        return storage + windows * slack <= enough
+        surely_filled = (self._pack.encoder_row_length - largest - slack) * self._pack.encoder_rows
+        excess: Count = storage + windows * slack - surely_filled
+        return excess
 
 
 class _Stock:
     """Examples not yet packed, by class of encoder need, each class by decoder length."""
 
-    def __init__(self, examples: np.ndarray, tokens: np.ndarray, aligned: np.ndarray, room: int, encoder_room: int):
+    def __init__(self, examples: np.ndarray, tokens: np.ndarray, aligned: np.ndarray, free: int, encoder_free: int):
         need = aligned[examples] / tokens[examples]
         edges = np.unique(np.quantile(need, np.arange(1, _CLASSES) / _CLASSES)) if need.size else need
         number = np.searchsorted(edges, need, side="right")
         keys = (tokens[examples].astype(np.int64) << 32) + examples
         self._classes = [np.sort(keys[number == i]).tolist() for i in range(edges.size + 1)]
         self._needs = [float(need[number == i].mean()) if one else np.inf for i, one in enumerate(self._classes)]
-        size = np.maximum(tokens[examples], aligned[examples] * (room / encoder_room))
+        size = np.maximum(tokens[examples], aligned[examples] * (free / encoder_free))
         self._order = examples[np.lexsort((examples, -size))].tolist()
         self._class_of = dict(zip(examples.tolist(), number.tolist(), strict=True))
-        self._tokens, self._next, self._taken = tokens, 0, set()  # type: ignore[var-annotated]
-        self._counts = np.bincount(tokens[examples], minlength=room + 1)
+        self._tokens, self._next = tokens, 0
+        self._taken: set[int] = set()
+        self._counts = np.bincount(tokens[examples], minlength=free + 1)
         self._left, self._filled = examples.size, fillable_lengths(self._counts)
         self._computed_at = self._left
 
@@ -200,20 +207,20 @@ class _Stock:
             number, bisect.bisect_left(self._classes[number], (int(self._tokens[example]) << 32) + example)
         )
 
-    def fillable(self, room: int) -> int:
-        """How much of ``room`` decoder positions examples can fill; see ``fillable_lengths``."""
+    def fillable(self, free: int) -> int:
+        """How many of ``free`` decoder positions examples can fill; see ``fillable_lengths``."""
         if self._left < self._computed_at * _FRESH:
             self._computed_at, self._filled = self._left, fillable_lengths(self._counts)
-        return self._filled[room]
+        return self._filled[free]
 
     def classes_near(self, wanted: float) -> list[int]:
         """Numbers of the classes that have examples, that with the need nearest to ``wanted`` first."""
         filled = (i for i, one in enumerate(self._classes) if one)
         return sorted(filled, key=lambda i: abs(self._needs[i] - wanted))
 
-    def place(self, number: int, room: int) -> int:
-        """Place of the longest example of a class that takes at most ``room`` decoder positions; -1: there is none."""
-        return bisect.bisect_left(self._classes[number], (room + 1) << 32) - 1
+    def place(self, number: int, free: int) -> int:
+        """Place of the longest example of a class that takes at most ``free`` decoder positions; -1: there is none."""
+        return bisect.bisect_left(self._classes[number], (free + 1) << 32) - 1
 
     def at(self, number: int, place: int) -> tuple[int, int]:
         """The example at a place, and its decoder length."""
@@ -222,7 +229,7 @@ class _Stock:
 
     def take(self, number: int, place: int) -> int:
         """Remove and return the example at a place."""
-        key = self._classes[number].pop(place)
+        key: int = self._classes[number].pop(place)
         self._taken.add(key & 0xFFFFFFFF)
         self._counts[key >> 32] -= 1
         self._left -= 1
@@ -230,20 +237,21 @@ class _Stock:
 
 
 def fillable_lengths(counts: np.ndarray) -> list[int]:
-    """How much of each room from 0 to ``counts.size`` - 1 sums of lengths fill at most.
+    """How much of 0 to ``counts.size`` - 1 free positions sums of lengths can fill at most.
 
     ``counts[i]`` says how many examples of length i there are; a length may be used about so many times. A look-ahead:
     that a sum exists does not say that its examples suit the encoder too.
     """
-    room = counts.size - 1
-    whole = (1 << room + 1) - 1
+    free = counts.size - 1
+    whole = (1 << free + 1) - 1
     sums = 1  # bit i: some lengths sum to i
     for length in np.flatnonzero(counts).tolist():
         if sums >> length == whole >> length:  # all sums from here on
             break
         copies, step = int(counts[length]), length
-        while copies > 0 and step <= room:
+        while copies > 0 and step <= free:
             sums |= sums << step & whole
             copies, step = copies // 2, step * 2
-    bits = np.unpackbits(np.frombuffer(sums.to_bytes(room // 8 + 1, "little"), np.uint8), bitorder="little")
-    return np.maximum.accumulate(np.where(bits[: room + 1], np.arange(room + 1), 0)).tolist()
+    bits = np.unpackbits(np.frombuffer(sums.to_bytes(free // 8 + 1, "little"), np.uint8), bitorder="little")
+    filled: list[int] = np.maximum.accumulate(np.where(bits[: free + 1], np.arange(free + 1), 0)).tolist()
+    return filled

@@ -152,7 +152,8 @@ def _link(row: Row, examples: Sequence[Example], slots: np.ndarray, model: Model
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Concatenated ``arange(start, start + length)``: ``_ranges([5, 0], [2, 3]) = [5, 6, 0, 1, 2]``."""
     ends = np.cumsum(lengths)
-    return np.arange(int(ends[-1]) if ends.size else 0) + np.repeat(starts - ends + lengths, lengths)
+    places: np.ndarray = np.arange(int(ends[-1]) if ends.size else 0) + np.repeat(starts - ends + lengths, lengths)
+    return places
 
 
 def _order_in_row(rows: np.ndarray) -> np.ndarray:

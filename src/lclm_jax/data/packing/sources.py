@@ -7,7 +7,7 @@ is a small reference (record, variant, cut bounds) from which ``example`` makes 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from lclm_jax.text.prompts import (
     repetition_prompts,
 )
 from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.types import JsonObject
 
 EXAMPLE_COLUMNS = ("source", "record", "variant", "tokens", "encoder_tokens", "raw_tokens")
 """What planning tells of each example."""
@@ -106,7 +107,7 @@ class Source(ABC):
         """Records of one epoch."""
         return len(self.split)
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self) -> JsonObject:
         """What the examples of this source and their order depend on beside the set-up, as plain values."""
         return {"name": self.name, "config": result_values(self.config), "data": self.split.digest}
 
@@ -265,7 +266,7 @@ class RepetitionSource(_DocumentSource):
         prompt, ratio = self._prompts[ref.variant], self.setup.model.ratio
         return reconstruction_example_from_ids(prompt, document, segment, decoder.memory_ids, ratio, quote)
 
-    def inputs(self) -> dict[str, Any]:  # noqa: D102
+    def inputs(self) -> JsonObject:  # noqa: D102
         parts = [[p.head, p.tail, p.closing, p.after_quote] for p in self._prompts]
         return super().inputs() | {"prompts": [[one.tolist() for one in part if one is not None] for part in parts]}
 

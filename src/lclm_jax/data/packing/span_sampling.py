@@ -77,8 +77,10 @@ def sample_lengths(distribution: str, low: np.ndarray, high: np.ndarray, fractio
     if distribution == "fixed":
         return np.broadcast_to(high, fraction.shape).astype(np.int64)
     if distribution == "uniform":
-        return low + (fraction * (high - low + 1)).astype(np.int64)
-    return np.minimum(high, (low * np.exp(fraction * np.log((high + 1) / low))).astype(np.int64))
+        lengths: np.ndarray = low + (fraction * (high - low + 1)).astype(np.int64)
+    else:
+        lengths = np.minimum(high, (low * np.exp(fraction * np.log((high + 1) / low))).astype(np.int64))
+    return lengths
 
 
 def sample_spans(table: CutTable, spans: SpanConfig, key: int) -> SampledExamples:

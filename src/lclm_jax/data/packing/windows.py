@@ -136,10 +136,10 @@ def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackCon
         for row in open_rows:
             cursor = cursors[row]
             offset = cursor + -(cursor + context) % ratio
-            room = length - offset - storage
-            if room < 0:
+            free = length - offset - storage
+            if free < 0:
                 continue
-            fitting = min(count, room // stride + 1)
+            fitting = min(count, free // stride + 1)
             runs.append(Run(row, offset, stride, fitting))
             cursors[row] = offset + (fitting - 1) * stride + storage
             full |= cursors[row] > last
@@ -174,4 +174,5 @@ def place_windows(table: WindowTable, ratio: int, pack: PackConfig) -> np.ndarra
 
 def _type_keys(table: WindowTable) -> np.ndarray:
     """Sorting by this key puts large windows first and equal ones together."""
-    return (-table.storage << 32) + table.context
+    keys: np.ndarray = (-table.storage << 32) + table.context
+    return keys

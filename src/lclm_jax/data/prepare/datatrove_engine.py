@@ -2,12 +2,13 @@
 
 import importlib
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from lclm_jax.config.base import suggestion
 from lclm_jax.errors import LclmError
+from lclm_jax.types import ReadOnlyJson
 
 EXECUTORS = {
     "local": ("datatrove.executor.local", "LocalPipelineExecutor"),
@@ -34,7 +35,7 @@ def engine_module(name: str) -> ModuleType:
         ) from None
 
 
-def run_stages(executor: str, stages: Sequence[Stage], logs: str, options: Mapping[str, Any]) -> None:
+def run_stages(executor: str, stages: Sequence[Stage], logs: str, options: ReadOnlyJson) -> None:
     """Run ``stages`` one after the other; see ``run_on``."""
     if executor not in EXECUTORS:
         raise LclmError(f"executor {executor!r} is unknown; {suggestion(executor, EXECUTORS)}")

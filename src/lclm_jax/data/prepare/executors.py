@@ -4,13 +4,12 @@ Tasks share the parts of the plan among each other; a last task writes the manif
 again, so a job that died is simply started again.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lclm_jax.data.prepare.datatrove_engine import Stage, run_stages
 from lclm_jax.data.prepare.deduplication import dedup_stages
 from lclm_jax.data.prepare.run import Plan, finish, make_parts
+from lclm_jax.types import ReadOnlyJson
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +29,7 @@ class _Finish:
         finish(self.plan)
 
 
-def run_on(executor: str, plan: Plan, tasks: int, options: Mapping[str, Any], strict: bool = False) -> None:
+def run_on(executor: str, plan: Plan, tasks: int, options: ReadOnlyJson, strict: bool = False) -> None:
     """Prepare ``plan`` in ``tasks`` tasks; SLURM returns once the jobs are submitted, the others when all is done.
 
     Args:

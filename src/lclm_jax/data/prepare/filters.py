@@ -11,6 +11,7 @@ from lclm_jax.data.prepare.datatrove_engine import engine_module
 from lclm_jax.data.prepare.parts import Part
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.errors import LclmError
+from lclm_jax.types import ReadOnlyJson
 
 _LENGTH = dict.fromkeys(
     (
@@ -46,7 +47,7 @@ class DocumentFilters:
         LclmError: a filter is unknown, its arguments are wrong, or what it needs is not installed.
     """
 
-    def __init__(self, filters: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, filters: Mapping[str, ReadOnlyJson]):
         self._filters = [(name, _make(name, arguments)) for name, arguments in filters.items()]
         self._document = engine_module("datatrove.data").Document
 
@@ -62,7 +63,7 @@ class DocumentFilters:
         return True
 
 
-def _make(name: str, arguments: Mapping[str, Any]) -> Any:
+def _make(name: str, arguments: ReadOnlyJson) -> Any:
     if name not in _CLASSES:
         raise LclmError(f"filter {name!r} is unknown; {suggestion(name, _CLASSES)}")
     made = getattr(engine_module("datatrove.pipeline.filters"), _CLASSES[name])

@@ -5,7 +5,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lclm_jax.config import Config, result_values
 from lclm_jax.data.documents import Entry
@@ -14,6 +14,7 @@ from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject
 
 
 class Part(NamedTuple):
@@ -50,7 +51,7 @@ class Report:
     """Split -> tokens by tokenizer."""
     counts: dict[str, int]
     """What was left out or noted, by reason."""
-    rejects: list[dict[str, Any]]
+    rejects: list[JsonObject]
 
     def write(self, storage: Storage, part: Part) -> None:
         """Store it: from now on the part is finished."""
@@ -102,7 +103,7 @@ def plan_parts(config: Config) -> list[Part]:
     return parts
 
 
-def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
+def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict[str, Tokenizer]) -> JsonObject:
     """All that the prepared shards depend on, as plain values, but not where the files are."""
     listing = hashlib.sha256()
     for part in parts:
@@ -124,7 +125,7 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
     }
 
 
-def settings_key(settings: dict[str, Any]) -> str:
+def settings_key(settings: JsonObject) -> str:
     """SHA-256 of the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

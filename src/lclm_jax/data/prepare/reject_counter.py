@@ -2,16 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 SAMPLES = 3
 """Bad rows kept of each reason and part."""
 _EXCERPT = 200
 
 
-def left_out(counts: Mapping[str, int], rejects: Sequence[Mapping[str, Any]]) -> str:
+def left_out(counts: Mapping[str, int], rejects: Sequence[ReadOnlyJson]) -> str:
     """What was left out, by reason, and a bad row of the commonest reason, for messages."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "nothing"
     shown = max(rejects, key=lambda reject: counts[reject["reason"]], default=None)
@@ -28,7 +28,7 @@ class RejectCounter:
 
     def __init__(self, strict: bool = False):
         self.counts: Counter[str] = Counter()
-        self.rejects: list[dict[str, Any]] = []
+        self.rejects: list[JsonObject] = []
         self._strict = strict
 
     def note(self, reason: str) -> None:

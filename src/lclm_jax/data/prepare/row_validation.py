@@ -10,6 +10,7 @@ from lclm_jax.data.documents import Messages, RawChat, RawText, Row
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
+from lclm_jax.types import JsonObject
 
 TRAIN_ON_PROMPT = "NA_string_only"
 """Target of a row whose prompt is itself the text to train on, memory tags included."""
@@ -72,7 +73,7 @@ def chat_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> R
         return None
 
 
-def _prompted(row: Row, collection: CollectionConfig) -> tuple[Messages, list[Any] | None, str | None]:
+def _prompted(row: Row, collection: CollectionConfig) -> tuple[Messages, list[JsonObject] | None, str | None]:
     names = collection.columns
     messages, target = _messages(row.values[names.prompt]), _column(row, names.target)
     if not isinstance(target, str):
@@ -100,7 +101,7 @@ def _asked(row: Row, collection: CollectionConfig) -> Messages:
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
 
 
-def _messages(value: Any) -> Messages:
+def _messages(value: object) -> Messages:
     """A list of messages with a role and string content, from a list or its JSON; absent values are left out."""
     chat = _from_json(value)
     if not isinstance(chat, Sequence) or not all(isinstance(message, Mapping) for message in chat):
@@ -114,14 +115,14 @@ def _messages(value: Any) -> Messages:
     return cleaned
 
 
-def _tools(value: Any) -> list[Any] | None:
+def _tools(value: object) -> list[JsonObject] | None:
     tools = _from_json(value)
     if tools is None or isinstance(tools, list):
         return tools or None
     raise _Broken("wrong_type", value)
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: object) -> Any:
     if not isinstance(value, str):
         return value
     try:
@@ -143,7 +144,7 @@ def _name(row: Row, collection: CollectionConfig) -> str:
     return row.place if column is None or row.values.get(column) is None else str(row.values[column])
 
 
-def _check_text(value: Any) -> None:
+def _check_text(value: object) -> None:
     """Refuse half characters (lone surrogates), which JSON can hold and UTF-8 cannot."""
     try:
         json.dumps(value, ensure_ascii=False).encode()

@@ -23,6 +23,7 @@ from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.progress import log_progress
 from lclm_jax.text.tokenizer import check_vocabularies
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Plan:
     config: Config
     storage: Storage
     parts: tuple[Part, ...]
-    settings: dict[str, Any]
+    settings: JsonObject
     key: str
 
 
@@ -69,7 +70,7 @@ def prepare_corpus(
     progress: Progress | None = None,
     workers: int = 1,
     strict: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Tokenize the corpus of ``config``; returns the manifest.
 
     Equal settings give equal bytes, whatever the number of workers. Parts that an interrupted call finished are kept; a
@@ -119,7 +120,7 @@ def make_parts(
             progress(worked, total)
 
 
-def finish(plan: Plan) -> dict[str, Any]:
+def finish(plan: Plan) -> JsonObject:
     """Write the manifest and the rejects of a preparation whose parts are all made; returns the manifest.
 
     Raises:
@@ -143,7 +144,7 @@ def finish(plan: Plan) -> dict[str, Any]:
     return manifest
 
 
-def finished_manifest(plan: Plan) -> dict[str, Any] | None:
+def finished_manifest(plan: Plan) -> JsonObject | None:
     """The manifest of a folder that is whole; a shard of another size is deleted, so that it is made again."""
     try:
         manifest = read_manifest(plan.storage)
@@ -216,8 +217,8 @@ def _work(part: Part) -> None:
     make_part(part, *_worker)
 
 
-def _manifest(plan: Plan, reports: Sequence[Report]) -> dict[str, Any]:
-    collections: dict[str, Any] = {}
+def _manifest(plan: Plan, reports: Sequence[Report]) -> JsonObject:
+    collections: JsonObject = {}
     for name in dict.fromkeys(part.collection for part in plan.parts):
         own = [(part, report) for part, report in zip(plan.parts, reports, strict=True) if part.collection == name]
         collections[name] = {split: _split_entry(split, own) for split in SPLITS}
@@ -228,7 +229,7 @@ def _manifest(plan: Plan, reports: Sequence[Report]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> dict[str, Any]:
+def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> JsonObject:
     totals: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     shards = []
@@ -247,14 +248,14 @@ def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> dict[str, A
     }
 
 
-def _shards(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _shards(manifest: JsonObject) -> Iterator[JsonObject]:
     for splits in manifest["collections"].values():
         for split in splits.values():
             yield from split["shards"]
 
 
-def _rejects(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    kept: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _rejects(reports: Sequence[Report]) -> list[JsonObject]:
+    kept: dict[str, list[JsonObject]] = defaultdict(list)
     for report in reports:
         for reject in report.rejects:
             if len(kept[reject["reason"]]) < REJECTS_KEPT:
@@ -262,7 +263,7 @@ def _rejects(reports: Sequence[Report]) -> list[dict[str, Any]]:
     return [reject for reason in sorted(kept) for reject in kept[reason]]
 
 
-def _check_use(manifest: dict[str, Any], rejects: Sequence[dict[str, Any]]) -> None:
+def _check_use(manifest: JsonObject, rejects: Sequence[JsonObject]) -> None:
     splits = [one["train"] for one in manifest["collections"].values()]
     if not any(one["records"] for one in splits):
         counts = sum((Counter(one["counts"]) for one in splits), Counter())
@@ -272,7 +273,7 @@ def _check_use(manifest: dict[str, Any], rejects: Sequence[dict[str, Any]]) -> N
         )
 
 
-def _remove_leftovers(plan: Plan, manifest: dict[str, Any]) -> None:
+def _remove_leftovers(plan: Plan, manifest: JsonObject) -> None:
     """Delete shards that an interrupted preparation with other settings left under other names."""
     files = [shard["file"] for shard in _shards(manifest)]
     kept = {*files, *map(lengths_name, files), *(f"{part.stem}.json" for part in plan.parts)}
@@ -283,7 +284,7 @@ def _remove_leftovers(plan: Plan, manifest: dict[str, Any]) -> None:
                 plan.storage.delete(name)
 
 
-def train_run_tokenizer(config: Config) -> dict[str, Any]:
+def train_run_tokenizer(config: Config) -> JsonObject:
     """Train the tokenizer of a run that names none, on the training split."""
     from lclm_jax.data.prepare.corpus import read_corpus
     from lclm_jax.data.prepare.reject_counter import RejectCounter, left_out
@@ -307,7 +308,7 @@ def train_run_tokenizer(config: Config) -> dict[str, Any]:
     return {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
 
 
-def prepare_data(config: Config, workers: int | None = None, strict: bool = False) -> dict[str, Any]:
+def prepare_data(config: Config, workers: int | None = None, strict: bool = False) -> JsonObject:
     """Prepare the corpus of a run, after training its tokenizer if it has none yet; returns the manifest.
 
     ``workers``: processes; None: one per core of this machine.

@@ -4,11 +4,12 @@ import json
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject
 
 
 class Ragged(NamedTuple):
@@ -90,7 +91,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         return _header(path, file)[0].get("__metadata__", {})
 
 
-def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
+def _header(path: Path, file: BinaryIO) -> tuple[JsonObject, int]:
     """The header of a safetensors file, and where its data begin."""
     size = int.from_bytes(file.read(8), "little")
     text = file.read(min(size, _MAX_HEADER))

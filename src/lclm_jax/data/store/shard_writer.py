@@ -2,7 +2,6 @@
 
 from collections import Counter
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -71,7 +70,7 @@ class ShardWriter:
         self._making.pop_all()
 
 
-def _totals(columns: dict[str, Any]) -> dict[str, int]:
+def _totals(columns: Columns) -> dict[str, int]:
     totals = Counter({name: int(values.sum()) for name, values in columns.items() if "/" not in name})
     if "span_tokens/values" in columns:
         totals["encoder_tokens"] = int(columns["span_tokens/values"].sum())

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
@@ -34,7 +34,7 @@ class Storage:
         self.root = str(root)
         self.remote = "://" in self.root
         self.cache = cache
-        self._opened: tuple[Any, str] | None = None
+        self._opened: tuple[AbstractFileSystem, str] | None = None
 
     def __reduce__(self):
         return Storage, (self.root, self.cache)
@@ -155,7 +155,7 @@ class Storage:
                 " prepare the data again"
             )
 
-    def _system(self) -> tuple[Any, str]:
+    def _system(self) -> tuple[AbstractFileSystem, str]:
         if self._opened is None:
             system, inside = file_system(self.root)
             self._opened = system, inside.rstrip("/")
@@ -171,7 +171,7 @@ def file_digest(path: Path) -> str:
         raise PreparedError(f"cannot read {path}: {error.strerror}; prepare the data again") from None
 
 
-def file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[AbstractFileSystem, str]:
     """(file system, path inside it) of ``url``, or of a local path.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.store.storage import driver_errors, file_system
@@ -39,12 +39,12 @@ def list_files(collection: CollectionConfig) -> list[File]:
     return sorted(found.values(), key=lambda file: file.name)
 
 
-def open_file(path: str) -> Any:
+def open_file(path: str) -> BinaryIO:
     """A binary file object that can seek."""
     if "://" not in path:
         return open(path, "rb")
     system, inside = file_system(path)
-    return system.open(inside, "rb")
+    return cast(BinaryIO, system.open(inside, "rb"))
 
 
 def _expand(path: str, endings: tuple[str, ...]) -> Iterator[File]:

@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
@@ -39,11 +39,11 @@ def read(entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
         yield Bad(entry.id, "unreadable", str(error)[:_EXCERPT])
 
 
-def _lines(file: Any, entry: Entry) -> Iterator[tuple[int, bytes]]:
+def _lines(file: BinaryIO, entry: Entry) -> Iterator[tuple[int, bytes]]:
     """(where it begins, the line) of every line that begins in the entry's part."""
     kind, position = _compression(entry.path), entry.start
     if kind == "gzip":
-        file = gzip.GzipFile(fileobj=file)
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
     elif kind == "zstd":
         file = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
     elif position:
