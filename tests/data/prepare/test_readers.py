@@ -146,5 +146,5 @@ def test_missing_paths_and_equal_names_say_what_to_do(tmp_path):
         (tmp_path / folder / "x.txt").write_text(folder)
     with pytest.raises(LclmError, match=r"one name.*name the folder above both"):
         list_entries(CollectionConfig(format="text", paths=(str(tmp_path / "a"), str(tmp_path / "b"))), 1)
-    with pytest.raises(LclmError, match="name the files to read"):
+    with pytest.raises(ValueError, match="name the files to read"):
         CollectionConfig(format="jsonl")
