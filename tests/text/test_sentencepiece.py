@@ -124,7 +124,7 @@ def test_added_tokens_and_import(models, tmp_path):
     assert plan_rows(source, out, 421).fresh == {421, 422, 423}
     np.testing.assert_array_equal(Tokenizer(out).encode("a <pad> b"), Tokenizer(source).encode("a <pad> b"))
     (source / "added_tokens.json").write_text(json.dumps({"<pad>": 500}))
-    with pytest.raises(LclmError, match=r"gives '<pad>' the id 500, the model has room for it at 420"):
+    with pytest.raises(LclmError, match=r"gives '<pad>' the id 500, but the model gives it 420"):
         Tokenizer(source)
 
 

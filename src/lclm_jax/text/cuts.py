@@ -20,7 +20,7 @@ _MEMO_LIMIT = 200_000
 class CutFinder:
     r"""Tokenizes foreign text (special-token strings are plain characters) and finds its cut points.
 
-    A cut stands between two pre-tokens, where byte-level and word-level tokenizers start afresh. Their patterns never
+    A cut lies between two pre-tokens, where byte-level and word-level tokenizers start afresh. Their patterns never
     look behind, so a slice may begin at any such place. They look one character ahead (``\s+(?!\S)``), so the end of
     a slice is safe after a character that is not white space; after a newline it is checked by tokenizing the text
     since the last safe place alone (few distinct ones, remembered); after other white space there is no cut. Nor is
@@ -107,7 +107,7 @@ def _is_newline(codes: np.ndarray) -> np.ndarray:
 
 
 def _blank_rest(codes: np.ndarray) -> np.ndarray:
-    """Where only white space stands before the next newline (that newline included), bool [chars]."""
+    """Where only white space comes before the next newline (that newline included), bool [chars]."""
     newline = _is_newline(codes)
     stops = np.where(newline | ~_is_space(codes), np.arange(len(codes)), len(codes))
     following = np.minimum.accumulate(stops[::-1])[::-1]  # next newline or visible character

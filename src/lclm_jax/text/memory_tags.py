@@ -54,7 +54,7 @@ def split_memory(text: str) -> list[Piece]:
         if name == MEMORY_START:
             if opened is not None:
                 raise MemoryTagError(
-                    f"{MEMORY_START} at character {at} stands inside the span opened at {opened}; spans do not nest:"
+                    f"{MEMORY_START} at character {at} is inside the span opened at {opened}; spans do not nest:"
                     f" close the first with {MEMORY_END}"
                 )
             opened = at

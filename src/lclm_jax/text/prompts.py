@@ -24,7 +24,7 @@ REPETITION_REQUESTS = (
     "Return this as it is:\n{memory}",
     "{memory}\nDecode.",
 )
-"""User messages; the span stands where ``{memory}`` is."""
+"""User messages; ``{memory}`` is replaced by the span."""
 
 _QUOTE = "{quote}"
 CONTINUATION_REQUESTS = (
@@ -102,7 +102,7 @@ def _prompt(request: str, decoder: Tokenizer) -> RepetitionPrompt:
             " examples need that: use another template"
         )
     closing = decoder.encode(whole[len(opening) + 1 :])
-    # The quotation is a slice between cuts, so what stands around it is tokenized apart from it.
+    # The quotation is a slice between cuts, so the text around it is tokenized separately.
     opening, quoted, rest = opening.partition(_QUOTE)
     outline = outline_pieces(split_memory(opening), decoder, decoder)
     gap = int(outline.gaps[0])

@@ -192,7 +192,7 @@ def _with_added_tokens(source: str, listed: dict[str, int], wanted: Sequence[str
             built.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
         if token in listed and built.token_to_id(token) != listed[token]:
             raise LclmError(
-                f"{folder}: added_tokens.json gives {token!r} the id {listed[token]}, the model has room for it at"
+                f"{folder}: added_tokens.json gives {token!r} the id {listed[token]}, but the model gives it"
                 f" {built.token_to_id(token)}; export the tokenizer as a tokenizer.json"
             )
     return built.to_str().encode()

@@ -1,4 +1,4 @@
-"""A small chat set from Python sources: questions about functions whose source stands in memory tags."""
+"""A small chat set from Python sources: questions about functions whose source is in memory tags."""
 
 import ast
 import hashlib

@@ -26,7 +26,7 @@ def render_rows(
 ) -> str:
     """Text of the packed rows of a host batch.
 
-    A segment is a heading and its text. ``[[`` and ``]]`` enclose tokens that carry loss; a memory span stands as
+    A segment is a heading and its text. ``[[`` and ``]]`` enclose tokens that carry loss; a memory span is shown as
     ``<memory 13 tokens -> 4 latents at 0-3: its text>``.
 
     Args:

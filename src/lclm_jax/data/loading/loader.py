@@ -251,7 +251,7 @@ def make_loader(
         config: The run.
         stage: Name of a stage.
         tokenizers: The run's tokenizers.
-        start: Where to go on: ``Position.from_state`` of a checkpoint; by default the first row.
+        start: Where to resume: ``Position.from_state`` of a checkpoint; by default the first row.
         host: (parts of each batch that this host takes, number of parts): ``parallel.row_parts``.
         split: Split of the prepared collections.
         index_folder: Where the index is kept; default: ``index`` in the stage's folder.
@@ -266,7 +266,7 @@ def make_loader(
     if schedule.listed and start.step not in (None, step):
         raise LclmError(
             f"stage {stage} has made {start.step} updates with {start.rows} rows, which is not batch_rows={rows} each;"
-            " a stage with ratios cannot go on with another batch_rows: set it back"
+            " a stage with ratios cannot be resumed with another batch_rows: restore the old value"
         )
     indices = []
     for number, ratio in enumerate(schedule.ratios):
@@ -275,7 +275,7 @@ def make_loader(
         indices.append(open_index(own, stage, sources, folder / f"ratio-{ratio}" if schedule.listed else folder))
     first_row = step * rows if schedule.listed else start.rows
     maker = BatchMaker(tuple(indices), schedule, rows, first_row, host, RecordCache())
-    # A forced change of batch_rows parts the count of updates from that of rows.
+    # After a forced change of batch_rows, the number of updates no longer follows from the number of rows.
     batches = max(0, config.stages[stage].steps - (step if start.step is None else start.step))
     loader = Loader(maker, batches, config.data.workers, config.data.prefetch)
     if start.cursors and start.index_digest == loader.digest:

@@ -12,15 +12,16 @@ row and resuming cost the same for any corpus.
 
 import bisect
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from cachetools import LRUCache
+from filelock import FileLock
 
 from lclm_jax.config import Config, PackConfig, RowsFor, result_values
 from lclm_jax.data.loading.blocks import Block, BlockMaker, read_about, read_block, write_block
@@ -57,7 +58,7 @@ class RowIndex:
     def __init__(self, folder: str | Path, digest: str, maker: BlockMaker, cursors: Sequence[Cursor] = ()):
         self.folder, self.digest, self.maker = Path(folder), digest, maker
         self._lock = threading.RLock()
-        self._open: OrderedDict[int, Block] = OrderedDict()
+        self._open: LRUCache[int, Block] = LRUCache(_OPEN_BLOCKS)
         zero = Cursor(0, 0, (0,) * len(maker.sources))
         self._cursors = {one.block: one for one in (zero, *cursors)}
         self._known = sorted({*self._cursors, *self._stored()})
@@ -118,13 +119,11 @@ class RowIndex:
         return self._cursors[number]
 
     def block_at(self, cursor: Cursor) -> Block:
-        """The block at ``cursor``: at hand, stored, or made and stored; raises as ``row``."""
+        """The block at ``cursor``: from memory or from disk, or made and stored; raises as ``row``."""
         block = self._open.get(cursor.block)
         if block is None:
             block = self.stored(cursor) or self._make(cursor)
             self._open[cursor.block] = block
-            while len(self._open) > _OPEN_BLOCKS:
-                self._open.popitem(last=False)
             self.add_cursor(block.cursor)
             self.add_cursor(block.after)
         return block
@@ -183,10 +182,13 @@ class RowIndex:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes of this machine from making the same block; a file system without locks makes it twice."""
-    with path.open("w") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    with contextlib.suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def open_index(config: Config, stage: str, sources: Sequence[Source], folder: str | Path) -> RowIndex:

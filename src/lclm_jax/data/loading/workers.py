@@ -11,13 +11,13 @@ import numpy as np
 from lclm_jax.batch import Batch
 
 GRACE_SECONDS = 60.0
-"""How long a worker that is told to end goes on for its trainer, which may have been told the same."""
+"""How long a worker keeps serving its trainer after SIGTERM, which the trainer may have received as well."""
 
 
 def end_with_parent(number: int, count: int) -> None:
     """Called in worker ``number`` of ``count``: end it as soon as its parent is gone, even by SIGKILL.
 
-    Without it, the worker would wait for ever for room in a queue that nobody reads. Linux's PR_SET_PDEATHSIG would
+    Without it, the worker would wait forever for space in a queue that nobody reads. Linux's PR_SET_PDEATHSIG would
     not do: it acts when the thread that started the worker ends, which lives shorter than the process. Once the workers
     are gone, Python's resource tracker frees the shared memory that they made.
 

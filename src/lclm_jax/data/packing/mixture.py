@@ -23,7 +23,7 @@ from lclm_jax.errors import LclmError
 
 
 class Cursor(NamedTuple):
-    """Where a block begins: all that is needed to go on from there."""
+    """Where a block begins: all that is needed to continue from there."""
 
     block: int
     row: int

@@ -125,7 +125,7 @@ def quote_in_span(
 def sample_segments(table: CutTable, spans: SpanConfig, limits: Limits, key: int) -> SampledExamples:
     """Cut every document into examples of alternating raw and compressed segments, each within ``limits``.
 
-    The next example goes on where the last stopped. A segment that would end a document is raw, and a raw segment is
+    The next example begins where the last one stopped. A segment that would end a document is raw, and a raw segment is
     shortened to the positions that are left; a span is placed only if a raw segment can follow it. A fraction
     ``spans.raw_share`` of the examples is one raw segment.
     """

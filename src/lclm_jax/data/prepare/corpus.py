@@ -88,12 +88,12 @@ def read_corpus(
         share = max_bytes // len(collections)
         whole = sum(entry.size for entry in entries) <= share
         for entry in entries:
-            room = entry.size if whole else share // len(entries)
+            left = entry.size if whole else share // len(entries)
             for document in read_documents([entry], collection, config, counter):
                 if document.split in wanted:
                     yield document
-                room -= len(document.text)
-                if room <= 0 and not whole:
+                left -= len(document.text)
+                if left <= 0 and not whole:
                     break
 
 

@@ -151,11 +151,11 @@ def _numbered(name: str, label: str, splits: tuple[str, ...], groups: list[list[
 def _groups(entries: Sequence[Entry], part_bytes: int) -> list[list[Entry]]:
     """Consecutive entries of about ``part_bytes`` together; none for no entries."""
     groups: list[list[Entry]] = []
-    room = 0
+    left = 0
     for entry in entries:
-        if not groups or entry.size > room:
+        if not groups or entry.size > left:
             groups.append([])
-            room = part_bytes
+            left = part_bytes
         groups[-1].append(entry)
-        room -= entry.size
+        left -= entry.size
     return groups

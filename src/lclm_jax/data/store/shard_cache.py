@@ -1,7 +1,7 @@
-"""Local copies of the files of object stores, shared by the processes of a host and kept to a bound if there is one.
+"""Local copies of the files of object stores, shared by the processes of a host and limited in size on request.
 
-A copy is put in place whole. Its time stamp is its last use; when room is needed, the copies that were used longest ago
-are deleted, except those that a process holds (``HeldFile``): a shared lock keeps them.
+A copy appears whole or not at all. Its modification time is its last use. When space is needed, the least recently used
+copies are deleted, except those that a process holds (``HeldFile``), which a shared lock protects.
 """
 
 import contextlib
@@ -116,7 +116,10 @@ def _delete(path: Path) -> bool:
 
 
 def _lock(descriptor: int, kind: int) -> bool:
-    """Lock a file; False if another process has it. A file system without locks goes without."""
+    """Lock a file; False if another process holds it. On a file system without locks, nothing is locked.
+
+    Not ``filelock``: its locks are exclusive, and they lock a file of their own, not the copy that is in use.
+    """
     try:
         fcntl.flock(descriptor, kind)
     except BlockingIOError:
