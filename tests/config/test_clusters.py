@@ -70,7 +70,7 @@ def test_secrets_are_refused(name):
 
 
 def test_bad_names_are_refused():
-    with pytest.raises(ConfigError, match="no name of a variable"):
+    with pytest.raises(ConfigError, match="not a variable name"):
         load_config(EXPERIMENT, ["environment.A-B=abc"])
 
 

@@ -3,7 +3,8 @@ import pytest
 from tests.plan.conftest import small_config
 
 from lclm_jax.plan import cache, compiled
-from lclm_jax.plan.compiled import CompiledStep, lower_step
+from lclm_jax.plan.cache import CompiledStep
+from lclm_jax.plan.compiled import lower_step
 from lclm_jax.plan.topologies import parse_topology
 
 

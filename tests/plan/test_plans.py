@@ -93,6 +93,6 @@ def test_without_a_compiler_for_gpus_the_plan_is_by_formula(config, monkeypatch)
 
 
 def test_a_compiled_plan_is_not_by_formula(on_cpu, monkeypatch):
-    monkeypatch.setattr(plans.cache, "load", lambda key: compiled.CompiledStep("", 0.0, 0.0, 0.0, 1.0, "too large"))
+    monkeypatch.setattr(plans.cache, "load", lambda key: plans.CompiledStep("", 0.0, 0.0, 0.0, 1.0, "too large"))
     plan = plans.plan_stage(small_config(), "all", on_cpu)
     assert (plan.fits, plan.by_formula, plan.why_not) == (False, False, "too large")

@@ -51,10 +51,3 @@ class MeshConfig(Tree, role="layout"):
     fsdp: int = key(-1, "Data-parallel devices that share parameters and optimizer state.")
     context: int = key(1, "Devices that share the positions of a decoder row.")
     tensor: int = key(1, "Devices that share heads and MLP width.")
-
-
-class ProcessesConfig(Tree, role="logging"):
-    """Time limits of a run of several processes."""
-
-    start_timeout_seconds: int = key(300, "How long processes wait for each other at the start.", gt=0)
-    lost_timeout_seconds: int = key(100, "After how long a process that is silent counts as lost.", gt=0)

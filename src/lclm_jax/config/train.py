@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key
-from lclm_jax.config.devices import ProcessesConfig
 
 
 def parse_skip_range(text: str) -> tuple[int, int]:
@@ -81,6 +80,13 @@ class ProbeConfig(Tree, role="logging"):
         None, "Steps between probes; there is one at a stage's end, too. null: no probes.", gt=0
     )
     examples: int = key(32, "Examples of each measurement.", gt=0)
+
+
+class ProcessesConfig(Tree, role="logging"):
+    """Time limits of a run of several processes."""
+
+    start_timeout_seconds: int = key(300, "How long processes wait for each other at the start.", gt=0)
+    lost_timeout_seconds: int = key(100, "After how long a process that is silent counts as lost.", gt=0)
 
 
 class TrainConfig(Tree, role="logging"):

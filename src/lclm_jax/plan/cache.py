@@ -1,18 +1,47 @@
-"""What the compiler gave, kept on disk under a name that changes with everything that could change it."""
+"""What the compiler is given and what it gives, kept on disk under a name that changes with all it depends on."""
 
 import dataclasses
 import gzip
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
+
+import jax
 
 from lclm_jax.files import replacing
-from lclm_jax.plan.compiled import CompiledStep, LoweredStep
+from lclm_jax.plan.roofline import Wiring
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc")
+
+
+class LoweredStep(NamedTuple):
+    """A train step on its way to the compiler."""
+
+    program: jax.stages.Lowered
+    wiring: Wiring
+
+    def text(self) -> str:
+        """The program with its named scopes and without a trace of the files it was written in."""
+        return self.program.as_text(debug_info=True)
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A compiled program and what the compiler says of its memory; bytes are per device."""
+
+    text: str
+    """Optimised HLO; empty if there is none."""
+    argument_bytes: float
+    temporary_bytes: float
+    peak_bytes: float
+    compile_s: float
+    why_not: str = ""
+    """What the compiler said if it found no way to place the program in the chip's memory."""
 
 
 def cache_folder() -> Path:

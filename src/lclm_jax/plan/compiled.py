@@ -3,8 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -12,6 +11,7 @@ from lclm_jax.batch import Batch, batch_shapes
 from lclm_jax.config.tree import Config
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_sharding, make_mesh, use_mesh
+from lclm_jax.plan.cache import CompiledStep, LoweredStep
 from lclm_jax.plan.roofline import Wiring
 from lclm_jax.plan.topologies import Topology, compile_only_devices
 from lclm_jax.train.core.initial_state import abstract_state
@@ -26,31 +26,6 @@ _RATES = {"adapter": 6e-5, "encoder": 6e-5, "decoder": 1e-5}
 
 _OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 """XLA times variants of a product on the GPU itself; there is none."""
-
-
-class LoweredStep(NamedTuple):
-    """A train step on its way to the compiler."""
-
-    program: jax.stages.Lowered
-    wiring: Wiring
-
-    def text(self) -> str:
-        """The program with its named scopes and without a trace of the files it was written in."""
-        return self.program.as_text(debug_info=True)
-
-
-@dataclass(frozen=True)
-class CompiledStep:
-    """A compiled program and what the compiler says of its memory; bytes are per device."""
-
-    text: str
-    """Optimised HLO; empty if there is none."""
-    argument_bytes: float
-    temporary_bytes: float
-    peak_bytes: float
-    compile_s: float
-    why_not: str = ""
-    """What the compiler said if it found no way to place the program in the chip's memory."""
 
 
 def lower_step(config: Config, stage: str, topology: Topology) -> LoweredStep:

@@ -9,7 +9,8 @@ from lclm_jax.config.tree import Config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import cache
 from lclm_jax.plan.analytic_cost import AnalyticCost, backend_of, by_formula, mesh_sizes
-from lclm_jax.plan.compiled import CompiledStep, compile_step, lower_step
+from lclm_jax.plan.cache import CompiledStep
+from lclm_jax.plan.compiled import compile_step, lower_step
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.kernels import Causality
 from lclm_jax.plan.memory import MemoryEstimate, estimate

@@ -314,7 +314,7 @@ def _hush_late_callbacks() -> None:
     """Drop the tracebacks of tensorstore's callbacks that come after a failed read or write was reported."""
     passed_on = sys.unraisablehook
 
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
             passed_on(unraisable)
 
