@@ -1,29 +1,112 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all: the one place that does it."""
 
+import errno
 import json
 import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.errors import LclmError
 
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Reasons that only writing has, whatever the error names."""
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+
+class WriteError(LclmError, OSError):
+    """A file that cannot be written, with the reason of the operating system: a full disk, missing permission."""
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}; free some space or choose another folder"
+
+
+@contextmanager
+def replacing(path: Path, *, shared: bool = False, durable: bool = True) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it becomes ``path`` when the block ends, and is deleted if the block fails.
+
+    Readers see the old file or the new one, never a part; folders are made.
+
+    Args:
+        path: file to write.
+        shared: several processes or threads may write ``path`` at once.
+        durable: wait until the disk has the content, so that it outlasts a loss of power.
+
+    Raises:
+        WriteError: the operating system refuses.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    if shared:
+        partial = path.with_name(f"{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
+    try:
+        _make_folder(path.parent)
+        yield partial
+        if durable:
+            _sync(partial)
+        partial.replace(path)
+    except OSError as error:
+        _refuse(path, partial, error)
+        raise
+    finally:
+        with suppress(OSError):  # of a folder that cannot be written; after the rename it is gone anyway
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write ``text`` (UTF-8) as ``replacing`` does; raises ``WriteError``."""
+    write_bytes(path, text.encode(), shared=shared)
+
+
+def write_bytes(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Write ``content`` as ``replacing`` does; raises ``WriteError``."""
+    with replacing(path, shared=shared) as partial:
+        partial.write_bytes(content)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON as ``replacing`` does; raises ``WriteError``."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as ``write_json`` does; raises ``LclmError`` if the disk refuses."""
-    partial = path.with_name(path.name + ".partial")
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes ``folder``, in the place of what was there, when the block ends.
+
+    It is deleted if the block fails. Raises ``WriteError`` if the operating system refuses.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        _make_folder(partial)
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
     except OSError as error:
-        raise LclmError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another folder, then call again"
-        ) from error
+        _refuse(folder, partial, error)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse(path: Path, partial: Path, error: OSError) -> None:
+    """Raise ``WriteError`` if ``error`` is about writing; what the block met elsewhere (reading, say) is let pass."""
+    about_partial = error.filename is not None and str(error.filename).startswith(str(partial))
+    if not isinstance(error, LclmError) and (about_partial or error.errno in _WRITING):
+        raise WriteError(error.errno, error.strerror, str(path)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror, str(folder)) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -94,7 +94,7 @@ def main() -> None:
 
 def _message(error: LclmError | OSError) -> str:
     """What ``error`` says; an error of the operating system gets a hint, as it has none of its own."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
+    if isinstance(error, OSError) and not isinstance(error, LclmError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}; check the path, its permissions and the free space"
     return str(error)
 

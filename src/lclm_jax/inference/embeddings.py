@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.packing.windows import plan_spans
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.prompts import PromptError, PromptLine, read_prompts
 from lclm_jax.inference.stream import TensorStream, read_records
@@ -172,15 +172,14 @@ def _groups(path: Path, plans: Sequence[Plan], skip: int, windows: int) -> Itera
 
 def _finish(stream: TensorStream, metadata: Path, file_format: str) -> list[dict[str, Any]]:
     records = stream.done
-    part = metadata.with_name(metadata.name + ".tmp")
-    part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    # The data first: metadata that names this call beside older data would pass for a finished file.
-    if file_format == "pt":
-        meta = [{**record["extra"], **{k: v for k, v in record.items() if k != "extra"}} for record in records]
-        write_torch_file(stream.part, [record["id"] for record in records], meta, stream.path)
-    else:
-        os.replace(stream.part, stream.path)
-    os.replace(part, metadata)
+    with replacing(metadata) as part:
+        part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        # The data first: metadata that names this call beside older data would pass for a finished file.
+        if file_format == "pt":
+            meta = [{**record["extra"], **{k: v for k, v in record.items() if k != "extra"}} for record in records]
+            write_torch_file(stream.part, [record["id"] for record in records], meta, stream.path)
+        else:
+            stream.part.replace(stream.path)
     stream.part.unlink(missing_ok=True)
     stream.journal.unlink()
     return records

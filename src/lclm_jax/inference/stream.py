@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.interop.safetensors_io import DTYPES
 
 SYNC_SECONDS = 1.0
@@ -45,9 +45,7 @@ class TensorStream:
     def __enter__(self) -> "TensorStream":
         lines = [{"source": self.source}, *self.done]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        whole = self.journal.with_name(self.journal.name + ".tmp")  # cut off behind the last whole line, at once
-        whole.write_text(text, encoding="utf-8")
-        os.replace(whole, self.journal)
+        write_text(self.journal, text)  # cut off behind the last whole line, at once
         self._log = self.journal.open("a", encoding="utf-8")
         self._data = self.part.open("r+b" if self.done else "wb")
         if not self.done:
@@ -106,7 +104,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             record = json.loads(line)
-        except (LclmError, ValueError):
+        except ValueError:
             break
         if not line.endswith(b"\n") or not isinstance(record, dict):
             break

@@ -5,12 +5,12 @@ Layout, as ``inference/vllm_inference/decode.py`` of LeonLixyz/LCLM (revision 28
 its answers. It is only ever written: reading such a file runs whatever code is in it.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing
 
 
 def require_torch() -> None:
@@ -37,6 +37,5 @@ def write_torch_file(source: Path, names: Sequence[str], meta: Sequence[Mapping[
 
     with safe_open(source, framework="pt") as file:
         embeds = [file.get_tensor(name).float() for name in names]
-        part = out.with_name(out.name + ".tmp")
-        torch.save({"embeds": embeds, "meta": [dict(entry) for entry in meta]}, part)
-    os.replace(part, out)
+        with replacing(out) as part:
+            torch.save({"embeds": embeds, "meta": [dict(entry) for entry in meta]}, part)

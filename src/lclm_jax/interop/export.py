@@ -1,6 +1,5 @@
 """Writing a model as the folders that PyTorch, transformers and vLLM read (layout: ``docs/architecture.md``)."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing_folder
 from lclm_jax.interop.hf_config import backbone_json, write_json
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
 from lclm_jax.interop.memory_tokens import copy_tokenizer
@@ -46,16 +46,8 @@ def new_export(out_dir: Path) -> Iterator[Path]:
     out_dir = Path(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
         raise LclmError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
-    part = out_dir.with_name(out_dir.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with replacing_folder(out_dir) as part:
         yield part
-        if out_dir.exists():
-            shutil.rmtree(out_dir)
-        part.replace(out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_model(

@@ -16,6 +16,7 @@ import yaml
 
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing_folder
 from lclm_jax.interop.hf_config import FAMILIES, read_backbone, read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor, adapter_tensors, backbone_tensors
 from lclm_jax.interop.load import open_backbone, read_model
@@ -80,26 +81,16 @@ def import_model(
     role = _role(source, role)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / RECORD).is_file():
         raise LclmError(f"{out_dir} holds files that are no import; name a new folder or empty this one")
-    part = out_dir.with_name(out_dir.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    try:
+    with replacing_folder(out_dir) as part:
         if role == "lclm":
             config = _import_lclm(source, part, options)
             tokenizers = {name: str(out_dir / name) for name in ("decoder", "encoder")}
         else:
             config = {role: _model_keys(_import_backbone(source, part, role, options))}
             tokenizers = {role: str(out_dir)}
-    except (LclmError, ValueError):
-        shutil.rmtree(part)
-        raise
-    keys = {"model": config, "tokenizer": tokenizers, "init": {role: str(out_dir)}}
-    (part / CONFIG).write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
-    write_json(part / RECORD, {"source": origin or source.name, "role": role, "lclm_jax": __version__})
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    part.replace(out_dir)
+        keys = {"model": config, "tokenizer": tokenizers, "init": {role: str(out_dir)}}
+        (part / CONFIG).write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
+        write_json(part / RECORD, {"source": origin or source.name, "role": role, "lclm_jax": __version__})
     return keys
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing
 from lclm_jax.plan.compiled import CompiledStep, LoweredStep
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -47,12 +48,8 @@ def load(key: str) -> CompiledStep | None:
 
 def store(key: str, result: CompiledStep) -> None:
     """Keep ``result`` under ``key``; it appears at once or not at all."""
-    path = _path(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with gzip.open(part, "wt", encoding="utf-8") as file:
+    with replacing(_path(key), shared=True) as part, gzip.open(part, "wt", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(result), file)
-    part.replace(path)
 
 
 def _path(key: str) -> Path:

@@ -1,7 +1,6 @@
 """Train a byte-level BPE with Qwen's pre-tokenization, chat and memory tokens, saved as a Hugging Face folder."""
 
 import json
-import os
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -91,17 +91,9 @@ def _save(built: tokenizers.Tokenizer, folder: Path) -> Path:
         "model_max_length": 131072,
     }
     template = files("lclm_jax.text").joinpath("chatml.jinja").read_text(encoding="utf-8")
-    _write(folder / "chat_template.jinja", template)
-    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    _write(folder / "tokenizer.json", built.to_str(pretty=True))  # last: its presence means that the folder is whole
+    write_text(folder / "chat_template.jinja", template)
+    write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    write_text(
+        folder / "tokenizer.json", built.to_str(pretty=True)
+    )  # last: its presence means that the folder is whole
     return folder
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise LclmError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error

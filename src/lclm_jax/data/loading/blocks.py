@@ -1,8 +1,6 @@
 """Blocks of the row index: made from lengths, each by itself, and kept as memory-mapped files of plain columns."""
 
 import json
-import os
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +16,7 @@ from lclm_jax.data.packing.mixture import Cursor, Mixture
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.sources import EXAMPLE_COLUMNS, ExampleRef, Plan, Source, join_plans
 from lclm_jax.data.store.columns import join, map_columns, read_metadata
+from lclm_jax.files import replacing
 from lclm_jax.types import JsonObject
 
 _DTYPES = {"source": np.uint16, "record": np.int64, "variant": np.uint16}
@@ -96,13 +95,9 @@ def _taken(
 
 def write_block(path: Path, block: Block) -> None:
     """Store ``block``; whole or not at all. Raises ``OSError``."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
     about = {"cursor": block.cursor, "after": block.after, "dropped": block.dropped}
-    try:
+    with replacing(path, shared=True, durable=False) as partial:
         save_file(dict(block.columns), partial, {"about": json.dumps(about)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_block(path: Path) -> Block:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from lclm_jax.config import StageConfig
 from lclm_jax.data.loading.row_index import RowIndex, RowIndexError
+from lclm_jax.files import write_text
 from lclm_jax.types import JsonObject, ReadOnlyJson
 
 _FIRST_POSITIONS = 2**26
@@ -95,10 +95,7 @@ def merge_info(infos: Sequence[ReadOnlyJson]) -> JsonObject:
 
 def write_info(path: Path, info: ReadOnlyJson) -> None:
     """Store ``info`` at ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(info, indent=2) + "\n", shared=True)
 
 
 def read_info(folder: Path) -> JsonObject:

@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import threading
 from collections import OrderedDict

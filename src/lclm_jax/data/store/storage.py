@@ -5,7 +5,6 @@ in a temporary folder and then sent. A bucket that is mounted is a local folder 
 """
 
 import hashlib
-import os
 import sys
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from fsspec.core import url_to_fs
 
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing, write_bytes
 
 _FETCHING = threading.Lock()
 
@@ -81,11 +81,7 @@ class Storage:
             system.makedirs(f"{inside}/{name}".rpartition("/")[0], exist_ok=True)
             system.pipe_file(f"{inside}/{name}", content)
             return
-        path = Path(self.root) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        write_bytes(Path(self.root) / name, content)
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
@@ -108,11 +104,8 @@ class Storage:
     def making(self, name: str) -> Iterator[Path]:
         """A local path to write the file ``name`` at; put in place when the block ends without an error."""
         if not self.remote:
-            path = Path(self.root) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            yield partial
-            os.replace(partial, path)
+            with replacing(Path(self.root) / name) as partial:
+                yield partial
             return
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "file"

@@ -7,7 +7,6 @@ steps since, the last real checkpoint. Anything else falls back to the checkpoin
 
 import json
 import logging
-import os
 import threading
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lclm_jax.errors import LclmError
+from lclm_jax.files import replacing
 from lclm_jax.train.checkpoints.integrity import fingerprint
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
@@ -99,16 +99,13 @@ class EmergencyCheckpoints:
 
     def _write(self, tensors: dict[str, np.ndarray], step: int, meta: dict[str, Any]) -> None:
         path = self._path(step)
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata={"meta": json.dumps(meta)})
-            os.replace(partial, path)
+            with replacing(path, durable=False) as partial:
+                save_file(tensors, partial, metadata={"meta": json.dumps(meta)})
             for old in self._steps():
                 if old < step:
                     self._path(old).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             logger.warning("no emergency checkpoint of step %d: %s", step, error)
 
 

@@ -6,7 +6,6 @@ stored with it (``fingerprint``) still tell whether its values are those that we
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.train.core.freeze import path_name
 
 NAME = "manifest.json"
@@ -29,9 +29,7 @@ def write_manifest(folder: Path) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(_checksum, (folder / name for name in files)))
     entries = {name: [(folder / name).stat().st_size, digest] for name, digest in zip(files, sums, strict=True)}
-    partial = folder / f"{NAME}.partial"
-    partial.write_text(json.dumps({"sha256": entries}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / NAME)
+    write_text(folder / NAME, json.dumps({"sha256": entries}, indent=1) + "\n")
 
 
 def has_manifest(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.train.logging.records import Record, read_metrics, working_seconds
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,8 @@ class MetricsLog:
         self._waiting: list[bytes] = []
         if not writes:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(path) if record["step"] < first_step]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lclm_jax.data.loading.position import BatchLoader
+from lclm_jax.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,4 +57,4 @@ class NonfiniteSteps:
             "record": record,
         }
         path = self.folder / f"step-{step}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1) + "\n")
