@@ -7,10 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from lclm_jax.cli.main import COMMANDS, cli, main
+from lclm_jax.cli.main import COMMANDS, LazyGroup, cli, main
+from lclm_jax.errors import LclmError
+from lclm_jax.files import WriteError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 DEMO = str(CONFIGS[0].parent / "demo.yaml")
@@ -91,6 +94,60 @@ def test_bad_input_is_one_or_two_lines_and_a_status(arguments, words, call):
     assert status == 1
     assert words in errors
     assert len(errors.strip().splitlines()) <= 3
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """``broken(error)``: every command raises ``error``."""
+
+    def arrange(error: Exception) -> None:
+        @click.command()
+        def command():
+            raise error
+
+        monkeypatch.setattr(LazyGroup, "get_command", lambda *_: command)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LclmError("ratio=3 is odd; use 4"), "error: ratio=3 is odd; use 4"),
+        (PermissionError(13, "Permission denied", "/data"), "error: /data: Permission denied; check the path"),
+        (WriteError(28, "No space left on device", "/data"), "error: cannot write /data: No space left on device; free"),
+        (OSError("the bucket is gone"), "error: the bucket is gone"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_two_lines(call, broken, error, message):
+    broken(error)
+    status, errors = call("x")
+    assert status == 1
+    assert errors.startswith(message)
+    assert len(errors.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), RuntimeError("a bug")])
+def test_a_defect_keeps_its_traceback_and_asks_to_be_reported(call, broken, capsys, error, monkeypatch):
+    broken(error)
+    monkeypatch.setattr(sys, "argv", ["lclm", "x"])
+    with pytest.raises(type(error)) as raised:
+        main()
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors and "in command" in errors
+    assert errors.rstrip().splitlines()[-1].endswith("please report it with the lines above.")
+
+
+def test_a_user_error_shows_its_traceback_on_request(call, broken, capsys, monkeypatch):
+    broken(LclmError("ratio=3 is odd"))
+    monkeypatch.setenv("LCLM_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["lclm", "x"])
+    with pytest.raises(LclmError) as raised:
+        main()
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors and "please report" not in errors
 
 
 def test_a_corpus_that_is_not_prepared_is_named(tmp_path):

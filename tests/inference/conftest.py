@@ -1,10 +1,10 @@
 import jax
 import numpy as np
 import pytest
+from tests.exporting import export_model
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.inference.generate import Generator
-from lclm_jax.interop.export import export_model
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer

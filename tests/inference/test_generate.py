@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from tests.exporting import export_model
 
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.errors import LclmError
@@ -8,7 +9,6 @@ from lclm_jax.inference import generate
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.inference.windows import pack_for
-from lclm_jax.interop.export import export_model
 from lclm_jax.model.lclm import forward, logits
 from lclm_jax.parallel import use_mesh
 from lclm_jax.text.example import Example

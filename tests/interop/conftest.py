@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.exporting import export_model
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.interop.export import export_model
 from lclm_jax.model.lclm import abstract_params, decode, embed, logits
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer

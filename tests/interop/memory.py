@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import tensorstore as ts
 from orbax.checkpoint._src.arrays.subchunking import choose_chunk_shape
+from tests.exporting import export_model
 
 from lclm_jax.config import MeshConfig, ModelConfig, parse_config
-from lclm_jax.interop.export import export_model
 from lclm_jax.interop.hf_weight_map import tensor_table
 from lclm_jax.interop.import_hf import ImportOptions, import_model
 from lclm_jax.interop.init_from_hf import imported_params

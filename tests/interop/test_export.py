@@ -9,8 +9,10 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from lclm_jax.errors import LclmError
+from lclm_jax.interop.hf_config import read_backbone
 from lclm_jax.interop.hf_weight_map import flatten, tensor_table
-from lclm_jax.interop.load import load_backbone, load_hf
+from lclm_jax.interop.load import load_hf, open_backbone
+from lclm_jax.interop.param_source import LeavesInFolders
 from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.text.tokenizer import Tokenizer
@@ -87,13 +89,11 @@ def test_transformers_reads_the_encoder(make_tiny, random_params, export, tmp_pa
 def test_a_causal_folder_serves_as_either_tower(make_tiny, random_params, export, tmp_path):
     model = make_tiny(tie_embeddings=False)
     folder = export(random_params(model, 2), model, tmp_path / "out") / "decoder"
-    backbone, encoder = load_backbone(folder, "encoder")
+    backbone = read_backbone(folder)
     assert backbone == model.decoder
-    assert "head" not in encoder
-    _, decoder = load_backbone(folder, "decoder")
-    assert decoder["head"]["kernel"].shape == (24, 300)
-    with pytest.raises(LclmError, match="neither encoder nor decoder"):
-        load_backbone(folder, "both")
+    encoder, decoder = (LeavesInFolders([open_backbone(folder, backbone, role)], ()) for role in ("encoder", "decoder"))
+    assert not any("head" in path for path in encoder.shapes)
+    assert decoder.shapes["decoder/head/kernel"] == (24, 300)
 
 
 @pytest.fixture

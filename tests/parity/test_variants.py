@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tests.exporting import export_model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
-from lclm_jax.interop.export import export_model
 from lclm_jax.interop.load import load_hf
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parity.case import load_case

@@ -20,12 +20,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tests.exporting import export_model
 
 import vllm
 from lclm_jax.config import RunPaths, load_config
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
-from lclm_jax.interop.export import export_model
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.train.core.stages import resolve
 

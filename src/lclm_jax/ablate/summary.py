@@ -222,7 +222,7 @@ def _sizing(study: StudyConfig, primary: MeasureSummary, baseline: str) -> Sizin
     terms = (study.confidence, study.power)
     try:
         needed = statistics.seeds_needed(study.smallest_effect, bound, *terms)
-    except (LclmError, ValueError):
+    except LclmError:
         needed = None
     sds = [one.sd for one in primary.comparisons.values()]
     sd = float(np.sqrt(np.mean(np.square(sds)))) if sds else None

@@ -63,7 +63,7 @@ def convert(file: Path, out: Path, recipe: Path) -> None:
     out.write_text(yaml.safe_dump(base | values, sort_keys=False, width=120), encoding="utf-8")
     try:
         load_config(out)
-    except (LclmError, ValueError):
+    except LclmError:
         out.unlink()
         raise
     for name, reason in left_out:

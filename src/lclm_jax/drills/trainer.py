@@ -93,7 +93,7 @@ class Trainer:
         for line in reversed(lines):
             try:
                 return int(json.loads(line)["step"]) + 1
-            except (LclmError, ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 continue
         return 0
 

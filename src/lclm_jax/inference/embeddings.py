@@ -113,7 +113,7 @@ def _plan(folder: Path, path: Path, model: ModelConfig, progress: Progress) -> l
         try:
             example = prompt_example(entry.prompt, decoder, encoder, model.ratio)
             plans.append(_plan_one(entry, example, model))
-        except (LclmError, ValueError) as error:
+        except LclmError as error:
             raise PromptError(f"{path}, line {entry.line}: {error}") from None
         progress("prompts read", len(plans), 0)
     if not plans:

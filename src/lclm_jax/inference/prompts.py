@@ -43,7 +43,7 @@ def read_prompts(path: Path) -> Iterator[PromptLine]:
                 found = _read_line(number, line)
                 if found.id in seen:
                     raise LclmError(f"id {found.id!r} is that of line {seen[found.id]}; give every prompt its own")
-            except (LclmError, ValueError) as error:
+            except LclmError as error:
                 raise PromptError(f"{path}, line {number}: {error}") from None
             seen[found.id] = number
             yield found
@@ -54,7 +54,7 @@ def _read_line(number: int, line: bytes) -> PromptLine:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise LclmError(f"not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
-    except (LclmError, ValueError) as error:
+    except ValueError as error:
         raise LclmError(f"not JSON ({error}); write one object per line") from None
     if not isinstance(values, dict):
         raise LclmError(f'{type(values).__name__} instead of an object; write {{"prompt": ...}}')

@@ -21,22 +21,6 @@ SHARD_BYTES = 5 * 10**9
 """Largest size of one weight file, as in Hugging Face's own exports."""
 
 
-def export_model(
-    leaves: Leaves | Mapping[str, Any],
-    model: ModelConfig,
-    out_dir: Path,
-    *,
-    decoder_tokenizer: Path,
-    encoder_tokenizer: Path,
-    dtype: str = "float32",
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """``write_model`` to ``out_dir`` by way of ``new_export``; arguments and errors are theirs."""
-    tokenizers = dict(decoder_tokenizer=decoder_tokenizer, encoder_tokenizer=encoder_tokenizer)
-    with new_export(out_dir) as part:
-        write_model(leaves, model, part, **tokenizers, dtype=dtype, shard_bytes=shard_bytes)
-
-
 @contextmanager
 def new_export(out_dir: Path) -> Iterator[Path]:
     """An empty folder to write; it takes the name ``out_dir`` and the place of an earlier export when all is written.

@@ -1,14 +1,17 @@
 """``config.json`` of Qwen3 and Llama models: reading both styles, writing one that old and new transformers read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig
-from lclm_jax.errors import LclmError
+from lclm_jax.config.base import Tree
 from lclm_jax.interop.safetensors_io import CheckpointError
+
+Branch = TypeVar("Branch", bound=Tree)
 
 FAMILIES = {"qwen3": ("Qwen3ForCausalLM", "Qwen3Model"), "llama": ("LlamaForCausalLM", "LlamaModel")}
 
@@ -28,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; name a complete model folder") from None
-    except (LclmError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}; fetch it again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object; fetch it again")
@@ -54,8 +57,8 @@ def read_backbone(folder: Path) -> BackboneConfig:
     for name, allowed in _FIXED.items():
         if name in values and values[name] not in allowed:
             raise CheckpointError(f"{path}: {name}={values[name]!r} is not supported; it must be {allowed[0]!r}")
-    heads = _need(values, "num_attention_heads", path)
-    width = _need(values, "hidden_size", path)
+    heads = _count(values, "num_attention_heads", path)
+    width = _count(values, "hidden_size", path)
     fields = dict(
         vocab_size=_need(values, "vocab_size", path),
         hidden_size=width,
@@ -70,10 +73,20 @@ def read_backbone(folder: Path) -> BackboneConfig:
         tie_embeddings=_or(values, "tie_word_embeddings", False),
         max_positions=_need(values, "max_position_embeddings", path),
     )
+    return parsed(BackboneConfig, fields, path)
+
+
+def parsed(tree: type[Branch], values: Mapping[str, object], path: Path) -> Branch:
+    """``tree`` of ``values`` read from ``path``; raises ``CheckpointError`` that names the file, the key and the value."""
     try:
-        return BackboneConfig(**fields)
+        return tree.model_validate(values)
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        found = f"{key}={first['input']!r}: " if key else ""
+        raise CheckpointError(
+            f"{path}: {found}{first['msg'].removeprefix('Value error, ')}; use another model"
+        ) from None
 
 
 def stored_dtype(folder: Path) -> str | None:
@@ -128,6 +141,14 @@ def _need(values: dict[str, Any], name: str, path: Path) -> Any:
     if values.get(name) is None:
         raise CheckpointError(f"{path} lacks {name}; it is needed to build the model")
     return values[name]
+
+
+def _count(values: dict[str, Any], name: str, path: Path) -> int:
+    """A whole number above zero."""
+    value = _need(values, name, path)
+    if not isinstance(value, int) or value <= 0:
+        raise CheckpointError(f"{path}: {name}={value!r} is no whole number above 0; fetch the file again")
+    return value
 
 
 def _or(values: dict[str, Any], name: str, default: Any) -> Any:

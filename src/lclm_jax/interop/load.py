@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from lclm_jax.config import BackboneConfig, ModelConfig
-from lclm_jax.errors import LclmError
-from lclm_jax.interop.hf_config import read_backbone, read_json
+from lclm_jax.interop.hf_config import parsed, read_backbone, read_json
 from lclm_jax.interop.hf_weight_map import (
     MEMORY_ROWS_PATH,
     Tensor,
@@ -93,33 +91,14 @@ def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **change
             "%s: keys that this implementation does not know are left out: %s", origin, ", ".join(sorted(values))
         )
     tokenizer = Tokenizer.from_folder(folder / "decoder")
-    try:
-        return ModelConfig(
-            encoder=read_backbone(folder / "encoder"),
-            decoder=read_backbone(folder / "decoder"),
-            adapter=adapter,
-            lora=read_lora_towers(folder),
-            memory_token_ids=tuple(int(i) for i in tokenizer.memory_ids),
-            **fields,
-            **changes,
-        )
-    except ValidationError as error:
-        raise CheckpointError(f"{origin}: {error.errors()[0]['msg']}") from None
-
-
-def load_backbone(folder: Path, role: str) -> tuple[BackboneConfig, dict[str, Any]]:
-    """Load one Qwen3, Qwen3-Embedding or Llama folder as ``role`` (``"encoder"`` or ``"decoder"``).
-
-    Causal and base files are both read: an encoder leaves the output head out, a decoder needs one unless its
-    configuration ties it to the table. Returns the shape and the subtree under ``role`` (a decoder still lacks
-    ``memory_rows``). Raises ``CheckpointError`` as ``load_hf`` does.
-    """
-    if role not in ("encoder", "decoder"):
-        raise LclmError(f"role={role!r} is neither encoder nor decoder; name one of the two")
-    folder = Path(folder)
-    backbone = read_backbone(folder)
-    blocks = open_backbone(folder, backbone, role)
-    return backbone, nest(_read_all(LeavesInFolders([blocks], ()), blocks.table))[role]
+    values = {
+        "encoder": read_backbone(folder / "encoder"),
+        "decoder": read_backbone(folder / "decoder"),
+        "adapter": adapter,
+        "lora": read_lora_towers(folder),
+        "memory_token_ids": tuple(int(i) for i in tokenizer.memory_ids),
+    }
+    return parsed(ModelConfig, {**values, **fields, **changes}, origin)
 
 
 def _read_all(leaves: Leaves, table: Sequence[Tensor]) -> dict[str, np.ndarray]:

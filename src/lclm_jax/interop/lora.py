@@ -4,19 +4,17 @@ An adapter folder is ``adapter_config.json`` and ``adapter_model.safetensors``. 
 updates of ``Qwen3ForCausalLM`` or ``LlamaForCausalLM`` (decoder) and ``Qwen3Model`` or ``LlamaModel`` (encoder).
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from pydantic import ValidationError
 
 from lclm_jax.config import LoraConfig, LoraTowers, ModelConfig
 from lclm_jax.config.model import LoraTarget
 from lclm_jax.errors import LclmError
-from lclm_jax.interop.hf_config import write_json
+from lclm_jax.interop.hf_config import parsed, read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor, backbone_tensors, tensor_table
 from lclm_jax.interop.param_source import Leaves, shapes_of
 from lclm_jax.interop.safetensors_io import CheckpointError, Declared, TensorFolder, write_folder
@@ -177,17 +175,16 @@ def _factor_shape(kernel: tuple[int, ...], rank: int, path: str) -> tuple[int, .
 
 def _read_config(source: Path) -> LoraConfig:
     path = source / "adapter_config.json"
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         odd = {name: values[name] for name, usual in _USUAL.items() if values.get(name, usual) != usual}
         if odd:
             raise CheckpointError(f"{path} says {odd}, which is not computed here; merge that adapter with peft first")
         targets = tuple(name for name in get_args(LoraTarget) if f"{name}_proj" in values["target_modules"])
         shape = {"rank": values["r"], "alpha": values["lora_alpha"], "dropout": values["lora_dropout"]}
-        return LoraConfig.model_validate({**shape, "targets": targets})
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
-        line = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read ({line}); write the adapter again") from None
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} lacks {error}; write the adapter again") from None
+    return parsed(LoraConfig, {**shape, "targets": targets}, path)
 
 
 def _write_tower(leaves: Leaves, model: ModelConfig, tower: str, folder: Path, dtype: str) -> None:

@@ -41,7 +41,7 @@ def export_run(
         (stage, step) of the checkpoint that was exported.
 
     Raises:
-        LclmError: there is no such checkpoint, no LoRA to write, or what ``export_model`` raises.
+        LclmError: there is no such checkpoint, no LoRA to write, or what ``write_model`` raises.
     """
     paths = RunPaths(config)
     config = resolve(config)
@@ -65,7 +65,7 @@ def export_folder(folder: Path, out_dir: Path, dtype: str = "float32", lora: str
     """Write a complete LCLM folder (an import) again, through our layout: same tensors, another ``dtype`` or shards.
 
     ``lora`` says what becomes of adapter folders in ``folder/lora``. Raises ``LclmError`` if the folder is not
-    complete, has no LoRA for ``lora="peft"``, or what ``export_model`` raises.
+    complete, has no LoRA for ``lora="peft"``, or what ``write_model`` raises.
     """
     model = read_model(folder)
     stored = LeavesInFolders(open_parts(folder, model), model.memory_token_ids or ())

@@ -16,7 +16,6 @@ from jax._src import distributed  # its client stores small values for all proce
 from jax._src.clusters import ClusterEnv  # the public jax.distributed.initialize detects and connects in one go
 
 from lclm_jax.config import ProcessesConfig
-from lclm_jax.errors import LclmError
 from lclm_jax.parallel.rendezvous import GRACE_SECONDS, ProcessInfo, StartError, rendezvous
 
 logger = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ def find_process(timeout: float = 300) -> ProcessInfo | None:
     try:
         detect = ClusterEnv.auto_detect_unset_distributed_params
         address, count, rank, local = detect(address, count, rank, None, None, int(timeout))
-    except (RuntimeError, OSError, LclmError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise StartError(
             f"the cluster's description of this process cannot be read ({error}); set {', '.join(VARIABLES)}"
         ) from error

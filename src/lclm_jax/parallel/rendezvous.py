@@ -76,7 +76,7 @@ class Connection:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         try:
             return [dict(json.loads(line)) for line in lines]
-        except (LclmError, ValueError, TypeError):  # some other program found the port
+        except (ValueError, TypeError):  # some other program found the port
             return None
 
     def close(self) -> None:

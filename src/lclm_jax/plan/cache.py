@@ -8,7 +8,6 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing
 from lclm_jax.plan.compiled import CompiledStep, LoweredStep
 
@@ -42,7 +41,7 @@ def load(key: str) -> CompiledStep | None:
     try:
         with gzip.open(_path(key), "rt", encoding="utf-8") as file:
             return CompiledStep(**json.load(file))
-    except (OSError, EOFError, LclmError, ValueError, TypeError):
+    except (OSError, EOFError, ValueError, TypeError):
         return None
 
 

@@ -234,7 +234,7 @@ def backend_config(instruction: Instruction) -> dict:
         return {}
     try:
         return json.JSONDecoder().raw_decode(instruction.attributes[start + len("backend_config=") :])[0]
-    except (LclmError, ValueError):
+    except ValueError:
         return {}
 
 

@@ -54,7 +54,7 @@ def read_sentencepiece(path: Path) -> tuple[str, dict[str, str]]:
         proto.ParseFromString(path.read_bytes())
         if not proto.pieces:
             raise LclmError("no pieces")
-    except (OSError, LclmError, ValueError, DecodeError) as error:
+    except (OSError, LclmError, DecodeError) as error:
         raise LclmError(f"{path} is not a SentencePiece model ({error}); name another tokenizer") from None
     spec = proto.trainer_spec
     if spec.model_type not in (_UNIGRAM, _BPE) or not spec.split_by_whitespace or spec.treat_whitespace_as_suffix:

@@ -213,7 +213,7 @@ def _read_json(path: Path) -> JsonObject:
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (LclmError, ValueError) as error:
+    except ValueError as error:
         raise LclmError(f"{path} is not valid JSON: {error}; export the tokenizer again") from None
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lclm_jax.data.documents import Document
-from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 
 Messages = list[dict[str, str]]
@@ -79,7 +78,7 @@ def _functions(document: Document, counts: Counter[str]) -> Iterator[Function]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old sources
             tree = ast.parse(document.text)
-    except (SyntaxError, LclmError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError):
         counts["unparseable"] += 1
         return
     lines = document.text.split("\n")

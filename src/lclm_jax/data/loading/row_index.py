@@ -209,7 +209,7 @@ def open_index(config: Config, stage: str, sources: Sequence[Source], folder: st
                 shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
         raise RowIndexError(f"cannot write the row index {own}: {error.strerror}; free some space") from error
-    except (LclmError, ValueError) as error:
+    except LclmError as error:
         raise RowIndexError(str(error)) from None
     return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, sizing)))
 
@@ -225,7 +225,7 @@ def _stored_sizing(folder: Path, digest: str) -> JsonObject | None:
         stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, LclmError, ValueError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("making the row index again: %s", error)
         return None
     return stored["layout"] if stored.get("digest") == digest else None

@@ -12,7 +12,6 @@ from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.corpus import SPLITS, list_collection, split_of
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
-from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import JsonObject
 
@@ -66,7 +65,7 @@ class Report:
             if values["key"] != key:
                 return None
             shards = {split: Shard(**shard) for split, shard in values["shards"].items()}
-        except (FileNotFoundError, LclmError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None  # absent or damaged: made again
         except OSError as error:
             raise PreparedError(f"cannot read {storage.shown(part.stem)}.json: {error}; try again") from None

@@ -195,6 +195,6 @@ def _chat_outline(chat: RawChat, context: PreparationContext, counter: RejectCou
         return chat_outline(chat.messages, context.decoder, context.encoder, replies="all", tools=chat.tools)
     except MemoryTagError as error:
         counter.reject("unbalanced_tags", chat.id, str(error))
-    except (LclmError, ValueError) as error:
+    except LclmError as error:
         counter.reject("template", chat.id, str(error))
     return None

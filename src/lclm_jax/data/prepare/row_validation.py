@@ -127,7 +127,7 @@ def _from_json(value: object) -> Any:
         return value
     try:
         return json.loads(value)
-    except (LclmError, ValueError):
+    except ValueError:
         raise _Broken("invalid_json", value) from None
 
 
@@ -150,7 +150,7 @@ def _check_text(value: object) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise _Broken("undecodable", value) from None
-    except (TypeError, LclmError, ValueError):
+    except (TypeError, ValueError):
         raise _Broken("wrong_type", value) from None
 
 

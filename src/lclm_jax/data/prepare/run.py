@@ -299,7 +299,7 @@ def train_run_tokenizer(config: Config) -> JsonObject:
     texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
-    except (LclmError, ValueError) as error:
+    except LclmError as error:
         raise LclmError(
             f"{error} ({left_out(counter.counts, counter.rejects)})" if counter.counts else str(error)
         ) from None

@@ -118,7 +118,7 @@ def read_manifest(root: str | Path | Storage) -> JsonObject:
     storage = root if isinstance(root, Storage) else Storage(root)
     try:
         manifest = json.loads(storage.read(MANIFEST))
-    except (OSError, LclmError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise PreparedError(
             f"{storage.shown(MANIFEST)} cannot be read ({error}); run `lclm data prepare` first"
         ) from None

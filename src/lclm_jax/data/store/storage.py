@@ -172,7 +172,7 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
     """
     try:
         return url_to_fs(url)
-    except (ImportError, LclmError, ValueError) as error:
+    except (ImportError, ValueError) as error:
         raise LclmError(
             f"{url} cannot be opened ({error}); use a local path or a URL that fsspec knows: gs:// needs the package"
             " gcsfs, s3:// s3fs, az:// adlfs"

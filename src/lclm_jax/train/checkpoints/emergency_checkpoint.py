@@ -17,7 +17,6 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing
 from lclm_jax.train.checkpoints.integrity import fingerprint
 from lclm_jax.train.core.freeze import path_name
@@ -79,7 +78,7 @@ class EmergencyCheckpoints:
             with safe_open(path, framework="numpy") as file:
                 meta = json.loads(file.metadata()["meta"])
                 state = TrainState(**_assemble(file, abstract._asdict()))
-        except (OSError, KeyError, LclmError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             logger.warning("the emergency checkpoint %s cannot be used (%s)", path, error)
             return None
         if fingerprint(state._asdict()) != meta.pop("fingerprint"):

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
 from lclm_jax.train.core.freeze import path_name
 
@@ -43,7 +42,7 @@ def defect(folder: Path) -> str | None:
         return None
     try:
         entries = json.loads((folder / NAME).read_text(encoding="utf-8"))["sha256"]
-    except (LclmError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return f"its {NAME} is damaged"
     for name, (size, _) in entries.items():
         path = folder / name

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from lclm_jax.errors import LclmError
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.optimizer import EMA
@@ -65,7 +64,7 @@ class LazyCheckpoint:
         """
         try:
             array = self._stores[path][index].read().result() if index else self._stores[path].read().result()
-        except (LclmError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise _damaged(self.folder, path, error) from error
         if not np.isfinite(array).all():
             where = f"checkpoint {self.folder.parent} holds a value that is not finite in {path}"
@@ -81,7 +80,7 @@ class _Item:
         try:
             self._metadata = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
             self._names = [_name(entry["key_metadata"]) for entry in self._metadata["tree_metadata"].values()]
-        except (OSError, LclmError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{folder.parent} holds no readable parameters ({error}); use another checkpoint"
             ) from None
@@ -98,7 +97,7 @@ class _Item:
         driver = "zarr3" if self._metadata.get("use_zarr3") else "zarr"
         try:
             return ts.open({"driver": driver, "kvstore": store}, open=True, read=True).result()
-        except (LclmError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise _damaged(self.folder, path, error) from error
 
 

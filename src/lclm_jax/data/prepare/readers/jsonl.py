@@ -11,7 +11,6 @@ import pyarrow as pa
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Bad, Entry, Row
 from lclm_jax.data.prepare.readers.files import list_files, open_file, wanted_columns
-from lclm_jax.errors import LclmError
 
 _EXCERPT = 200
 
@@ -67,7 +66,7 @@ def _rows(lines: Iterator[tuple[int, bytes]], name: str, columns: list[str]) -> 
         except UnicodeDecodeError:
             yield Bad(place, "undecodable", repr(line[:_EXCERPT]))
             continue
-        except (LclmError, ValueError, RecursionError):
+        except (ValueError, RecursionError):
             yield Bad(place, "invalid_json", line[:_EXCERPT].decode("utf-8", "replace"))
             continue
         if isinstance(values, dict):
