@@ -77,7 +77,7 @@ def read_backbone(folder: Path) -> BackboneConfig:
 
 
 def parsed(tree: type[Branch], values: Mapping[str, object], path: Path) -> Branch:
-    """``tree`` of ``values`` read from ``path``; raises ``CheckpointError`` that names the file, the key and the value."""
+    """``tree`` of ``values`` read from ``path``; raises ``CheckpointError`` that names file, key and value."""
     try:
         return tree.model_validate(values)
     except ValidationError as error:
