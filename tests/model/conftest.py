@@ -1,18 +1,16 @@
 """Batches built by hand, and golden checkpoints read straight from their files (independent of data/ and interop/)."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
+from tests.golden.paths import CASES, CHECKPOINTS
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import BackboneConfig, ModelConfig
-
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
 
 def build_batch(model: ModelConfig, rows, *, S=None, M=None, R=None) -> Batch:
@@ -119,24 +117,18 @@ def batches():
     return SimpleNamespace(build=build_batch, example=random_example)
 
 
-def golden_names():
-    """Names of the golden cases that this checkout can reach."""
-    return sorted(path.name for path in (REFERENCE / "cases").glob("*")) if REFERENCE.exists() else []
-
-
 def pytest_generate_tests(metafunc):
     """Give every test that asks for a golden case all of them."""
     if "golden_name" in metafunc.fixturenames:
-        names = golden_names() or [pytest.param("", marks=pytest.mark.skip(reason="no ../shared/reference here"))]
-        metafunc.parametrize("golden_name", names)
+        metafunc.parametrize("golden_name", CASES)
 
 
 @pytest.fixture
 def golden(golden_name):
     """A golden case: its JSON, expected arrays, ModelConfig, params, and all samples packed in one row."""
-    folder = REFERENCE / "cases" / golden_name
+    folder = CASES[golden_name]
     case = json.loads((folder / "case.json").read_text())
-    source = REFERENCE / "checkpoints" / case["checkpoint"]
+    source = CHECKPOINTS[case["checkpoint"]]
     model = _golden_model(source, case)
     examples = [_golden_example(sample) for sample in case["samples"]]
     return SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Latents, projected latents, logits and losses of the PyTorch implementation (../shared/reference), float32.
+"""Latents, projected latents, logits and losses of the PyTorch implementation (tests/golden/all), float32.
 
 All samples of a case are packed into one row, so that packing is checked on the way.
 """
@@ -32,7 +32,8 @@ def test_golden_case(golden, mesh):
             close(pooled[slots[start:stop]], expected, 1e-4, 1e-4, f"{name} latents {region}")
             expected = golden.expected[f"{name}/projected/{region}"]
             close(latents[slots[start:stop]], expected, 1e-4, 1e-4, f"{name} projected {region}")
-        close(scores[here], golden.expected[f"{name}/logits"], 2e-4, 1e-4, f"{name} logits")
+        expected = golden.expected[f"{name}/logits"]  # of the last positions; the loss is of all
+        close(scores[here][-len(expected) :], expected, 2e-4, 1e-4, f"{name} logits")
         if sample.get("loss") is not None:
             weights = golden.batch.loss_weights[0, here]
             assert weights.sum() == sample["num_loss_tokens"]

@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 
 from lclm_jax.errors import LclmError
 from lclm_jax.parity.check import EXACT, LATENTS, Tolerance, compare, same
-from lclm_jax.parity.greedy import golden_greedy
 from lclm_jax.parity.run import run_golden
 
 COPY = Path(__file__).parents[1] / "golden" / "reference"
@@ -27,7 +26,7 @@ def subset(folder, *names):
 
 
 def test_the_copy_passes():
-    checks = list(run_golden(COPY, golden_greedy))
+    checks = list(run_golden(COPY))
     assert [str(check) for check in checks if not check.ok] == []
     quantities = {f"{check.case} {check.quantity}" for check in checks}
     for expected in (
@@ -56,13 +55,13 @@ def test_wrong_expectations_fail(tmp_path):
     arrays = load_file(folder / case / "arrays.safetensors")
     arrays["s1/latents/0"] = arrays["s1/latents/0"] + np.float32(0.001)
     save_file(arrays, folder / case / "arrays.safetensors")
-    failed = {check.quantity for check in run_golden(folder, golden_greedy) if not check.ok}
+    failed = {check.quantity for check in run_golden(folder) if not check.ok}
     assert failed == {"s0/input_ids", "s1/greedy", "s1/latents/0"}
 
 
 def test_a_folder_without_cases_is_an_error(tmp_path):
     with pytest.raises(LclmError, match="no golden cases"):
-        list(run_golden(tmp_path, golden_greedy))
+        list(run_golden(tmp_path))
 
 
 def test_comparisons():

@@ -19,8 +19,7 @@ from lclm_jax.interop.load import load_hf
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parity.case import load_case
 from lclm_jax.parity.check import LATENTS, LOGITS, compare
-from lclm_jax.parity.greedy import golden_greedy
-from lclm_jax.parity.model import _forward
+from lclm_jax.parity.model import _forward, greedy_ids
 
 COPY = Path(__file__).parents[1] / "golden" / "reference"
 CASE = "07-mean-bidir-mlp-n16-w16-o8"
@@ -159,7 +158,7 @@ def test_an_independent_computation_agrees(variant, tmp_path, mesh):
 
 def check_greedy_ids(case, theirs, names):
     """Three new tokens, each from the whole sequence again."""
-    ids = golden_greedy(case, [case.prompt(name) for name in names], 3, 1.0)
+    ids = greedy_ids(case, [case.prompt(name) for name in names], 3)
     for name, new in zip(names, ids, strict=True):
         prompt = case.prompt(name)
         with torch.no_grad():

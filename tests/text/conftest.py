@@ -1,22 +1,12 @@
-"""Tokenizers of the golden cases; their tests are skipped where the shared folder is absent."""
-
-from pathlib import Path
+"""Tokenizers of the golden cases."""
 
 import pytest
+from tests.golden.paths import CHECKPOINTS
 
 from lclm_jax.text.tokenizer import Tokenizer
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
-
 
 @pytest.fixture(scope="session")
-def reference() -> Path:
-    if not REFERENCE.is_dir():
-        pytest.skip(f"{REFERENCE} is absent")
-    return REFERENCE
-
-
-@pytest.fixture(scope="session")
-def golden_pair(reference) -> tuple[Tokenizer, Tokenizer]:
-    checkpoint = reference / "checkpoints" / "mlp-tied"
+def golden_pair() -> tuple[Tokenizer, Tokenizer]:
+    checkpoint = CHECKPOINTS["mlp-tied"]
     return Tokenizer.from_folder(checkpoint / "decoder"), Tokenizer.from_folder(checkpoint / "encoder")

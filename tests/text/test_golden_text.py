@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from tests.golden.paths import CASES, CHECKPOINTS, REFERENCE
 
 from lclm_jax.errors import LclmError
 from lclm_jax.parity.case import empty_span_prompt_example
@@ -9,9 +10,9 @@ from lclm_jax.text.example import chat_example, cpt_example, placeholder_ranges,
 from lclm_jax.text.tokenizer import Tokenizer
 
 
-def test_tokenizer_cases(reference, golden_pair):
+def test_tokenizer_cases(golden_pair):
     decoder, encoder = golden_pair
-    cases = json.loads((reference / "tokenizer_cases.json").read_text())
+    cases = json.loads((REFERENCE / "tokenizer_cases.json").read_text())
     for case in cases["texts"]:
         assert decoder.encode(case["text"]).tolist() == case["decoder_ids"]
         assert encoder.encode(case["text"]).tolist() == case["encoder_ids"]
@@ -28,11 +29,11 @@ def test_tokenizer_cases(reference, golden_pair):
         _ = encoder.memory_ids
 
 
-def test_every_golden_sample(reference):
+def test_every_golden_sample():
     seen = 0
-    for path in sorted(reference.glob("cases/*/case.json")):
-        case = json.loads(path.read_text())
-        checkpoint = reference / "checkpoints" / case["checkpoint"]
+    for folder in CASES.values():
+        case = json.loads((folder / "case.json").read_text())
+        checkpoint = CHECKPOINTS[case["checkpoint"]]
         decoder, encoder = (Tokenizer.from_folder(checkpoint / part) for part in ("decoder", "encoder"))
         for sample in case["samples"]:
             _check_sample(sample, decoder, encoder, case["model_config"]["compression_ratio"])

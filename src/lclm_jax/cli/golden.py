@@ -13,11 +13,10 @@ from lclm_jax.cli.options import json_option, write_result
 @json_option
 def golden(directory: Path, json_file: Path | None) -> None:
     """Run the golden cases in DIRECTORY, one line per quantity; exit with status 1 if one is out of tolerance."""
-    from lclm_jax.parity.greedy import golden_greedy
     from lclm_jax.parity.run import run_golden
 
     checks = []
-    for check in run_golden(directory, golden_greedy):
+    for check in run_golden(directory):
         checks.append(check)
         click.echo(str(check))
     write_result(json_file, [check._asdict() for check in checks])

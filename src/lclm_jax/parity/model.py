@@ -1,7 +1,7 @@
 """Comparisons that run the model: latents, logits, losses, gradients, packed rows, greedy generation."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,16 @@ from safetensors.numpy import load_file
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
+from lclm_jax.inference.generate import Generator
+from lclm_jax.inference.sampling import Sampling
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, leaf, tensor_table
 from lclm_jax.model.lclm import decode, embed, encode, encode_pooled, forward, logits, token_nll
 from lclm_jax.parity.case import Case, span_slots
 from lclm_jax.parity.check import GRADIENT, GRADIENT_NORM, LATENTS, LOGITS, LOSS, Check, compare, same
 from lclm_jax.text.example import Example
 
-Greedy = Callable[[Case, Sequence[Example], int, float], list[list[int]]]
-"""(case, prompts, new tokens, repetition penalty) -> new ids of every prompt; handed in by the caller."""
 
-
-def check_model(case: Case, folder: Path, greedy: Greedy) -> Iterator[Check]:
+def check_model(case: Case, folder: Path) -> Iterator[Check]:
     """Every comparison of ``case`` with ``case.json`` and ``arrays.safetensors`` of ``folder``."""
     arrays = load_file(folder / "arrays.safetensors")
     yield from check_forward(case, arrays)
@@ -31,7 +30,7 @@ def check_model(case: Case, folder: Path, greedy: Greedy) -> Iterator[Check]:
         yield from check_packed(case)
     if "grad" in case.values:
         yield from check_gradients(case, arrays)
-    yield from check_greedy(case, greedy)
+    yield from check_greedy(case)
 
 
 def check_forward(case: Case, arrays: Mapping[str, np.ndarray]) -> Iterator[Check]:
@@ -108,17 +107,24 @@ def check_gradients(case: Case, arrays: Mapping[str, np.ndarray]) -> Iterator[Ch
         yield compare(case.name, f"grad/norm/{part}", float(np.linalg.norm(chosen)), value, GRADIENT_NORM)
 
 
-def check_greedy(case: Case, greedy: Greedy) -> Iterator[Check]:
+def check_greedy(case: Case) -> Iterator[Check]:
     """New ids, always the largest logit, with and without repetition penalty."""
     kinds = sorted({key for sample in case.samples.values() for key in sample if key.startswith("greedy")})
     for kind in kinds:
         names = [name for name, sample in case.samples.items() if kind in sample]
         penalty = float(kind.rpartition("_")[2]) if "penalty" in kind else 1.0
         length = max(len(case.samples[name][kind]["ids"]) for name in names)
-        found = greedy(case, [case.prompt(name) for name in names], length, penalty)
+        found = greedy_ids(case, [case.prompt(name) for name in names], length, penalty)
         for name, ids in zip(names, found, strict=True):
             expected = case.samples[name][kind]["ids"]
             yield same(case.name, f"{name}/{kind}", ids[: len(expected)], expected)
+
+
+def greedy_ids(case: Case, prompts: Sequence[Example], count: int, penalty: float = 1.0) -> list[list[int]]:
+    """``count`` tokens after each prompt, always the largest logit, never stopping."""
+    generator = Generator(case.params, case.model, case.decoder, case.encoder)
+    sampling = Sampling(max_new_tokens=count, repetition_penalty=penalty, stop_ids=())
+    return [list(generation.ids) for generation in generator.generate_examples(prompts, sampling)]
 
 
 def packed_batch(case: Case) -> Batch:

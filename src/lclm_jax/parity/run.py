@@ -14,18 +14,17 @@ from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parity.case import load_case
 from lclm_jax.parity.check import Check
-from lclm_jax.parity.model import Greedy, check_model
+from lclm_jax.parity.model import check_model
 from lclm_jax.parity.text import check_packing, check_processor, check_tokenizers
 from lclm_jax.parity.training import check_schedules, check_training
 
 
-def run_golden(directory: str | Path, greedy: Greedy) -> Iterator[Check]:
+def run_golden(directory: str | Path) -> Iterator[Check]:
     """Yield one ``Check`` per case and quantity of ``directory``, as they are made.
 
     Args:
         directory: holds ``checkpoints/``, ``cases/``, ``training/``, ``lr_schedule.json``, ``tokenizer_cases.json`` and
             ``pack_sequences.json``, or some of them.
-        greedy: generation (``lclm_jax.inference.golden_greedy``).
 
     A case (or its checkpoint) that cannot be read or run is a failed check; the others are compared all the same.
 
@@ -48,15 +47,15 @@ def run_golden(directory: str | Path, greedy: Greedy) -> Iterator[Check]:
         for name in present:
             yield from _attempt(Path(name).stem, single[name](directory / name))
         for folder in cases:
-            yield from _attempt(folder.name, _check_case(folder, directory, greedy))
+            yield from _attempt(folder.name, _check_case(folder, directory))
         for path in runs:
             yield from _attempt(f"training/{path.stem}", check_training(path, directory))
 
 
-def _check_case(folder: Path, directory: Path, greedy: Greedy) -> Iterator[Check]:
+def _check_case(folder: Path, directory: Path) -> Iterator[Check]:
     case = load_case(folder, directory / "checkpoints")
     yield from check_processor(case)
-    yield from check_model(case, folder, greedy)
+    yield from check_model(case, folder)
 
 
 def _attempt(name: str, checks: Iterator[Check]) -> Iterator[Check]:

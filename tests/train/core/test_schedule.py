@@ -1,16 +1,15 @@
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.golden.paths import REFERENCE
 
 from lclm_jax.config import StageConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.train.core.schedule import Schedule, stage_schedules
 
-SHARED = Path(__file__).parents[4] / "shared" / "reference" / "lr_schedule.json"
 # Update -> learning rate of the PyTorch implementation: peak 1e-3, 200 steps, warm-up 20, floor 1e-6.
 GOLDEN = {0: 5e-05, 19: 1e-3, 20: 0.0009999239237306174, 100: 0.0005786390152875954, 198: 1.076076269382561e-06}
 
@@ -23,9 +22,12 @@ def test_golden_values(on_device):
         np.testing.assert_allclose(rate, expected, rtol=1e-6)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the golden folder is not beside this checkout")
 def test_all_golden_schedules():
-    cases = {name: case for name, case in json.loads(SHARED.read_text()).items() if isinstance(case, dict)}
+    cases = {
+        name: case
+        for name, case in json.loads((REFERENCE / "lr_schedule.json").read_text()).items()
+        if isinstance(case, dict)
+    }
     for name, case in cases.items():
         ranks = case["num_processes"]  # the reference steps its schedule once per process
         updates = ranks * np.arange(case["num_training_steps"]) + 1
