@@ -115,7 +115,7 @@ def broken(monkeypatch):
     [
         (LclmError("ratio=3 is odd; use 4"), "error: ratio=3 is odd; use 4"),
         (PermissionError(13, "Permission denied", "/data"), "error: /data: Permission denied; check the path"),
-        (WriteError(28, "No space left on device", "/data"), "error: cannot write /data: No space left on device; free"),
+        (WriteError(28, "No space left on device", "/data"), "error: cannot write /data: No space left on device; f"),
         (OSError("the bucket is gone"), "error: the bucket is gone"),
     ],
 )

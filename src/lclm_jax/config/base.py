@@ -4,11 +4,13 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 Role = Literal["result", "layout", "logging", "place"]
 """What a key decides.
@@ -84,12 +86,12 @@ def role_of(tree: type[Tree], dotted: str) -> Role | None:
     return None
 
 
-def result_values(node: Tree) -> dict[str, JsonValue]:
+def result_values(node: Tree) -> JsonObject:
     """``node`` as plain values, less the keys that no result depends on."""
     return _of_results(type(node), node.model_dump(mode="json"))
 
 
-def _of_results(tree: type[Tree], values: Mapping[str, Any]) -> dict[str, Any]:
+def _of_results(tree: type[Tree], values: ReadOnlyJson) -> JsonObject:
     kept = {}
     for name, value in values.items():
         field = tree.model_fields[name]
@@ -112,7 +114,7 @@ def _role(tree: type[Tree], field: FieldInfo) -> Role | None:
     return typing.cast(Role | None, own) or tree.role_of_keys
 
 
-def branch_of(annotation: Any) -> tuple[type[Tree] | None, bool]:
+def branch_of(annotation: object) -> tuple[type[Tree] | None, bool]:
     """The tree below a key's type, and whether it is a mapping of named trees."""
     if isinstance(annotation, type) and issubclass(annotation, Tree):
         return annotation, False

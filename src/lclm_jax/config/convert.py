@@ -3,12 +3,13 @@
 Reference: ``train/launch_train.py`` of LeonLixyz/LCLM, which turns that YAML into arguments.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lclm_jax.config.base import suggestion
 from lclm_jax.config.load import ConfigError
 from lclm_jax.config.presets import HUB
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 # Sections, and the keys they may have; those of the set are read, those of the dictionary left out for a reason.
 _READ: dict[str, set[str]] = {
@@ -72,11 +73,11 @@ _ONLY = {
 class Converted(NamedTuple):
     """``values``: keys to merge over the recipe; ``left_out``: (key of the source, why it has no counterpart)."""
 
-    values: dict[str, Any]
+    values: JsonObject
     left_out: list[tuple[str, str]]
 
 
-def convert_experiment(source: Mapping[str, Any], recipe: Mapping[str, Any]) -> Converted:
+def convert_experiment(source: ReadOnlyJson, recipe: ReadOnlyJson) -> Converted:
     """Our keys for the experiment ``source``, to be merged over ``recipe`` (which gives data and the stages' lengths).
 
     Raises:
@@ -88,7 +89,7 @@ def convert_experiment(source: Mapping[str, Any], recipe: Mapping[str, Any]) -> 
         raise ConfigError("\n".join(defects))
     models, training = source["models"], source["training"]
     ratio = _needed(training, "training", "compression_ratio")
-    values: dict[str, Any] = {"seed": training.get("seed", 42)}
+    values: JsonObject = {"seed": training.get("seed", 42)}
     values |= _towers(models)
     values["model"] |= _model(models, training, ratio)
     values["data"] = {"workers": source.get("data", {}).get("num_workers", 4)}
@@ -100,7 +101,7 @@ def convert_experiment(source: Mapping[str, Any], recipe: Mapping[str, Any]) -> 
     return Converted(values, list(_left_out(source)))
 
 
-def _sections(source: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _sections(source: ReadOnlyJson) -> Iterator[tuple[str, str, ReadOnlyJson]]:
     """(name in the tables above, dotted name, the section) of every section of ``source``."""
     yield "", "", source
     for name in ("models", "training", "data", "logging"):
@@ -109,14 +110,14 @@ def _sections(source: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str
         yield "stages", f"stages.{number}.", stage or {}
 
 
-def _misshaped(source: Mapping[str, Any]) -> Iterator[str]:
+def _misshaped(source: ReadOnlyJson) -> Iterator[str]:
     if not isinstance(source.get("stages") or {}, dict):
         yield "stages"
         return
     yield from (dotted for _, dotted, section in _sections(source) if not isinstance(section, dict))
 
 
-def _unknown(source: Mapping[str, Any]) -> Iterator[str]:
+def _unknown(source: ReadOnlyJson) -> Iterator[str]:
     for name, dotted, section in _sections(source):
         known = _READ[name] | _LEFT_OUT[name].keys()
         for key in section:
@@ -127,7 +128,7 @@ def _unknown(source: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is missing; this is no experiment of the PyTorch project"
 
 
-def _unsupported(source: Mapping[str, Any]) -> Iterator[str]:
+def _unsupported(source: ReadOnlyJson) -> Iterator[str]:
     for dotted, only in _ONLY.items():
         section, key = dotted.split(".")
         value = (source.get(section) or {}).get(key, only)
@@ -145,20 +146,20 @@ def _unsupported(source: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _left_out(source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _left_out(source: ReadOnlyJson) -> Iterator[tuple[str, str]]:
     for name, dotted, section in _sections(source):
         for key in section:
             if key in _LEFT_OUT[name]:
                 yield f"{dotted}{key}", _LEFT_OUT[name][key]
 
 
-def _needed(section: Mapping[str, Any], name: str, key: str) -> Any:
+def _needed(section: ReadOnlyJson, name: str, key: str) -> Any:
     if key not in section:
         raise ConfigError(f"{name}.{key} is missing; it has no default: set it")
     return section[key]
 
 
-def _towers(models: Mapping[str, Any]) -> dict[str, Any]:
+def _towers(models: ReadOnlyJson) -> JsonObject:
     """``model``, ``tokenizer`` and ``init`` of both backbones, imported to models/ under their hub ids."""
     roles = ("encoder", "decoder")
     folders = {role: f"models/{models[role]}" for role in roles}
@@ -170,7 +171,7 @@ def _towers(models: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model(models: Mapping[str, Any], training: Mapping[str, Any], ratio: int) -> dict[str, Any]:
+def _model(models: ReadOnlyJson, training: ReadOnlyJson, ratio: int) -> JsonObject:
     adapter = {"type": models.get("adapter_type", "mlp"), "num_layers": models.get("num_adapter_layers", 1)}
     return {
         "ratio": ratio,
@@ -183,17 +184,17 @@ def _model(models: Mapping[str, Any], training: Mapping[str, Any], ratio: int) -
     }
 
 
-def _row_length(model: Mapping[str, Any]) -> int:
+def _row_length(model: ReadOnlyJson) -> int:
     """Positions of an encoder row: at least 1024, a multiple of 128 that holds a window with context and markers."""
     context = model["overlap"] * (2 if model["mask"] == "bidirectional" else 1)
     markers = model["window"] // model["ratio"] if model["pooling"] == "eos" else 0
     return max(1024, -(-(model["window"] + context + markers) // 128) * 128)
 
 
-def _stage(stage: Mapping[str, Any], training: Mapping[str, Any], number: Any) -> dict[str, Any]:
+def _stage(stage: ReadOnlyJson, training: ReadOnlyJson, number: object) -> JsonObject:
     needed = ("adapter_lr", "encoder_lr", "decoder_lr", "min_lr", "train_encoder", "train_decoder")
     adapter, encoder, decoder, min_lr, *trains = (_needed(stage, f"stages.{number}", key) for key in needed)
-    values: dict[str, Any] = {
+    values: JsonObject = {
         "lr": {
             "adapter": adapter,
             "encoder": encoder if trains[0] else None,
@@ -218,7 +219,7 @@ def _stage(stage: Mapping[str, Any], training: Mapping[str, Any], number: Any) -
     return values
 
 
-def _train(training: Mapping[str, Any], logging: Mapping[str, Any]) -> dict[str, Any]:
+def _train(training: ReadOnlyJson, logging: ReadOnlyJson) -> JsonObject:
     every = training.get("save_steps", 10000)
     b1, b2 = (float(beta) for beta in str(training.get("adapter_betas", "0.9,0.995")).split(","))
     optimizer = {"b1": b1, "b2": b2, "eps": training.get("adam_epsilon", 1e-8)}

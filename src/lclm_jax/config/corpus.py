@@ -1,10 +1,11 @@
 """Raw text: the collections of a corpus, the files they are read from, their columns, filters and splits."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required
+from lclm_jax.types import JsonObject
 
 Format = Literal["jsonl", "parquet", "arrow", "text", "python_stdlib", "synthetic"]
 
@@ -51,7 +52,7 @@ class CollectionConfig(Tree, role="result"):
     columns: ColumnsConfig = key(ColumnsConfig(), "Columns of the rows.")
     max_document_bytes: int | None = key(None, "Longer documents are cut at the last line before; counted.", gt=0)
     max_bytes: int | None = key(None, "Read a sample of whole files of at most this many bytes; null: all.", gt=0)
-    filters: dict[str, dict[str, Any]] = key(
+    filters: dict[str, JsonObject] = key(
         {}, "Filters of datatrove, in order: name and arguments, such as gopher_quality: {min_doc_words: 20}."
     )
     dedup: Literal["exact", "near"] | None = key(

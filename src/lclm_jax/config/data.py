@@ -1,11 +1,12 @@
 """Tokenizers, sources with their objectives, and the shape of a packed row."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
 from lclm_jax.config.base import Tree, key, required, suggestion
 from lclm_jax.config.registry.poolings import POOLINGS
+from lclm_jax.types import JsonObject
 
 
 class TokenizerConfig(Tree, role="result"):
@@ -102,7 +103,7 @@ class RowsFor(Tree, role="result"):
         return self
 
     @property
-    def given(self) -> dict[str, Any]:
+    def given(self) -> JsonObject:
         """The settings that are not null."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -15,6 +14,7 @@ from lclm_jax.config.renames import renamed, renamed_key
 from lclm_jax.config.study import StudyConfig
 from lclm_jax.config.tree import Config
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 
 class ConfigError(LclmError):
@@ -37,7 +37,7 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen: set[Any] = set()
+    seen: set[object] = set()
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue  # "<<": keys that stand here too win over those merged in
@@ -68,7 +68,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), cluster: str | 
     return parse_config(values, str(path))
 
 
-def parse_config(values: Mapping[str, Any], origin: str = "configuration") -> Config:
+def parse_config(values: ReadOnlyJson, origin: str = "configuration") -> Config:
     """Validate plain ``values``; raises ``ConfigError`` with one line per defect."""
     values = renamed(values, origin)
     try:
@@ -90,7 +90,7 @@ def config_hash(config: Tree) -> str:
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> JsonObject:
     """The mapping in the YAML ``path``, merged over the file that its key ``base`` names; raises ``ConfigError``."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -112,7 +112,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(under: JsonObject, over: JsonObject) -> JsonObject:
     merged = dict(under)
     for name, value in over.items():
         old = merged.get(name)
@@ -123,12 +123,12 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def override(values: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+def override(values: ReadOnlyJson, dotted: str, value: object) -> JsonObject:
     """``values`` with the key ``a.b.c`` set; mappings are merged, null takes a mapping out."""
     current = renamed_key(dotted)
     if current is None:
         return dict(values)
-    change: Any = value
+    change: object = value
     for part in reversed(current.split(".")):
         change = {part: change}
     return _merge(dict(values), change)
@@ -153,18 +153,18 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     return study.model_copy(update={**files, "run_dir": study.run_dir.replace("{name}", study.name)})
 
 
-def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
+def _override(values: JsonObject, text: str) -> JsonObject:
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {text!r} has no value; write --set a.b=value")
     try:
-        change: Any = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        change: object = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError:
         raise ConfigError(f"override {text!r}: {raw!r} is not valid YAML; quote it or balance its brackets") from None
     return override(values, dotted, change)
 
 
-def _explain(error: ValidationError, values: Mapping[str, Any], tree: type[Tree] = Config) -> Iterable[str]:
+def _explain(error: ValidationError, values: ReadOnlyJson, tree: type[Tree] = Config) -> Iterable[str]:
     for defect in error.errors():
         location = [str(part) for part in defect["loc"]]
         dotted = ".".join(location) or "the tree"

@@ -1,6 +1,6 @@
 """Shape of the encoder, the adapter, the decoder, and of the compression between them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, field_validator, model_validator
 
@@ -37,7 +37,7 @@ class BackboneConfig(Tree, role="result"):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
+    def _fill_from_preset(cls, values: object) -> object:
         if not isinstance(values, dict) or not (preset := values.get("preset")):
             return values
         if preset not in BACKBONES:
@@ -152,7 +152,7 @@ class ModelConfig(Tree, role="result"):
 
     @field_validator("lora", mode="before")
     @classmethod
-    def _without_lora(cls, lora: Any) -> Any:
+    def _without_lora(cls, lora: object) -> object:
         return LoraTowers() if lora is None else lora
 
     @model_validator(mode="after")

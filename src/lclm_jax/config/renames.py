@@ -2,10 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def renamed_key(dotted: str) -> str | None:
     return dotted
 
 
-def renamed(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def renamed(values: ReadOnlyJson, origin: str) -> JsonObject:
     """``values`` (a tree of plain values) with the keys of today; warns of old ones.
 
     Raises ``LclmError`` if a key stands under both names.
@@ -62,7 +61,7 @@ def _filled(new: str, path: list[str]) -> str:
     return ".".join(path[at] if part == "NAME" else part for at, part in enumerate(new.split(".")))
 
 
-def _found(tree: Any, pattern: list[str]) -> list[list[str]]:
+def _found(tree: object, pattern: list[str]) -> list[list[str]]:
     """Paths of ``tree`` that ``pattern`` matches."""
     if not pattern:
         return [[]]
@@ -72,13 +71,13 @@ def _found(tree: Any, pattern: list[str]) -> list[list[str]]:
     return [[name, *rest] for name in names for rest in _found(tree[name], pattern[1:])]
 
 
-def _pop(tree: dict[str, Any], path: list[str]) -> Any:
+def _pop(tree: JsonObject, path: list[str]) -> object:
     for name in path[:-1]:
         tree = tree[name]
     return tree.pop(path[-1])
 
 
-def _put(tree: dict[str, Any], path: list[str], value: Any, clash: str) -> None:
+def _put(tree: JsonObject, path: list[str], value: object, clash: str) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     if path[-1] in tree:

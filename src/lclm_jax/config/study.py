@@ -5,8 +5,9 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from lclm_jax.config.base import Tree, key, required
+from lclm_jax.types import JsonObject
 
-Overrides = dict[str, Any]
+Overrides = JsonObject
 """Dotted keys of the configuration tree and their values."""
 
 

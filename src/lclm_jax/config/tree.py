@@ -1,6 +1,6 @@
 """The root of the configuration tree, its stages, and the rules that tie its branches together."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_validator, model_validator
 
@@ -76,7 +76,7 @@ class StageConfig(Tree, role="result"):
 
     @field_validator("mixture", mode="before")
     @classmethod
-    def _without_nulls(cls, mixture: Any) -> Any:
+    def _without_nulls(cls, mixture: object) -> object:
         """A YAML that is merged over another takes a source out by giving it null."""
         if isinstance(mixture, dict):
             return {name: weight for name, weight in mixture.items() if weight is not None}

@@ -5,7 +5,6 @@ and over the same tokens of the same places.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,11 +12,12 @@ from lclm_jax.eval.examples import Place, continuation_variants
 from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.eval.statistics import Estimate, mean_by_position, ratio
 from lclm_jax.text.memory_tags import MemoryIds
+from lclm_jax.types import JsonObject
 
 VARIANTS = ("none", "latents", "raw")
 
 
-def measure_context_gain(scorer: Scorer, places: Sequence[Place], tokens: int, memory: MemoryIds) -> dict[str, Any]:
+def measure_context_gain(scorer: Scorer, places: Sequence[Place], tokens: int, memory: MemoryIds) -> JsonObject:
     """Losses of ``tokens`` continuation tokens after every place, and what they say of the latents.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +16,7 @@ from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.text.example import Segment, expand, make_outline
 from lclm_jax.text.prompts import repetition_prompts
 from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.types import Params
 
 _NEEDLE = "\nThe secret number is"
 
@@ -51,7 +52,7 @@ class Probe:
         sources = make_sources(config, stage, tokenizers, "held_out")
         self._sources = {source.name: _examples(source, count) for source in sources}
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(self, params: Params) -> dict[str, float]:
         """Measure ``params`` (on the mesh; they are only read).
 
         Returns:
@@ -70,7 +71,7 @@ class Probe:
                 values[f"{name}/token_accuracy"] = _mean(scores.hits, scores.weights)
         return values
 
-    def score(self, params: Any) -> dict[str, "Scored"]:
+    def score(self, params: Params) -> dict[str, "Scored"]:
         """Targets and scores of every measurement: ``loss_nats/SOURCE``, ``context_nats/VARIANT``, verbatim, needle."""
         scorer = Scorer(params, self._model, self._mesh, self._rows, self._pad_id)
         context = {f"context_nats/{name}": targets for name, targets in self._context.items()}

@@ -5,7 +5,6 @@ generation, compared with the span token by token.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,10 @@ from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.text.example import Example
 from lclm_jax.text.prompts import repetition_prompts
+from lclm_jax.types import JsonObject
 
 
-def measure_repetition(
-    scorer: Scorer, generator: Generator, places: Sequence[Place], free_running: int
-) -> dict[str, Any]:
+def measure_repetition(scorer: Scorer, generator: Generator, places: Sequence[Place], free_running: int) -> JsonObject:
     """Accuracy of repeating every place from its latents, and the loss beside that without context.
 
     Args:
@@ -61,7 +59,7 @@ def measure_repetition(
 
 def _free_running(
     generator: Generator, targets: Sequence[Target], clusters: np.ndarray, count: int, rows: int
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     if not count:
         return None
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(count, len(targets))).round().astype(int))

@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -15,13 +14,14 @@ from lclm_jax.eval.score import Scorer
 from lclm_jax.inference.generate import Generator
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.types import JsonObject, Params
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    config: Config, params: Any, tokenizers: Tokenizers, split: str = "held_out", mesh: Mesh | None = None
-) -> dict[str, Any]:
+    config: Config, params: Params, tokenizers: Tokenizers, split: str = "held_out", mesh: Mesh | None = None
+) -> JsonObject:
     """Measure the context gain and verbatim repetition of ``params`` on the prepared documents of ``split``.
 
     Deterministic: the same parameters and data give the same numbers. Estimates are dictionaries with ``value``,

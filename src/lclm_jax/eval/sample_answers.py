@@ -1,7 +1,6 @@
 """A few greedy answers of an exported model to prompts whose context is compressed, from held-out text."""
 
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.demo.function_chats import chats_of
@@ -11,11 +10,12 @@ from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject
 
 _DOCUMENTS = 2000
 
 
-def sample_answers(config: Config, export: Path) -> list[dict[str, Any]]:
+def sample_answers(config: Config, export: Path) -> list[JsonObject]:
     """Reload ``export`` and answer ``eval.generations`` prompts of each task.
 
     Tasks: repeat a span, continue after a span, answer a question about a function. Prompts are spread over the
@@ -54,7 +54,7 @@ def _held_out(config: Config) -> list[Document]:
     return [Document(column_text(one["id"]), column_text(one["text"]), "held_out") for one in records]
 
 
-def _spread(tasks: list[dict[str, Any] | None], count: int) -> list[dict[str, Any]]:
+def _spread(tasks: list[JsonObject | None], count: int) -> list[JsonObject]:
     """``count`` of the tasks that exist, evenly over the list."""
     present = [task for task in tasks if task is not None]
     step = max(1, len(present) // count)
@@ -72,7 +72,7 @@ def _cut(document: Document, tokens: int, following: int, tokenizer: Tokenizer) 
     return text[:middle], text[middle:end]
 
 
-def _repeat(document: Document, config: Config, tokenizer: Tokenizer) -> dict[str, Any] | None:
+def _repeat(document: Document, config: Config, tokenizer: Tokenizer) -> JsonObject | None:
     cut = _cut(document, config.eval.repetition_tokens, 1, tokenizer)
     if cut is None:
         return None
@@ -81,7 +81,7 @@ def _repeat(document: Document, config: Config, tokenizer: Tokenizer) -> dict[st
     return {"task": "repeat", "id": document.id, "messages": messages, "shown": content, "expected": cut[0]}
 
 
-def _continue(document: Document, config: Config, tokenizer: Tokenizer) -> dict[str, Any] | None:
+def _continue(document: Document, config: Config, tokenizer: Tokenizer) -> JsonObject | None:
     cut = _cut(document, config.eval.context_tokens, config.eval.max_new_tokens, tokenizer)
     if cut is None:
         return None
@@ -89,7 +89,7 @@ def _continue(document: Document, config: Config, tokenizer: Tokenizer) -> dict[
     return {"task": "continue", "id": document.id, "messages": content, "shown": content, "expected": cut[1]}
 
 
-def _question(document: Document) -> dict[str, Any] | None:
+def _question(document: Document) -> JsonObject | None:
     chats = [chat for chat in chats_of(document) if len(chat) == 2]
     if not chats:
         return None

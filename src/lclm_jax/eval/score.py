@@ -20,6 +20,7 @@ from lclm_jax.model.lclm import forward, logits, token_nll
 from lclm_jax.parallel import batch_parts, batch_sharding, use_mesh
 from lclm_jax.parallel.zigzag import pieces_in
 from lclm_jax.text.example import Example
+from lclm_jax.types import Params
 
 
 class Scores(NamedTuple):
@@ -44,7 +45,7 @@ class Scorer:
         encoder_pad_id: marker of eos pooling.
     """
 
-    def __init__(self, params: Any, model: ModelConfig, mesh: Mesh, rows: int, encoder_pad_id: int | None):
+    def __init__(self, params: Params, model: ModelConfig, mesh: Mesh, rows: int, encoder_pad_id: int | None):
         devices = batch_parts(mesh.shape)
         self.params, self.model, self.mesh = params, model, mesh
         self.rows = -(-rows // devices) * devices
@@ -86,7 +87,7 @@ def _fetch(arrays: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _score(params: Any, batch: Batch, *, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+def _score(params: Params, batch: Batch, *, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """(nll_BS in nats, whether the largest logit is the target)."""
     hidden_BSD = forward(params, model, batch)
     nll_BS = token_nll(params, model, hidden_BSD, batch.targets)

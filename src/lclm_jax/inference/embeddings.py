@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from lclm_jax.inference.windows import BATCH_WINDOWS
 from lclm_jax.interop.load import read_model
 from lclm_jax.text.example import Example, latent_count, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class Plan:
     latents: int
     encoder_tokens: int
     windows: int
-    extra: dict[str, Any]
+    extra: JsonObject
 
-    def record(self, array: np.ndarray, source: str) -> dict[str, Any]:
+    def record(self, array: np.ndarray, source: str) -> JsonObject:
         """The line of metadata of its embeddings ``array``."""
         digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
         counts = {name: getattr(self, name) for name in ("line", "positions", "spans", "latents", "encoder_tokens")}
@@ -58,7 +58,7 @@ def encode_prompts(
     file_format: str = "safetensors",
     batch_windows: int = BATCH_WINDOWS,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Encode every prompt of a JSONL file and write the embeddings to ``out``, their metadata to ``out`` + ``.jsonl``.
 
     Every prompt is read and checked before the model is loaded. An interrupted call leaves its finished prompts beside
@@ -170,7 +170,7 @@ def _groups(path: Path, plans: Sequence[Plan], skip: int, windows: int) -> Itera
         yield group
 
 
-def _finish(stream: TensorStream, metadata: Path, file_format: str) -> list[dict[str, Any]]:
+def _finish(stream: TensorStream, metadata: Path, file_format: str) -> list[JsonObject]:
     records = stream.done
     with replacing(metadata) as part:
         part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")

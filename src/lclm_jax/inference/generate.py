@@ -33,6 +33,7 @@ from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
 from lclm_jax.parallel import make_mesh, params_sharding, use_mesh
 from lclm_jax.text.example import Example, expand, make_outline, prompt_example
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import Params
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Generator:
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         model: ModelConfig,
         decoder_tokenizer: Tokenizer,
         encoder_tokenizer: Tokenizer,
@@ -228,7 +229,7 @@ class Generator:
         return frozenset({self.decoder_tokenizer.eos_id, self.decoder_tokenizer.pad_id})
 
 
-def place(params: Any, model: ModelConfig, mesh: Mesh) -> Any:
+def place(params: Params, model: ModelConfig, mesh: Mesh) -> Any:
     """``params`` laid out on ``mesh`` by the sharding table if they are on the host; JAX arrays stay where they are."""
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)):
         return params
@@ -237,7 +238,7 @@ def place(params: Any, model: ModelConfig, mesh: Mesh) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("model", "room"))
 def _prefill(
-    params: Any, batch: Batch, pooled_BLE: jax.Array, lengths_B: jax.Array, *, model: ModelConfig, room: int
+    params: Params, batch: Batch, pooled_BLE: jax.Array, lengths_B: jax.Array, *, model: ModelConfig, room: int
 ) -> tuple[jax.Array, KVCache]:
     """Logits after each prompt, and a cache of ``room`` positions that holds it."""
     x_BSD = spliced(params, model, batch, pooled_BLE)
@@ -248,12 +249,12 @@ def _prefill(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _splice(params: Any, batch: Batch, pooled_BLE: jax.Array, *, model: ModelConfig) -> jax.Array:
+def _splice(params: Params, batch: Batch, pooled_BLE: jax.Array, *, model: ModelConfig) -> jax.Array:
     return spliced(params, model, batch, pooled_BLE)
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
-def _advance(params: Any, tokens_B: jax.Array, cache: KVCache, *, model: ModelConfig) -> tuple[jax.Array, KVCache]:
+def _advance(params: Params, tokens_B: jax.Array, cache: KVCache, *, model: ModelConfig) -> tuple[jax.Array, KVCache]:
     """Logits after one more token of every row."""
     x_BSD = embed(params, model, blank_batch(decoder_tokens=tokens_B[:, None]))
     hidden_BSD, cache = decode_cached(params, model, x_BSD, cache.length_B[:, None], cache)

@@ -1,14 +1,15 @@
 """Prompts from a JSONL file: one object per line, ``{"prompt": text or messages}`` or ``{"messages": [...]}``."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lclm_jax.errors import LclmError
+from lclm_jax.types import ReadOnlyJson
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[ReadOnlyJson]
 
 
 class PromptError(LclmError):
@@ -24,7 +25,7 @@ class PromptLine:
     id: str
     """As given, else the line's number."""
     prompt: Prompt
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: ReadOnlyJson = field(default_factory=dict)
     """The line's other keys, passed on to the metadata."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from lclm_jax.files import write_text
 from lclm_jax.interop.safetensors_io import DTYPES
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 SYNC_SECONDS = 1.0
 """Work that a lost machine may cost, at most about so much."""
@@ -60,7 +61,7 @@ class TensorStream:
         self._data.close()
         self._log.close()
 
-    def append(self, array: np.ndarray, record: Mapping[str, Any]) -> None:
+    def append(self, array: np.ndarray, record: ReadOnlyJson) -> None:
         """Write the next tensor and its record; they reach the disk within a second or so of writing."""
         self._data.write(np.ascontiguousarray(array, self._dtype).reshape(-1).view(np.uint8).data)
         self.done.append(dict(record))
@@ -75,7 +76,7 @@ class TensorStream:
         self._logged, self._synced = len(self.done), time.monotonic()
 
     def _make_header(self, shapes: Mapping[str, Sequence[int]]) -> bytes:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt", "source": self.source}}
+        header: JsonObject = {"__metadata__": {"format": "pt", "source": self.source}}
         at = 0
         for (name, shape), size in zip(shapes.items(), self._sizes, strict=True):
             header[name] = {"dtype": self._code, "shape": list(shape), "data_offsets": [at, at + size]}
@@ -87,7 +88,7 @@ class TensorStream:
     def _end(self, count: int) -> int:
         return len(self._header) + sum(self._sizes[:count])
 
-    def _kept(self) -> list[dict[str, Any]]:
+    def _kept(self) -> list[JsonObject]:
         if not (self.part.is_file() and self.journal.is_file()):
             return []
         first, *records = read_records(self.journal) or [{}]
@@ -98,7 +99,7 @@ class TensorStream:
         return [record for count, record in enumerate(records[: len(self._sizes)], 1) if self._end(count) <= size]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[JsonObject]:
     """The objects of a JSONL file up to the first line that is not whole."""
     records = []
     for line in path.read_bytes().splitlines(keepends=True):

@@ -5,12 +5,12 @@ Layout, as ``inference/vllm_inference/decode.py`` of LeonLixyz/LCLM (revision 28
 its answers. It is only ever written: reading such a file runs whatever code is in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing
+from lclm_jax.types import ReadOnlyJson
 
 
 def require_torch() -> None:
@@ -23,7 +23,7 @@ def require_torch() -> None:
         ) from None
 
 
-def write_torch_file(source: Path, names: Sequence[str], meta: Sequence[Mapping[str, Any]], out: Path) -> None:
+def write_torch_file(source: Path, names: Sequence[str], meta: Sequence[ReadOnlyJson], out: Path) -> None:
     """Write the tensors ``names`` of the safetensors file ``source`` to ``out``; memory holds all that are not float32.
 
     Args:

@@ -22,6 +22,7 @@ from lclm_jax.model.adapter import latents_of
 from lclm_jax.model.lclm import embed, encode_pooled
 from lclm_jax.parallel import batch_parts, use_mesh
 from lclm_jax.text.example import Example, latent_count, placeholder_ranges
+from lclm_jax.types import Params
 
 BATCH_WINDOWS = 128
 """Windows that the encoder reads at once, as in the paper."""
@@ -62,7 +63,7 @@ def rows_for(count: int, mesh: Mesh) -> int:
     return rows
 
 
-def blank_batch(**arrays: Any) -> Batch:
+def blank_batch(**arrays: np.ndarray) -> Batch:
     """A batch of which only ``arrays`` are filled in."""
     return Batch(*[None] * len(Batch._fields))._replace(**arrays)
 
@@ -78,7 +79,7 @@ class SpanEncoder:
         batch_windows: most windows that are in memory at once.
     """
 
-    def __init__(self, params: Any, model: ModelConfig, mesh: Mesh, pad_id: int, batch_windows: int = BATCH_WINDOWS):
+    def __init__(self, params: Params, model: ModelConfig, mesh: Mesh, pad_id: int, batch_windows: int = BATCH_WINDOWS):
         if batch_windows < 1:
             raise LclmError(f"batch_windows={batch_windows} must be at least 1; the default is {BATCH_WINDOWS}")
         self._params, self._model, self._mesh = params, model, mesh
@@ -193,7 +194,7 @@ def prompt_batch(
     return blank_batch(**arrays, latent_segments=segments, latent_positions=positions), values
 
 
-def spliced(params: Any, model: ModelConfig, batch: Batch, pooled_BLE: Any) -> jax.Array:
+def spliced(params: Params, model: ModelConfig, batch: Batch, pooled_BLE: Any) -> jax.Array:
     """x_BSD: the decoder's embeddings with the adapter's image of ``pooled_BLE`` in place of placeholders."""
     with jax.named_scope("adapter"):
         spans = (batch.latent_segments, batch.latent_positions)
@@ -210,5 +211,5 @@ def split_spans(examples: Sequence[Example], values: Sequence[np.ndarray]) -> It
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _pool_windows(params: Any, batch: Batch, *, model: ModelConfig) -> jax.Array:
+def _pool_windows(params: Params, batch: Batch, *, model: ModelConfig) -> jax.Array:
     return encode_pooled(params, model, batch)

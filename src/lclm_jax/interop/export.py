@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from lclm_jax.interop.memory_tokens import copy_tokenizer
 from lclm_jax.interop.param_source import Leaves, LeavesInMemory, shapes_of
 from lclm_jax.interop.safetensors_io import DTYPES, Declared, write_folder
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject, Params
 
 SHARD_BYTES = 5 * 10**9
 """Largest size of one weight file, as in Hugging Face's own exports."""
@@ -35,7 +35,7 @@ def new_export(out_dir: Path) -> Iterator[Path]:
 
 
 def write_model(
-    leaves: Leaves | Mapping[str, Any],
+    leaves: "Leaves | Params",
     model: ModelConfig,
     folder: Path,
     *,
@@ -81,9 +81,9 @@ def write_model(
     write_json(folder / "processor_config.json", _processor_json(model))
 
 
-def model_json(model: ModelConfig) -> dict[str, Any]:
+def model_json(model: ModelConfig) -> JsonObject:
     """``model_config.json``: the compression, in the PyTorch implementation's words."""
-    values: dict[str, Any] = {
+    values: JsonObject = {
         "compression_ratio": model.ratio,
         "encoder_window_size": model.window,
         "pooling": model.pooling,
@@ -148,7 +148,7 @@ def _write_side_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: T
     copy_tokenizer(source, folder)
 
 
-def _processor_json(model: ModelConfig) -> dict[str, Any]:
+def _processor_json(model: ModelConfig) -> JsonObject:
     return {
         "compression_ratio": model.ratio,
         "max_memory_length": 8192,

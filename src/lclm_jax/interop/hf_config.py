@@ -10,13 +10,14 @@ from pydantic import ValidationError
 from lclm_jax.config import BackboneConfig
 from lclm_jax.config.base import Tree
 from lclm_jax.interop.safetensors_io import CheckpointError
+from lclm_jax.types import JsonObject
 
 Branch = TypeVar("Branch", bound=Tree)
 
 FAMILIES = {"qwen3": ("Qwen3ForCausalLM", "Qwen3Model"), "llama": ("LlamaForCausalLM", "LlamaModel")}
 
 # What the forward pass does not implement, and the only values with which it is not needed.
-_FIXED: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -25,7 +26,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """A JSON object; raises ``CheckpointError`` if the file is missing or holds anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: JsonObject) -> None:
     """Write a JSON object, indented."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -95,7 +96,7 @@ def stored_dtype(folder: Path) -> str | None:
     return values.get("dtype") or values.get("torch_dtype")
 
 
-def backbone_json(backbone: BackboneConfig, causal: bool, dtype: str, special: dict[str, int | None]) -> dict[str, Any]:
+def backbone_json(backbone: BackboneConfig, causal: bool, dtype: str, special: dict[str, int | None]) -> JsonObject:
     """``config.json`` of a backbone.
 
     Args:
@@ -137,13 +138,13 @@ def backbone_json(backbone: BackboneConfig, causal: bool, dtype: str, special: d
     return dict(sorted(values.items()))
 
 
-def _need(values: dict[str, Any], name: str, path: Path) -> Any:
+def _need(values: JsonObject, name: str, path: Path) -> Any:
     if values.get(name) is None:
         raise CheckpointError(f"{path} lacks {name}; it is needed to build the model")
     return values[name]
 
 
-def _count(values: dict[str, Any], name: str, path: Path) -> int:
+def _count(values: JsonObject, name: str, path: Path) -> int:
     """A whole number above zero."""
     value = _need(values, name, path)
     if not isinstance(value, int) or value <= 0:
@@ -151,13 +152,13 @@ def _count(values: dict[str, Any], name: str, path: Path) -> int:
     return value
 
 
-def _or(values: dict[str, Any], name: str, default: Any) -> Any:
+def _or(values: JsonObject, name: str, default: Any) -> Any:
     """A key that transformers itself fills with ``default`` when the file leaves it out."""
     value = values.get(name)
     return default if value is None else value
 
 
-def _rope_theta(values: dict[str, Any], path: Path) -> float:
+def _rope_theta(values: JsonObject, path: Path) -> float:
     parameters = values.get("rope_parameters") or {}
     scaling = values.get("rope_scaling") or {}
     for kind in (parameters.get("rope_type"), scaling.get("rope_type"), scaling.get("type")):

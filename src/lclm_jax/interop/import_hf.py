@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -24,6 +23,7 @@ from lclm_jax.interop.lora import copy_peft, read_peft
 from lclm_jax.interop.memory_tokens import NewRows, add_memory_tokens, copy_tokenizer, plan_rows, read_memory_rows
 from lclm_jax.interop.param_source import FolderBlocks
 from lclm_jax.interop.safetensors_io import CheckpointError, Declared, TensorFolder, write_folder
+from lclm_jax.types import JsonObject
 from lclm_jax.version import __version__
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def import_model(
     role: str | None = None,
     options: ImportOptions | None = None,
     origin: str | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write ``out_dir`` from ``source``; memory holds one layer, or one block of rows of a table.
 
     Args:
@@ -105,7 +105,7 @@ def _role(source: Path, role: str | None) -> str:
     return role
 
 
-def _import_lclm(source: Path, out: Path, options: ImportOptions) -> dict[str, Any]:
+def _import_lclm(source: Path, out: Path, options: ImportOptions) -> JsonObject:
     for role in ("decoder", "encoder"):
         (out / role).mkdir()
         _import_backbone(source / role, out / role, role, options)
@@ -168,11 +168,11 @@ def _write_config(source: Path, out: Path, role: str, rows: int) -> None:
         shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
 
 
-def _model_keys(backbone: BackboneConfig) -> dict[str, Any]:
+def _model_keys(backbone: BackboneConfig) -> JsonObject:
     return backbone.model_dump(mode="json", exclude={"preset"})
 
 
-def _lclm_keys(model: ModelConfig) -> dict[str, Any]:
+def _lclm_keys(model: ModelConfig) -> JsonObject:
     """The keys of ``model`` that the files of an LCLM hold."""
     compression = {"adapter", "ratio", "window", "overlap", "pooling", "mask"}
     if model.plain != model:

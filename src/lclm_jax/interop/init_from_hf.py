@@ -8,7 +8,6 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,10 @@ from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.core.initial_state import params_shardings
+from lclm_jax.types import JsonObject
 
 
-def imported_params(config: Config, mesh: Mesh) -> dict[str, Any]:
+def imported_params(config: Config, mesh: Mesh) -> JsonObject:
     """Sharded parameters from the folders of ``config.init``; leaves that no folder gives are random.
 
     Args:
@@ -102,7 +102,7 @@ def _check_lora(root: Path, stored: ModelConfig, model: ModelConfig) -> None:
             )
 
 
-def _without_dropout(lora: LoraConfig) -> dict[str, Any]:
+def _without_dropout(lora: LoraConfig) -> JsonObject:
     return {"rank": lora.rank, "alpha": lora.alpha, "targets": set(lora.targets)}
 
 

@@ -1,7 +1,7 @@
 """Reading complete LCLM folders, and single Qwen3, Qwen3-Embedding or Llama folders as backbones."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lclm_jax.interop.lora import read_lora_towers, read_peft
 from lclm_jax.interop.param_source import FolderBlocks, Leaves, LeavesInFolders, shapes_of
 from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _SETTINGS = {
 }
 
 
-def load_hf(folder: Path, settings: Mapping[str, Any] | None = None, **changes: Any) -> tuple[ModelConfig, dict]:
+def load_hf(folder: Path, settings: ReadOnlyJson | None = None, **changes: Any) -> tuple[ModelConfig, dict]:
     """Load a complete LCLM folder (``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json``), ``lora/`` with it.
 
     Args:
@@ -73,7 +74,7 @@ def open_backbone(folder: Path, backbone: BackboneConfig, role: str) -> FolderBl
     return FolderBlocks(source, backbone_tensors(backbone, role, prefix))
 
 
-def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **changes: Any) -> ModelConfig:
+def read_model(folder: Path, settings: ReadOnlyJson | None = None, **changes: Any) -> ModelConfig:
     """The configuration of an LCLM folder, without its weights; arguments and errors as ``load_hf``."""
     folder = Path(folder)
     origin = folder / "model_config.json"
@@ -81,7 +82,7 @@ def read_model(folder: Path, settings: Mapping[str, Any] | None = None, **change
     for name in ("compression_ratio", "encoder_window_size"):
         if name not in values:
             raise CheckpointError(f"{origin} lacks {name}; the encoder cannot be run without it")
-    fields: dict[str, Any] = {ours: values.pop(theirs) for theirs, ours in _SETTINGS.items() if theirs in values}
+    fields: JsonObject = {ours: values.pop(theirs) for theirs, ours in _SETTINGS.items() if theirs in values}
     adapter = {"type": values.pop("adapter_type", "mlp")}
     layers = values.pop("num_adapter_layers", None)
     if layers is not None and adapter["type"] != "mlp":

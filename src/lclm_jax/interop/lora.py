@@ -7,7 +7,7 @@ updates of ``Qwen3ForCausalLM`` or ``LlamaForCausalLM`` (decoder) and ``Qwen3Mod
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from lclm_jax.interop.hf_weight_map import Tensor, backbone_tensors, tensor_tabl
 from lclm_jax.interop.param_source import Leaves, shapes_of
 from lclm_jax.interop.safetensors_io import CheckpointError, Declared, TensorFolder, write_folder
 from lclm_jax.model.lora import is_lora, update_of
+from lclm_jax.types import JsonObject
 
 FOLDER = "lora"
 """Folder of an export that holds ``decoder/`` and ``encoder/`` adapter folders."""
 TOWERS = ("decoder", "encoder")
 
-_USUAL: dict[str, Any] = {
+_USUAL: JsonObject = {
     "peft_type": "LORA",
     "bias": "none",
     "fan_in_fan_out": False,
@@ -220,7 +221,7 @@ def _is_target(tensor: Tensor, lora: LoraConfig) -> bool:
     return tensor.layer is not None and name == "kernel" and parent in lora.targets
 
 
-def _peft_json(lora: LoraConfig, targets: list[str], causal: bool) -> dict[str, Any]:
+def _peft_json(lora: LoraConfig, targets: list[str], causal: bool) -> JsonObject:
     return {
         **_USUAL,
         "task_type": "CAUSAL_LM" if causal else "FEATURE_EXTRACTION",

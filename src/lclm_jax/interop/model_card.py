@@ -1,10 +1,10 @@
 """The model card of an export: what it is, its shape, what was measured, how to use it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
+from lclm_jax.types import ReadOnlyJson
 from lclm_jax.version import __version__
 
 _HEAD = """---
@@ -39,7 +39,7 @@ the decoder and to the encoder alike, as far as each has a folder there:
 
 
 def write_card(
-    folder: Path, model: ModelConfig, dtype: str, lora: str, origin: str, evaluation: Mapping[str, Any] | None
+    folder: Path, model: ModelConfig, dtype: str, lora: str, origin: str, evaluation: ReadOnlyJson | None
 ) -> None:
     """Write ``README.md`` into an exported folder.
 
@@ -64,7 +64,7 @@ def write_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _settings(model: ModelConfig, lora: str) -> list[tuple[str, Any]]:
+def _settings(model: ModelConfig, lora: str) -> list[tuple[str, object]]:
     adapter: str = model.adapter.type
     if model.adapter.row.blocks:
         adapter += f", {model.adapter.num_layers} attention layers"
@@ -87,13 +87,13 @@ def _lora(model: ModelConfig, what: str) -> Iterator[tuple[str, str]]:
             yield f"LoRA of the {tower}", f"rank {lora.rank}, alpha {lora.alpha:g}, {' '.join(lora.targets)}; {place}"
 
 
-def _tower(name: str, tower: BackboneConfig) -> tuple[Any, ...]:
+def _tower(name: str, tower: BackboneConfig) -> tuple[object, ...]:
     heads = f"{tower.num_heads}/{tower.num_kv_heads}"
     sizes = (tower.num_layers, tower.hidden_size, heads, tower.head_dim, tower.mlp_size, tower.vocab_size)
     return (name, *sizes, "yes" if tower.tie_embeddings else "no")
 
 
-def _results(evaluation: Mapping[str, Any]) -> str:
+def _results(evaluation: ReadOnlyJson) -> str:
     rows = [(f"loss, {name} (nats per token)", entry) for name, entry in evaluation["loss_nats"].items()]
     rows += [("recovered share of the context gain", evaluation["recovered_share"])]
     rows += [("verbatim token accuracy", evaluation["verbatim_token_accuracy"])]
@@ -102,11 +102,11 @@ def _results(evaluation: Mapping[str, Any]) -> str:
     return f"Measured on the {split} split, {tokens:,} tokens; standard errors are over files.\n\n{text}"
 
 
-def _estimate(entry: Mapping[str, Any]) -> tuple[str, str, Any]:
+def _estimate(entry: ReadOnlyJson) -> tuple[str, str, object]:
     error = entry["standard_error"]
     return f"{entry['value']:.4f}", "unknown" if error is None else f"{error:.4f}", entry["count"]
 
 
-def _table(head: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
+def _table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)

@@ -1,12 +1,13 @@
 """Where parameters come from, behind one small interface: memory, or a folder of safetensors, block by block."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, flatten, leaf
 from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
+from lclm_jax.types import Params
 
 
 class Leaves(Protocol):
@@ -25,7 +26,7 @@ class Leaves(Protocol):
 class LeavesInMemory:
     """Nested parameters: NumPy or JAX arrays."""
 
-    def __init__(self, params: Mapping[str, Any]):
+    def __init__(self, params: Params):
         self._params = params
 
     @property

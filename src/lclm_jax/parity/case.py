@@ -1,11 +1,10 @@
 """A case of the reference outputs, loaded: model, tokenizers, our examples, and batches made of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from lclm_jax.text.example import (
 )
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 IGNORED = -100
 """Label of a token without loss, in the reference."""
@@ -37,14 +37,14 @@ class Case:
     """Everything that the comparisons of one ``case.json`` need."""
 
     name: str
-    values: Mapping[str, Any]
+    values: ReadOnlyJson
     model: ModelConfig
     params: dict
     decoder: Tokenizer
     encoder: Tokenizer
 
     @property
-    def samples(self) -> dict[str, Mapping[str, Any]]:
+    def samples(self) -> dict[str, ReadOnlyJson]:
         """Sample id -> what the reference says about it."""
         return {sample["id"]: sample for sample in self.values["samples"]}
 
@@ -53,7 +53,7 @@ class Case:
         """Sample id -> our example."""
         return {name: self._example(sample) for name, sample in self.samples.items()}
 
-    def _example(self, sample: Mapping[str, Any]) -> Example:
+    def _example(self, sample: ReadOnlyJson) -> Example:
         common = (self.decoder, self.encoder, self.model.ratio)
         if sample["kind"] == "cpt":
             return cpt_example(sample["text"], *common)
@@ -69,7 +69,7 @@ class Case:
         source = sample["text"] if sample["kind"] == "cpt" else sample["messages"]
         return self._prompt_example(sample, source)
 
-    def _prompt_example(self, sample: Mapping[str, Any], prompt: str | Sequence[Mapping[str, Any]]) -> Example:
+    def _prompt_example(self, sample: ReadOnlyJson, prompt: str | Sequence[ReadOnlyJson]) -> Example:
         """On the reference's prompt-embedding path, spans may be empty."""
         make = empty_span_prompt_example if "path" in sample else prompt_example
         return make(prompt, self.decoder, self.encoder, self.model.ratio)
@@ -82,11 +82,11 @@ class Case:
             labels[0] = example.tokens[0]
         return labels
 
-    def windows(self, name: str) -> list[list[dict[str, Any]]]:
+    def windows(self, name: str) -> list[list[JsonObject]]:
         """Windows of every span as the reference writes them."""
         return [self._windows(span) for span in self.examples[name].spans]
 
-    def _windows(self, span: np.ndarray) -> list[dict[str, Any]]:
+    def _windows(self, span: np.ndarray) -> list[JsonObject]:
         found = []
         for window in plan_windows(len(span), self.model) if len(span) else []:
             read = window.right - window.left
@@ -101,7 +101,7 @@ class Case:
         examples = [[self.examples[name] for name in row] for row in rows]
         return case_batch(examples, self.model, self.encoder.pad_id, row_length)
 
-    def boundaries(self, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    def boundaries(self, rows: Sequence[Sequence[str]]) -> list[JsonObject]:
         """Where the reference asks a sample's last token for the next sample's first: that one must have a label."""
         found = []
         for index, row in enumerate(rows):
@@ -114,7 +114,7 @@ class Case:
 
 
 def empty_span_prompt_example(
-    prompt: str | Sequence[Mapping[str, Any]], decoder: Tokenizer, encoder: Tokenizer, ratio: int
+    prompt: str | Sequence[ReadOnlyJson], decoder: Tokenizer, encoder: Tokenizer, ratio: int
 ) -> Example:
     """``prompt_example``, but a span without text has one placeholder instead of being refused."""
     text = prompt if isinstance(prompt, str) else decoder.render_chat(prompt, add_generation_prompt=True)
@@ -124,7 +124,7 @@ def empty_span_prompt_example(
     return expand(outline_pieces(pieces[:-1], decoder, encoder), ratio, decoder.memory_ids.placeholder)
 
 
-def load_case(folder: Path, checkpoints: Path, changes: Mapping[str, Any] | None = None) -> Case:
+def load_case(folder: Path, checkpoints: Path, changes: ReadOnlyJson | None = None) -> Case:
     """Read ``folder/case.json``, its keys replaced by ``changes``, and the checkpoint it names.
 
     Raises ``LclmError`` if either cannot be read.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Check(NamedTuple):
         return f"{verdict} {self.case} {self.quantity}: {apart}"
 
 
-def compare(case: str, quantity: str, found: Any, expected: Any, tolerance: Tolerance) -> Check:
+def compare(case: str, quantity: str, found: object, expected: object, tolerance: Tolerance) -> Check:
     """Compare numbers or arrays; another shape, and NaN on either side, is a failure."""
     ours, theirs = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if ours.shape != theirs.shape:
@@ -70,14 +70,14 @@ def compare(case: str, quantity: str, found: Any, expected: Any, tolerance: Tole
     return Check(case, quantity, float(difference.max()), float(ratio.max()), str(tolerance), ok)
 
 
-def same(case: str, quantity: str, found: Any, expected: Any) -> Check:
+def same(case: str, quantity: str, found: object, expected: object) -> Check:
     """Compare plain values (numbers, strings, lists, dicts) for equality; NumPy arrays count as lists."""
     ours, theirs = _plain(found), _plain(expected)
     wrong = 0 if ours == theirs else max(1, sum(1 for _ in _differences(ours, theirs)))
     return Check(case, quantity, float(wrong), float(wrong > 0), str(EXACT), wrong == 0)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _differences(ours: Any, theirs: Any) -> Iterator[None]:
+def _differences(ours: object, theirs: object) -> Iterator[None]:
     if isinstance(ours, list) and isinstance(theirs, list):
         for one, other in zip(ours, theirs, strict=False):
             yield from _differences(one, other)

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from lclm_jax.model.lclm import decode, embed, encode, encode_pooled, forward, l
 from lclm_jax.parity.case import Case, span_slots
 from lclm_jax.parity.check import GRADIENT, GRADIENT_NORM, LATENTS, LOGITS, LOSS, Check, compare, same
 from lclm_jax.text.example import Example
+from lclm_jax.types import Params, ReadOnlyJson
 
 
 def check_model(case: Case, folder: Path) -> Iterator[Check]:
@@ -138,7 +138,7 @@ def packed_batch(case: Case) -> Batch:
     return batch
 
 
-def named_tensors(case: Case, params: Any) -> dict[str, np.ndarray]:
+def named_tensors(case: Case, params: Params) -> dict[str, np.ndarray]:
     """Reference's parameter name -> array in its layout; the memory rows are put into (added to) the decoder's table.
 
     ``params`` may be gradients: the table's own rows of the memory tokens have none.
@@ -154,13 +154,13 @@ def named_tensors(case: Case, params: Any) -> dict[str, np.ndarray]:
     return found
 
 
-def batch_loss(params: Any, model: ModelConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def batch_loss(params: Params, model: ModelConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """(sum of the weighted negative log likelihoods, sum of the weights) of a batch."""
     nll_BS = token_nll(params, model, forward(params, model, batch), batch.targets)
     return (nll_BS * batch.loss_weights).sum(), jnp.asarray(batch.loss_weights).sum()
 
 
-def _losses(case: str, what: str, total: float, count: float, expected: Mapping[str, Any]) -> Iterator[Check]:
+def _losses(case: str, what: str, total: float, count: float, expected: ReadOnlyJson) -> Iterator[Check]:
     yield same(case, f"{what}/num_loss_tokens", round(count), expected["num_loss_tokens"])
     mean = total / max(count, 1)
     if "loss" in expected:
@@ -170,7 +170,7 @@ def _losses(case: str, what: str, total: float, count: float, expected: Mapping[
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _forward(params: Any, batch: Batch, *, model: ModelConfig) -> dict[str, jax.Array]:
+def _forward(params: Params, batch: Batch, *, model: ModelConfig) -> dict[str, jax.Array]:
     latents_BLD = encode(params, model, batch)
     x_BSD = embed(params, model, batch, latents_BLD)
     hidden_BSD = decode(params, model, x_BSD, batch.decoder_segments, batch.decoder_positions)
@@ -183,7 +183,7 @@ def _forward(params: Any, batch: Batch, *, model: ModelConfig) -> dict[str, jax.
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _gradient(params: Any, batch: Batch, *, model: ModelConfig) -> Any:
+def _gradient(params: Params, batch: Batch, *, model: ModelConfig) -> Params:
     def mean(params):
         total, count = batch_loss(params, model, batch)
         return total / count

@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from lclm_jax.parity.case import IGNORED, Case
 from lclm_jax.parity.check import Check, same
 from lclm_jax.text.example import placeholder_ranges
 from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.types import JsonObject
 
 ANSWER = "Done."
 """The reply with which the reference rendered its chats in full."""
@@ -107,10 +107,10 @@ def pack_in_order(lengths: Sequence[int], limit: int, seed: int | None) -> list[
     return batches
 
 
-def _processed(case: Case, name: str) -> dict[str, Any]:
+def _processed(case: Case, name: str) -> JsonObject:
     sample, example = case.samples[name], case.examples[name]
     ranges = placeholder_ranges(example.tokens, case.decoder.memory_ids.placeholder)
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "input_ids": example.tokens,
         "labels": None if sample["kind"] == "prompt" else case.labels(name),
         "memory_token_ids": list(example.spans),
@@ -130,7 +130,7 @@ def _processed(case: Case, name: str) -> dict[str, Any]:
     return found
 
 
-def _laid_out(case: Case, rows: Sequence[Sequence[str]], length: int, pad_id: int) -> dict[str, Any]:
+def _laid_out(case: Case, rows: Sequence[Sequence[str]], length: int, pad_id: int) -> JsonObject:
     """Padded ids, attention mask, labels and latent counts of rows, read back from our batch where it has them."""
     batch = case.batch(rows, length)
     filled = batch.decoder_segments[:, :length] > 0

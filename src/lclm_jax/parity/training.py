@@ -1,6 +1,6 @@
 """Comparisons of training: eight optimizer steps, and learning-rate schedules."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lclm_jax.parity.model import batch_loss, named_tensors
 from lclm_jax.train.core.freeze import FROZEN, groups_of, merge, split
 from lclm_jax.train.core.optimizer import Group, Optimizer
 from lclm_jax.train.core.schedule import Schedule
+from lclm_jax.types import Params, ReadOnlyJson
 
 
 def check_training(path: Path, directory: Path) -> Iterator[Check]:
@@ -41,7 +42,7 @@ def check_training(path: Path, directory: Path) -> Iterator[Check]:
     yield compare(name, "param_change_norms", [changes[n] for n in expected], list(expected.values()), CHANGE_NORM)
 
 
-def make_optimizer(case: Case, values: Mapping[str, Any]) -> Optimizer:
+def make_optimizer(case: Case, values: ReadOnlyJson) -> Optimizer:
     """Our AdamW with every leaf in the group that the reference puts it in, frozen where it has none.
 
     The memory rows are part of the reference's table, so they share its group and its decay.
@@ -80,7 +81,7 @@ def check_schedules(path: Path) -> Iterator[Check]:
         yield compare("lr_schedule", name, found, values["lr"], LEARNING_RATE)
 
 
-def _run(case: Case, values: Mapping[str, Any], optimizer: Optimizer) -> tuple[list[float], list[dict], Any]:
+def _run(case: Case, values: ReadOnlyJson, optimizer: Optimizer) -> tuple[list[float], list[dict], Any]:
     """(losses before each step and after the last, metrics of each step, final parameters)."""
     names = [name for name in values["samples"] if case.samples[name]["kind"] != "prompt"]
     batch = jax.device_put(case.batch([[name] for name in names]))
@@ -101,7 +102,7 @@ def _run(case: Case, values: Mapping[str, Any], optimizer: Optimizer) -> tuple[l
         params, state, metrics = optimizer.update(grads, state, params, index, jnp.array(True))
         return params, state, metrics | {"loss": loss}
 
-    params: Any = jax.device_put(case.params)
+    params: Params = jax.device_put(case.params)
     state = optimizer.init(params)
     history = []
     for index in range(len(values["steps"]) + 1):  # the last one only gives the loss after all steps
