@@ -1,12 +1,15 @@
-"""A model in memory as a folder in the Hugging Face layout."""
+"""A model in memory as a folder in the Hugging Face layout, and a backbone of such a folder in memory."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.interop.export import SHARD_BYTES, new_export, write_model
-from lclm_jax.interop.param_source import Leaves
+from lclm_jax.interop.hf_config import read_backbone
+from lclm_jax.interop.hf_weight_map import nest
+from lclm_jax.interop.load import open_backbone
+from lclm_jax.interop.param_source import Leaves, LeavesInFolders
 
 
 def export_model(
@@ -23,3 +26,10 @@ def export_model(
     tokenizers = dict(decoder_tokenizer=decoder_tokenizer, encoder_tokenizer=encoder_tokenizer)
     with new_export(out_dir) as part:
         write_model(leaves, model, part, **tokenizers, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def load_backbone(folder: Path, role: str) -> tuple[BackboneConfig, dict[str, Any]]:
+    """Shape and parameters of one backbone as ``role`` (a decoder lacks ``memory_rows``)."""
+    backbone = read_backbone(folder)
+    leaves = LeavesInFolders([open_backbone(folder, backbone, role)], ())
+    return backbone, nest({path: leaves.read(path) for path in leaves.shapes})[role]

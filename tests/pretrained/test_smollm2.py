@@ -20,12 +20,12 @@ import pytest
 import torch
 import transformers
 import yaml
+from tests.exporting import load_backbone
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.inference.windows import blank_batch
-from lclm_jax.interop.load import load_backbone
 from lclm_jax.interop.safetensors_io import TensorFolder
 from lclm_jax.model.encoder import Encoder
 from lclm_jax.model.lclm import abstract_params, decode, embed, logits
