@@ -127,5 +127,5 @@ def test_another_yaml_is_refused(tmp_path):
     assert "unknown key a" in str(result.exception)
     assert "models is missing" in str(result.exception)
     result, _ = convert(tmp_path, {"models": 3, "stages": {0: [1]}})
-    assert "models is no mapping of keys" in str(result.exception)
-    assert "stages.0 is no mapping of keys" in str(result.exception)
+    assert "models is not a mapping of keys" in str(result.exception)
+    assert "stages.0 is not a mapping of keys" in str(result.exception)

@@ -85,7 +85,7 @@ def test_bad_values_name_the_key_and_the_fix(yaml_file, override, words):
 
 def test_duplicate_keys_are_an_error(yaml_file):
     yaml_file.write_text(yaml_file.read_text() + "\nseed: 1\nseed: 2\n")
-    with pytest.raises(ConfigError, match="'seed' stands twice"):
+    with pytest.raises(ConfigError, match="'seed' occurs twice"):
         load_config(yaml_file)
 
 

@@ -200,6 +200,6 @@ def test_export_refuses_what_it_would_lose(make_tiny, random_params, export, tmp
         export(params, small, tmp_path / "b")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.txt").write_text("x")
-    with pytest.raises(LclmError, match="no export"):
+    with pytest.raises(LclmError, match="not an export"):
         export(params, model, tmp_path / "c")
     assert (tmp_path / "c" / "thesis.txt").exists()

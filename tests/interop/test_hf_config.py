@@ -25,8 +25,8 @@ def test_a_shape_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_attention_heads": "two"}, "num_attention_heads='two' is no whole number above 0"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0 is no whole number above 0"),
+        ({"num_attention_heads": "two"}, "num_attention_heads='two' is not a positive whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 is not a positive whole number"),
         ({"num_hidden_layers": -1}, "num_layers=-1: .*greater than 0"),
         ({"head_dim": 3}, "head_dim=3 is odd"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_heads=3 is not a multiple of num_kv_heads=2"),

@@ -177,7 +177,7 @@ def test_what_is_wrong_is_said(release, tmp_path):
         import_model(source, tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(LclmError, match="no import"):
+    with pytest.raises(LclmError, match="not an import"):
         import_model(source, tmp_path / "mine", "decoder")
     index = next(source.glob("*.index.json"))
     names = json.loads(index.read_text())["weight_map"]

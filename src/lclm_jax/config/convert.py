@@ -44,7 +44,7 @@ _LEFT_OUT: dict[str, dict[str, str]] = {
         "max_encode_batch_size": "windows are packed in rows of a fixed number",
         "gradient_accumulation_steps": _BATCH,
         "num_epochs": "a stage's length is its steps or tokens",
-        "auto_resume": "a run always goes on from its last checkpoint",
+        "auto_resume": "a run always resumes from its last checkpoint",
         "use_liger_kernel": "kernels are model.attention's",
     },
     "data": {"packed_attention_backend": "model.attention chooses a kernel"},
@@ -83,7 +83,7 @@ def convert_experiment(source: ReadOnlyJson, recipe: ReadOnlyJson) -> Converted:
     Raises:
         ConfigError: unknown or missing keys, or values that have no counterpart; names all of them.
     """
-    defects = [f"{name.rstrip('.')} is no mapping of keys" for name in _misshaped(source)]
+    defects = [f"{name.rstrip('.')} is not a mapping of keys" for name in _misshaped(source)]
     defects = defects or [*_unknown(source), *_unsupported(source)]
     if defects:
         raise ConfigError("\n".join(defects))
@@ -125,7 +125,7 @@ def _unknown(source: ReadOnlyJson) -> Iterator[str]:
                 yield f"unknown key {dotted}{key}; {suggestion(str(key), sorted(known))}"
     for name in ("models", "training", "stages"):
         if not source.get(name):
-            yield f"{name} is missing; this is no experiment of the PyTorch project"
+            yield f"{name} is missing; this is not an experiment of the PyTorch project"
 
 
 def _unsupported(source: ReadOnlyJson) -> Iterator[str]:

@@ -38,7 +38,7 @@ class CollectionConfig(Tree, role="result"):
 
     format: Format = required(
         "jsonl (plain, .gz, .zst), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
-        " python_stdlib (what Python carries), synthetic (made-up documents that context helps to foretell)."
+        " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict)."
     )
     paths: tuple[str, ...] = key(
         (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet.", role="place"
@@ -82,11 +82,11 @@ class CorpusConfig(Tree, role="result"):
     """Raw text to prepare, split by a hash of each document's name or text."""
 
     collections: dict[str, CollectionConfig] = key(
-        {}, "Named collections; none: documents and chat, made of what kind says."
+        {}, "Named collections; empty: documents and chat, made from the source that kind names."
     )
     kind: Literal["python_stdlib", "folder"] = key(
         "python_stdlib",
-        "Without collections. python_stdlib: sources and manuals that Python carries; folder: text files under path.",
+        "Without collections. python_stdlib: sources and manuals shipped with Python; folder: text files under path.",
     )
     path: str | None = key(None, "Folder of text files (kind: folder).", role="place")
     suffixes: tuple[str, ...] = key((".py", ".txt", ".md", ".rst"), "File endings read from a folder (kind: folder).")

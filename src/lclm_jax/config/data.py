@@ -90,7 +90,7 @@ class PackConfig(Tree, role="result"):
 class RowsFor(Tree, role="result"):
     """Compression settings in the place of the model's where rows are planned; null: the model's."""
 
-    ratio: int | None = key(None, "N; the smallest of the models that shall share rows.", gt=0)
+    ratio: int | None = key(None, "N; the smallest of the models that share rows.", gt=0)
     window: int | None = key(None, "W; a span's windows are cut by it.", gt=0)
     overlap: int | None = key(None, "O; the largest of them.", ge=0)
     pooling: str | None = key(None, "One with markers (eos), if any of them has markers.")

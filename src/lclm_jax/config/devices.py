@@ -16,7 +16,7 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 def _check(environment: dict[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
     for name in environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"environment.{name} is no name of a variable; use letters, digits and _")
+            raise ValueError(f"environment.{name} is not a variable name; use letters, digits and _")
         if _SECRET.search(name.upper()):
             raise ValueError(
                 f"environment.{name} looks like a secret, and configurations are saved with every run; export it in the"

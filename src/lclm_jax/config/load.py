@@ -43,7 +43,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
             continue  # "<<": keys that stand here too win over those merged in
         name = loader.construct_object(key_node)
         if name in seen:
-            raise ConfigError(f"key {name!r} stands twice (line {key_node.start_mark.line + 1}); delete one")
+            raise ConfigError(f"key {name!r} occurs twice (line {key_node.start_mark.line + 1}); delete one")
         seen.add(name)
     loader.flatten_mapping(node)
     return loader.construct_mapping(node)
@@ -105,7 +105,7 @@ def read_yaml(path: Path) -> JsonObject:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping of keys; see configs/demo.yaml for an example")
+        raise ConfigError(f"{path} does not hold a mapping of keys; see configs/demo.yaml for an example")
     values = renamed(values, str(path))
     if base := values.pop("base", None):
         values = _merge(read_yaml(path.parent / base), values)

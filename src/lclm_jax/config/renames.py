@@ -32,7 +32,7 @@ def renamed_key(dotted: str) -> str | None:
 def renamed(values: ReadOnlyJson, origin: str) -> JsonObject:
     """``values`` (a tree of plain values) with the keys of today; warns of old ones.
 
-    Raises ``LclmError`` if a key stands under both names.
+    Raises ``LclmError`` if a key is set under both names.
     """
     tree = copy.deepcopy(dict(values))
     for old, new in RENAMED.items():

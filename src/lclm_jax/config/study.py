@@ -63,9 +63,9 @@ class StudyConfig(Tree):
     rows_for: Overrides = key(
         {}, "Compression settings that rows are packed for, so that all variants have the same examples in a row."
     )
-    primary: Measurement = key("held_out_loss", "Measure that the study is sized for, and that ranks the variants.")
+    primary: Measurement = key("held_out_loss", "Measure that the study is sized for and that ranks the variants.")
     measurements: tuple[Measurement, ...] = key((), "Measures that the report shows beside the primary one; none: all.")
-    smallest_effect: float = required("Difference of the primary measure that the study shall be able to find.", gt=0)
+    smallest_effect: float = required("Difference of the primary measure that the study must be able to detect.", gt=0)
     pilot: str | None = key(
         None, "Variant that runs after the baseline, to size the study by their paired differences; null: the first."
     )

@@ -62,7 +62,7 @@ def encode_prompts(
     """Encode every prompt of a JSONL file and write the embeddings to ``out``, their metadata to ``out`` + ``.jsonl``.
 
     Every prompt is read and checked before the model is loaded. An interrupted call leaves its finished prompts beside
-    ``out``; the same call goes on after them. A finished file of the same model and prompts is left as it is.
+    ``out``; rerunning the command resumes after them. A finished file of the same model and prompts is left as it is.
 
     Args:
         folder: exported or released LCLM.

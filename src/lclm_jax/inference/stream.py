@@ -1,4 +1,4 @@
-"""A safetensors file that is written tensor by tensor and goes on where it was interrupted.
+"""A safetensors file that is written tensor by tensor and resumes where it was interrupted.
 
 ``FILE.part`` begins with its whole header, as all shapes are known before; behind it the tensors stand in order.
 ``FILE.part.jsonl`` is the journal: what identifies the job, then one line per tensor, written after its bytes are on

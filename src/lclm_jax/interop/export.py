@@ -29,7 +29,7 @@ def new_export(out_dir: Path) -> Iterator[Path]:
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
-        raise LclmError(f"{out_dir} holds files that are no export; name a new folder or empty this one")
+        raise LclmError(f"{out_dir} holds files that are not an export; name a new folder or empty this one")
     with replacing_folder(out_dir) as part:
         yield part
 

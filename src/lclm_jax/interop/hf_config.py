@@ -145,10 +145,10 @@ def _need(values: JsonObject, name: str, path: Path) -> Any:
 
 
 def _count(values: JsonObject, name: str, path: Path) -> int:
-    """A whole number above zero."""
+    """A positive whole number."""
     value = _need(values, name, path)
     if not isinstance(value, int) or value <= 0:
-        raise CheckpointError(f"{path}: {name}={value!r} is no whole number above 0; fetch the file again")
+        raise CheckpointError(f"{path}: {name}={value!r} is not a positive whole number; fetch the file again")
     return value
 
 

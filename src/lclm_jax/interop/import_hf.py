@@ -80,7 +80,7 @@ def import_model(
     options = options or ImportOptions()
     role = _role(source, role)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / RECORD).is_file():
-        raise LclmError(f"{out_dir} holds files that are no import; name a new folder or empty this one")
+        raise LclmError(f"{out_dir} holds files that are not an import; name a new folder or empty this one")
     with replacing_folder(out_dir) as part:
         if role == "lclm":
             config = _import_lclm(source, part, options)
@@ -98,7 +98,9 @@ def _role(source: Path, role: str | None) -> str:
     complete = (source / "model_config.json").is_file() and (source / "decoder").is_dir()
     if role is None:
         if not complete:
-            raise LclmError(f"{source} is no complete LCLM; say with --role whether it becomes an encoder or a decoder")
+            raise LclmError(
+                f"{source} is not a complete LCLM; say with --role whether it becomes an encoder or a decoder"
+            )
         return "lclm"
     if role not in ROLES:
         raise LclmError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}")

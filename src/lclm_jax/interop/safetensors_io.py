@@ -56,7 +56,7 @@ class TensorFolder:
                 for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                     if name in self._file_of:
                         raise CheckpointError(
-                            f"{folder}: tensor {name} stands in {self._file_of[name].name} and {path.name}"
+                            f"{folder}: tensor {name} is in both {self._file_of[name].name} and {path.name}"
                         )
                     self._file_of[name] = path
                     self._note(name, file.get_slice(name))

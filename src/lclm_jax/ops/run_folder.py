@@ -63,7 +63,7 @@ def claim_run(config: Config, force: bool = False) -> None:
     """
     path = RunPaths(config).resolved_config
     if path.exists() and not force:
-        # Parsed again, so that a key this version has added stands at its default on both sides.
+        # Parsed again, so that a key that this version added has its default on both sides.
         stored = flat_values(parse_config(_read_stored(path), str(path)).model_dump(mode="json"))
         mine = flat_values(config.model_dump(mode="json"))
         changed = [
@@ -76,7 +76,7 @@ def claim_run(config: Config, force: bool = False) -> None:
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
             raise LclmError(
                 f"{path.parent} holds a run of another configuration ({shown}{more}); set them back, set run_dir to a"
-                " new folder, or continue with the new values all the same: lclm train --force"
+                " new folder, or continue with the new values anyway: lclm train --force"
             )
     write_text(path, dump_config(config))
 

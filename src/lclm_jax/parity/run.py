@@ -26,7 +26,7 @@ def run_golden(directory: str | Path) -> Iterator[Check]:
         directory: holds ``checkpoints/``, ``cases/``, ``training/``, ``lr_schedule.json``, ``tokenizer_cases.json`` and
             ``pack_sequences.json``, or some of them.
 
-    A case (or its checkpoint) that cannot be read or run is a failed check; the others are compared all the same.
+    A case (or its checkpoint) that cannot be read or run is a failed check; the others are still compared.
 
     Raises:
         LclmError: if the directory holds nothing of that format.
