@@ -4,13 +4,11 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
-
-from lclm_jax.types import JsonObject, ReadOnlyJson
 
 Role = Literal["result", "layout", "logging", "place"]
 """What a key decides.
@@ -86,12 +84,12 @@ def role_of(tree: type[Tree], dotted: str) -> Role | None:
     return None
 
 
-def result_values(node: Tree) -> JsonObject:
+def result_values(node: Tree) -> dict[str, Any]:
     """``node`` as plain values, less the keys that no result depends on."""
     return _of_results(type(node), node.model_dump(mode="json"))
 
 
-def _of_results(tree: type[Tree], values: ReadOnlyJson) -> JsonObject:
+def _of_results(tree: type[Tree], values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in values.items():
         field = tree.model_fields[name]
