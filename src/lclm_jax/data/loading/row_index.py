@@ -29,6 +29,7 @@ from lclm_jax.data.packing.counter_rng import draw_key
 from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture
 from lclm_jax.data.packing.sources import ExampleRef, Source
 from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -253,7 +254,4 @@ def digest_of(inputs: JsonObject) -> str:
 
 
 def _write_json(path: Path, values: JsonObject) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(values, indent=2) + "\n", shared=True)

@@ -8,7 +8,6 @@ from typing import Any
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Messages, RawChat, RawText, Row
 from lclm_jax.data.prepare.reject_counter import RejectCounter
-from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 from lclm_jax.types import JsonObject
 
