@@ -196,6 +196,20 @@ class ModelConfig(Tree, role="result"):
         return self.encoder.hidden_size * (self.ratio if width == "ratio" else width)
 
     @property
+    def adapter_backbone(self) -> BackboneConfig | None:
+        """Shape of the adapter's attention layers; None if it has none.
+
+        They are blocks like the encoder's before the MLP (``attn_mlp``) and like the decoder's after it (``mlp_attn``).
+        With ``concat`` pooling those before the MLP run on the pooled width N * E; the PyTorch code crashes there.
+        """
+        blocks = self.adapter.row.blocks
+        if blocks is None:
+            return None
+        before = blocks == "encoder"
+        backbone, width = (self.encoder, self.latent_size) if before else (self.decoder, self.decoder.hidden_size)
+        return backbone.model_copy(update={"num_layers": self.adapter.num_layers, "hidden_size": width})
+
+    @property
     def has_markers(self) -> bool:
         """Whether a window ends with one marker per latent."""
         return self.pooling_row.markers is not None

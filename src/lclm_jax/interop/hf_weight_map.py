@@ -15,7 +15,6 @@ from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.config.registry.adapters import ADAPTERS
 from lclm_jax.config.registry.poolings import POOLINGS
 from lclm_jax.errors import LclmError
-from lclm_jax.model.adapter import attention_shape
 
 TABLE_PATH = "decoder/embed/table"
 MEMORY_ROWS_PATH = "decoder/memory_rows"
@@ -114,7 +113,7 @@ def adapter_tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("adapter", "fc2.weight", "adapter/fc2/kernel", None, (width, width), (width, width), True),
         _whole("adapter", "fc2.bias", "fc2/bias", (width,)),
     ]
-    backbone = attention_shape(model)
+    backbone = model.adapter_backbone
     if backbone is not None:
         for layer in range(model.adapter.num_layers):
             table += _block(backbone, "adapter", f"attention_layers.{layer}.decoder_layer.", layer)

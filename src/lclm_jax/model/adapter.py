@@ -15,7 +15,7 @@ from typing import cast
 import flax.linen as nn
 import jax
 
-from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.model.block import StackOptions, attention_context, layers
 from lclm_jax.model.functional import rms_norm
 from lclm_jax.model.layers import Module, Projection, RMSNorm
@@ -53,20 +53,6 @@ def input_norm_scale(params: Params) -> jax.Array:
     return cast(jax.Array, params["norm"]["scale"])
 
 
-def attention_shape(model: ModelConfig) -> BackboneConfig | None:
-    """Shape of the adapter's attention layers; None if it has none.
-
-    They are blocks like the encoder's before the MLP (``attn_mlp``) and like the decoder's after it (``mlp_attn``).
-    With ``concat`` pooling the layers before the MLP run on the pooled width N * E; the PyTorch code crashes there.
-    """
-    blocks = model.adapter.row.blocks
-    if blocks is None:
-        return None
-    before = blocks == "encoder"
-    backbone, width = (model.encoder, model.latent_size) if before else (model.decoder, model.decoder.hidden_size)
-    return backbone.model_copy(update={"num_layers": model.adapter.num_layers, "hidden_size": width})
-
-
 class MlpAdapter(Module):
     """RMSNorm, Linear, erf GELU, Linear; with attention over the latents of one span before or after."""
 
@@ -97,7 +83,7 @@ class MlpAdapter(Module):
         return Products(latent * width + width * width, latent * width)
 
     def _attend(self, x_BLE: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        shape = attention_shape(self.model)
+        shape = self.model.adapter_backbone
         assert shape is not None
         options = StackOptions.of(self.model, False, "batch", "latents")
         return layers(shape, options)(x_BLE, None, attention_context(shape, segments_BL, positions_BL))[0]

@@ -8,14 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
+from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
 from lclm_jax.model.kv_cache import write
 from lclm_jax.model.layers import DROPOUT, Module, Projection, RMSNorm
-from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
+from lclm_jax.parallel.sharding import axis_names, logical_shard_map
 from lclm_jax.parallel.zigzag import natural_order, pieces_of
 
 

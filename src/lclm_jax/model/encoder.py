@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.registry.remat_policies import remat_of
 from lclm_jax.model.block import StackOptions, attention_context, layers
 from lclm_jax.model.layers import Embedding, Module, RMSNorm, lookup

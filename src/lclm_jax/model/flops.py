@@ -7,9 +7,11 @@ encoder; rows of several segments need less attention, which neither the model's
 
 from typing import NamedTuple
 
-from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig, PackConfig, StageConfig
+from lclm_jax.config.data import PackConfig
+from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS, AttentionCost
 from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
+from lclm_jax.config.tree import StageConfig
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.pooling import pooling_of
 from lclm_jax.model.registry import Products

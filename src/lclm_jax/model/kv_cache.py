@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 
 
 class KVCache(NamedTuple):

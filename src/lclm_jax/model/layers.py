@@ -14,8 +14,7 @@ from flax.core import meta
 from lclm_jax.config.model import LoraConfig
 from lclm_jax.model.functional import product, rms_norm
 from lclm_jax.model.lora import dropped, low_rank_equations
-from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
-from lclm_jax.parallel.sharding import constrain
+from lclm_jax.parallel.sharding import axis_names, constrain, logical_shard_map
 
 LAYER_AXIS = "layers"
 DROPOUT = "dropout"

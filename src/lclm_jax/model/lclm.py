@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
 from lclm_jax.model.adapter import adapter_of, latents_of
 from lclm_jax.model.block import attention_context, cached_attention_context
@@ -25,8 +25,7 @@ from lclm_jax.model.layers import DROPOUT, Declared
 from lclm_jax.model.pooling import dummy_groups, fused_norm_scale, learned_markers, pool_rows, pooling_of
 from lclm_jax.model.poolings.late_layers import first_layers, read_latents, runs_late_layers
 from lclm_jax.model.splice import splice
-from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
-from lclm_jax.parallel.sharding import ENCODER_ROWS, constrain, widest
+from lclm_jax.parallel.sharding import ENCODER_ROWS, axis_names, constrain, logical_shard_map, widest
 from lclm_jax.parallel.zigzag import from_zigzag, to_zigzag
 
 Params = dict[str, Any]

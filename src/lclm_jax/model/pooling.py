@@ -17,15 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
 from lclm_jax.model.adapter import NORM_EPS, input_norm_scale
 from lclm_jax.model.functional import rms_norm
 from lclm_jax.model.layers import Module
 from lclm_jax.model.registry import load
-from lclm_jax.parallel.shard_map import logical_shard_map
-from lclm_jax.parallel.sharding import constrain
+from lclm_jax.parallel.sharding import constrain, logical_shard_map
 from lclm_jax.types import Params
 
 

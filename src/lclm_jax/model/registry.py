@@ -3,7 +3,7 @@
 import importlib
 from typing import Any, NamedTuple
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 
 
 class Products(NamedTuple):

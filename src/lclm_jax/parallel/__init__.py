@@ -2,8 +2,16 @@
 
 from lclm_jax.parallel.mesh import AXES, batch_parts, make_mesh, row_parts, use_mesh
 from lclm_jax.parallel.processes import EXIT_LOST, broadcast_from_process_0, join_processes
-from lclm_jax.parallel.shard_map import axis_names, logical_shard_map
-from lclm_jax.parallel.sharding import ENCODER_ROWS, batch_sharding, constrain, params_sharding, spec_for, widest
+from lclm_jax.parallel.sharding import (
+    ENCODER_ROWS,
+    axis_names,
+    batch_sharding,
+    constrain,
+    logical_shard_map,
+    params_sharding,
+    spec_for,
+    widest,
+)
 from lclm_jax.parallel.validate_mesh import validate_mesh
 from lclm_jax.parallel.xla_workarounds import avoid_known_faults
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from lclm_jax.config import MeshConfig
+from lclm_jax.config.devices import MeshConfig
 from lclm_jax.errors import LclmError
 
 AXES = ("replica", "fsdp", "context", "tensor")

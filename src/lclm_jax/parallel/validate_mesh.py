@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from jax.sharding import Mesh
 
 from lclm_jax.batch import check_batch_rows
-from lclm_jax.config import Config, ModelConfig
+from lclm_jax.config.model import ModelConfig
+from lclm_jax.config.tree import Config
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel.mesh import batch_parts
 from lclm_jax.parallel.sharding import ENCODER_ROWS, LOGICAL_AXIS_RULES, widest

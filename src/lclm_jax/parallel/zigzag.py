@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel.shard_map import Axes, axis_names, logical_shard_map
+from lclm_jax.parallel.sharding import Axes, axis_names, logical_shard_map
 
 
 def context_size() -> int:

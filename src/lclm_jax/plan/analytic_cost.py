@@ -5,9 +5,9 @@ Memory traffic has no formula here, so that the time is a looser bound than that
 
 from typing import NamedTuple
 
-from lclm_jax.config import Config
 from lclm_jax.config.registry.attention_backends import backend_on
 from lclm_jax.config.registry.remat_policies import remat_of
+from lclm_jax.config.tree import Config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.parallel import batch_parts
 from lclm_jax.plan.memory import parameter_counts

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lclm_jax.batch import Batch, batch_shapes
-from lclm_jax.config import Config
+from lclm_jax.config.tree import Config
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_sharding, make_mesh, use_mesh
 from lclm_jax.plan.roofline import Wiring

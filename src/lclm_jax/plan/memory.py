@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import jax
 
-from lclm_jax.config import BackboneConfig, Config, ModelConfig, StageConfig
+from lclm_jax.config.model import BackboneConfig, ModelConfig
 from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
+from lclm_jax.config.tree import Config, StageConfig
 from lclm_jax.model.flops import kernel_sizes, through_encoder
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_parts

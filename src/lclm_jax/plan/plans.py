@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from lclm_jax.config import Config
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
+from lclm_jax.config.tree import Config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import cache
 from lclm_jax.plan.analytic_cost import AnalyticCost, backend_of, by_formula, mesh_sizes

@@ -4,8 +4,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from lclm_jax.config import Config, MeshConfig
+from lclm_jax.config.devices import MeshConfig
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
+from lclm_jax.config.tree import Config
 from lclm_jax.errors import LclmError
 from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
 from lclm_jax.plan.memory import estimate

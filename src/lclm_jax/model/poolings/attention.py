@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.model.layers import Module, Projection
 from lclm_jax.model.registry import Products
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.kernels.pooling import pool
 from lclm_jax.model.block import attention_context, layers
 from lclm_jax.model.encoder import encoder_options

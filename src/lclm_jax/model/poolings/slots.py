@@ -10,7 +10,7 @@ are AutoCompressor's summary tokens (arXiv 2305.14788) without its recurrence: n
 import flax.linen as nn
 import jax
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config.model import ModelConfig
 from lclm_jax.model.layers import Module
 from lclm_jax.model.registry import Products
 
