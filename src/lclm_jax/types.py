@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    import jax
+    pass
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 """A value that JSON can write."""
@@ -17,7 +17,10 @@ JsonObject: TypeAlias = dict[str, Any]
 PyTree: TypeAlias = Any
 """A tree of arrays, shapes, shardings or labels. JAX has no static type for trees."""
 
-Params: TypeAlias = "dict[str, Params | jax.Array]"
+Ref: TypeAlias = Any
+"""A block of memory in a Pallas kernel, read and written by index. JAX has no public static type for it."""
+
+Params: TypeAlias = dict[str, PyTree]
 """Parameters of a model: a plain nested dict of arrays, named by path (``decoder/layers/attn/q/kernel``)."""
 
 ReadOnlyJson: TypeAlias = Mapping[str, Any]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Number = int | jax.Array
+
 _TOP = np.iinfo(np.int32).max
 
 
@@ -91,7 +93,7 @@ def schedule(pairs: jax.Array, outer_tiles: int, inner_tiles: int, capacity: int
     numbers = jnp.arange(rows * outer * inner if capacity is None else capacity, dtype=jnp.int32)
     taken = numbers[:, None] == steps.reshape(1, -1)
 
-    def listed(values):
+    def listed(values: jax.Array) -> jax.Array:
         """By number of the step; a sum over a comparison, because TPUs gather single numbers slowly."""
         values = jnp.broadcast_to(values, codes.shape).astype(jnp.int32).reshape(1, -1)
         return jnp.where(taken, values, 0).sum(1)
@@ -101,13 +103,6 @@ def schedule(pairs: jax.Array, outer_tiles: int, inner_tiles: int, capacity: int
     return Steps(listed(outers), listed(place), listed(edges), listed(codes), count.sum())
 
 
-def code_bit(outer_tile: int, inner_tile: int, inner_tiles: int) -> int:
+def code_bit(outer_tile: Number, inner_tile: Number, inner_tiles: int) -> Number:
     """Place of a pair of tiles in a step's code."""
     return 2 * (outer_tile * inner_tiles + inner_tile)
-
-
-def visited(steps: Steps) -> jax.Array:
-    """Pairs of tiles that a kernel following ``steps`` computes: int32 scalar."""
-    live = jnp.arange(steps.codes.shape[0]) < steps.total
-    visits = jax.lax.population_count(steps.codes & np.int32(0x55555555))
-    return jnp.where(live, visits, 0).sum()

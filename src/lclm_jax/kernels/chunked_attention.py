@@ -13,8 +13,16 @@ from jax.ad_checkpoint import checkpoint_name
 from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.masks import allowed_BST, precision_of
 from lclm_jax.kernels.request import SAVED, AttentionRequest
+from lclm_jax.types import PyTree
 
 BLOCK = 512
+Static = tuple[bool, int, int]
+"""(causal, queries of a block, keys of a block)."""
+Masks = tuple[jax.Array, jax.Array, jax.Array | None]
+"""Segments of queries and keys, and the offset."""
+Carry = tuple[jax.Array, jax.Array, jax.Array]
+"""Running maximum, sum and output."""
+Saved = tuple[jax.Array, jax.Array, jax.Array, Masks, jax.Array, jax.Array]
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -52,24 +60,26 @@ run = chunked_attention
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _flash(static, q_BSKGd, k_BTKd, v_BTKd, masks):
+def _flash(static: Static, q_BSKGd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, masks: Masks) -> jax.Array:
     """Attention over blocks; ``static`` is (causal, q_block, k_block), ``masks`` the segments and the offset."""
     return _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks)[0]
 
 
-def _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks):
+def _forward(
+    static: Static, q_BSKGd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, masks: Masks
+) -> tuple[jax.Array, jax.Array]:
     """The output and the log-sum-exp of every query (blocks of [B, K, G, S], stacked)."""
     _, q_block, k_block = static
     q_segments_BS, kv_segments_BT, offset_B = masks
     key_blocks = (_blocks(k_BTKd, k_block), _blocks(v_BTKd, k_block), _blocks(kv_segments_BT, k_block))
 
-    def per_query_block(_, query):
+    def per_query_block(_: None, query: PyTree) -> PyTree:
         i, needed, q_BSKGd, segments_BS = query
 
-        def per_key_block(carry, key):
+        def per_key_block(carry: PyTree, key: PyTree) -> PyTree:
             j, needed, (k_BTKd, v_BTKd, segments_BT) = key
 
-            def fold(carry):
+            def fold(carry: PyTree) -> PyTree:
                 mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
                 return _online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST)
 
@@ -91,7 +101,9 @@ def _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks):
     return _joined(out_blocks), lse_blocks
 
 
-def _online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST):
+def _online_softmax(
+    carry: Carry, q_BSKGd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, mask_BST: jax.Array
+) -> Carry:
     """Fold one block of keys into the running maximum, sum and output."""
     max_BKGS, sum_BKGS, out_BKGSd = carry
     mask_BKGST = mask_BST[:, None, None]
@@ -104,12 +116,16 @@ def _online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST):
     return new_BKGS, sum_BKGS * shrink_BKGS + weights_BKGST.sum(-1), out_BKGSd
 
 
-def _flash_forward(static, q_BSKGd, k_BTKd, v_BTKd, masks):
+def _flash_forward(
+    static: Static, q_BSKGd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, masks: Masks
+) -> tuple[jax.Array, Saved]:
     out_BSKGd, lse_blocks = (checkpoint_name(x, SAVED) for x in _forward(static, q_BSKGd, k_BTKd, v_BTKd, masks))
     return out_BSKGd, (q_BSKGd, k_BTKd, v_BTKd, masks, out_BSKGd, lse_blocks)
 
 
-def _flash_backward(static, saved, grad_BSKGd):
+def _flash_backward(
+    static: Static, saved: Saved, grad_BSKGd: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BSKGd, k_BTKd, v_BTKd, masks, out_BSKGd, lse_blocks = saved
     q_segments_BS, kv_segments_BT, offset_B = masks
     _, q_block, k_block = static
@@ -117,14 +133,14 @@ def _flash_backward(static, saved, grad_BSKGd):
     # sum over d of dO * O: the term that the softmax's normalisation adds to every score gradient
     delta_BSKG = (grad_BSKGd.astype(jnp.float32) * out_BSKGd.astype(jnp.float32)).sum(-1)
 
-    def per_query_block(key_grads, query):
+    def per_query_block(key_grads: PyTree, query: PyTree) -> PyTree:
         i, needed, lse_BKGS, q_BSKGd, grad_BSKGd, delta_BSKG, segments_BS = query
         delta_BKGS = jnp.moveaxis(delta_BSKG, 1, 3)
 
-        def per_key_block(dq_BSKGd, key):
+        def per_key_block(dq_BSKGd: jax.Array, key: PyTree) -> PyTree:
             j, needed, (k_BTKd, v_BTKd, segments_BT), (dk_BTKd, dv_BTKd) = key
 
-            def fold(carry):
+            def fold(carry: PyTree) -> PyTree:
                 dq_BSKGd, dk_BTKd, dv_BTKd = carry
                 mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
                 weights_BKGST = jnp.exp(_scores(q_BSKGd, k_BTKd) - lse_BKGS[..., None])
@@ -150,28 +166,35 @@ def _flash_backward(static, saved, grad_BSKGd):
     order = jnp.arange(queries[0].shape[0])
     inputs = (order, _needed(static, masks), lse_blocks, *queries)
     (dk_blocks, dv_blocks), dq_blocks = jax.lax.scan(per_query_block, zeros, inputs)
-    grads = (_joined(dq_blocks), _joined(dk_blocks), _joined(dv_blocks))
-    return (*(g.astype(x.dtype) for g, x in zip(grads, (q_BSKGd, k_BTKd, v_BTKd), strict=True)), None)
+    dq_BSKGd, dk_BTKd, dv_BTKd = _joined(dq_blocks), _joined(dk_blocks), _joined(dv_blocks)
+    return dq_BSKGd.astype(q_BSKGd.dtype), dk_BTKd.astype(k_BTKd.dtype), dv_BTKd.astype(v_BTKd.dtype), None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def _product(equation, a, b):
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Product of two arrays of one dtype, accumulated in float32."""
     return jnp.einsum(equation, a, b, precision=precision_of(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _scores(q_BSKGd, k_BTKd):
+def _scores(q_BSKGd: jax.Array, k_BTKd: jax.Array) -> jax.Array:
     return _product("BSKGd,BTKd->BKGST", q_BSKGd, k_BTKd) * q_BSKGd.shape[-1] ** -0.5
 
 
-def _mask(static, i, j, q_segments_BS, kv_segments_BT, offset_B):
+def _mask(
+    static: Static,
+    i: jax.Array,
+    j: jax.Array,
+    q_segments_BS: jax.Array,
+    kv_segments_BT: jax.Array,
+    offset_B: jax.Array | None,
+) -> jax.Array:
     causal, q_block, k_block = static
     return allowed_BST(q_segments_BS, kv_segments_BT, causal, offset_B, i * q_block, j * k_block)
 
 
-def _needed(static, masks):
+def _needed(static: Static, masks: Masks) -> jax.Array:
     """[query blocks, key blocks] bool: whether any row has a query that may see a key there; the others are skipped."""
     causal, q_block, k_block = static
     q_segments_BS, kv_segments_BT, offset_B = masks
@@ -183,17 +206,17 @@ def _needed(static, masks):
     return (tile_pairs(queries, keys, causal) > 0).any(0)
 
 
-def _padded(x, block):
+def _padded(x: jax.Array, block: int) -> jax.Array:
     """``x`` with axis 1 padded by zeros to a multiple of ``block``; zero segments are padding."""
     extra = -x.shape[1] % block
     return jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) if extra else x
 
 
-def _blocks(x, block):
+def _blocks(x: jax.Array, block: int) -> jax.Array:
     """[B, n * block, ...] to [n, B, block, ...]."""
     return x.reshape(x.shape[0], -1, block, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _joined(blocks):
+def _joined(blocks: jax.Array) -> jax.Array:
     """[n, B, block, ...] to [B, n * block, ...]."""
     return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1, *blocks.shape[3:])

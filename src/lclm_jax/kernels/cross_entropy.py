@@ -11,13 +11,15 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from lclm_jax.kernels.masks import precision_of
+from lclm_jax.types import PyTree
 
 LANES = 128
 """Tiles wider than this are multiples of it: the columns of a tile of accelerator memory."""
@@ -51,10 +53,15 @@ def overlaid_logits(
     return logits_BSV
 
 
+State = TypeVar("State")
+Number = jax.Array | int
+"""Number of a tile, a plain integer where there is one only."""
+
+
 class Shards(NamedTuple):
     """How the arrays of ``cross_entropy`` lie on a mesh; by default on one device. Hashable."""
 
-    shard_map: Callable[..., Callable[..., Any]] = lambda function, in_axes, out_axes: function
+    shard_map: Callable[..., Callable[..., PyTree]] = lambda function, in_axes, out_axes: function
     """Runs a function on every device's pieces, given the logical names of all axes: ``parallel.logical_shard_map``."""
     rows: tuple[str, ...] = ()
     """Mesh axes over which positions are spread."""
@@ -111,21 +118,34 @@ def cross_entropy(
     return _cross_entropy(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS)
 
 
+Saved = tuple[_Needs, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS):
+def _cross_entropy(
+    spec: _Spec, hidden_BSD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None, targets_BS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     in_axes = (HIDDEN, OUTPUT_TABLE, MEMORY_ROWS, POSITIONS)
     run = spec.shards.shard_map(functools.partial(_forward, spec), in_axes, (POSITIONS, POSITIONS))
     return run(hidden_BSD, table_VD, memory_rows_3D, targets_BS)
 
 
-def _save(spec, hidden, table, memory_rows, targets):
+def _save(
+    spec: _Spec,
+    hidden: CustomVJPPrimal,
+    table: CustomVJPPrimal,
+    memory_rows: CustomVJPPrimal | None,
+    targets: CustomVJPPrimal,
+) -> tuple[tuple[jax.Array, jax.Array], Saved]:
     memory_value = None if memory_rows is None else memory_rows.value
     needs = _Needs(table.perturbed, memory_rows is not None and memory_rows.perturbed)
     nll_BS, lse_BS = _cross_entropy(spec, hidden.value, table.value, memory_value, targets.value)
     return (nll_BS, lse_BS), (needs, hidden.value, table.value, memory_value, targets.value, lse_BS)
 
 
-def _differentiate(spec, saved, cotangents):
+def _differentiate(
+    spec: _Spec, saved: Saved, cotangents: tuple[jax.Array | SymbolicZero, jax.Array | SymbolicZero]
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None, None]:
     needs, hidden_BSD, table_VD, memory_rows_3D, targets_BS, lse_BS = saved
     nll_bar_BS, lse_bar_BS = (jnp.zeros_like(lse_BS) if isinstance(bar, SymbolicZero) else bar for bar in cotangents)
     in_axes = (HIDDEN, OUTPUT_TABLE, MEMORY_ROWS, POSITIONS, POSITIONS, POSITIONS, POSITIONS)
@@ -135,19 +155,24 @@ def _differentiate(spec, saved, cotangents):
     run = spec.shards.shard_map(functools.partial(_backward, spec, needs), in_axes, out_axes)
     bars = run(hidden_BSD, table_VD, memory_rows_3D, targets_BS, lse_BS, nll_bar_BS, lse_bar_BS)
     table_bar_VD = bars["table"].astype(table_VD.dtype) if needs.table else None
-    memory_bar_3D = bars["memory_rows"].astype(memory_rows_3D.dtype) if needs.memory_rows else None
+    memory_bar_3D = None
+    if needs.memory_rows:
+        assert memory_rows_3D is not None
+        memory_bar_3D = bars["memory_rows"].astype(memory_rows_3D.dtype)
     return bars["hidden"], table_bar_VD, memory_bar_3D, None
 
 
 _cross_entropy.defvjp(_save, _differentiate, symbolic_zeros=True)
 
 
-def _forward(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS):
+def _forward(
+    spec: _Spec, hidden_BSD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None, targets_BS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """(nll_BS, lse_BS) of one device's positions over the whole vocabulary."""
     hidden_PD, targets_P = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), targets_BS.reshape(-1)
     tiles = _Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D)
 
-    def visit(number):
+    def visit(number: Number) -> tuple[jax.Array, jax.Array]:
         logits_PV = tiles.logits(hidden_PD, tiles.rows(number), number)
         # A masked sum rather than a gather, which would not fuse with what makes the logits.
         picked_PV = jnp.where(tiles.columns(number)[None, :] == targets_P[:, None], logits_PV, 0.0)
@@ -161,14 +186,21 @@ def _forward(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS):
     return (lse_P - picked_P).reshape(targets_BS.shape), lse_P.reshape(targets_BS.shape)
 
 
-def _backward(spec, needs, hidden_BSD, table_VD, memory_rows_3D, *per_position_BS):
+def _backward(
+    spec: _Spec,
+    needs: _Needs,
+    hidden_BSD: jax.Array,
+    table_VD: jax.Array,
+    memory_rows_3D: jax.Array | None,
+    *per_position_BS: jax.Array,
+) -> dict[str, jax.Array]:
     """Gradients of one device's pieces, from (targets, lse, cotangents of nll and lse) per position."""
     targets_P, lse_P, nll_bar_P, lse_bar_P = (x_BS.reshape(-1, 1) for x_BS in per_position_BS)
     hidden_PD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
     tiles, shards = _Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D), spec.shards
     product = functools.partial(jnp.einsum, precision=precision_of(hidden_PD.dtype), preferred_element_type=jnp.float32)
 
-    def visit(bars, number):
+    def visit(bars: dict[str, jax.Array], number: Number) -> dict[str, jax.Array]:
         rows_VD = tiles.rows(number)
         shares_PV = jnp.exp(tiles.logits(hidden_PD, rows_VD, number) - lse_P)
         picked_PV = tiles.columns(number)[None, :] == targets_P
@@ -185,7 +217,9 @@ def _backward(spec, needs, hidden_BSD, table_VD, memory_rows_3D, *per_position_B
 
     bars = {"hidden": jnp.zeros(hidden_PD.shape, jnp.float32)}
     bars |= {"table": jnp.zeros(table_VD.shape, jnp.float32)} if needs.table else {}
-    bars |= {"memory_rows": jnp.zeros(memory_rows_3D.shape, jnp.float32)} if needs.memory_rows else {}
+    if needs.memory_rows:
+        assert memory_rows_3D is not None
+        bars["memory_rows"] = jnp.zeros(memory_rows_3D.shape, jnp.float32)
     bars = tiles.fold(visit, bars)
     hidden_bar_PD = jax.lax.psum(bars["hidden"].astype(hidden_PD.dtype), shards.vocab)
     bars["hidden"] = hidden_bar_PD.reshape(hidden_BSD.shape)
@@ -206,31 +240,31 @@ class _Tiles(NamedTuple):
     table_VD: jax.Array
     memory_rows_3D: jax.Array | None
     spec: _Spec
-    dtype: Any
+    dtype: jnp.dtype[np.generic]
     width: int
     total: int
 
     @classmethod
-    def of(cls, spec, hidden_PD, table_VD, memory_rows_3D) -> "_Tiles":
+    def of(cls, spec: _Spec, hidden_PD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None) -> "_Tiles":
         rows, positions = table_VD.shape[0], max(hidden_PD.shape[0], 1)
         count = -(-rows // max(1, rows * spec.chunk // positions))
         width = -(-rows // count)
         width = min(rows, width if width <= LANES else math.ceil(width / LANES) * LANES)
         return cls(table_VD, memory_rows_3D, spec, hidden_PD.dtype, width, -(-rows // width))
 
-    def fold(self, visit, carry):
+    def fold(self, visit: Callable[[State, Number], State], carry: State) -> State:
         """``carry = visit(carry, number)`` over all tiles; no loop for a single one."""
         if self.total == 1:
             return visit(carry, 0)
         return jax.lax.scan(lambda carry, number: (visit(carry, number), None), carry, jnp.arange(self.total))[0]
 
-    def map(self, visit):
+    def map(self, visit: Callable[[Number], State]) -> State:
         """Results of ``visit(number)`` of all tiles, stacked."""
         if self.total == 1:
             return jax.tree.map(lambda x: x[None], visit(0))
         return jax.lax.scan(lambda _, number: (None, visit(number)), None, jnp.arange(self.total))[1]
 
-    def rows(self, number):
+    def rows(self, number: Number) -> jax.Array:
         """Rows of the table with memory rows in place, gathered over the devices that share their columns."""
         rows_VD = jax.lax.dynamic_slice_in_dim(self.table_VD, self._start(number), self.width).astype(self.dtype)
         for axis in reversed(self.spec.shards.width):
@@ -239,11 +273,11 @@ class _Tiles(NamedTuple):
             return rows_VD
         return rows_VD.at[self._memory_places(number)].set(self.memory_rows_3D.astype(self.dtype), mode="drop")
 
-    def columns(self, number):
+    def columns(self, number: Number) -> jax.Array:
         """Token ids of the tile's columns; -1 where an earlier tile had the column."""
         return jnp.where(self._fresh(number), self._first() + self._start(number) + jnp.arange(self.width), -1)
 
-    def logits(self, hidden_PD, rows_VD, number):
+    def logits(self, hidden_PD: jax.Array, rows_VD: jax.Array, number: Number) -> jax.Array:
         """float32 [P, V of the tile]; -inf in columns that an earlier tile had."""
         options = {"precision": precision_of(self.dtype), "preferred_element_type": jnp.float32}
         logits_PV = jnp.einsum("PD,VD->PV", hidden_PD, rows_VD, **options)
@@ -251,17 +285,17 @@ class _Tiles(NamedTuple):
             return logits_PV
         return jnp.where(self._fresh(number)[None, :], logits_PV, -jnp.inf)
 
-    def memory_columns(self, x_PV, number):
+    def memory_columns(self, x_PV: jax.Array, number: Number) -> jax.Array:
         """The columns of ``x_PV`` that are memory tokens; zero where they are not in this tile."""
         return x_PV.at[:, self._memory_places(number)].get(mode="fill", fill_value=0)
 
-    def without_memory_rows(self, rows_VD, number):
+    def without_memory_rows(self, rows_VD: jax.Array, number: Number) -> jax.Array:
         """``rows_VD`` with zeros at the memory tokens."""
         if self.memory_rows_3D is None:
             return rows_VD
         return rows_VD.at[self._memory_places(number)].set(0, mode="drop")
 
-    def add_rows(self, total_VD, rows_VD, number):
+    def add_rows(self, total_VD: jax.Array, rows_VD: jax.Array, number: Number) -> jax.Array:
         """Add whole rows, summed over the devices that share their columns, to this device's columns."""
         for axis in self.spec.shards.width:
             rows_VD = jax.lax.psum_scatter(rows_VD, axis, scatter_dimension=1, tiled=True)
@@ -269,18 +303,18 @@ class _Tiles(NamedTuple):
         before_VD = jax.lax.dynamic_slice_in_dim(total_VD, start, self.width)
         return jax.lax.dynamic_update_slice_in_dim(total_VD, before_VD + rows_VD, start, 0)
 
-    def _first(self):
+    def _first(self) -> Number:
         """Token id of this device's first row."""
         return jax.lax.axis_index(self.spec.shards.vocab) * self.table_VD.shape[0] if self.spec.shards.vocab else 0
 
-    def _start(self, number):
+    def _start(self, number: Number) -> jax.Array:
         return jnp.minimum(number * self.width, self.table_VD.shape[0] - self.width)
 
-    def _fresh(self, number):
+    def _fresh(self, number: Number) -> jax.Array:
         """Which columns no earlier tile had."""
         return self._start(number) + jnp.arange(self.width) >= number * self.width
 
-    def _memory_places(self, number):
+    def _memory_places(self, number: Number) -> jax.Array:
         """Row of the tile that each memory token has; beyond the tile if it is not in it."""
         place_3 = jnp.asarray(self.spec.memory_ids) - self._first() - self._start(number)
         return jnp.where((place_3 >= 0) & (place_3 < self.width), place_3, self.width)

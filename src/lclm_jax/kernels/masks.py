@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
 
 
-def precision_of(dtype) -> jax.lax.Precision:
+def precision_of(dtype: npt.DTypeLike) -> jax.lax.Precision:
     """Full float32 products for float32 (accelerators would round to less), the fast path for bfloat16."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 

@@ -70,8 +70,8 @@ class Kernel(Protocol):
 
     def backward(
         self, how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales, bar_GE: jax.Array
-    ) -> tuple[jax.Array, list[jax.Array | None]]:
-        """(gradient of ``x_PE``, gradients of both scales) from the gradient of the pooled states."""
+    ) -> tuple[jax.Array, Scales]:
+        """(gradient of ``x_PE``, gradients of the scales) from the gradient of the pooled states."""
 
     def share_bytes(self, groups: int, ratio: int) -> int:
         """Bytes of the shares in memory."""
@@ -256,7 +256,7 @@ def _differentiate(
 ) -> tuple[jax.Array, jax.Array, Scales]:
     x_PE, shares_GN, scales = saved
     x_bar_PE, bars = _module(how.backend).backward(how, x_PE, shares_GN, scales, pooled_bar_GE)
-    return x_bar_PE, jnp.zeros_like(shares_GN), Scales(*bars)
+    return x_bar_PE, jnp.zeros_like(shares_GN), bars
 
 
 _pool_groups.defvjp(_save, _differentiate)

@@ -1,8 +1,7 @@
 """What the current computation is compiled for."""
 
-from typing import Any
-
 import jax
+from jax.sharding import AbstractDevice
 
 
 def platform() -> str:
@@ -20,5 +19,5 @@ def device_kind() -> str:
     return _device().device_kind
 
 
-def _device() -> Any:
+def _device() -> jax.Device | AbstractDevice:
     return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]

@@ -18,8 +18,7 @@ import jax
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.model.block import StackOptions, attention_context, layers
 from lclm_jax.model.functional import rms_norm
-from lclm_jax.model.layers import Module, Projection, RMSNorm
-from lclm_jax.model.registry import Products, load
+from lclm_jax.model.layers import Module, Products, Projection, RMSNorm, load
 from lclm_jax.types import Params
 
 NORM_EPS = 1e-6

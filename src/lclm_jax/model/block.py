@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,9 @@ from lclm_jax.model.kv_cache import write
 from lclm_jax.model.layers import DROPOUT, Module, Projection, RMSNorm
 from lclm_jax.parallel.sharding import axis_names, logical_shard_map
 from lclm_jax.parallel.zigzag import natural_order, pieces_of
+
+Cache = tuple[jax.Array, jax.Array] | None
+"""Keys and values of earlier positions, [B, T, K, d] of a layer; None: there is no cache."""
 
 
 class StackOptions(NamedTuple):
@@ -67,7 +70,7 @@ class Attention(Module):
     options: StackOptions
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, cache: Any, context: AttentionContext) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BSD: jax.Array, cache: Cache, context: AttentionContext) -> tuple[jax.Array, Cache]:
         """Attention over the row (``cache`` None) or over cache and row; (out_BSD, the cache with this row in it)."""
         c, rows, positions = self.config, self.options.rows, self.options.positions
         heads, kv_heads = self.options.heads, self.options.kv_heads
@@ -111,7 +114,7 @@ class Attention(Module):
             return _attend_locally(self.options, (), *qkv, *context[2:])
         rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
         cut = tuple(axis for axis in axis_names(positions) if mesh.shape[axis] > 1)
-        run: Any = functools.partial(_attend_locally, self.options, cut)
+        run: Callable[..., jax.Array] = functools.partial(_attend_locally, self.options, cut)
         if cut and context.kv_segments_BT is None:
             run = functools.partial(_attend_zigzag, self.options, cut)
             context = context._replace(kv_segments_BT=context.q_segments_BS)
@@ -192,7 +195,7 @@ class Block(Module):
     options: StackOptions
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, cache: Any, context: AttentionContext) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BSD: jax.Array, cache: Cache, context: AttentionContext) -> tuple[jax.Array, Cache]:
         """(x_BSD, this layer's cache), shaped for ``nn.scan``: carry and scanned output."""
         c, axes = self.config, (self.options.rows, self.options.positions, "embed")
         with jax.named_scope("attn"):
@@ -210,7 +213,7 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
 
     Parameters (and the cache's keys and values) carry the layers on axis 0, scanned or unrolled alike.
     """
-    block: Any = Block
+    block: Callable[..., nn.Module] = Block
     if options.remat.recomputes:
         # A scanned body is optimised on its own; only unrolled blocks could be merged with their recomputation.
         block = nn.remat(Block, policy=_saveable(options.remat), prevent_cse=not options.scan_layers)

@@ -1,15 +1,14 @@
 """The decoder: embedding with memory rows, a causal backbone, and the output head."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.model.block import AttentionContext, StackOptions, attention_context, layers
+from lclm_jax.model.block import AttentionContext, Cache, StackOptions, attention_context, layers
 from lclm_jax.model.layers import Embedding, Module, RMSNorm, lookup
+from lclm_jax.types import PyTree
 
 
 class Head(Module):
@@ -60,7 +59,7 @@ class Decoder(Module):
             x_BSD = jnp.where((tokens_BS == token)[..., None], row_BSD, x_BSD)
         return x_BSD
 
-    def __call__(self, x_BSD: jax.Array, context: AttentionContext, cache: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BSD: jax.Array, context: AttentionContext, cache: Cache = None) -> tuple[jax.Array, Cache]:
         """(hidden_BSD after the final norm, cache) from spliced embeddings."""
         x_BSD = self.constrained(x_BSD.astype(self.model.compute_dtype), "batch", "seq", "embed")
         x_BSD, cache = self.layers(x_BSD, cache, context)
@@ -72,7 +71,7 @@ class Decoder(Module):
             return self.embed(), self.memory_rows
         return self.head().T, None
 
-    def everything(self, tokens_BS: jax.Array) -> Any:
+    def everything(self, tokens_BS: jax.Array) -> PyTree:
         """Touch every parameter (initialisation)."""
         hidden_BSD, _ = self(self.lookup(tokens_BS), attention_context(self.model.decoder, tokens_BS, tokens_BS))
         return hidden_BSD, self.output()

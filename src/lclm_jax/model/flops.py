@@ -13,8 +13,8 @@ from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS, Atte
 from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
 from lclm_jax.config.tree import StageConfig
 from lclm_jax.model.adapter import adapter_of
+from lclm_jax.model.layers import Products
 from lclm_jax.model.pooling import pooling_of
-from lclm_jax.model.registry import Products
 
 
 class Passes(NamedTuple):

@@ -1,9 +1,11 @@
-"""How modules declare parameters: shape, logical axes and initialiser in one place.
+"""The layers that blocks are made of, and how modules declare parameters: shape, axes and initialiser in one place.
 
 Linen keeps names, random streams and shape checks; the rest of the program sees a plain nested dict of float32 arrays.
 """
 
-from typing import Any
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import flax
 import flax.linen as nn
@@ -11,35 +13,39 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from lclm_jax.config.model import LoraConfig
+from lclm_jax.config.model import LoraConfig, ModelConfig
 from lclm_jax.model.functional import product, rms_norm
 from lclm_jax.model.lora import dropped, low_rank_equations
 from lclm_jax.parallel.sharding import axis_names, constrain, logical_shard_map
+from lclm_jax.types import PyTree
 
 LAYER_AXIS = "layers"
+Initializer = Callable[..., jax.Array]
+"""(key, shape, dtype) -> the first values of a parameter, as ``flax.linen.initializers`` make them."""
+
 DROPOUT = "dropout"
 """Name of the random stream of LoRA's dropout; without it nothing is dropped."""
 
 
-class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
+class Declared(flax.struct.PyTreeNode, meta.AxisMetadata[jax.Array]):
     """A new parameter with its logical axis names; Linen's own boxes would also constrain it, by other rules."""
 
-    value: Any
+    value: jax.Array
     axes: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
-    def unbox(self) -> Any:
+    def unbox(self) -> jax.Array:
         """The array."""
         return self.value
 
-    def replace_boxed(self, val: Any) -> "Declared":
+    def replace_boxed(self, val: PyTree) -> PyTree:
         """The same axes around another array."""
         return self.replace(value=val)
 
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+    def add_axis(self, index: int, params: dict[str, object]) -> "Declared":
         """Called by ``nn.scan``: the stacked parameter gains the axis of the layers."""
         return self.replace(axes=(*self.axes[:index], LAYER_AXIS, *self.axes[index:]))
 
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Declared":
+    def remove_axis(self, index: int, params: dict[str, object]) -> "Declared":
         """Called by ``nn.scan``: one layer of a stacked parameter."""
         return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
 
@@ -47,19 +53,36 @@ class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
 class Module(nn.Module):
     """Base of the modules: declares parameters, and constrains activations except while they are being born."""
 
-    def declare(self, name: str, init: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+    def declare(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         """The float32 parameter ``name``."""
 
-        def born(key):
+        def first_value(key: jax.Array) -> Declared:
             return Declared(init(key, shape, jnp.float32), axes)
 
         if self.is_initializing():
-            return self.param(name, born)
-        return self.param(name, lambda key: jnp.zeros(shape, jnp.float32))
+            return cast(jax.Array, self.param(name, first_value))
+        return cast(jax.Array, self.param(name, lambda key: jnp.zeros(shape, jnp.float32)))
 
     def constrained(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """``constrain``; initialisation runs on dummy inputs that fit no mesh."""
         return x if self.is_initializing() else constrain(x, *axes)
+
+
+class Products(NamedTuple):
+    """Multiply-adds of one latent in the forward pass; norms, softmax and other elementwise work is left out."""
+
+    kernels: float
+    """With parameters."""
+    first: float
+    """Of these, the ones that read the input: what a backward pass that ends here need not go through."""
+    states: float = 0.0
+    """Between activations, as in attention."""
+
+
+def load(code: str, model: ModelConfig) -> Module:
+    """The module that the registry's ``module:class`` names, of ``model``."""
+    module, _, name = code.partition(":")
+    return cast(Module, getattr(importlib.import_module(module), name)(model))
 
 
 class Projection(Module):

@@ -6,7 +6,6 @@ nested dict of arrays in ``model.param_dtype``; activations are in ``model.compu
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,8 +26,7 @@ from lclm_jax.model.poolings.late_layers import first_layers, read_latents, runs
 from lclm_jax.model.splice import splice
 from lclm_jax.parallel.sharding import ENCODER_ROWS, axis_names, constrain, logical_shard_map, widest
 from lclm_jax.parallel.zigzag import from_zigzag, to_zigzag
-
-Params = dict[str, Any]
+from lclm_jax.types import Params, PyTree
 
 
 def init_params(model: ModelConfig, key: jax.Array) -> Params:
@@ -181,8 +179,8 @@ def _encoder_rows_alone(batch: Batch) -> Batch:
 
 
 def _apply(
-    module: nn.Module, params: Params, *arrays: Any, method: str | None = None, key: jax.Array | None = None
-) -> Any:
+    module: nn.Module, params: Params, *arrays: PyTree, method: str | None = None, key: jax.Array | None = None
+) -> PyTree:
     return module.apply({"params": params}, *arrays, method=method, rngs=None if key is None else {DROPOUT: key})
 
 

@@ -22,8 +22,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool
 from lclm_jax.model.adapter import NORM_EPS, input_norm_scale
 from lclm_jax.model.functional import rms_norm
-from lclm_jax.model.layers import Module
-from lclm_jax.model.registry import load
+from lclm_jax.model.layers import Module, load
 from lclm_jax.parallel.sharding import constrain, logical_shard_map
 from lclm_jax.types import Params
 

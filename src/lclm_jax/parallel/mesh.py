@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -15,8 +15,11 @@ from lclm_jax.errors import LclmError
 
 AXES = ("replica", "fsdp", "context", "tensor")
 
+Devices = npt.NDArray[np.object_]
+"""An array of devices."""
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arrange ``devices`` (default: all of JAX's) as ``config`` says.
 
     Raises:
@@ -58,7 +61,7 @@ def row_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     return tuple(part for part, group in enumerate(by_part) if any(d.process_index == own for d in group)), len(by_part)
 
 
-def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+def _arranged(shape: tuple[int, ...], devices: list[jax.Device]) -> Devices:
     """``devices`` in the ``shape`` of ``AXES``, neighbours on fast links; slices lie along ``replica``, then ``fsdp``.
 
     Raises:
@@ -81,12 +84,12 @@ def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
     return _on_torus(mesh_utils.create_hybrid_device_mesh, within, (across_replica, across_fsdp, 1, 1), devices)
 
 
-def use_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
+def use_mesh(mesh: Mesh) -> AbstractContextManager[object]:
     """Context in which ``constrain`` acts (``with mesh:`` alone would silently ignore constraints)."""
     return jax.set_mesh(mesh)
 
 
-def _on_torus(arrange: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray:
+def _on_torus(arrange: Callable[..., Devices], *arguments: object) -> Devices:
     """``arrange(*arguments)`` of ``mesh_utils``; axes that no sides of the torus make up take parts of its sides."""
     try:
         return arrange(*arguments)

@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar, cast
 
 import jax
 from jax._src import distributed  # its client stores small values for all processes; there is no public door to it
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_LOST = 75
 """Exit status of a process that stopped because another is lost; 75 (EX_TEMPFAIL) always means: start again."""
+
+Value = TypeVar("Value")
 
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 _agreements: dict[str, Iterator[int]] = defaultdict(itertools.count)
@@ -70,7 +72,7 @@ def join_processes(settings: ProcessesConfig) -> Iterator[ProcessInfo | None]:
             atexit.register(watch.outlast_peers)
 
 
-def broadcast_from_process_0(what: str, value: Any) -> Any:
+def broadcast_from_process_0(what: str, value: Value) -> Value:
     """What process 0 passed, in every process: so that all decide alike on what only disks and clocks tell.
 
     All processes call it equally often for the same ``what``, with values that JSON can hold. It waits for process 0
@@ -78,12 +80,13 @@ def broadcast_from_process_0(what: str, value: Any) -> Any:
     """
     if jax.process_count() == 1:
         return value
-    client: Any = distributed.global_state.client
+    client = distributed.global_state.client
+    assert client is not None, "several processes are connected by jax.distributed"
     key = f"lclm/agreed/{what}/{next(_agreements[what])}"
     if jax.process_index() == 0:
         client.key_value_set(key, json.dumps(value))
         return value
-    return json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
+    return cast(Value, json.loads(client.blocking_key_value_get(key, _FOREVER_MS)))
 
 
 def find_process(timeout: float = 300) -> ProcessInfo | None:

@@ -12,9 +12,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class ProcessInfo(NamedTuple):
 class Connection:
     """Lines of JSON over a socket."""
 
-    def __init__(self, sock: socket.socket, lost_timeout: float):
+    def __init__(self, sock: socket.socket, lost_timeout: float) -> None:
         self.socket, self._buffer, self._lock = sock, b"", threading.Lock()
         # A machine that loses power closes nothing: the kernel probes silent connections.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -57,7 +58,7 @@ class Connection:
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
-    def send(self, **message: Any) -> None:
+    def send(self, **message: object) -> None:
         """Send one line; a lost connection is noticed by the reader."""
         try:
             with self._lock:
@@ -65,7 +66,7 @@ class Connection:
         except OSError as error:
             logger.debug("rendezvous: %s", error)
 
-    def receive(self) -> list[dict[str, Any]] | None:
+    def receive(self) -> list[JsonObject] | None:
         """The messages that have come, after the socket was found readable; None: the other end is gone."""
         try:
             data = self.socket.recv(65536)
@@ -112,7 +113,7 @@ class PeerMonitor:
 
     def __init__(
         self, process: ProcessInfo, hosts: list[str], connections: dict[int, Connection], on_lost: Callable[[str], None]
-    ):
+    ) -> None:
         self._process, self._hosts, self._connections, self._on_lost = process, hosts, connections, on_lost
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="rendezvous", daemon=True)
@@ -209,7 +210,10 @@ def _gather(process: ProcessInfo, deadline: float, lost_timeout: float) -> tuple
 
 
 def _receive_from(
-    process: ProcessInfo, connection: Connection, present: dict[int, tuple[Connection, str]], selector: Any
+    process: ProcessInfo,
+    connection: Connection,
+    present: dict[int, tuple[Connection, str]],
+    selector: selectors.BaseSelector,
 ) -> None:
     """Note the line of one process, or that it has gone again."""
     messages = connection.receive()

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from lclm_jax.batch import Batch
 from lclm_jax.config.base import suggestion
 from lclm_jax.errors import LclmError
+from lclm_jax.types import PyTree
 
 Axes = tuple[str | None, ...]
 """Logical names of all axes of one array; None: not sharded."""
@@ -53,7 +54,7 @@ def spec_for(logical_axes: Sequence[str | None]) -> PartitionSpec:
     Raises:
         LclmError: a name is not in the table, or two axes would use the same mesh axis.
     """
-    parts: list[Any] = []
+    parts: list[str | tuple[str, ...] | None] = []
     used: dict[str, str] = {}
     for name in logical_axes:
         if name is not None and name not in LOGICAL_AXIS_RULES:
@@ -89,7 +90,7 @@ ENCODER_ROWS = ("encoder_rows", "encoder_rows_context", "encoder_rows_tensor", "
 """How encoder rows may be spread, widest first."""
 
 
-def widest(names: Sequence[str], size: int, mesh: Any = None) -> str:
+def widest(names: Sequence[str], size: int, mesh: Mesh | AbstractMesh | None = None) -> str:
     """The name of ``names`` whose axis of ``size`` is cut into most pieces, all equal; the first of equals.
 
     The names differ in their mesh axes. None divides: the last, which ``constrain`` then refuses. ``mesh``: None is
@@ -115,20 +116,22 @@ def batch_sharding(mesh: Mesh, markers: bool = False, objectives: bool = False) 
     return shardings._replace(**{name: None for name, there in absent.items() if not there})
 
 
-def params_sharding(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
+def params_sharding(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
     """Shardings of a pytree of parameters from its ``logical_axes`` (tuples of names) and ``shapes``.
 
     ``shapes`` is a pytree of arrays or ``jax.ShapeDtypeStruct``. Raises ``LclmError`` as ``constrain`` does.
     """
 
-    def place(path, axes, leaf):
+    def place(path: KeyPath[object], axes: Axes, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         where = "/".join(str(getattr(entry, "key", entry)) for entry in path)
         return NamedSharding(mesh, checked_spec(mesh, axes, leaf.shape, where))
 
     return jax.tree_util.tree_map_with_path(place, logical_axes, shapes, is_leaf=lambda node: isinstance(node, tuple))
 
 
-def checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int, ...], what: str) -> PartitionSpec:
+def checked_spec(
+    mesh: Mesh | AbstractMesh, logical_axes: Sequence[str | None], shape: tuple[int, ...], what: str
+) -> PartitionSpec:
     """Partition of an array of ``shape`` on ``mesh``; errors, which call the array ``what``, as ``constrain``'s."""
     if len(logical_axes) != len(shape):
         raise LclmError(
@@ -147,14 +150,16 @@ def checked_spec(mesh: Any, logical_axes: Sequence[str | None], shape: tuple[int
     return spec
 
 
-def _current_mesh(who: str) -> Any:
+def _current_mesh(who: str) -> AbstractMesh:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         raise LclmError(f"{who} needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
     return mesh
 
 
-def logical_shard_map(function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any) -> Callable[..., Any]:
+def logical_shard_map(
+    function: Callable[..., PyTree], in_axes: Sequence[Axes], out_axes: PyTree
+) -> Callable[..., PyTree]:
     """``function``, run by every device of the current mesh on its own pieces of the arguments.
 
     What it needs of other devices it asks for itself, by the mesh axes that ``axis_names`` gives. The partitioner
@@ -175,7 +180,7 @@ def logical_shard_map(function: Callable[..., Any], in_axes: Sequence[Axes], out
     """
     out_specs = jax.tree.map(spec_for, out_axes, is_leaf=_is_axes)
 
-    def call(*arguments: jax.Array | None) -> Any:
+    def call(*arguments: jax.Array | None) -> PyTree:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             raise LclmError("logical_shard_map needs a mesh; run inside `with use_mesh(make_mesh(config.mesh)):`")
@@ -200,5 +205,5 @@ def axis_names(*logical_axes: str) -> tuple[str, ...]:
     return tuple(axis for name in logical_axes for axis in LOGICAL_AXIS_RULES[name])
 
 
-def _is_axes(node: Any) -> bool:
+def _is_axes(node: object) -> bool:
     return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)

@@ -5,13 +5,16 @@ into 2c pieces, and device i takes pieces i and 2c - 1 - i: one that sees little
 2407.21783, section 3.3.2). Only attention minds the order; everything else is done for each position alone.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel.sharding import Axes, axis_names, logical_shard_map
+
+Number = TypeVar("Number", int, jax.Array)
 
 
 def context_size() -> int:
@@ -52,12 +55,12 @@ def natural_order(x: jax.Array, devices: int) -> jax.Array:
     return jnp.concatenate([pieces[:, :, 0], jnp.flip(pieces[:, :, 1], axis=1)], axis=1).reshape(x.shape)
 
 
-def pieces_of(device: Any, devices: int) -> tuple[Any, Any]:
+def pieces_of(device: Number, devices: int) -> tuple[Number, Number]:
     """Numbers of the two pieces, of ``2 * devices``, that ``device`` has; integers or traced ones."""
     return device, 2 * devices - 1 - device
 
 
-def _exchange(local: Any, x: jax.Array, axes: Axes) -> jax.Array:
+def _exchange(local: Callable[[jax.Array, int], jax.Array], x: jax.Array, axes: Axes) -> jax.Array:
     devices = context_size()
     if devices == 1:
         return x

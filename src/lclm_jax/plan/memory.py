@@ -1,6 +1,7 @@
 """Bytes per device by formula: what a train step is given, and what it holds at its fullest.
 
-Parameters, float32 gradients and AdamW moments, cut over the devices that share them; activations in the compute dtype.
+Parameters, float32 gradients and the optimizer's state, cut over the devices that share them; activations in the
+compute dtype.
 A first guess that leaves implausible plans out before anything is compiled; the compiled number decides.
 """
 
@@ -12,10 +13,12 @@ import jax
 
 from lclm_jax.config.model import BackboneConfig, ModelConfig
 from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
+from lclm_jax.config.train import OptimizerConfig
 from lclm_jax.config.tree import Config, StageConfig
 from lclm_jax.model.flops import kernel_sizes, through_encoder
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_parts
+from lclm_jax.train.core.optimizer import make_optimizer
 
 _FLOAT32 = 4
 _SIZE = {"float32": 4, "bfloat16": 2}
@@ -25,7 +28,7 @@ class MemoryEstimate(NamedTuple):
     """Bytes on one device."""
 
     arguments: float
-    """Parameters, moments and the batch."""
+    """Parameters, the optimizer's state and the batch."""
     gradients: float
     saved: float
     """Activations that wait for the backward pass."""
@@ -79,8 +82,8 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
     encoded = stage.batch_rows / stage.microbatches * pack.encoder_rows * pack.encoder_row_length
     encoded /= math.prod(mesh.values())
     batch = 4.0 * (6 * pack.row_length + 4 * pack.encoder_rows * pack.encoder_row_length) * stage.batch_rows
-    moments = _SIZE[config.train.optimizer.moment_dtype] + _FLOAT32
-    arguments = (_SIZE[model.param_dtype] * sum(counts.values()) + moments * learned) / shards
+    state = _optimizer_state(model.model_copy(update={"remat": "full"}), config.train.optimizer, _trained(stage))
+    arguments = (_SIZE[model.param_dtype] * sum(counts.values()) + state.sharded) / shards + state.replicated
     arguments += batch / batch_parts(mesh)
     size = _SIZE[model.compute_dtype]
     saved = _saved(model, stage, positions, encoded, size)
@@ -92,6 +95,34 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
     # Float32 gradients are cut like the parameters; while they are summed over microbatches there are two of them.
     gradients = _FLOAT32 * learned / shards * (2 if stage.microbatches > 1 else 1)
     return MemoryEstimate(arguments, gradients, saved, working)
+
+
+class OptimizerState(NamedTuple):
+    """Bytes of an optimizer's state: of what is cut like its parameter, and of what every device has whole."""
+
+    sharded: int
+    replicated: int
+
+
+def _trained(stage: StageConfig) -> tuple[tuple[str, float], ...]:
+    """(part, learning rate) of what a stage trains; the rates do not matter."""
+    return tuple(sorted((part, 1e-5) for part, rate in stage.lr if rate is not None))
+
+
+@functools.cache
+def _optimizer_state(
+    model: ModelConfig, settings: OptimizerConfig, trained: tuple[tuple[str, float], ...]
+) -> OptimizerState:
+    """Of the state that the optimizer really makes: factored moments, momentum alone and averages as they are."""
+    params = abstract_params(model)
+    stage = StageConfig.model_validate({"lr": dict(trained), "steps": 1, "batch_rows": 1, "mixture": {"any": 1.0}})
+    optimizer = make_optimizer(settings, stage, params)
+    places = optimizer.state_shardings(params, jax.tree.map(lambda leaf: True, params), False)
+    leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+    found = {True: 0, False: 0}
+    for leaf, is_cut in zip(leaves, jax.tree.leaves(places), strict=True):
+        found[is_cut] += leaf.size * leaf.dtype.itemsize
+    return OptimizerState(found[True], found[False])
 
 
 def _saved(model: ModelConfig, stage: StageConfig, positions: float, encoded: float, size: int) -> float:

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.gpu import flash
-from lclm_jax.kernels.gpu.flash import Operands, Pass, Tiling
+from lclm_jax.kernels.gpu.flash import Operands, Outputs, Pass, Tiling
 from lclm_jax.kernels.request import SAVED, AttentionRequest
 
 
@@ -108,23 +108,32 @@ def bounds_of(way: Pass, marks: tuple[jax.Array, jax.Array, jax.Array]) -> jax.A
     return jnp.stack([first, stop, whole, end], -1)
 
 
+Marks = tuple[jax.Array, jax.Array, jax.Array]
+"""Segment ids of queries [B, S] and keys [B, T], offset [B]."""
+Saved = tuple[jax.Array, jax.Array, jax.Array, Marks, jax.Array, jax.Array]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(layout: Layout, q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, marks: tuple) -> jax.Array:
+def _attend(layout: Layout, q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, marks: Marks) -> jax.Array:
     """Out [B, S, H, d]."""
     return _attend_forward(layout, q_BSHd, k_BTKd, v_BTKd, marks)[0]
 
 
-def _attend_forward(layout, q_BSHd, k_BTKd, v_BTKd, marks):
+def _attend_forward(
+    layout: Layout, q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, marks: Marks
+) -> tuple[jax.Array, Saved]:
     way = Pass(layout.forward, layout.causal, True, layout.interpret)
     x = Operands(q_BSHd, k_BTKd, v_BTKd, *marks)
-    outputs = [("q", q_BSHd.dtype), ("row", jnp.float32)]
+    outputs: Outputs = [("q", q_BSHd.dtype), ("row", jnp.float32)]
     out_BSHd, lse_BHS = way.call(flash.attention_forward, bounds_of(way, marks), x, (), outputs)
     # Named here, inside the rule, because a name outside of it would save the output but not the log-sum-exp.
     out_BSHd, lse_BHS = checkpoint_name(out_BSHd, SAVED), checkpoint_name(lse_BHS, SAVED)
     return out_BSHd, (q_BSHd, k_BTKd, v_BTKd, marks, out_BSHd, lse_BHS)
 
 
-def _attend_backward(layout, saved, dout_BSHd):
+def _attend_backward(
+    layout: Layout, saved: Saved, dout_BSHd: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BSHd, k_BTKd, v_BTKd, marks, out_BSHd, lse_BHS = saved
     x = Operands(q_BSHd, k_BTKd, v_BTKd, *marks)
     # sum over d of dO * O: the term that the softmax's normalisation adds to every score gradient
@@ -133,7 +142,7 @@ def _attend_backward(layout, saved, dout_BSHd):
     by_queries = Pass(layout.dq, layout.causal, True, layout.interpret)
     by_keys = Pass(layout.dkv, layout.causal, False, layout.interpret)
     (dq,) = by_queries.call(flash.attention_dq, bounds_of(by_queries, marks), x, back, [("q", q_BSHd.dtype)])
-    outputs = [("k", k_BTKd.dtype), ("k", v_BTKd.dtype)]
+    outputs: Outputs = [("k", k_BTKd.dtype), ("k", v_BTKd.dtype)]
     dk, dv = by_keys.call(flash.attention_dkv, bounds_of(by_keys, marks), x, back, outputs)
     return dq, dk, dv, None
 

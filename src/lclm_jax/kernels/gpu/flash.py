@@ -10,19 +10,32 @@ Row statistics are in base 2: the log-sum-exp that is saved is ``log2(sum(exp2(s
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from lclm_jax.kernels.masks import precision_of
+from lclm_jax.types import Ref
 
 LOW = -1e38
 """Product of a masked pair, before the scale."""
 FLOOR = -1e30
 """Where the running maximum begins: far above LOW, so that a query without keys gets weights of exactly 0."""
+
+Positions = slice | pl.Slice
+"""Positions in a block."""
+Index = tuple[jax.Array | int, ...]
+Back = tuple[jax.Array, ...]
+Outputs = list[tuple[str, npt.DTypeLike]]
+"""(kind, dtype) of each output."""
+Carry = TypeVar("Carry")
+Softmax = tuple[jax.Array, jax.Array, jax.Array]
+"""Running maximum, sum and output."""
+Pair = tuple[jax.Array, jax.Array]
 
 _LOG2E = math.log2(math.e)
 _ACROSS = (((1,), (1,)), ((), ()))  # a b^T
@@ -44,16 +57,16 @@ class Tiling(NamedTuple):
 class Operands(NamedTuple):
     """What all kernels read; lengths are multiples of all blocks."""
 
-    q: Any
+    q: Ref
     """[B, S, H, d]"""
-    k: Any
+    k: Ref
     """[B, T, K, d]"""
-    v: Any
-    q_ids: Any
+    v: Ref
+    q_ids: Ref
     """[B, S] int32"""
-    k_ids: Any
+    k_ids: Ref
     """[B, T] int32"""
-    offset: Any
+    offset: Ref
     """[B] int32: order of query 0 among the keys."""
 
 
@@ -65,7 +78,9 @@ class Pass(NamedTuple):
     by_queries: bool
     interpret: bool
 
-    def call(self, kernel: Callable, bounds: jax.Array, x: Operands, back: tuple, outputs: list) -> Any:
+    def call(
+        self, kernel: Callable[..., None], bounds: jax.Array, x: Operands, back: Back, outputs: Outputs
+    ) -> list[jax.Array]:
         """``kernel`` on every block.
 
         Args:
@@ -80,7 +95,7 @@ class Pass(NamedTuple):
         specs, shapes = self._specs(x), {"q": x.q.shape, "k": x.k.shape, "row": (rows, heads, queries)}
         kinds = ["q", "k", "k", "q_ids", "k_ids", "offset", *("q", "row", "row")][: len(x) + len(back)]
 
-        def body(bounds_ref, *refs):
+        def body(bounds_ref: Ref, *refs: Ref) -> None:
             block = self.block(bounds.shape[1], pl.program_id(1))
             kernel(At(self, group, block, bounds_ref, Operands(*refs[: len(x)])), *refs[len(x) :])
 
@@ -95,7 +110,7 @@ class Pass(NamedTuple):
             name=kernel.__name__,
         )(bounds, *x, *back)
 
-    def block(self, blocks: int, turn: Any) -> Any:
+    def block(self, blocks: int, turn: jax.Array) -> jax.Array:
         """The block of a turn: those with the longest causal way come first, so that no long one is left at the end."""
         return blocks - 1 - turn if self.causal and self.by_queries else turn
 
@@ -105,8 +120,8 @@ class Pass(NamedTuple):
         queries, keys, group = x.q.shape[1], x.k.shape[1], x.q.shape[2] // x.k.shape[2]
         blocks = (queries if self.by_queries else keys) // own
 
-        def at(index: Callable) -> Callable:
-            def index_map(member, turn, row_head):
+        def at(index: Callable[..., Index]) -> Callable[..., Index]:
+            def index_map(member: jax.Array, turn: jax.Array, row_head: jax.Array) -> Index:
                 row, head = jax.lax.div(row_head, kv_heads), jax.lax.rem(row_head, kv_heads)
                 return index(row, self.block(blocks, turn), head, head * group + member)
 
@@ -144,11 +159,11 @@ class At(NamedTuple):
 
     way: Pass
     group: int
-    block: Any
-    bounds: Any
+    block: jax.Array
+    bounds: Ref
     x: Operands
 
-    def each_block(self, fold: Callable, carry: Any) -> Any:
+    def each_block(self, fold: Callable[[Positions, jax.Array | None, Carry], Carry], carry: Carry) -> Carry:
         """``carry = fold(others, mask, carry)`` for every block of the other side within the bounds.
 
         ``others`` is the block's slice; ``mask`` [own, other] bool, or None where all pairs are allowed.
@@ -156,10 +171,10 @@ class At(NamedTuple):
         first, stop, whole, end = (self.bounds[n] for n in range(4))
         size = self.way.tiling.other
 
-        def without_a_mask(j, carry):
+        def without_a_mask(j: jax.Array, carry: Carry) -> Carry:
             return fold(pl.ds(j * size, size), None, carry)
 
-        def with_a_mask(n, carry):
+        def with_a_mask(n: jax.Array, carry: Carry) -> Carry:
             j = first + n
             j = jnp.where(j < whole, j, j + end - whole)
             return fold(pl.ds(j * size, size), self._mask(j), carry)
@@ -167,7 +182,7 @@ class At(NamedTuple):
         carry = jax.lax.fori_loop(whole, end, without_a_mask, carry)
         return jax.lax.fori_loop(0, stop - first - (end - whole), with_a_mask, carry)
 
-    def _mask(self, j: Any) -> jax.Array:
+    def _mask(self, j: jax.Array) -> jax.Array:
         own, other = self.way.tiling[:2]
         own_order = self.block * own + jnp.arange(own, dtype=jnp.int32)[:, None]
         other_order = j * other + jnp.arange(other, dtype=jnp.int32)[None, :]
@@ -182,13 +197,13 @@ class At(NamedTuple):
         return mask & (k_order <= q_order + self.x.offset[0]) if self.way.causal else mask
 
 
-def attention_forward(at: At, out, lse) -> None:
+def attention_forward(at: At, out: Ref, lse: Ref) -> None:
     """Kernel: out [S, d] and the log-sum-exp [S] of a block of queries of one head, by an online softmax."""
     q_Sd = at.x.q[...]
     rows, width = q_Sd.shape
     scale = width**-0.5 * _LOG2E
 
-    def fold(keys, mask_ST, carry):
+    def fold(keys: Positions, mask_ST: jax.Array | None, carry: Softmax) -> Softmax:
         highest_S, total_S, out_Sd = carry
         scores_ST = _scores(q_Sd, at.x.k[keys, :], mask_ST)
         new_S = jnp.maximum(highest_S, scores_ST.max(1) * scale)
@@ -204,13 +219,13 @@ def attention_forward(at: At, out, lse) -> None:
     lse[...] = highest_S + jnp.log2(total_S)
 
 
-def attention_dq(at: At, dout, lse, delta, dq) -> None:
+def attention_dq(at: At, dout: Ref, lse: Ref, delta: Ref, dq: Ref) -> None:
     """Kernel: gradient of a block of queries of one head."""
     q_Sd, dout_Sd = at.x.q[...], dout[...]
     lse_S1, delta_S1 = lse[...][:, None], delta[...][:, None]
     width = q_Sd.shape[1]
 
-    def fold(keys, mask_ST, dq_Sd):
+    def fold(keys: Positions, mask_ST: jax.Array | None, dq_Sd: jax.Array) -> jax.Array:
         k_Td = at.x.k[keys, :]
         weights_ST = jnp.exp2(_scores(q_Sd, k_Td, mask_ST) * (width**-0.5 * _LOG2E) - lse_S1)
         back_ST = weights_ST * (_dot(dout_Sd, at.x.v[keys, :], _ACROSS) - delta_S1)
@@ -220,7 +235,7 @@ def attention_dq(at: At, dout, lse, delta, dq) -> None:
     dq[...] = (dq_Sd * width**-0.5).astype(dq.dtype)
 
 
-def attention_dkv(at: At, dout, lse, delta, dk, dv) -> None:
+def attention_dkv(at: At, dout: Ref, lse: Ref, delta: Ref, dk: Ref, dv: Ref) -> None:
     """Kernel: gradients of a block of keys and values of one key head, summed over its query heads.
 
     Scores stand keys down, so that both gradients are products without a transpose.
@@ -228,8 +243,8 @@ def attention_dkv(at: At, dout, lse, delta, dk, dv) -> None:
     k_Td, v_Td = at.x.k[...], at.x.v[...]
     width = k_Td.shape[1]
 
-    def of_head(g, grads):
-        def fold(queries, mask_TS, grads):
+    def of_head(g: jax.Array, grads: Pair) -> Pair:
+        def fold(queries: Positions, mask_TS: jax.Array | None, grads: Pair) -> Pair:
             dk_Td, dv_Td = grads
             q_Sd, dout_Sd = at.x.q[queries, g, :], dout[queries, g, :]
             scores_TS = _scores(k_Td, q_Sd, mask_TS) * (width**-0.5 * _LOG2E)
@@ -246,12 +261,12 @@ def attention_dkv(at: At, dout, lse, delta, dk, dv) -> None:
     dv[...] = dv_Td.astype(dv.dtype)
 
 
-def _scores(own, other, mask) -> jax.Array:
+def _scores(own: jax.Array, other: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Products [own, other] before the scale; LOW where masked."""
     scores = _dot(own, other, _ACROSS)
     return scores if mask is None else jnp.where(mask, scores, LOW)
 
 
-def _dot(a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
+def _dot(a: jax.Array, b: jax.Array, dimensions: jax.lax.DotDimensionNumbers) -> jax.Array:
     """Product accumulated in float32."""
     return jax.lax.dot_general(a, b, dimensions, precision=precision_of(a.dtype), preferred_element_type=jnp.float32)

@@ -5,12 +5,14 @@ padded to a power of two with a mask, as Triton demands; masked lanes move no by
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+
+from lclm_jax.kernels.normed_pooling import Pooling, Scales
+from lclm_jax.types import Ref
 
 MULTIPLE = 1
 """Any number of groups will do: the last program masks what is beyond them."""
@@ -28,7 +30,7 @@ def unsupported_reason(width: int) -> str | None:
     return None
 
 
-def forward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any) -> jax.Array:
+def forward(how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales) -> jax.Array:
     """Pooled states [G, E] ([G, N * E] for ``concat``); see ``normed_pooling`` for the arguments."""
     groups, width = shares_GN.shape[0], x_PE.shape[1]
     tile = _tile(groups, width)
@@ -44,7 +46,9 @@ def forward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any) -> jax
     return pooled.reshape(groups, -1)
 
 
-def backward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any, bar_GE: jax.Array) -> tuple[Any, list[Any]]:
+def backward(
+    how: Pooling, x_PE: jax.Array, shares_GN: jax.Array, scales: Scales, bar_GE: jax.Array
+) -> tuple[jax.Array, Scales]:
     """(gradient of ``x_PE``, gradients of the scales) from the gradient of the pooled states."""
     groups, width = shares_GN.shape[0], x_PE.shape[1]
     given, programs = _given(scales), _programs(groups, width)
@@ -60,7 +64,7 @@ def backward(how: Any, x_PE: jax.Array, shares_GN: jax.Array, scales: Any, bar_G
         name=f"pool_{how.kind}_backward",
     )(shares_GN, x_PE.reshape(groups, how.ratio, width), bar_GE, *given)
     sums = [partial.sum(0) for partial in out[1:]]
-    return out[0].reshape(x_PE.shape), [*sums, *[None] * (2 - len(sums))]
+    return out[0].reshape(x_PE.shape), Scales(*sums)
 
 
 def share_bytes(groups: int, ratio: int) -> int:
@@ -73,13 +77,13 @@ def partial_bytes(groups: int, ratio: int, width: int, size: int, latent: bool) 
     return 2 * 4 * width * _programs(groups, width) * (1 + latent)
 
 
-def _forward(how, tile, shares_ref, x_ref, scale_ref, *refs):
+def _forward(how: Pooling, tile: int, shares_ref: Ref, x_ref: Ref, scale_ref: Ref, *refs: Ref) -> None:
     *latent_scale_ref, out_ref = refs
     at = _Tile(how, pl.program_id(0) * tile, tile, shares_ref, x_ref)
     scale_1E = at.scale(scale_ref)
     if how.kind == "concat":
 
-        def write(n, none):
+        def write(n: jax.Array, none: None) -> None:
             x_GE, inverse_G1, share_G1 = at.position(n)
             at.store(out_ref, n, x_GE * (inverse_G1 * share_G1) * scale_1E)
             return none
@@ -92,12 +96,12 @@ def _forward(how, tile, shares_ref, x_ref, scale_ref, *refs):
     at.store(out_ref, None, u_GE)
 
 
-def _backward(how, tile, shares_ref, x_ref, bar_ref, scale_ref, *refs):
+def _backward(how: Pooling, tile: int, shares_ref: Ref, x_ref: Ref, bar_ref: Ref, scale_ref: Ref, *refs: Ref) -> None:
     fused = how.latent_eps is not None
     latent_scale_ref, (x_bar_ref, *sum_refs) = refs[:fused], refs[fused:]
     tiles, programs, first = pl.cdiv(x_ref.shape[0], tile), sum_refs[0].shape[0], pl.program_id(0)
 
-    def visit(round_, sums):
+    def visit(round_: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         at = _Tile(how, (first + round_ * programs) * tile, tile, shares_ref, x_ref)
         return _visit_backward(at, bar_ref, scale_ref, latent_scale_ref, x_bar_ref, sums)
 
@@ -108,7 +112,14 @@ def _backward(how, tile, shares_ref, x_ref, bar_ref, scale_ref, *refs):
         plgpu.store(sum_ref.at[first + jnp.zeros((1, 1), jnp.int32), at.columns_1E], sum_1E, mask=at.inside_1E)
 
 
-def _visit_backward(at, bar_ref, scale_ref, latent_scale_ref, x_bar_ref, sums):
+def _visit_backward(
+    at: "_Tile",
+    bar_ref: Ref,
+    scale_ref: Ref,
+    latent_scale_ref: tuple[Ref, ...],
+    x_bar_ref: Ref,
+    sums: tuple[jax.Array, ...],
+) -> tuple[jax.Array, ...]:
     """Write the gradient of one tile's states; the sums of the scales' gradients with the tile's."""
     how, scale_1E = at.how, at.scale(scale_ref)
     scale_sum_1E, *latent_sum_1E = sums
@@ -120,7 +131,7 @@ def _visit_backward(at, bar_ref, scale_ref, latent_scale_ref, x_bar_ref, sums):
             bar_GE, latent_bar_GE = at.norm_bars(u_GE, inverse_G1, latent_1E, bar_GE)
             latent_sum_1E = [latent_sum_1E[0] + latent_bar_GE.sum(0)[None, :]]
 
-    def write(n, scale_sum_1E):
+    def write(n: jax.Array, scale_sum_1E: jax.Array) -> jax.Array:
         x_GE, inverse_G1, share_G1 = at.position(n)
         own_GE = at.load(bar_ref, n) if how.kind == "concat" else bar_GE
         x_bar_GE, scale_bar_GE = at.norm_bars(x_GE, inverse_G1, scale_1E, own_GE * share_G1)
@@ -133,7 +144,7 @@ def _visit_backward(at, bar_ref, scale_ref, latent_scale_ref, x_bar_ref, sums):
 class _Tile:
     """Masked reads and writes of a tile of groups, and reductions over the real width."""
 
-    def __init__(self, how, first, tile, shares_ref, x_ref):
+    def __init__(self, how: Pooling, first: jax.Array | int, tile: int, shares_ref: Ref, x_ref: Ref) -> None:
         self.how, self.shares_ref, self.x_ref = how, shares_ref, x_ref
         self.width, self.padded = x_ref.shape[2], pl.next_power_of_2(x_ref.shape[2])
         self.groups_G1 = first + jnp.arange(tile)[:, None]
@@ -141,48 +152,51 @@ class _Tile:
         self.inside_1E = self.columns_1E < self.width
         self.real_G1 = self.groups_G1 < x_ref.shape[0]
 
-    def _place(self, ref, n):
+    def _place(self, ref: Ref, n: jax.Array | None) -> Ref:
         where = (self.groups_G1, self.columns_1E) if n is None else (self.groups_G1, n, self.columns_1E)
         return ref.at[where]
 
-    def load(self, ref, n):
+    def load(self, ref: Ref, n: jax.Array | None) -> jax.Array:
         """Position n of every group (None: the group's only state), float32; zero outside."""
         x_GE = plgpu.load(self._place(ref, n), mask=self.real_G1 & self.inside_1E, other=0)
         return x_GE.astype(jnp.float32)
 
-    def store(self, ref, n, x_GE):
+    def store(self, ref: Ref, n: jax.Array | None, x_GE: jax.Array) -> None:
         plgpu.store(self._place(ref, n), x_GE.astype(ref.dtype), mask=self.real_G1 & self.inside_1E)
 
-    def scale(self, ref):
+    def scale(self, ref: Ref) -> jax.Array:
         return plgpu.load(ref.at[self.columns_1E], mask=self.inside_1E, other=0).astype(jnp.float32)
 
-    def position(self, n):
+    def position(self, n: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """States at position n, their inverse root mean squares, and their shares."""
         x_GE = self.load(self.x_ref, n)
         share_G1 = plgpu.load(self.shares_ref.at[self.groups_G1, n], mask=self.real_G1, other=0)
         return x_GE, self.inverse(x_GE, self.how.eps), share_G1
 
-    def mean(self, scale_1E):
+    def mean(self, scale_1E: jax.Array) -> jax.Array:
         """The groups' weighted sums of normed states."""
 
-        def add(n, total_GE):
+        def add(n: jax.Array, total_GE: jax.Array) -> jax.Array:
             x_GE, inverse_G1, share_G1 = self.position(n)
             return total_GE + x_GE * (inverse_G1 * share_G1)
 
         zeros_GE = jnp.zeros((self.groups_G1.shape[0], self.padded), jnp.float32)
         return jax.lax.fori_loop(0, self.how.ratio, add, zeros_GE) * scale_1E
 
-    def inverse(self, x_GE, eps):
+    def inverse(self, x_GE: jax.Array, eps: float | None) -> jax.Array:
+        assert eps is not None
         return jax.lax.rsqrt((x_GE * x_GE).sum(-1)[:, None] / self.width + eps)
 
-    def norm_bars(self, x_GE, inverse_G1, scale_1E, bar_GE):
+    def norm_bars(
+        self, x_GE: jax.Array, inverse_G1: jax.Array, scale_1E: jax.Array, bar_GE: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Gradients of ``x * inverse * scale``: of x, and of scale by group."""
         normed_GE, inner_GE = x_GE * inverse_G1, bar_GE * scale_1E
         along_G1 = (inner_GE * normed_GE).sum(-1)[:, None] / self.width
         return inverse_G1 * (inner_GE - normed_GE * along_G1), bar_GE * normed_GE
 
 
-def _given(scales):
+def _given(scales: Scales) -> list[jax.Array]:
     return [scale_E.astype(jnp.float32) for scale_E in scales if scale_E is not None]
 
 

@@ -124,13 +124,18 @@ def steps_of(layout: Layout, marks: Marks, by_queries: bool) -> Steps:
     return schedule(pairs.swapaxes(1, 2), t.k_tiles, t.q_tiles, capacity)
 
 
+Saved = tuple[jax.Array, jax.Array, jax.Array, Marks, jax.Array, jax.Array]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(layout: Layout, q_BKrd: jax.Array, k_BKTd: jax.Array, v_BKTd: jax.Array, marks: Marks) -> jax.Array:
     """out_BKrd."""
     return _attend_forward(layout, q_BKrd, k_BKTd, v_BKTd, marks)[0]
 
 
-def _attend_forward(layout, q_BKrd, k_BKTd, v_BKTd, marks):
+def _attend_forward(
+    layout: Layout, q_BKrd: jax.Array, k_BKTd: jax.Array, v_BKTd: jax.Array, marks: Marks
+) -> tuple[jax.Array, Saved]:
     x = _operands(layout, q_BKrd, k_BKTd, v_BKTd, marks)
     out_BKrd, lse_BK1r = flash.forward(_grid(layout, x, True), steps_of(layout, marks, by_queries=True), x)
     # Named here, inside the rule, because a name outside of it would save the output but not the log-sum-exp.
@@ -138,7 +143,9 @@ def _attend_forward(layout, q_BKrd, k_BKTd, v_BKTd, marks):
     return out_BKrd, (q_BKrd, k_BKTd, v_BKTd, marks, out_BKrd, lse_BK1r)
 
 
-def _attend_backward(layout, saved, dout_BKrd):
+def _attend_backward(
+    layout: Layout, saved: Saved, dout_BKrd: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BKrd, k_BKTd, v_BKTd, marks, out_BKrd, lse_BK1r = saved
     x = _operands(layout, q_BKrd, k_BKTd, v_BKTd, marks)
     # sum over d of dO * O: the term that the softmax's normalisation adds to every score gradient
@@ -156,7 +163,7 @@ def _operands(layout: Layout, q_BKrd: jax.Array, k_BKTd: jax.Array, v_BKTd: jax.
     """The kernels' inputs: every query row has its own id and order, alike for the heads of a group."""
     t, rows = layout.tiling, q_BKrd.shape[0]
 
-    def by_query_row(x_BS):
+    def by_query_row(x_BS: jax.Array) -> jax.Array:
         x_Bn1p = x_BS.reshape(rows, -1, 1, t.q_tile)
         return jnp.broadcast_to(x_Bn1p, (*x_Bn1p.shape[:2], t.group, t.q_tile)).reshape(rows, 1, -1)
 

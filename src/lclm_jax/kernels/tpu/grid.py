@@ -2,15 +2,26 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lclm_jax.kernels.block_mask import Steps, code_bit
+from lclm_jax.types import Ref
+
+Positions = slice | pl.Slice
+"""Positions in a block."""
+Index = tuple[jax.Array | int, ...]
+Back = tuple[jax.Array, ...]
+Outputs = list[tuple[str, npt.DTypeLike]]
+"""(kind, dtype) of each output."""
+Fold = Callable[[Positions, Positions, jax.Array | None], None]
+"""Of a tile's query rows, its keys, and their mask."""
 
 
 class Tiling(NamedTuple):
@@ -49,16 +60,16 @@ class Tiling(NamedTuple):
 class Operands(NamedTuple):
     """What all kernels read."""
 
-    q: Any
+    q: Ref
     """[B, K, r, d]: r are the query rows of one key head, in the order (tile, G, position in the tile)."""
-    k: Any
+    k: Ref
     """[B, K, T, d]"""
-    v: Any
-    q_ids: Any
+    v: Ref
+    q_ids: Ref
     """[B, 1, r] int32: segment of each query row."""
-    q_order: Any
+    q_order: Ref
     """[B, 1, r] int32: its place among the keys; looked at if causal."""
-    k_ids: Any
+    k_ids: Ref
     """[B, 1, T] int32."""
 
 
@@ -72,7 +83,15 @@ class StepGrid(NamedTuple):
     k_blocks: int
     interpret: bool
 
-    def call(self, kernel: Callable, steps: Steps, x: Operands, back: tuple, outputs: list, scratch: list) -> Any:
+    def call(
+        self,
+        kernel: Callable[..., None],
+        steps: Steps,
+        x: Operands,
+        back: Back,
+        outputs: Outputs,
+        scratch: list[pl.MemoryRef],
+    ) -> list[jax.Array]:
         """``kernel`` at every step, for every key head; the number of steps is known at run time: a dynamic grid.
 
         Args:
@@ -86,7 +105,7 @@ class StepGrid(NamedTuple):
         shapes = {"q": x.q.shape, "k": x.k.shape, "row": (*x.q.shape[:2], 1, x.q.shape[2])}
         specs, kinds = self._specs(x.q.shape[3]), ["q", "k", "k", "q_ids", "q_ids", "k_ids", *("q", "row", "row")]
 
-        def body(outer, inner, edges, codes, *refs):
+        def body(outer: jax.Array, inner: jax.Array, edges: jax.Array, codes: jax.Array, *refs: Ref) -> None:
             step = pl.program_id(1)
             now = (outer[step], inner[step], edges[step], codes[step])
             kernel(At(self, Operands(*refs[:6]), refs[-1], *now), *refs[6:-1])
@@ -106,7 +125,7 @@ class StepGrid(NamedTuple):
             name=kernel.__name__,
         )(*steps[:4], *x, *back)
 
-    def place(self, outer: Any, inner: Any) -> tuple[Any, Any, Any]:
+    def place(self, outer: jax.Array, inner: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(row, block of queries, block of keys) of a step."""
         blocks = self.q_blocks if self.by_queries else self.k_blocks
         row, kept = jax.lax.div(outer, blocks), jax.lax.rem(outer, blocks)
@@ -116,8 +135,10 @@ class StepGrid(NamedTuple):
         """Blocks of each kind of array, and where a step finds them."""
         t = self.tiling
 
-        def at(index: Callable) -> Callable:
-            def index_map(head, step, outer, inner, edges, codes):
+        def at(index: Callable[..., Index]) -> Callable[..., Index]:
+            def index_map(
+                head: jax.Array, step: jax.Array, outer: jax.Array, inner: jax.Array, edges: jax.Array, codes: jax.Array
+            ) -> Index:
                 return index(head, *self.place(outer[step], inner[step]))
 
             return index_map
@@ -136,24 +157,24 @@ class At(NamedTuple):
 
     grid: StepGrid
     x: Operands
-    ids_T1: Any
+    ids_T1: Ref
     """Scratch for the keys' segment ids, turned from a row into a column."""
-    outer: Any
-    inner: Any
-    edges: Any
-    code: Any
+    outer: jax.Array
+    inner: jax.Array
+    edges: jax.Array
+    code: jax.Array
 
     @property
-    def first(self) -> Any:
+    def first(self) -> jax.Array:
         """Whether the outer block begins here."""
         return self.edges & 1 != 0
 
     @property
-    def last(self) -> Any:
+    def last(self) -> jax.Array:
         """Whether the outer block ends here."""
         return self.edges >= 2
 
-    def each_pair(self, fold: Callable) -> None:
+    def each_pair(self, fold: Fold) -> None:
         """``fold(rows, keys, mask_Tr)`` for every pair of tiles that the code names, as slices of the blocks.
 
         ``mask_Tr`` is None where all queries of the block see all its keys.
@@ -162,27 +183,27 @@ class At(NamedTuple):
         everything = np.array(2 ** (2 * t.q_tiles * t.k_tiles) - 1, np.uint32).astype(np.int32)
 
         @pl.when(self.code == everything)
-        def without_a_mask():
+        def without_a_mask() -> None:
             for i, j in np.ndindex(t.q_tiles, t.k_tiles):
                 fold(pl.ds(i * t.rows, t.rows), pl.ds(j * t.k_tile, t.k_tile), None)
 
         @pl.when((self.code != everything) & (self.code != 0))
-        def with_masks():
+        def with_masks() -> None:
             self.ids_T1[...] = _column(self.x.k_ids[...])
             for i in range(t.q_tiles):
                 jax.lax.fori_loop(0, t.k_tiles, functools.partial(self._masked_pair, fold, i), None)
 
-    def _masked_pair(self, fold: Callable, i: int, j: Any, _: None) -> None:
+    def _masked_pair(self, fold: Fold, i: int, j: jax.Array, _: None) -> None:
         t = self.grid.tiling
         by_queries = self.grid.by_queries
         bit = code_bit(i, j, t.k_tiles) if by_queries else code_bit(j, i, t.q_tiles)
 
         @pl.when(jax.lax.shift_right_logical(self.code, bit) & 1 != 0)
-        def visited():
+        def visited() -> None:
             rows, keys = pl.ds(i * t.rows, t.rows), pl.ds(pl.multiple_of(j * t.k_tile, t.k_tile), t.k_tile)
             fold(rows, keys, self._mask(rows, keys))
 
-    def _mask(self, rows: Any, keys: Any) -> jax.Array:
+    def _mask(self, rows: Positions, keys: Positions) -> jax.Array:
         """[tile's keys, tile's query rows] bool."""
         ids_1r = self.x.q_ids[:, rows]
         mask_Tr = (self.ids_T1[keys, :] == ids_1r) & (ids_1r != 0)

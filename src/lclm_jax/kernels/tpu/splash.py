@@ -5,7 +5,7 @@ row it does the work of the whole triangle.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +57,11 @@ def run(
     q_BHSd = _padded(q_BSHd * q_BSHd.shape[3] ** -0.5).swapaxes(1, 2)  # splash leaves the scale to its caller
     k_BKTd, v_BKTd = (_padded(x_BTKd).swapaxes(1, 2) for x_BTKd in (k_BTKd, v_BTKd))
 
-    def row(q_HSd, k_KTd, v_KTd, segments_S):
+    def row(q_HSd: jax.Array, k_KTd: jax.Array, v_KTd: jax.Array, segments_S: jax.Array) -> jax.Array:
         ids = splash_attention_kernel.SegmentIds(segments_S, segments_S)
-        return kernel(q_HSd, k_KTd, v_KTd, ids)
+        out_HSd = kernel(q_HSd, k_KTd, v_KTd, ids)
+        assert isinstance(out_HSd, jax.Array)  # and no residuals
+        return out_HSd
 
     out_BSHd = jax.vmap(row)(q_BHSd, k_BKTd, v_BKTd, segments_BS).swapaxes(1, 2)
     # To splash padding is a segment like others: its queries see its keys. They return zeros and take no gradient.
@@ -88,7 +90,9 @@ def block_sizes(length: int, dtype: str, kind: str) -> splash_attention_kernel.B
     )
 
 
-def _kernel(causal: bool, length: int, blocks: splash_attention_kernel.BlockSizes, interpret: bool) -> Any:
+def _kernel(
+    causal: bool, length: int, blocks: splash_attention_kernel.BlockSizes, interpret: bool
+) -> splash_attention_kernel.SplashAttentionKernel:
     """Splash for rows of ``length``.
 
     It is put together from its schedules as numpy arrays: splash's own constructor makes device arrays, which a
@@ -114,7 +118,9 @@ def _kernel(causal: bool, length: int, blocks: splash_attention_kernel.BlockSize
 
 
 @functools.lru_cache(maxsize=64)
-def _schedule(causal: bool, blocks: int, by_keys: bool) -> tuple[Any, Any]:
+def _schedule(
+    causal: bool, blocks: int, by_keys: bool
+) -> tuple[splash_attention_mask_info.MaskInfo, Callable[..., jax.Array] | None]:
     """(which pairs of blocks to visit, function of the mask inside them) for every head alike.
 
     Splash looks at every element of a mask to classify blocks: minutes at 131,072. Which blocks of a triangle are

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config.model import ModelConfig
-from lclm_jax.model.layers import Module, Projection
-from lclm_jax.model.registry import Products
+from lclm_jax.model.layers import Module, Products, Projection
 
 
 class AttentionPooling(Module):

@@ -7,7 +7,7 @@ the final norm is kept, and the adapter is this project's. Its released encoders
 leave the last two layers of their backbone out (``model.encoder.num_layers``).
 """
 
-from typing import Any, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from lclm_jax.model.block import attention_context, layers
 from lclm_jax.model.encoder import encoder_options
 from lclm_jax.model.layers import DROPOUT, Module, RMSNorm
 from lclm_jax.parallel.sharding import constrain
+from lclm_jax.types import Params
 
 
 def runs_late_layers(model: ModelConfig) -> bool:
@@ -27,7 +28,7 @@ def runs_late_layers(model: ModelConfig) -> bool:
     return model.pool_before_last > 0
 
 
-def first_layers(model: ModelConfig, encoder: Any) -> tuple[ModelConfig, Any]:
+def first_layers(model: ModelConfig, encoder: Params) -> tuple[ModelConfig, Params]:
     """The model whose encoder ends where pooling happens, and its part of the encoder's parameters."""
     if not runs_late_layers(model):
         return model, encoder
@@ -36,7 +37,7 @@ def first_layers(model: ModelConfig, encoder: Any) -> tuple[ModelConfig, Any]:
 
 
 def read_latents(
-    model: ModelConfig, encoder: Any, x_BRE: jax.Array, batch: Batch, rows: str, key: jax.Array | None
+    model: ModelConfig, encoder: Params, x_BRE: jax.Array, batch: Batch, rows: str, key: jax.Array | None
 ) -> jax.Array:
     """pooled_BLE of rows whose residual stream stands before the last layers: means, layers, final norm.
 

@@ -11,8 +11,7 @@ import flax.linen as nn
 import jax
 
 from lclm_jax.config.model import ModelConfig
-from lclm_jax.model.layers import Module
-from lclm_jax.model.registry import Products
+from lclm_jax.model.layers import Module, Products
 
 
 class Slots(Module):

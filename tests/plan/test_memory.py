@@ -1,0 +1,41 @@
+"""What the formula of memory says of optimizers, beside the state that they make."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from lclm_jax.model.lclm import abstract_params
+from lclm_jax.plan.memory import estimate, parameter_counts
+from lclm_jax.train.core.optimizer import make_optimizer
+
+spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))
+conftest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conftest)
+ONE = {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1}
+
+
+def arguments(**settings):
+    """(bytes of what a step is given by formula, bytes of the optimizer's state) on one device."""
+    config = conftest.small_config()
+    optimizer = config.train.optimizer.model_copy(update=settings)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
+    params = abstract_params(config.model)
+    made = make_optimizer(optimizer, config.stages["all"], params)
+    state = jax.tree.leaves(jax.eval_shape(made.init, params))
+    return estimate(config, "all", ONE).arguments, sum(leaf.size * leaf.dtype.itemsize for leaf in state)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
+def test_the_state_of_every_optimizer_is_counted(kind):
+    (adamw, adamw_state), (found, state) = arguments(kind="adamw"), arguments(kind=kind)
+    assert adamw - found == adamw_state - state
+    assert kind == "adamw" or state < adamw_state
+
+
+def test_moments_in_bfloat16_and_averages_are_counted():
+    counts = parameter_counts(conftest.small_config().model)
+    plain, _ = arguments()
+    assert plain - arguments(moment_dtype="bfloat16")[0] == 2 * sum(counts.values())
+    assert arguments(ema_decay=0.9)[0] - plain == 4 * sum(counts.values())
