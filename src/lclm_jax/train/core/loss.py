@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from lclm_jax.batch import Batch
 from lclm_jax.config import OBJECTIVES, ModelConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.model.lclm import Params, forward, token_nll_and_lse
+from lclm_jax.model.lclm import forward, token_nll_and_lse
+from lclm_jax.types import Params
 
 Normalisation = Literal["per_token", "per_row"]
 
