@@ -15,7 +15,7 @@ import jax
 from jax._src import distributed  # its client stores small values for all processes; there is no public door to it
 from jax._src.clusters import ClusterEnv  # the public jax.distributed.initialize detects and connects in one go
 
-from lclm_jax.config.devices import ProcessesConfig
+from lclm_jax.config.train import ProcessesConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel.rendezvous import GRACE_SECONDS, ProcessInfo, StartError, rendezvous
 
