@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from lclm_jax.drills.trainer import DrillFailure, Trainer
 from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.logging.events import read_events
 from lclm_jax.train.logging.records import MEASURED, read_metrics
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,10 @@ def run_drill(
     config: Config,
     faults: int,
     seed: int,
-    prepare: Callable[[Config], Any],
+    prepare: Callable[[Config], object],
     every_steps: int = 40,
     patience_seconds: float = 300.0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train undisturbed, then disturbed, and compare.
 
     Args:

@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.tree_util import KeyPath
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.errors import LclmError
@@ -29,6 +30,7 @@ from lclm_jax.parallel import broadcast_from_process_0
 from lclm_jax.train.checkpoints.integrity import defect, fingerprint, has_manifest, write_manifest
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
+from lclm_jax.types import JsonObject, Params, PyTree
 
 logger = logging.getLogger(__name__)
 # Orbax logs tracebacks of failures that it also raises; one message, ours, is enough.
@@ -82,7 +84,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._manager is None:
             return
         try:
@@ -111,7 +113,7 @@ class Checkpoints:
         steps = self.steps()
         return broadcast_from_process_0(f"latest {self.folder}", steps[-1] if steps else None)
 
-    def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+    def save(self, state: TrainState, step: int, meta: JsonObject) -> None:
         """Copy ``state`` to the host and write it in the background; first waits for the save before.
 
         Raises:
@@ -189,7 +191,7 @@ class Checkpoints:
         """Whether all processes have agreed to stop after ``step`` updates, because one was told to."""
         return self._manager is not None and self._manager.reached_preemption(step)
 
-    def meta(self, step: int) -> dict[str, Any]:
+    def meta(self, step: int) -> JsonObject:
         """The JSON stored with the checkpoint of ``step``."""
         return dict(self._restore(step, meta=ocp.args.JsonRestore())["meta"])
 
@@ -206,7 +208,7 @@ class Checkpoints:
         check_finite({"params": state.params, "opt_state": state.opt_state}, str(self.folder / str(step)))
         return state
 
-    def restore_params(self, step: int, abstract: Any) -> Any:
+    def restore_params(self, step: int, abstract: PyTree) -> PyTree:
         """The parameters of ``step`` alone, in the structure and shapes of ``abstract``.
 
         A leaf of ``abstract`` with a sharding comes back as a JAX array that lies so, one without as NumPy.
@@ -218,7 +220,7 @@ class Checkpoints:
         check_finite(params, str(self.folder / str(step)))
         return params
 
-    def _restore(self, step: int, **items: Any) -> Any:
+    def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> PyTree:
         if self._manager is None or step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has: {known}")
@@ -227,7 +229,7 @@ class Checkpoints:
         except _STORAGE_ERRORS as error:
             raise self._unreadable(step, error) from error
 
-    def _compare(self, step: int, restored: Any) -> None:
+    def _compare(self, step: int, restored: PyTree) -> None:
         """Raise ``DamagedCheckpoint`` if a restored array differs from what was saved."""
         saved = self.meta(step).get("fingerprint", {})
         changed = [name for name, value in fingerprint(restored).items() if saved.get(name, value) != value]
@@ -262,7 +264,7 @@ def retained(steps: list[int], keep_last: int, keep_every: int | None) -> set[in
     return {step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)}
 
 
-def check_finite(tree: Any, where: str) -> None:
+def check_finite(tree: PyTree, where: str) -> None:
     """Raise ``CheckpointError`` naming the first leaf of ``tree`` that holds a NaN or an infinity."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves = [(path_name(path), leaf) for path, leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -284,7 +286,7 @@ def _all_finite(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
-def _onto(abstract: Any) -> Any:
+def _onto(abstract: PyTree) -> PyTree:
     """How to restore a tree of ``jax.ShapeDtypeStruct``: on the devices of its shardings, or on the host."""
 
     def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
@@ -295,10 +297,10 @@ def _onto(abstract: Any) -> Any:
     return ocp.args.PyTreeRestore(abstract, restore_args=jax.tree.map(how, abstract))
 
 
-def _by_layer(params: Any) -> Any:
+def _by_layer(params: Params) -> PyTree:
     """Save arguments that cut large stacked leaves into one chunk a layer, and large tables into pieces."""
 
-    def cut(path: Any, leaf: Any) -> ocp.SaveArgs:
+    def cut(path: KeyPath, leaf: jax.Array) -> ocp.SaveArgs:
         layer_bytes = leaf.nbytes // leaf.shape[0]
         if "layers" in path_name(path).split("/") and layer_bytes >= CHUNK_BYTES:
             return ocp.SaveArgs(chunk_byte_size=layer_bytes, shard_axes=(0,))
@@ -312,7 +314,7 @@ def _hush_late_callbacks() -> None:
     """Drop the tracebacks of tensorstore's callbacks that come after a failed read or write was reported."""
     passed_on = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
             passed_on(unraisable)
 

@@ -10,11 +10,12 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.tree_util import KeyPath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -22,6 +23,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.train.checkpoints.integrity import fingerprint
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
+from lclm_jax.types import JsonObject, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,11 @@ class EmergencyCheckpoints:
         """Whether a copy is to be made after ``done`` updates."""
         return self._folder is not None and done % every == 0
 
-    def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+    def save(self, state: TrainState, step: int, meta: JsonObject) -> None:
         """Bring this process's shards to the host and write them in the background; older copies go after it."""
         assert self._folder is not None
         self.wait()
-        shards: dict[str, Any] = {}
+        shards: dict[str, jax.Array] = {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state._asdict()):
             for shard in leaf.addressable_shards:
                 shards.setdefault(_key(path_name(path), shard.index), shard.data)
@@ -72,7 +74,7 @@ class EmergencyCheckpoints:
             everyone = np.asarray(multihost_utils.process_allgather(np.array(mine)))
         return mine if mine >= 0 and bool((everyone == mine).all()) else None
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, JsonObject] | None:
         """(state, meta) of the copy of ``step``; None, with a warning, if it does not fit or is damaged."""
         path = self._path(step)
         try:
@@ -97,7 +99,7 @@ class EmergencyCheckpoints:
         names = (path.name.removesuffix(self._end) for path in self._folder.glob(f"*{self._end}"))
         return [int(name) for name in names if name.isdigit()]
 
-    def _write(self, tensors: dict[str, np.ndarray], step: int, meta: dict[str, Any]) -> None:
+    def _write(self, tensors: dict[str, np.ndarray], step: int, meta: JsonObject) -> None:
         path = self._path(step)
         partial = path.with_name(path.name + ".partial")
         try:
@@ -112,11 +114,11 @@ class EmergencyCheckpoints:
             logger.warning("no emergency checkpoint of step %d: %s", step, error)
 
 
-def _assemble(file: Any, abstract: dict[str, Any]) -> dict[str, Any]:
+def _assemble(file: safe_open, abstract: PyTree) -> PyTree:
     """Arrays in the shardings of ``abstract`` from stored shards; raises ``KeyError`` where the mesh is another."""
     names = set(file.keys())
 
-    def build(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def build(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         where, pieces = leaf.sharding.addressable_devices_indices_map(leaf.shape), []
         for device, index in where.items():
             name = _key(path_name(path), index)

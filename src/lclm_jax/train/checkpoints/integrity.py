@@ -9,7 +9,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 
 from lclm_jax.errors import LclmError
 from lclm_jax.train.core.freeze import path_name
+from lclm_jax.types import PyTree
 
 NAME = "manifest.json"
 
@@ -69,7 +69,7 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(tree: Any) -> dict[str, int]:
+def fingerprint(tree: PyTree) -> dict[str, int]:
     """Path of each leaf to the sum of its bits as words, modulo 2**32.
 
     A sum does not depend on the order of its terms, so it is the same for every sharding; one flipped bit changes it.
@@ -80,7 +80,7 @@ def fingerprint(tree: Any) -> dict[str, int]:
 
 
 @jax.jit
-def _sums(tree: Any) -> Any:
+def _sums(tree: PyTree) -> PyTree:
     def total(leaf: jax.Array) -> jax.Array:
         words = jax.lax.bitcast_convert_type(leaf, np.dtype(f"uint{8 * leaf.dtype.itemsize}"))
         return words.astype(jnp.uint32).sum(dtype=jnp.uint32)

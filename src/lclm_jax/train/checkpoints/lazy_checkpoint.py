@@ -5,16 +5,17 @@ Export of a model that no single host could hold goes through here; training res
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import tensorstore as ts
+from jax.tree_util import KeyPath
 
 from lclm_jax.errors import LclmError
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.optimizer import EMA
+from lclm_jax.types import JsonObject, PyTree
 
 
 class LazyCheckpoint:
@@ -42,15 +43,15 @@ class LazyCheckpoint:
         """Path of every leaf and its shape."""
         return {name: tuple(store.shape) for name, store in self._stores.items()}
 
-    def placed(self, abstract: Any) -> Any:
+    def placed(self, abstract: PyTree) -> PyTree:
         """All leaves of a tree of ``jax.ShapeDtypeStruct``: on the devices of their shardings, or on the host."""
 
-        def place(path: Any, leaf: Any) -> Any:
+        def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
             name = path_name(path)
             if leaf.sharding is None:
                 return self.read(name).astype(leaf.dtype)
 
-            def piece(index: Any) -> np.ndarray:
+            def piece(index: tuple[int | slice, ...] | None) -> np.ndarray:
                 return self.read(name, index).astype(leaf.dtype)
 
             return jax.make_array_from_callback(leaf.shape, leaf.sharding, piece)
@@ -86,13 +87,13 @@ class _Item:
                 f"{folder.parent} holds no readable parameters ({error}); use another checkpoint"
             ) from None
 
-    def stores(self, prefix: str = "") -> dict[str, Any]:
+    def stores(self, prefix: str = "") -> dict[str, ts.TensorStore]:
         """Leaves whose path begins with ``prefix``, opened, by the rest of their path."""
         return {name.removeprefix(prefix): self._open(name) for name in self._names if name.startswith(prefix)}
 
-    def _open(self, path: str) -> Any:
+    def _open(self, path: str) -> ts.TensorStore:
         name = path.replace("/", ".")
-        store: dict[str, Any] = {"driver": "file", "path": f"{self.folder}/{name}/"}
+        store: JsonObject = {"driver": "file", "path": f"{self.folder}/{name}/"}
         if self._metadata.get("use_ocdbt"):
             store = {"driver": "ocdbt", "base": f"file://{self.folder}", "path": f"{name}/"}
         driver = "zarr3" if self._metadata.get("use_zarr3") else "zarr"
@@ -107,5 +108,5 @@ def _damaged(folder: Path, path: str, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{folder.parent}: {path} cannot be read ({line}); use another checkpoint")
 
 
-def _name(keys: list[dict[str, Any]]) -> str:
+def _name(keys: list[JsonObject]) -> str:
     return "/".join(str(entry["key"]) for entry in keys)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,13 +17,14 @@ from lclm_jax.train.core.initial_state import abstract_state, fresh_state, with_
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.stage_run import StageRun
 from lclm_jax.train.core.state import TrainState
+from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
 
 def starting_state(
     run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: EmergencyCheckpoints
-) -> tuple[TrainState, dict[str, Any] | None]:
+) -> tuple[TrainState, JsonObject | None]:
     """The state to resume from and the JSON stored with it; None for a stage that starts."""
     model = run.config.model
     abstract = abstract_state(model, optimizer, run.mesh)
@@ -53,9 +53,7 @@ def starting_state(
     return fresh_state(run.initial_params(), model, optimizer, run.mesh, seed), None
 
 
-def _restore(
-    run: StageRun, abstract: TrainState, checkpoints: Checkpoints, step: int
-) -> tuple[TrainState, dict[str, Any]]:
+def _restore(run: StageRun, abstract: TrainState, checkpoints: Checkpoints, step: int) -> tuple[TrainState, JsonObject]:
     """State and meta of the checkpoint of ``step``, whose files and values are checked."""
     _check_together(checkpoints, step)
     meta = checkpoints.meta(step)
@@ -97,7 +95,7 @@ def set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:
     return aside
 
 
-def check_rows(run: StageRun, checkpoints: Checkpoints, meta: dict[str, Any] | None, loader: BatchLoader) -> list[str]:
+def check_rows(run: StageRun, checkpoints: Checkpoints, meta: JsonObject | None, loader: BatchLoader) -> list[str]:
     """Refuse other rows than the checkpoint's; what differs in settings and rows where the run is forced to resume."""
     if not meta:
         return []

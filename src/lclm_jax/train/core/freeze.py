@@ -6,15 +6,19 @@ and no optimizer state.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
+from jax.tree_util import KeyPath
 
 from lclm_jax.config import StageConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.types import PyTree
 
 FROZEN = None
 """Group of the leaves that do not train."""
+
+Tree = Mapping[str, PyTree]
+"""A nested dict of arrays, shapes, shardings or labels."""
 
 Rule = tuple[str, str | None]
 """Pattern of a whole path (``adapter/.*``) and the group of its leaves, or ``FROZEN``."""
@@ -29,7 +33,7 @@ _PATTERNS = {
 }
 
 
-def stage_rules(stage: StageConfig, params: Any) -> tuple[Rule, ...]:
+def stage_rules(stage: StageConfig, params: PyTree) -> tuple[Rule, ...]:
     """The freeze table of ``stage``: every part with a learning rate trains in a group of its own name.
 
     ``params`` (arrays or shapes) tell whether there is LoRA to freeze; a rate for one that is absent stays a rule.
@@ -43,7 +47,7 @@ def stage_rules(stage: StageConfig, params: Any) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def label_leaves(rules: Sequence[Rule], params: Any) -> Any:
+def label_leaves(rules: Sequence[Rule], params: PyTree) -> PyTree:
     """Tree of the structure of ``params`` with the group of each leaf (``FROZEN`` where it does not train).
 
     Example:
@@ -55,7 +59,7 @@ def label_leaves(rules: Sequence[Rule], params: Any) -> Any:
     """
     used: set[str] = set()
 
-    def label(path, _leaf):
+    def label(path: KeyPath, _leaf: PyTree) -> str | None:
         name = path_name(path)
         for pattern, group in rules:
             if re.fullmatch(pattern, name):
@@ -72,14 +76,14 @@ def label_leaves(rules: Sequence[Rule], params: Any) -> Any:
     return labels
 
 
-def path_name(path: Sequence[Any]) -> str:
+def path_name(path: KeyPath) -> str:
     """``("adapter", "fc1")`` as JAX key entries -> ``"adapter/fc1"``."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def select(params: Mapping[str, Any], labels: Mapping[str, Any], groups: Sequence[str | None]) -> dict[str, Any]:
+def select(params: Tree, labels: Tree, groups: Sequence[str | None]) -> PyTree:
     """The leaves of ``params`` (nested dicts) whose label is one of ``groups``; empty branches are left out."""
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, PyTree] = {}
     for name, node in params.items():
         if isinstance(node, Mapping):
             branch = select(node, labels[name], groups)
@@ -90,18 +94,18 @@ def select(params: Mapping[str, Any], labels: Mapping[str, Any], groups: Sequenc
     return chosen
 
 
-def split(params: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(params: Tree, labels: Tree) -> tuple[PyTree, PyTree]:
     """``params`` as (trainable, frozen) nested dicts that ``merge`` puts together again."""
     return select(params, labels, groups_of(labels)), select(params, labels, (FROZEN,))
 
 
-def merge(*branches: Mapping[str, Any]) -> dict[str, Any]:
+def merge(*branches: Tree) -> PyTree:
     """Nested dicts with disjoint leaves as one, keys sorted at every level as JAX sorts them.
 
     Raises:
         LclmError: two branches hold the same leaf.
     """
-    merged: dict[str, Any] = {}
+    merged: dict[str, PyTree] = {}
     for name in sorted({name for branch in branches for name in branch}):
         nodes = [branch[name] for branch in branches if name in branch]
         if len(nodes) == 1:
@@ -113,6 +117,6 @@ def merge(*branches: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def groups_of(labels: Any) -> tuple[str, ...]:
+def groups_of(labels: PyTree) -> tuple[str, ...]:
     """Names of the groups that train, sorted."""
     return tuple(sorted(set(jax.tree.leaves(labels))))

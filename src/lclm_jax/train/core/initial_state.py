@@ -1,11 +1,11 @@
 """The state that a stage begins with, born in its place on the mesh."""
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.lclm import abstract_params, init_params, logical_axes
@@ -14,9 +14,10 @@ from lclm_jax.parallel import params_sharding
 from lclm_jax.train.core.freeze import groups_of, merge, path_name, select
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.state import TrainState
+from lclm_jax.types import PyTree
 
 
-def params_shardings(model: ModelConfig, mesh: Mesh) -> Any:
+def params_shardings(model: ModelConfig, mesh: Mesh) -> PyTree:
     """Shardings of the parameters; raises ``LclmError`` where the mesh does not divide a size."""
     return params_sharding(mesh, logical_axes(model), abstract_params(model))
 
@@ -40,13 +41,13 @@ def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> Trai
     )
 
 
-def random_params(model: ModelConfig, seed: int, mesh: Mesh) -> Any:
+def random_params(model: ModelConfig, seed: int, mesh: Mesh) -> PyTree:
     """Random parameters, made where they belong; a pure function of (model, seed)."""
     init = jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=params_shardings(model, mesh))
     return init()
 
 
-def with_fresh_lora(params: Any, model: ModelConfig, seed: int, mesh: Mesh | None) -> Any:
+def with_fresh_lora(params: PyTree, model: ModelConfig, seed: int, mesh: Mesh | None) -> PyTree:
     """``params`` plus the LoRA leaves of ``model`` that they lack, with the values that ``random_params`` gives them.
 
     Fresh leaves change nothing that the model computes: B is zero.
@@ -61,7 +62,7 @@ def with_fresh_lora(params: Any, model: ModelConfig, seed: int, mesh: Mesh | Non
     if "missing" not in groups_of(labels):
         return params
 
-    def init() -> Any:  # only the leaves that leave the program are computed
+    def init() -> PyTree:  # only the leaves that leave the program are computed
         return select(init_params(model, jax.random.key(seed)), labels, ("missing",))
 
     if mesh is None:
@@ -70,7 +71,7 @@ def with_fresh_lora(params: Any, model: ModelConfig, seed: int, mesh: Mesh | Non
     return merge(params, jax.jit(init, out_shardings=places)())
 
 
-def without_missing_lora(abstract: Any, model: ModelConfig, stored: Callable[[], Collection[str]]) -> Any:
+def without_missing_lora(abstract: PyTree, model: ModelConfig, stored: Callable[[], Collection[str]]) -> PyTree:
     """``abstract`` parameters of ``model`` less the LoRA leaves that a checkpoint lacks.
 
     ``stored`` gives the paths that it holds; it is not called for a model without LoRA. Leaves of any other kind stay,
@@ -81,17 +82,17 @@ def without_missing_lora(abstract: Any, model: ModelConfig, stored: Callable[[],
     return select(abstract, _lora_labels(model, stored()), ("there",))
 
 
-def _lora_labels(model: ModelConfig, paths: Collection[str]) -> Any:
+def _lora_labels(model: ModelConfig, paths: Collection[str]) -> PyTree:
     """Tree of ``"missing"`` for LoRA leaves of ``model`` that are not among ``paths``, ``"there"`` for all others."""
 
-    def label(path: Any, _leaf: Any) -> str:
+    def label(path: KeyPath, _leaf: PyTree) -> str:
         name = path_name(path)
         return "missing" if is_lora(name) and name not in paths else "there"
 
     return jax.tree_util.tree_map_with_path(label, abstract_params(model))
 
 
-def fresh_state(params: Any, model: ModelConfig, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainState:
+def fresh_state(params: PyTree, model: ModelConfig, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainState:
     """State at step 0 around ``params`` (sharded arrays, given up to the state)."""
     make = jax.jit(
         lambda tree: initial_state(tree, optimizer, seed),
@@ -101,7 +102,7 @@ def fresh_state(params: Any, model: ModelConfig, optimizer: Optimizer, mesh: Mes
     return make(params)
 
 
-def initial_state(params: Any, optimizer: Optimizer, seed: int) -> TrainState:
+def initial_state(params: PyTree, optimizer: Optimizer, seed: int) -> TrainState:
     """State at step 0 around ``params`` (arrays or tracers); ``seed`` is that of the stage."""
     rng = jax.random.key_data(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)

@@ -8,17 +8,19 @@ count is not incremented, so its bias correction is that of the updates it has m
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike
 
 from lclm_jax.config import OptimizerConfig, StageConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.train.core.freeze import groups_of, label_leaves, merge, path_name, select, split, stage_rules
 from lclm_jax.train.core.schedule import stage_schedules
 from lclm_jax.train.core.update_rules import stochastic_round, update_rule
+from lclm_jax.types import PyTree
 
 EMA = "ema"
 """Name of the averages in the optimizer's state, beside those of the groups."""
@@ -28,7 +30,7 @@ EMA = "ema"
 class Group:
     """Settings of one group: ``schedule(k + 1)`` is the learning rate of update k, ``decay`` its decoupled decay."""
 
-    schedule: Callable[[Any], Any]
+    schedule: Callable[[ArrayLike], jax.Array]
     decay: float = 0.0
 
 
@@ -43,7 +45,7 @@ class Optimizer:
     """
 
     settings: OptimizerConfig
-    labels: Any
+    labels: PyTree
     groups: Mapping[str, Group]
 
     def __post_init__(self):
@@ -56,7 +58,7 @@ class Optimizer:
         """Groups that train, sorted."""
         return groups_of(self.labels)
 
-    def init(self, params: Any) -> dict[str, Any]:
+    def init(self, params: PyTree) -> dict[str, PyTree]:
         """Fresh state by group (``update_rules``), and the averages, equal to the parameters.
 
         Leaves may be ``jax.ShapeDtypeStruct`` under ``jax.eval_shape``.
@@ -68,7 +70,9 @@ class Optimizer:
             state[EMA] = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trainable)
         return state
 
-    def state_shardings(self, params: Any, params_shardings: Any, replicated: Any) -> dict[str, Any]:
+    def state_shardings(
+        self, params: PyTree, params_shardings: PyTree, replicated: jax.sharding.Sharding
+    ) -> dict[str, PyTree]:
         """Shardings of ``init``'s state: what has the path and shape of a parameter lies like it, the rest everywhere.
 
         Args:
@@ -79,7 +83,7 @@ class Optimizer:
         shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
         places = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params_shardings)}
 
-        def place(path: Any, leaf: Any) -> Any:
+        def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
             names = path_name(path).split("/")
             tails = ("/".join(names[first:]) for first in range(len(names)))
             owner = next((tail for tail in tails if tail in shapes), None)
@@ -88,8 +92,14 @@ class Optimizer:
         return jax.tree_util.tree_map_with_path(place, jax.eval_shape(self.init, params))
 
     def update(
-        self, grads: Any, state: Any, params: Any, step: jax.Array, apply: jax.Array, key: jax.Array | None = None
-    ) -> tuple[Any, Any, Any]:
+        self,
+        grads: PyTree,
+        state: PyTree,
+        params: PyTree,
+        step: jax.Array,
+        apply: jax.Array,
+        key: jax.Array | None = None,
+    ) -> tuple[PyTree, PyTree, dict[str, jax.Array]]:
         """One update of all groups.
 
         Args:
@@ -133,7 +143,7 @@ class Optimizer:
         return merge(frozen, *branches), new_state, metrics
 
 
-def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -> Optimizer:
+def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: PyTree) -> Optimizer:
     """The optimizer of ``stage`` for ``params`` (arrays or shapes): parts as groups, memory rows without decay.
 
     Raises:
@@ -145,7 +155,7 @@ def make_optimizer(settings: OptimizerConfig, stage: StageConfig, params: Any) -
     return Optimizer(settings, labels, {name: Group(schedules[name], decay[name]) for name in schedules})
 
 
-def _moved(params: Any, updates: Any, rate: jax.Array, decay: float, key: jax.Array | None) -> Any:
+def _moved(params: PyTree, updates: PyTree, rate: jax.Array, decay: float, key: jax.Array | None) -> PyTree:
     """``params`` after one update, in their dtype; computed in float32."""
     leaves, structure = jax.tree.flatten(params)
     found = []
@@ -160,19 +170,19 @@ def _moved(params: Any, updates: Any, rate: jax.Array, decay: float, key: jax.Ar
     return jax.tree.unflatten(structure, found)
 
 
-def _wide(tree: Any) -> Any:
+def _wide(tree: PyTree) -> PyTree:
     """Parameters as the optimizer sees them, whose state is made like them."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
-def _distance(new: Any, old: Any) -> jax.Array:
+def _distance(new: PyTree, old: PyTree) -> jax.Array:
     return optax.tree.norm(jax.tree.map(jnp.subtract, _wide(new), _wide(old)))
 
 
-def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
+def _choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def _has_signal(gradient: Any) -> jax.Array:
+def _has_signal(gradient: PyTree) -> jax.Array:
     """Whether any element differs from zero (a norm could underflow)."""
     return jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient)]))

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from lclm_jax.config import StageConfig
 from lclm_jax.errors import LclmError
@@ -36,7 +37,7 @@ class Schedule:
     cosine_fraction: float = 1.0
     decay_share: float = 0.2
 
-    def __call__(self, step: Any) -> Any:
+    def __call__(self, step: ArrayLike) -> jax.Array:
         """Learning rate at ``step`` (an int, or an int32 array under jit): float32, shape of ``step``."""
         xp = np if isinstance(step, int | np.ndarray | np.generic) else jnp
         now = xp.asarray(step, dtype=np.float32)
@@ -56,9 +57,9 @@ class Schedule:
         return xp.where(now < self.warmup, rising, after).astype(np.float32)
 
 
-def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Callable[[Any], Any]]:
+def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Callable[[ArrayLike], jax.Array]]:
     """Schedule of each of ``parts``; raises ``LclmError`` for a frozen part or a floor above the peak."""
-    schedules: dict[str, Callable[[Any], Any]] = {}
+    schedules: dict[str, Callable[[ArrayLike], jax.Array]] = {}
     for part in parts:
         peak = stage.peak_lr(part)
         if peak is None:

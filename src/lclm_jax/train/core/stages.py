@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -13,7 +13,7 @@ from lclm_jax.config import Config, RunPaths, load_config
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.index_summary import summarize
 from lclm_jax.data.loading.loader import make_loader
-from lclm_jax.data.loading.position import Position
+from lclm_jax.data.loading.position import BatchLoader, Position
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, use_mesh, validate_mesh
@@ -34,11 +34,12 @@ from lclm_jax.train.core.stage_run import MakeStep, Probe, StageRun
 from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.progress import Reporter, make_reporter
 from lclm_jax.train.logging.trackers import Reporters, open_trackers
+from lclm_jax.types import JsonObject, Params, PyTree
 
 logger = logging.getLogger(__name__)
 
 
-ReadImports = Callable[[Config, Mesh], Any]
+ReadImports = Callable[[Config, Mesh], Params]
 """(config, mesh) -> sharded parameters from the folders of ``config.init``."""
 
 MakeProbe = Callable[[Config, str, Tokenizers, Mesh], Probe]
@@ -130,7 +131,7 @@ def finished(config: Config, stage: str, force: bool = False) -> bool:
 
 def load_params(
     config: Config, stage: str | None = None, step: int | None = None, mesh: Mesh | None = None, ema: bool = False
-) -> Any:
+) -> Params:
     """Parameters of a checkpoint in ``model.param_dtype``, for evaluation and generation.
 
     LoRA that the model got after that checkpoint was written is fresh: it changes nothing.
@@ -212,7 +213,7 @@ def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
     mesh, tokenizers, read_imports, make_probe = shared.mesh, shared.tokenizers, shared.read_imports, shared.make_probe
     parent = parent_of(config, stage)
 
-    def initial_params() -> Any:
+    def initial_params() -> Params:
         if starts_from_imports(config, stage) and config.init.run:
             return _params_of_run(config, tokenizers, mesh)
         if starts_from_imports(config, stage):
@@ -233,7 +234,7 @@ def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
                     loader.info(config.stages[stage])
             broadcast_from_process_0(f"index of {stage}", None)
 
-    def open_loader(start: Position) -> Any:
+    def open_loader(start: Position) -> BatchLoader:
         wait_for_index()
         loader = make_loader(config, stage, tokenizers, start, row_parts(mesh))
         logger.info("%s: %s", stage, summarize(loader.info(config.stages[stage])))
@@ -258,7 +259,7 @@ def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
     )
 
 
-def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Any:
+def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Params:
     """Parameters of the checkpoint that ``config.init.run`` names, for the model and the tokenizers of ``config``."""
     folder, _, place = (config.init.run or "").partition("@")
     stage, _, step = place.partition("@")
@@ -274,7 +275,7 @@ def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Any:
     return load_params(other.model_copy(update={"model": config.model}), *found, mesh)
 
 
-def _placed(config: Config, mesh: Mesh) -> Any:
+def _placed(config: Config, mesh: Mesh) -> PyTree:
     """Shapes of the parameters with their shardings on ``mesh``."""
     with use_mesh(mesh):
         return jax.tree.map(
@@ -284,7 +285,7 @@ def _placed(config: Config, mesh: Mesh) -> Any:
         )
 
 
-def _check_model(config: Config, stage: str, meta: dict[str, Any]) -> None:
+def _check_model(config: Config, stage: str, meta: JsonObject) -> None:
     stored = {
         name: value for name, value in meta["config"]["model"].items() if name in ("encoder", "decoder", "adapter")
     }

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 
@@ -19,6 +19,7 @@ from lclm_jax.train.core.loss import LossSums, divisor, loss_sums
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.stage_run import StepFunction
 from lclm_jax.train.core.state import TrainState, step_key
+from lclm_jax.types import PyTree
 
 
 def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh: Mesh) -> Wrapped:
@@ -52,8 +53,8 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
         key, model = step_key(state), config.model.model_copy(update={"ratio": ratio_of(batch)})
         objectives = stage_objectives if batch.objectives is not None else []
 
-        def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[Any, LossSums, jax.Array]:
-            def total(leaves: Any) -> tuple[jax.Array, tuple[LossSums, jax.Array]]:
+        def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[PyTree, LossSums, jax.Array]:
+            def total(leaves: PyTree) -> tuple[jax.Array, tuple[LossSums, jax.Array]]:
                 own_key, z_loss = jax.random.fold_in(key, number), train.z_loss
                 inputs = (merge(frozen, leaves), model, microbatch)
                 sums, finite_B = loss_sums(*inputs, train.loss_normalisation, own_key, z_loss, objectives)
@@ -98,11 +99,11 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
         return jax.device_put(batch, shardings)
     parts, count = row_parts(mesh)
 
-    def place(rows: Any, sharding: NamedSharding) -> jax.Array:
+    def place(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
         size = rows.shape[0] // len(parts)
         shape = (size * count, *rows.shape[1:])
 
-        def piece(index: Any) -> Any:  # of one part, as rows are cut into parts
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:  # of one part, as rows are cut into parts
             at = parts.index(index[0].indices(shape[0])[0] // size) * size
             return rows[(slice(at, at + size), *index[1:])]
 
@@ -113,11 +114,11 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def _accumulate(
-    gradients: Callable[[Batch, jax.Array | int], tuple[Any, LossSums, jax.Array]],
-    zero: tuple[Any, LossSums],
+    gradients: Callable[[Batch, jax.Array | int], tuple[PyTree, LossSums, jax.Array]],
+    zero: tuple[PyTree, LossSums],
     batch: Batch,
     microbatches: int,
-) -> tuple[Any, LossSums, jax.Array]:
+) -> tuple[PyTree, LossSums, jax.Array]:
     """Sums of gradients and losses over ``microbatches`` numbered, equal cuts of the batch's rows; finite rows.
 
     ``zero``: where both sums begin.
@@ -130,7 +131,7 @@ def _accumulate(
         apart = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:])
         return jnp.moveaxis(apart, 1, 0)
 
-    def add(carry: tuple[Any, LossSums], one: tuple[Batch, jax.Array]) -> tuple[tuple[Any, LossSums], jax.Array]:
+    def add(carry: tuple[PyTree, LossSums], one: tuple[Batch, jax.Array]) -> tuple[tuple[PyTree, LossSums], jax.Array]:
         grads, sums, finite_B = gradients(*one)
         return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), finite_B
 

@@ -6,15 +6,15 @@ the matrices inside the layers and the adapter (Jordan et al. 2024), scaled to t
 learning rates carry over (Liu et al. 2025, arXiv 2502.16982); Adam for tables, norms, biases and LoRA.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from lclm_jax.config import OptimizerConfig
 from lclm_jax.train.core.freeze import merge, path_name, select
+from lclm_jax.types import PyTree
 
 _ADAM_RMS = 0.2
 
@@ -44,7 +44,7 @@ def _adam(settings: OptimizerConfig) -> optax.GradientTransformation:
 def _muon(settings: OptimizerConfig) -> optax.GradientTransformation:
     """Muon on matrices, Adam on the rest; the state is ``{"matrices": ..., "others": ...}``, empty ones left out."""
 
-    def parts(tree: Any) -> dict[str, tuple[optax.GradientTransformation, Any]]:
+    def parts(tree: PyTree) -> dict[str, tuple[optax.GradientTransformation, PyTree]]:
         axes = jax.tree_util.tree_map_with_path(_axes, tree)
         labels = jax.tree.map(lambda one: "others" if one is None else "matrices", axes, is_leaf=_is_axes)
         matrices, others = (select(tree, labels, (name,)) for name in ("matrices", "others"))
@@ -56,10 +56,10 @@ def _muon(settings: OptimizerConfig) -> optax.GradientTransformation:
         found = {"matrices": (muon, matrices), "others": (_adam(settings), others)}
         return {name: part for name, part in found.items() if part[1]}
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> PyTree:
         return {name: transform.init(branch) for name, (transform, branch) in parts(params).items()}
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(gradients: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         moved, new = [], {}
         for name, (transform, branch) in parts(gradients).items():
             updates, new[name] = transform.update(branch, state[name])
@@ -71,7 +71,7 @@ def _muon(settings: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _axes(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
+def _axes(path: KeyPath, leaf: jax.Array) -> MuonDimensionNumbers | None:
     """Input and output axes of a matrix (a stack of layers is a batch of matrices); None for what is no matrix."""
     names = path_name(path).split("/")
     if names[-1] != "kernel" or names[-2] == "head":
@@ -81,11 +81,11 @@ def _axes(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers(tuple(range(first, middle)), tuple(range(middle, leaf.ndim)))
 
 
-def _is_axes(node: Any) -> bool:
+def _is_axes(node: PyTree) -> bool:
     return node is None or isinstance(node, MuonDimensionNumbers)
 
 
-def _to_adam_size(path: Any, leaf: jax.Array) -> jax.Array:
+def _to_adam_size(path: KeyPath, leaf: jax.Array) -> jax.Array:
     """Scale an orthogonal matrix of a by b, whose root mean square is 1 over sqrt(max(a, b)), to ``_ADAM_RMS``."""
     axes = _axes(path, leaf)
     assert axes is not None

@@ -9,13 +9,13 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.train.logging.records import read_metrics
+from lclm_jax.types import JsonObject
 
 NAME = "events.jsonl"
 
-Event = dict[str, Any]
+Event = JsonObject
 
 
 class Events:
@@ -26,7 +26,7 @@ class Events:
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, kind: str, **facts: Any) -> None:
+    def write(self, kind: str, **facts: object) -> None:
         """Append an event with the time (seconds since the epoch) and this process's number.
 
         A disk that is full costs the line, not the run: the checkpoint policy decides what that is worth.

@@ -8,7 +8,8 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_record(
-    step: int, metrics: Mapping[str, Any], stats: BatchStats, hosts: int, seconds: dict[str, float]
+    step: int, metrics: Mapping[str, np.ndarray], stats: BatchStats, hosts: int, seconds: dict[str, float]
 ) -> Record:
     """The line of one step.
 

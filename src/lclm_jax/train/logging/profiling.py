@@ -1,11 +1,11 @@
 """Profiler traces of a few steps."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from lclm_jax.config.train import parse_skip_range
+from lclm_jax.types import PyTree
 
 
 class StepProfiler:
@@ -28,7 +28,7 @@ class StepProfiler:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._running = True
 
-    def end(self, step: int, results: Any) -> None:
+    def end(self, step: int, results: PyTree) -> None:
         """Stop the trace after its last step, when the ``results`` of that step are there."""
         if self._running and step >= self._last:
             jax.block_until_ready(results)

@@ -4,11 +4,11 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -82,7 +82,7 @@ class ProgressBarReporter:
     def __init__(self, console: Console, interval_seconds: float = 0.5):
         self._console, self._interval = console, interval_seconds
         self._bar: _Bar | None = None
-        self._task: Any = None
+        self._task = TaskID(0)
         self._steps, self._shown, self._pace = 0, 0.0, LogSummary()
 
     def start(self, stage: str, first_step: int, steps: int) -> None:  # noqa: D102

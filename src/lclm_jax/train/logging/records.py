@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-Record = dict[str, Any]
+from lclm_jax.types import JsonObject
+
+Record = JsonObject
 
 NAME = "metrics.jsonl"
 

@@ -6,7 +6,6 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
@@ -14,6 +13,7 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.errors import LclmError
 from lclm_jax.train.logging.progress import Reporter
 from lclm_jax.train.logging.records import Record
+from lclm_jax.types import PyTree
 
 _PATIENCE_SECONDS = 60.0
 
@@ -152,7 +152,7 @@ def _trackio(config: Config) -> tuple[Write, Callable[[], None]]:
 _OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
 
 
-def _imported(module: str, extra: str) -> Any:
+def _imported(module: str, extra: str) -> PyTree:
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -166,5 +166,5 @@ def _run_id(config: Config) -> str:
     return hashlib.sha256(f"{config.name} {RunPaths(config).root.absolute()}".encode()).hexdigest()[:16]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

@@ -3,12 +3,12 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from lclm_jax.data.loading.position import BatchLoader
+from lclm_jax.train.logging.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class NonfiniteSteps:
         self._loader, self._batch_rows, self._in_a_row = loader, batch_rows, 0
         self._first_row = first_row
 
-    def step(self, step: int, record: dict[str, Any], finite_rows: np.ndarray) -> int:
+    def step(self, step: int, record: Record, finite_rows: np.ndarray) -> int:
         """Take the record of a step and which rows had a finite loss (bool [rows]); how many bad steps in a row.
 
         The file names the rows whose own loss was not finite or, where only the gradient was not, all rows.
@@ -46,7 +46,7 @@ class NonfiniteSteps:
             self._write(step, kind, rows.tolist(), record)
         return self._in_a_row
 
-    def _write(self, step: int, kind: str, rows: list[int], record: dict[str, Any]) -> None:
+    def _write(self, step: int, kind: str, rows: list[int], record: Record) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "step": step,

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 import jax
 
@@ -48,13 +48,13 @@ def stop_requests(settings: StopConfig) -> Iterator[StopRequest]:
     """
     request, over = StopRequest(), threading.Event()
     alone = jax.process_count() == 1
-    previous: dict[int, Any] = {}
+    previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def restore() -> None:
         while previous:
             signal.signal(*previous.popitem())
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         restore()
         request.make(signal.Signals(number).name)
 

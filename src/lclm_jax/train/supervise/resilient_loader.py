@@ -4,7 +4,6 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -15,6 +14,9 @@ from lclm_jax.errors import LclmError
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+
+_Entry = tuple[Batch, BatchStats] | Exception
+"""A batch and what it holds, or what the loader raised."""
 
 
 class DataStalled(LclmError):
@@ -49,7 +51,7 @@ class ResilientLoader:
         self.loader = self._open(
             begin._replace(rows=self._row, step=None if begin.step is None else begin.step + taken)
         )
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
+        self._queue: queue.Queue[_Entry] = queue.Queue(maxsize=1)
         self._over = threading.Event()
         arguments = (self.loader, self._queue, self._over)
         threading.Thread(target=_pump, args=arguments, name="feeder", daemon=True).start()
@@ -88,11 +90,11 @@ class ResilientLoader:
         raise AssertionError("unreachable")
 
 
-def _pump(loader: BatchLoader, out: queue.Queue[Any], over: threading.Event) -> None:
+def _pump(loader: BatchLoader, out: queue.Queue[_Entry], over: threading.Event) -> None:
     """Move batches from ``loader`` to ``out``; what it raises is handed over as the last entry."""
     while not over.is_set():
         try:
-            entry: Any = next(loader)
+            entry: _Entry = next(loader)
         except Exception as error:  # noqa: BLE001 - raised again by the thread that reads
             entry = error
         while not over.is_set():
