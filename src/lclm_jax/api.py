@@ -103,7 +103,8 @@ def evaluate_run(
 
     from lclm_jax.eval.run import evaluate as measure
     from lclm_jax.parallel import make_mesh
-    from lclm_jax.train.core.stages import latest_checkpoint, load_params, load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
+    from lclm_jax.train.checkpoints.run_params import latest_checkpoint, load_params
 
     stage, step = latest_checkpoint(config, stage, step)
     mesh = make_mesh(config.mesh)
@@ -134,7 +135,8 @@ def load_model(folder: str | Path, compute_dtype: Literal["float32", "bfloat16"]
     apply_environment(config.environment, os.environ)
 
     from lclm_jax.parallel import make_mesh
-    from lclm_jax.train.core.stages import load_params, load_tokenizers, resolve
+    from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
+    from lclm_jax.train.checkpoints.run_params import load_params
 
     tokenizers = load_tokenizers(config)
     config = resolve(config, tokenizers)

@@ -93,7 +93,8 @@ def _train_stage(config: Config, stage: str) -> JsonObject:
 def _evaluate(config: Config) -> JsonObject:
     from lclm_jax.eval.run import evaluate
     from lclm_jax.parallel import make_mesh
-    from lclm_jax.train.core.stages import load_params, load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
+    from lclm_jax.train.checkpoints.run_params import load_params
 
     mesh = make_mesh(config.mesh)
     result = evaluate(config, load_params(config, mesh=mesh), load_tokenizers(config), mesh=mesh)

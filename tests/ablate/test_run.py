@@ -16,7 +16,7 @@ from lclm_jax.config import MeshConfig, load_study
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.core.stages import load_tokenizers, resolve
+from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 
 STUDY = """
 config: base.yaml

@@ -26,7 +26,8 @@ from lclm_jax.pipeline import pipeline_steps
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError as SavedError
 from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder, provenance
-from lclm_jax.train.core.stages import finished, load_params, open_params, train
+from lclm_jax.train.checkpoints.run_params import load_params, open_params
+from lclm_jax.train.core.stages import finished, train
 
 SPANS = {"min_tokens": 8, "max_tokens": 16, "raw_min_tokens": 8, "raw_max_tokens": 16}
 

@@ -27,7 +27,7 @@ from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.interop.export import export_model
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.train.core.stages import resolve
+from lclm_jax.text.run_tokenizers import resolve
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 # vLLM's attention on CPUs takes heads of 32 and more.

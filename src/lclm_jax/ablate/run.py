@@ -23,8 +23,8 @@ from lclm_jax.data.prepare.run import prepare_data
 from lclm_jax.errors import LclmError
 from lclm_jax.ops.run_folder import own_run
 from lclm_jax.parallel import make_mesh
+from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.text.tokenizer import Tokenizers
-from lclm_jax.train.core.stages import load_tokenizers, resolve
 from lclm_jax.version import __version__
 
 logger = logging.getLogger(__name__)

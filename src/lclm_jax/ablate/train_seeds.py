@@ -27,9 +27,10 @@ from lclm_jax.ops.run_folder import own_run
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.checkpoints.provenance import parent_of
+from lclm_jax.train.checkpoints.run_params import load_params
 from lclm_jax.train.core.initial_state import initial_state
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.stages import load_params, train
+from lclm_jax.train.core.stages import train
 from lclm_jax.train.core.step import ratio_of, train_step_function
 from lclm_jax.train.logging.records import NAME, read_metrics, working_seconds
 from lclm_jax.types import Params

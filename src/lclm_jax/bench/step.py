@@ -23,9 +23,9 @@ from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parallel.hardware import peak_flops
+from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.train.core.initial_state import fresh_state, params_shardings, random_params
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.stages import load_tokenizers, resolve
 from lclm_jax.train.core.step import make_train_step, put_batch
 
 logger = logging.getLogger(__name__)

@@ -147,7 +147,7 @@ def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file:
     """
     from lclm_jax.bench.data import bench_data
     from lclm_jax.bench.simulated_index import bench_index
-    from lclm_jax.train.core.stages import load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
 
     tree = load_config(config, overrides)
     stage = stage or next(iter(tree.stages))

@@ -107,7 +107,7 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
     from lclm_jax.data.inspect.validate import validate as defects_of
     from lclm_jax.data.store.shards import shard_cache
     from lclm_jax.data.store.storage import Storage
-    from lclm_jax.train.core.stages import load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
 
     tree = load_config(config, overrides)
     storage = Storage(RunPaths(tree).prepared, shard_cache(tree))
@@ -204,7 +204,7 @@ def show_budget(config: Config, stage: str, simulate: float | None) -> None:
 
 def _sources_of(config: Config, stage: str, simulate: float | None) -> "MakeSources":
     from lclm_jax.data.packing.sources import make_sources
-    from lclm_jax.train.core.stages import load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
 
     tokenizers = load_tokenizers(config)
     if simulate is None:
@@ -221,7 +221,7 @@ def build_indices(config: Config, stages: list[str], workers: int) -> None:
     from lclm_jax.data.packing.mixture import RatioSchedule
     from lclm_jax.ops.run_folder import own_run
     from lclm_jax.progress import log_progress
-    from lclm_jax.train.core.stages import load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
 
     tokenizers = load_tokenizers(config)
     with own_run(config):
@@ -242,7 +242,7 @@ def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | No
     """Print ``rows`` packed rows of ``stage`` from ``first`` on, or write them as a page, or plot the stage."""
     from lclm_jax.data.loading.loader import make_loader
     from lclm_jax.report.packed_rows import render_page
-    from lclm_jax.train.core.stages import load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
 
     settings = config.stages[stage]
     total = settings.steps * settings.batch_rows

@@ -23,7 +23,8 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
     from lclm_jax.eval.run import evaluate as measure
     from lclm_jax.parallel import make_mesh
     from lclm_jax.report.formatting import estimate as estimate_text
-    from lclm_jax.train.core.stages import latest_checkpoint, load_params, load_tokenizers
+    from lclm_jax.text.run_tokenizers import load_tokenizers
+    from lclm_jax.train.checkpoints.run_params import latest_checkpoint, load_params
 
     config = load_run(run)
     stage, step = latest_checkpoint(config, stage, step)

@@ -111,7 +111,7 @@ def _memory_table(tree: Config) -> Iterator[None]:
         from lclm_jax.parallel import make_mesh
         from lclm_jax.plan.memory import estimate
         from lclm_jax.report.plan_tables import memory_table
-        from lclm_jax.train.core.stages import resolve
+        from lclm_jax.text.run_tokenizers import resolve
 
         mesh = dict(make_mesh(tree.mesh).shape)
         capacity = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

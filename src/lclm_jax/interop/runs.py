@@ -10,7 +10,8 @@ from lclm_jax.interop.load import open_parts, read_model
 from lclm_jax.interop.lora import ExportedLeaves, read_peft, with_lora_of, write_peft
 from lclm_jax.interop.model_card import write_card
 from lclm_jax.interop.param_source import JoinedLeaves, Leaves, LeavesInFolders
-from lclm_jax.train.core.stages import latest_checkpoint, open_params, resolve
+from lclm_jax.text.run_tokenizers import resolve
+from lclm_jax.train.checkpoints.run_params import latest_checkpoint, open_params
 
 LORA_CHOICES = ("merge", "peft")
 

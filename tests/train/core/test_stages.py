@@ -16,8 +16,9 @@ from lclm_jax.parallel import make_mesh
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
 from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder
+from lclm_jax.train.checkpoints.run_params import load_params
 from lclm_jax.train.core.initial_state import random_params
-from lclm_jax.train.core.stages import finished, load_params, train
+from lclm_jax.train.core.stages import finished, train
 from lclm_jax.train.logging.records import read_metrics
 from lclm_jax.train.supervise.step_monitor import StepMonitor
 

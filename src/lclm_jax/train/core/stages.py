@@ -9,32 +9,31 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from lclm_jax.config import Config, RunPaths, load_config
+from lclm_jax.config import Config, load_config
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.index_summary import summarize
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.position import BatchLoader, Position
 from lclm_jax.errors import LclmError
-from lclm_jax.model.lclm import abstract_params
-from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, use_mesh, validate_mesh
-from lclm_jax.text.tokenizer import Tokenizer, Tokenizers, check_vocabularies
-from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
-from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
+from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, validate_mesh
+from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
+from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.train.checkpoints.checkpoint import Checkpoints
 from lclm_jax.train.checkpoints.provenance import (
     check_provenance,
     checkpoints_folder,
-    differing_keys,
     parent_of,
     starts_from_imports,
 )
+from lclm_jax.train.checkpoints.run_params import latest_checkpoint, load_params
 from lclm_jax.train.core.hooks import Hook
-from lclm_jax.train.core.initial_state import params_shardings, random_params, with_fresh_lora, without_missing_lora
+from lclm_jax.train.core.initial_state import random_params, with_fresh_lora
 from lclm_jax.train.core.loop import run_stage
 from lclm_jax.train.core.stage_run import MakeStep, Probe, StageRun
 from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.progress import Reporter, make_reporter
 from lclm_jax.train.logging.trackers import Reporters, open_trackers
-from lclm_jax.types import JsonObject, Params, PyTree
+from lclm_jax.types import Params
 
 logger = logging.getLogger(__name__)
 
@@ -129,86 +128,6 @@ def finished(config: Config, stage: str, force: bool = False) -> bool:
     return latest == config.stages[stage].steps
 
 
-def load_params(
-    config: Config, stage: str | None = None, step: int | None = None, mesh: Mesh | None = None, ema: bool = False
-) -> Params:
-    """Parameters of a checkpoint in ``model.param_dtype``, for evaluation and generation.
-
-    LoRA that the model got after that checkpoint was written is fresh: it changes nothing.
-
-    Args:
-        config: the run.
-        stage: a stage; None: the last one that has a checkpoint.
-        step: a step of the stage that has a checkpoint; None: the newest.
-        mesh: where the arrays lie, sharded; None: NumPy arrays on the host.
-        ema: read the averages of the parameters that the stage trained (``train.optimizer.ema_decay``).
-
-    Raises:
-        LclmError: there is no such checkpoint, it is damaged or has no averages (``CheckpointError``), or it is of
-            another model.
-    """
-    stage, step = latest_checkpoint(config, stage, step)
-    abstract = abstract_params(config.model)
-    if mesh is not None:
-        abstract = _placed(config, mesh)
-    folder = checkpoints_folder(config, stage)
-    with Checkpoints(folder) as checkpoints:
-        _check_model(config, stage, checkpoints.meta(step))
-        abstract = without_missing_lora(abstract, config.model, lambda: LazyCheckpoint(folder / str(step)).shapes)
-        params = (
-            LazyCheckpoint(folder / str(step), ema).placed(abstract)
-            if ema
-            else checkpoints.restore_params(step, abstract)
-        )
-    return with_fresh_lora(params, config.model, config.seed, mesh)
-
-
-def open_params(config: Config, stage: str | None = None, step: int | None = None, ema: bool = False) -> LazyCheckpoint:
-    """Parameters of a checkpoint to be read piece by piece; arguments and errors as ``load_params``."""
-    stage, step = latest_checkpoint(config, stage, step)
-    folder = checkpoints_folder(config, stage)
-    with Checkpoints(folder) as checkpoints:
-        _check_model(config, stage, checkpoints.meta(step))
-    return LazyCheckpoint(folder / str(step), ema)
-
-
-def latest_checkpoint(config: Config, stage: str | None = None, step: int | None = None) -> tuple[str, int]:
-    """(stage, step) of the checkpoint that ``load_params`` reads; raises ``LclmError`` if there is none."""
-    if stage is not None and stage not in config.stages:
-        raise LclmError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
-    for name in [stage] if stage else reversed(config.stages):
-        with Checkpoints(checkpoints_folder(config, name)) as checkpoints:
-            steps = checkpoints.steps()
-        if step is not None and stage is not None and step not in steps:
-            known = ", ".join(map(str, steps)) or "none"
-            raise CheckpointError(f"stage {stage} has no checkpoint of step {step}; it has: {known}")
-        if steps:
-            return name, steps[-1] if step is None else step
-    where = checkpoints_folder(config, stage) if stage else RunPaths(config).root
-    raise CheckpointError(f"{where} has no checkpoint; train first")
-
-
-def load_tokenizers(config: Config) -> Tokenizers:
-    """The run's tokenizers; the same object twice where there is one folder."""
-    paths = RunPaths(config)
-    if config.tokenizer.decoder is None and not (paths.decoder_tokenizer / "tokenizer.json").exists():
-        raise LclmError(f"{paths.root} has no tokenizer yet; run `lclm data prepare` or `lclm pipeline`")
-    decoder = Tokenizer.from_folder(paths.decoder_tokenizer)
-    same = paths.encoder_tokenizer == paths.decoder_tokenizer
-    tokenizers = Tokenizers(decoder, decoder if same else Tokenizer.from_folder(paths.encoder_tokenizer))
-    check_vocabularies(config.model.decoder.vocab_size, config.model.encoder.vocab_size, tokenizers)
-    return tokenizers
-
-
-def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
-    """``config`` with the ids of the memory tokens filled in from the decoder's tokenizer (None: the run's)."""
-    if config.model.memory_token_ids is not None:
-        return config
-    tokenizers = tokenizers or load_tokenizers(config)
-    model = config.model.model_copy(update={"memory_token_ids": tuple(tokenizers.decoder.memory_ids)})
-    return config.model_copy(update={"model": model})
-
-
 def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
     mesh, tokenizers, read_imports, make_probe = shared.mesh, shared.tokenizers, shared.read_imports, shared.make_probe
     parent = parent_of(config, stage)
@@ -273,31 +192,3 @@ def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Params
     found = latest_checkpoint(other, stage or None, int(step) if step else None)
     logger.info("starting from %s, %s step %d", folder, *found)
     return load_params(other.model_copy(update={"model": config.model}), *found, mesh)
-
-
-def _placed(config: Config, mesh: Mesh) -> PyTree:
-    """Shapes of the parameters with their shardings on ``mesh``."""
-    with use_mesh(mesh):
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract_params(config.model),
-            params_shardings(config.model, mesh),
-        )
-
-
-def _check_model(config: Config, stage: str, meta: JsonObject) -> None:
-    stored = {
-        name: value for name, value in meta["config"]["model"].items() if name in ("encoder", "decoder", "adapter")
-    }
-    now = config.model.model_dump(mode="json")
-    # LoRA may be added to a model; what it drops in training is no part of its shape.
-    loras = {tower: lora for tower, lora in meta["config"]["model"].get("lora", {}).items() if lora}
-    stored["lora"] = {tower: lora | {"dropout": None} for tower, lora in loras.items()}
-    now["lora"] = {tower: now["lora"][tower] and now["lora"][tower] | {"dropout": None} for tower in loras}
-    differences = list(differing_keys(stored, {name: now[name] for name in stored}))
-    if differences:
-        key, old, new = differences[0]
-        raise CheckpointError(
-            f"the checkpoints of stage {stage} are of another model (model.{key}: {old!r}, now {new!r}); use the run's"
-            f" own configuration, {RunPaths(config).resolved_config}"
-        )
