@@ -52,7 +52,7 @@ class LazyCheckpoint:
                 return self.read(name).astype(leaf.dtype)
 
             def piece(index: tuple[int | slice, ...] | None) -> np.ndarray:
-                return self.read(name, index).astype(leaf.dtype)
+                return self.read(name, index or ()).astype(leaf.dtype)
 
             return jax.make_array_from_callback(leaf.shape, leaf.sharding, piece)
 
