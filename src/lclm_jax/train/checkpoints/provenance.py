@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.config import Config, RunPaths, describe_keys, result_values, role_of
 from lclm_jax.config.base import Tree
 from lclm_jax.errors import LclmError
-from lclm_jax.types import JsonObject
+from lclm_jax.types import Json, JsonObject
 
 _TOWERS = ("encoder", "decoder")
 
@@ -76,7 +75,7 @@ def _trained_lora(config: Config, stage: str) -> JsonObject:
     return {"lora": config.model.lora.model_dump(mode="json", include=towers)} if towers else {}
 
 
-def provenance(config: Config, stage: str) -> dict[str, Any]:
+def provenance(config: Config, stage: str) -> JsonObject:
     """What a checkpoint of ``stage`` stores: its inputs, and a hash of those of every stage before it."""
     ancestors = {name: _hash(_without_defaults(stage_inputs(config, name))) for name in _ancestors(config, stage)}
     return {"inputs": stage_inputs(config, stage), "ancestors": ancestors}
@@ -89,7 +88,7 @@ def _ancestors(config: Config, stage: str) -> Iterator[str]:
         stage = parent
 
 
-def check_provenance(config: Config, stage: str, stored: dict[str, Any], force: bool = False) -> list[str]:
+def check_provenance(config: Config, stage: str, stored: JsonObject, force: bool = False) -> list[str]:
     """Compare ``stored`` (of a checkpoint) with what ``config`` says now.
 
     Returns:
@@ -124,7 +123,7 @@ def check_provenance(config: Config, stage: str, stored: dict[str, Any], force: 
     return shown_all + [f"settings of {name}, which {stage} started from" for name in changed]
 
 
-def differing_keys(old: Any, new: Any, prefix: str = "") -> Any:
+def differing_keys(old: Json, new: Json, prefix: str = "") -> Iterator[tuple[str, Json, Json]]:
     """Yield (dotted key, old value, new value) where two trees of plain values differ; absent is None."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
@@ -140,7 +139,7 @@ def _hashes(config: Config, stage: str, now: Mapping[str, str]) -> tuple[str, ..
     return now[stage], _hash(_without_defaults(_inputs_before_roles(config, stage)))
 
 
-def _holds(tree: Any, key: str) -> bool:
+def _holds(tree: Json, key: str) -> bool:
     """Whether ``tree`` has the dotted ``key``, be it null."""
     for name in key.split("."):
         if not isinstance(tree, dict) or name not in tree:
@@ -149,7 +148,7 @@ def _holds(tree: Any, key: str) -> bool:
     return True
 
 
-def _without_defaults(inputs: Any, prefix: str = "") -> Any:
+def _without_defaults(inputs: Json, prefix: str = "") -> Json:
     """``inputs`` less the keys at their defaults, so that a version with more keys gives the same hash."""
     if not isinstance(inputs, dict):
         return inputs
@@ -160,7 +159,7 @@ def _without_defaults(inputs: Any, prefix: str = "") -> Any:
     }
 
 
-def _at_default(key: str, value: Any) -> bool:
+def _at_default(key: str, value: Json) -> bool:
     """Whether a key (or branch) that a checkpoint does not know, as it is newer, has its default."""
     if isinstance(value, dict):
         return all(_at_default(f"{key}.{name}", node) for name, node in value.items())
@@ -177,5 +176,5 @@ def checkpoints_folder(config: Config, stage: str) -> Path:
     return RunPaths(config).stage(stage) / "checkpoints"
 
 
-def _hash(values: dict[str, Any]) -> str:
+def _hash(values: Json) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
