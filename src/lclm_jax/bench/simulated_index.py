@@ -14,7 +14,6 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,11 +25,12 @@ from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.packing.counter_rng import draw_key, uniform
 from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.train.core.stages import load_tokenizers
+from lclm_jax.types import JsonObject
 
 _MADE = 5
 
 
-def bench_index(config: Config, stage: str, tokens: float) -> dict[str, Any]:
+def bench_index(config: Config, stage: str, tokens: float) -> JsonObject:
     """Figures of an index of ``tokens`` tokens: sizes, and seconds and memory of a fresh process that uses it."""
     sources = simulated_sources(config, stage, load_tokenizers(config), tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def _fill(block: Block, column: str, room: int) -> float:
 
 
 def answer(folder: Path) -> dict[str, float]:
-    """Open the index under ``folder``, find rows and go on from a checkpoint; seconds of each, and gigabytes held."""
+    """Open the index under ``folder``, find rows and resume from a checkpoint; seconds of each, and gigabytes held."""
     questions = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     config, stage = load_config(folder / "config.yaml"), questions["stage"]
     tokenizers = load_tokenizers(config)
