@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.bench.torch_batch import padding_factor, windows_of
-from lclm_jax.bench.torch_step import TorchStep
+from lclm_jax.bench.torch_step import TorchStep, padding_factor, windows_of
 from lclm_jax.config import parse_config
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import init_params

@@ -6,15 +6,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 
+from lclm_jax.batch import Batch
 from lclm_jax.bench.raw_text import RawSplit, plain_batches, write_parquet
 from lclm_jax.config import Config
 from lclm_jax.data.loading.index_summary import index_info
 from lclm_jax.data.loading.loader import BatchMaker, Loader, RecordCache, make_loader
+from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.data.loading.row_index import open_index
 from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.packing.sources import OBJECTIVES, SourceSetup, make_sources
@@ -24,12 +26,12 @@ _WARM_UP = 2
 
 
 class Pace(NamedTuple):
-    """What a loader did in a stretch of wall time."""
+    """The throughput of one way to make batches, over an interval of wall time."""
 
     way: str
     raw_tokens_per_s: float
     raw_tokens_per_cpu_s: float
-    """Tokens for each second of CPU time: what is left of a pace on a machine that does other work too."""
+    """Per second of CPU time, which other work on the machine disturbs less than wall time."""
     rows_per_s: float
     cpu_share: float
     """CPU time over wall time, of all processes together: 1 is one core."""
@@ -108,7 +110,7 @@ def _prepared(config: Config, stage: str, tokenizers: Tokenizers, folder: Path, 
         return _timed(f"prepared shards, {workers} workers", loader, seconds, step_seconds)
 
 
-def _timed(way: str, loader: Iterator[Any], seconds: float, step_seconds: float) -> Pace:
+def _timed(way: str, loader: Iterator[tuple[Batch, BatchStats]], seconds: float, step_seconds: float) -> Pace:
     usage, start, arrivals, stats, rows = _Usage(), time.perf_counter(), [], [], 0
     for batch, one in loader:
         arrivals.append(time.perf_counter() - start)

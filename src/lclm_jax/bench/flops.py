@@ -1,7 +1,6 @@
 """Floating-point operations that the model needs for the tokens of a batch: what MFU counts."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -55,7 +54,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, deco
 
 def kernel_sizes(model: ModelConfig) -> dict[str, int]:
     """Elements of the matrices that every position of a part (of the adapter: every latent) is multiplied with."""
-    params: Mapping[str, Any] = abstract_params(model.plain)
+    params = abstract_params(model.plain)
     sizes = {}
     for part in ("encoder", "adapter", "decoder"):
         leaves = jax.tree_util.tree_leaves_with_path({**params[part], "pool": {}})

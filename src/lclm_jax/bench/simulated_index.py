@@ -14,7 +14,6 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from lclm_jax.text.run_tokenizers import load_tokenizers
 _MADE = 5
 
 
-def bench_index(config: Config, stage: str, tokens: float) -> dict[str, Any]:
+def bench_index(config: Config, stage: str, tokens: float) -> JsonObject:
     """Figures of an index of ``tokens`` tokens: sizes, and seconds and memory of a fresh process that uses it."""
     sources = simulated_sources(config, stage, load_tokenizers(config), tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +91,7 @@ def _fill(block: Block, column: str, room: int) -> float:
 
 
 def answer(folder: Path) -> dict[str, float]:
-    """Open the index under ``folder``, find rows and go on from a checkpoint; seconds of each, and gigabytes held."""
+    """Open the index under ``folder``, find rows and resume from a checkpoint; seconds of each, and gigabytes held."""
     questions = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     config, stage = load_config(folder / "config.yaml"), questions["stage"]
     tokenizers = load_tokenizers(config)

@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import psutil
@@ -27,13 +27,17 @@ from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.train.core.initial_state import fresh_state, params_shardings, random_params
 from lclm_jax.train.core.optimizer import make_optimizer
 from lclm_jax.train.core.step import make_train_step, put_batch
+from lclm_jax.types import JsonObject, Params
+
+if TYPE_CHECKING:
+    from lclm_jax.bench.torch_step import TorchStep
 
 logger = logging.getLogger(__name__)
 
 
 def bench_step(
     config: Config, stage: str | None, steps: int, repeats: int, torch: bool, profile: Path | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measure ``repeats`` times ``steps`` steps of ``stage`` (None: the last), from random weights.
 
     With ``torch`` (and torch installed) the same steps of the PyTorch model: on a CPU after every repetition of ours;
@@ -80,7 +84,7 @@ def bench_step(
 class _OurStep:
     """Our train step with its state."""
 
-    def __init__(self, config: Config, stage: str, params: Any):
+    def __init__(self, config: Config, stage: str, params: Params):
         self.mesh = make_mesh(config.mesh)
         optimizer = make_optimizer(config.train.optimizer, config.stages[stage], abstract_params(config.model))
         with use_mesh(self.mesh):
@@ -108,21 +112,21 @@ class _OurStep:
         return (time.perf_counter() - start) / len(batches)
 
 
-def _host_params(config: Config) -> Any:
+def _host_params(config: Config) -> Params:
     """Parameters of the run's seed as NumPy arrays, drawn on the host: both sides start from them."""
     mesh = make_mesh(MeshConfig(), jax.devices("cpu")[:1])
     with use_mesh(mesh):
         return jax.device_get(random_params(config.model, config.seed, mesh))
 
 
-def _alone(other: Any, batches: list[Batch], repeats: int) -> list[float]:
+def _alone(other: "TorchStep", batches: list[Batch], repeats: int) -> list[float]:
     """Seconds a step of PyTorch in each repetition; its memory is given back."""
     seconds = [other.run(batches) for _ in range(repeats)]
     other.free()
     return seconds
 
 
-def _torch_step(config: Config, stage: str, params: Any, first: Batch) -> Any:
+def _torch_step(config: Config, stage: str, params: Params, first: Batch) -> "TorchStep | None":
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         logger.info("no comparison with PyTorch: %s not installed", " and ".join(missing))
@@ -132,7 +136,7 @@ def _torch_step(config: Config, stage: str, params: Any, first: Batch) -> Any:
     return TorchStep(config, stage, params, first)
 
 
-def _rates(config: Config, stage: str, batches: list[Batch], seconds: list[float]) -> dict[str, Any]:
+def _rates(config: Config, stage: str, batches: list[Batch], seconds: list[float]) -> JsonObject:
     stats = [batch_stats(batch) for batch in batches]
     step, steps = statistics.median(seconds), len(batches)
     counts = {name: sum(getattr(s, f"{name}_tokens") for s in stats) / steps for name in ("raw", "encoder", "decoder")}
@@ -156,9 +160,9 @@ def _flops(config: Config, stage: str, batch: Batch) -> float:
     return step_flops(config.model, config.stages[stage], encoder, batch.decoder_segments)
 
 
-def _comparison(config: Config, batches: list[Batch], seconds: list[float], other: list[float]) -> dict[str, Any]:
+def _comparison(config: Config, batches: list[Batch], seconds: list[float], other: list[float]) -> JsonObject:
     """The ratio, and the part of it that padding explains: positions computed, weighed by their FLOPs."""
-    from lclm_jax.bench.torch_batch import padding_factor
+    from lclm_jax.bench.torch_step import padding_factor
 
     ratios = [theirs / own for own, theirs in zip(seconds, other, strict=True)]
     ratio = statistics.median(ratios)  # a disturbed repetition shows in the spread, not here

@@ -6,12 +6,13 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lclm_jax.bench.cases import Case
+from lclm_jax.types import JsonObject, PyTree
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "torch", "transformers", "tokamax")
 
@@ -30,7 +31,7 @@ def on_cpu() -> bool:
     return jax.devices()[0].platform == "cpu"
 
 
-def surroundings() -> dict[str, Any]:
+def surroundings() -> JsonObject:
     """Device, versions and cores."""
     device = jax.devices()[0]
     versions = {}
@@ -50,7 +51,7 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def seconds_of(run: Callable[[], Any], repeats: int = 5, least_seconds: float = 0.1) -> float:
+def seconds_of(run: Callable[[], PyTree], repeats: int = 5, least_seconds: float = 0.1) -> float:
     """Median time of ``run()``, which returns JAX arrays, after one call to warm up.
 
     A repeat calls as often as takes ``least_seconds`` and waits once, so that what a call costs the host is hidden as

@@ -8,24 +8,29 @@ there is none, which is faster.
 
 import time
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lclm_jax.batch import Batch
-from lclm_jax.bench.torch_batch import windows_of
-from lclm_jax.config import Config, ModelConfig
+from lclm_jax.bench.flops import kernel_sizes
+from lclm_jax.config import BackboneConfig, Config, ModelConfig
 from lclm_jax.config.registry.poolings import POOLINGS
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import backbone_json
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, Tensor, flatten, tensor_table
 from lclm_jax.model.adapter import NORM_EPS
+from lclm_jax.types import Params
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
 
 
 class TorchStep:
     """A model and its optimizer on the fastest device that torch sees."""
 
-    def __init__(self, config: Config, stage: str, params: Any, first: Batch):
+    def __init__(self, config: Config, stage: str, params: Params, first: Batch):
         import torch
 
         model = config.model
@@ -36,7 +41,7 @@ class TorchStep:
             )
         self.torch, self.config, self.stage = torch, config, config.stages[stage]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.modules = _build(torch, config.model, params, self.device)
+        self.modules = _build(config.model, params, self.device)
         self.optimizer = self._make_optimizer()
         self.first_loss = self._step(first)
         """Loss of the first batch before any update: equal to ours up to rounding."""
@@ -56,7 +61,7 @@ class TorchStep:
         if self.device.type == "cuda":
             self.torch.cuda.empty_cache()
 
-    def _make_optimizer(self) -> Any:
+    def _make_optimizer(self) -> "torch.optim.Optimizer":
         groups, train = [], self.config.train.optimizer
         for part, module in self.modules.items():
             rate = self.stage.peak_lr(part)
@@ -83,7 +88,7 @@ class TorchStep:
         self.optimizer.step()
         return float(loss.detach())
 
-    def _loss(self, batch: Batch) -> Any:
+    def _loss(self, batch: Batch) -> "torch.Tensor":
         torch, decoder = self.torch, self.modules["decoder"]
         embeds = decoder.get_input_embeddings()(self._tensor(batch.decoder_tokens))
         rows = []
@@ -102,7 +107,7 @@ class TorchStep:
         weights = torch.as_tensor(batch.loss_weights, device=self.device).flatten()
         return (losses * weights).sum() / weights.sum()
 
-    def _latents(self, batch: Batch, row: int) -> tuple[Any, Any]:
+    def _latents(self, batch: Batch, row: int) -> "tuple[torch.Tensor, torch.Tensor] | tuple[None, None]":
         """(places in the row, latents there) of one packed row; (None, None) if it has no span."""
         torch, model = self.torch, self.config.model
         windows = windows_of(batch, row, model.ratio)
@@ -116,14 +121,14 @@ class TorchStep:
             input_ids=self._tensor(windows.tokens), position_ids=self._tensor(windows.positions), attention_mask=mask
         ).last_hidden_state
         pairs = zip(hidden, self._tensor(windows.weights), strict=True)
-        pooled = [_mean(torch, states, weights, model.ratio) for states, weights in pairs]
+        pooled = [_mean(states, weights, model.ratio) for states, weights in pairs]
         latents = self.modules["adapter"](torch.cat(pooled))
         by_slot = {slot: number for number, slot in enumerate(windows.slots.tolist())}
         places = np.flatnonzero(batch.latent_index[row] >= 0)
         numbers = [by_slot[slot] for slot in batch.latent_index[row][places].tolist()]
         return self._tensor(places), latents[numbers]
 
-    def _tensor(self, array: np.ndarray) -> Any:
+    def _tensor(self, array: np.ndarray) -> "torch.Tensor":
         tensor = self.torch.as_tensor(array, device=self.device)
         return tensor.long() if tensor.dtype == self.torch.int32 else tensor
 
@@ -132,8 +137,10 @@ class TorchStep:
             self.torch.cuda.synchronize()
 
 
-def _mean(torch: Any, states: Any, weights: Any, ratio: int) -> Any:
+def _mean(states: "torch.Tensor", weights: "torch.Tensor", ratio: int) -> "torch.Tensor":
     """Means of groups of ``ratio`` pooled states; the last over what is left."""
+    import torch
+
     pooled = states[weights > 0]
     short = -len(pooled) % ratio
     counts = torch.full((len(pooled) // ratio + (short > 0), 1), float(ratio), device=states.device)
@@ -142,11 +149,14 @@ def _mean(torch: Any, states: Any, weights: Any, ratio: int) -> Any:
     return padded.unflatten(0, (-1, ratio)).sum(1) / counts
 
 
-def _build(torch: Any, model: ModelConfig, params: Any, device: Any) -> dict[str, Any]:
+def _build(model: ModelConfig, params: Params, device: "torch.device") -> "dict[str, torch.nn.Module]":
     """Encoder, decoder and adapter with our weights."""
+    import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    def backbone(kind: Any, shape: Any, causal: bool) -> Any:
+    def backbone(
+        kind: "type[AutoModel | AutoModelForCausalLM]", shape: BackboneConfig, causal: bool
+    ) -> "torch.nn.Module":
         values = backbone_json(shape, causal, "float32", {})
         config = AutoConfig.for_model(values.pop("model_type"), **values)
         return kind.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
@@ -182,3 +192,53 @@ def _values(tensor: Tensor, leaves: dict[str, np.ndarray], model: ModelConfig) -
         array = array.copy()
         array[list(model.memory_token_ids or ())] = leaves[MEMORY_ROWS_PATH]
     return tensor.to_theirs(array).reshape(tensor.shape)
+
+
+class Windows(NamedTuple):
+    """The windows of one packed row, each padded on the right to the longest."""
+
+    tokens: np.ndarray
+    """[windows, longest] int64."""
+    positions: np.ndarray
+    """[windows, longest] int64: from 0 in each window."""
+    lengths: np.ndarray
+    """[windows]: tokens of each."""
+    weights: np.ndarray
+    """[windows, longest] float32: 1 on pooled tokens."""
+    slots: np.ndarray
+    """[latents]: slot of our batch that each latent, window by window, has."""
+
+
+def windows_of(batch: Batch, row: int, ratio: int) -> Windows:
+    """The windows of packed row ``row``, in array order."""
+    found = []
+    for encoder_row, segments in enumerate(batch.encoder_segments[row]):
+        for segment in np.unique(segments[segments > 0]):
+            found.append((encoder_row, np.flatnonzero(segments == segment)))
+    longest = max((len(places) for _, places in found), default=1)
+    shape = (len(found), longest)
+    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    weights, slots = np.zeros(shape, np.float32), list[int]()
+    for number, (encoder_row, places) in enumerate(found):
+        inside = slice(0, len(places))
+        tokens[number, inside] = batch.encoder_tokens[row, encoder_row, places]
+        positions[number, inside] = np.arange(len(places))
+        weights[number, inside] = batch.pool_weights[row, encoder_row, places]
+        pooled = places[weights[number, inside] > 0]
+        first = (encoder_row * batch.encoder_tokens.shape[2] + pooled[0]) // ratio
+        slots += range(first, first - (-len(pooled) // ratio))
+    lengths = np.array([len(places) for _, places in found], np.int64)
+    return Windows(tokens, positions, lengths, weights, np.array(slots, np.int64))
+
+
+def padding_factor(model: ModelConfig, batch: Batch) -> float:
+    """Work of the padded batching over that of ours, by the products of positions with weights.
+
+    Encoder positions differ: every window as long as the longest of its row, against shared rows of fixed width. The
+    decoder's rows are the same.
+    """
+    sizes = kernel_sizes(model)
+    head = model.decoder.vocab_size * model.decoder.hidden_size
+    decoder = batch.decoder_tokens.size * (sizes["decoder"] + head)
+    padded = sum(windows_of(batch, row, model.ratio).tokens.size for row in range(len(batch.decoder_tokens)))
+    return (padded * sizes["encoder"] + decoder) / (batch.encoder_tokens.size * sizes["encoder"] + decoder)

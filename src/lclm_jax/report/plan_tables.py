@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 from rich.table import Table
 
 from lclm_jax.plan.memory import MemoryEstimate
 from lclm_jax.plan.plans import StagePlan, as_json, shown
 from lclm_jax.plan.topologies import GPU_PACKAGES
+from lclm_jax.types import JsonObject
 
 
 def stages_table(plans: Sequence[StagePlan], price: float | None) -> Table:
@@ -46,7 +46,7 @@ def search_table(plans: Sequence[StagePlan]) -> Table:
 
 
 def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
-    """(name, figure) of a plan; ``price`` is money per chip-hour."""
+    """(name, figure) of a plan; ``price`` is that of a chip-hour."""
     found = [
         ("rows a chip and microbatch", f"{plan.choice.rows_per_chip:g}"),
         ("decoder tokens a step", f"{plan.tokens_per_step:,}"),
@@ -107,14 +107,14 @@ def memory_table(estimate: MemoryEstimate, stage: str, mesh: dict[str, int], cap
 
 
 def totals(plans: Sequence[StagePlan], price: float | None) -> dict[str, float | None]:
-    """Days, chip-hours and money of all stages; None where a stage does not fit."""
+    """Days, chip-hours and price of all stages; None where a stage does not fit."""
     complete = all(plan.fits for plan in plans)
     days = sum(plan.days or 0.0 for plan in plans) if complete else None
     hours = sum(plan.chip_hours or 0.0 for plan in plans) if complete else None
     return {"days": days, "chip_hours": hours, "price": None if hours is None or price is None else hours * price}
 
 
-def document(plans: Sequence[StagePlan], price: float | None) -> dict[str, Any]:
+def document(plans: Sequence[StagePlan], price: float | None) -> JsonObject:
     """Everything, for ``--json``."""
     return {
         "plans": [as_json(plan) for plan in plans],

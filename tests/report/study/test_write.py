@@ -189,10 +189,10 @@ def test_panels_of_a_grid_are_few(grid):
 
 def test_small_findings_are_called_small(grid):
     study, variants, results = grid
-    assert "Found, but smaller" not in markdown("", sections.write(summarise(study, variants, results), {}, {}))
+    assert "Detected, but below" not in markdown("", sections.write(summarise(study, variants, results), {}, {}))
     wide = study.model_copy(update={"smallest_effect": 0.15})
     text = markdown("", sections.write(summarise(wide, variants, results), {}, {}))
-    assert "Found, but smaller than 0.15, the smallest effect that matters here: `mask=bidirectional`." in text
+    assert "Detected, but below 0.15, the smallest effect that matters here: `mask=bidirectional`." in text
 
 
 def test_no_best_among_equals(grid):

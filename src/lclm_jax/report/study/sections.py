@@ -1,4 +1,4 @@
-"""The sections of a study's report: what the numbers are worded as."""
+"""The sections of the report of a study: its results in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -32,7 +32,7 @@ def write(summary: Summary, drawn: Mapping[str, Figure], texts: Mapping[str, str
         Section("Training", figure("curves")),
         Section("Verbatim repetition by depth", figure("depth")),
         Section("Cost", [tables.costs(summary), Text(_COST, "soft"), *figure("pareto")]),
-        Section("What the study can find", [Text(text) for text in _sizing(summary)]),
+        Section("What the study can detect", [Text(text) for text in _sizing(summary)]),
         Section("How it was measured", [*(Text(text) for text in _how(summary)), *folded]),
     ]
     return [section for section in found if section.blocks]
@@ -82,15 +82,17 @@ def _after_the_answer(summary: Summary) -> Iterator[str]:
     lost = [name for name, compared in one.comparisons.items() if compared.verdict != compared.holm_verdict]
     if lost:
         yield (
-            f"Corrected for {len(one.comparisons)} comparisons (Holm), {formatting.names(lost)}"
+            f"After Holm's correction for {len(one.comparisons)} comparisons, {formatting.names(lost)}"
             f" {'ties' if len(lost) == 1 else 'tie'} as well."
         )
     smallest = summary.study.smallest_effect
     small = [name for name, compared in one.comparisons.items() if _found_but_below(compared, smallest)]
     if small:
-        yield f"Found, but smaller than {smallest:g}, the smallest effect that matters here: {formatting.names(small)}."
+        yield f"Detected, but below {smallest:g}, the smallest effect that matters here: {formatting.names(small)}."
     if one.best:
-        ties = f"; {formatting.names(one.ties)} cannot be told from it" if one.ties else "; no other ties with it"
+        ties = (
+            f"; {formatting.names(one.ties)} cannot be distinguished from it" if one.ties else "; no other ties with it"
+        )
         yield f"The best mean is that of `{one.best}`{ties}."
     for name, seeds in summary.diverged.items():
         total = len(summary.results[name].seeds)
@@ -132,8 +134,8 @@ def _effects(summary: Summary) -> Iterator[Block]:
     if summary.interactions:
         places = formatting.decimals([effect.comparison.half_width for effect in summary.interactions])
         yield Text(
-            "Do the factors depend on one another? Below, how much the effect of one value changes when the other value"
-            f" is changed as well ({one.measure.title}); a tie means that the effects add up, as far as can be told."
+            "Do the factors interact? The table shows how much the effect of one value changes when the other value"
+            f" is changed as well ({one.measure.title}); a tie means that the effects add up, as far as the data show."
             " Where they do not, the effects above are means over the values of the other factor."
         )
         yield tables.effects(summary.interactions, places, "both changed", verdicts=False)
@@ -145,17 +147,17 @@ def _sizing(summary: Summary) -> Iterator[str]:
         return
     unit = f" {summary.primary.measure.unit}" if summary.primary.measure.unit else ""
     yield (
-        f"The study looks for differences in {summary.primary.measure.title} of {study.smallest_effect:g}{unit}, to be"
-        f" found with a chance of {study.power:.0%} at {study.confidence:.0%} confidence."
+        f"The study is designed to detect differences of {study.smallest_effect:g}{unit} in"
+        f" {summary.primary.measure.title}, with a power of {study.power:.0%} at {study.confidence:.0%} confidence."
     )
     yield _beforehand(summary, found, unit)
     if found.sd is None or found.detectable_after is None:
         return
     enough = found.detectable_after <= study.smallest_effect
     meaning = (
-        "enough for {}: where a tie stands, a difference that large would probably have been found"
+        "enough for {}: for ties, a difference that large would probably have been detected"
         if enough
-        else "more than {}: where a tie stands, there may still be a difference that large"
+        else "more than {}: for ties, there may still be a difference that large"
     )
     yield (
         f"**Afterwards**, the differences within seeds spread by {found.sd:.2g} (root mean square over variants): the"
@@ -172,9 +174,9 @@ def _beforehand(summary: Summary, found: Sizing, unit: str) -> str:
     needed = f"{found.seeds_needed_before:,} seeds" if found.seeds_needed_before else "more than 10,000 seeds"
     return (
         f"**Beforehand**, {found.basis}: the differences spread by at most {found.bound:.2g} over seeds (upper 80%"
-        f" limit; the baseline itself spreads by {found.spread:.2g}). {seeds} seeds then find"
-        f" differences from {found.detectable_before:.2g}{unit} on, which is {'' if enough else 'not '}enough for"
-        f" {study.smallest_effect:g}; that takes {needed}."
+        f" limit; the baseline itself spreads by {found.spread:.2g}). {seeds} seeds then detect"
+        f" differences of {found.detectable_before:.2g}{unit} or more, which is {'' if enough else 'not '}enough for"
+        f" {study.smallest_effect:g}; that needs {needed}."
     )
 
 
@@ -185,14 +187,14 @@ def _published(summary: Summary) -> Iterator[Block]:
     kinds = ("agrees", "disagrees", "cannot be told", "diverged", "not run", "not in this study")
     counts = [(kind, sum(row.agreement == kind for row in rows)) for kind in kinds]
     lost = sum(row.lost for row in rows)
-    weak = f" {lost} of these verdicts do not outlast Holm's correction." if lost else ""
+    weak = f" {lost} of these verdicts do not survive Holm's correction." if lost else ""
     yield Text("Directions: " + ", ".join(f"{count} {kind}" for kind, count in counts if count) + "." + weak)
     for config, table in zip(summary.study.published, summary.published, strict=True):
         yield tables.published(config, table)
     yield Text(
         "Published numbers come from other sizes, data and budgets, so only the direction of a change is compared,"
-        " never the numbers. They carry no interval: their direction is the sign of the difference. Ours is the paired"
-        f" verdict by {summary.primary.measure.title}; where it is a tie, agreement cannot be told.",
+        " never the numbers. They come without intervals: their direction is the sign of the difference. Ours is the"
+        f" paired verdict by {summary.primary.measure.title}; where it is a tie, agreement cannot be told.",
         "soft",
     )
 
