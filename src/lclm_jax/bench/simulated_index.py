@@ -25,6 +25,7 @@ from lclm_jax.data.loading.row_index import RowIndex, open_index
 from lclm_jax.data.packing.counter_rng import draw_key, uniform
 from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.text.run_tokenizers import load_tokenizers
+from lclm_jax.types import JsonObject
 
 _MADE = 5
 

@@ -8,7 +8,7 @@ there is none, which is faster.
 
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -149,8 +149,8 @@ def _mean(states: "torch.Tensor", weights: "torch.Tensor", ratio: int) -> "torch
     return padded.unflatten(0, (-1, ratio)).sum(1) / counts
 
 
-def _build(model: ModelConfig, params: Params, device: "torch.device") -> "dict[str, torch.nn.Module]":
-    """Encoder, decoder and adapter with our weights."""
+def _build(model: ModelConfig, params: Params, device: "torch.device") -> "dict[str, Any]":
+    """Encoder, decoder and adapter with our weights; ``Any``, as torch types what a module has as tensors."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -168,7 +168,7 @@ def _build(model: ModelConfig, params: Params, device: "torch.device") -> "dict[
         "gelu": torch.nn.GELU(),
         "fc2": torch.nn.Linear(width, width),
     }
-    modules = {
+    modules: dict[str, Any] = {
         "encoder": backbone(AutoModel, model.encoder, False),
         "decoder": backbone(AutoModelForCausalLM, model.decoder, True),
         "adapter": torch.nn.Sequential(OrderedDict(adapter)),
