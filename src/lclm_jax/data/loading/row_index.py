@@ -136,7 +136,7 @@ class RowIndex:
         except FileNotFoundError:
             return None
         except (OSError, LclmError, ValueError, KeyError) as error:
-            logger.warning("making block %d of the row index again: %s", cursor.block, error)
+            logger.warning("rebuilding block %d of the row index: %s", cursor.block, error)
             return None
         if block.cursor != cursor:
             raise RowIndexError(f"{path} begins at {block.cursor} and not at {cursor}; delete {self.folder}")
@@ -229,7 +229,7 @@ def _stored_sizing(folder: Path, digest: str) -> JsonObject | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        logger.warning("making the row index again: %s", error)
+        logger.warning("rebuilding the row index: %s", error)
         return None
     return stored["layout"] if stored.get("digest") == digest else None
 

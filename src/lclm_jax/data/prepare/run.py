@@ -159,7 +159,7 @@ def finished_manifest(plan: Plan) -> JsonObject | None:
     for shard in _shards(manifest):
         size = plan.storage.size(shard["file"])
         if size != shard["bytes"] or not plan.storage.exists(lengths_name(shard["file"])):
-            logger.warning("%s is missing or cut: making it again", plan.storage.shown(shard["file"]))
+            logger.warning("%s is missing or truncated: writing it again", plan.storage.shown(shard["file"]))
             plan.storage.delete(shard["file"])
             whole = False
     return manifest if whole else None

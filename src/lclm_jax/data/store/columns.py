@@ -79,7 +79,7 @@ def map_columns(path: Path) -> dict[str, np.ndarray]:
             continue
         (count,), (first, last) = entry["shape"], entry["data_offsets"]
         if start + last > len(mapped):
-            raise LclmError(f"{path} is cut: column {name} would end at byte {start + last} of {len(mapped)}")
+            raise LclmError(f"{path} is truncated: column {name} would end at byte {start + last} of {len(mapped)}")
         dtype = _DTYPES[entry["dtype"]]
         columns[name] = np.frombuffer(mapped, dtype, count, start + first) if count else np.zeros(0, dtype)
     return columns
@@ -96,7 +96,7 @@ def _header(path: Path, file: BinaryIO) -> tuple[JsonObject, int]:
     size = int.from_bytes(file.read(8), "little")
     text = file.read(min(size, _MAX_HEADER))
     if not 0 < len(text) == size:
-        raise LclmError(f"{path} is cut or no safetensors file: its header would have {size} bytes")
+        raise LclmError(f"{path} is truncated or not a safetensors file: its header would have {size} bytes")
     return json.loads(text), 8 + size
 
 
