@@ -92,7 +92,7 @@ def make_mixture(config: Config, stage: str, sources: Sequence[Source], sizing: 
         records = len(source) // part[1]
         if not records:
             raise LclmError(
-                f"source {source.name} has {len(source)} records, fewer than the {part[1]} ratios that divide them; add data"
+                f"source {source.name} has {len(source)} records, fewer than its {part[1]} ratios; add data"
             )
         limit = None if rule == "repeat" else epochs * records
         positions = sizing["sources"][source.name]["positions"]
