@@ -1,5 +1,6 @@
 # make demo   raw text to a trained, exported, answering model on a CPU (installs no torch)
 # make test   lint, types and the default test suite (installs the development extra)
+# make test-docs     examples and the documentation's commands
 # make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
 # make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
 # make test-processes  several real processes train, save, die and go on through `lclm train`
@@ -26,17 +27,24 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove test-trackers
+.PHONY: demo test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove test-trackers
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -14
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -15
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
 
+# What make test-docs runs.
+DOC_TESTS := $(wildcard tests/docs tests/examples)
+
 test: $(VENV)/.dev-installed
 	$(MAKE) --no-print-directory lint VENV=$(VENV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m 'not slow and not mesh'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m 'not slow and not mesh' \
+	  $(addprefix --ignore=,$(DOC_TESTS))
+
+test-docs: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest $(DOC_TESTS) --durations=5
 
 test-slow: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m slow --durations=15
@@ -51,6 +59,7 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 TORCH := torch==2.13.0 $(addprefix --extra-index-url ,$(TORCH_INDEX))
 PLAIN_PIP := -m pip --disable-pip-version-check install --quiet
