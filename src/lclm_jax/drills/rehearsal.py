@@ -96,8 +96,11 @@ def run_drill(
     logger.info("undisturbed run: %d steps", calm.stages[next(iter(calm.stages))].steps)
     nan_steps = [strike.step for strike in strikes if strike.kind == "NaN gradients"]
     reference = Trainer(calm, patience_seconds, nan_steps)
-    reference.start()
-    _finish(reference)
+    try:
+        reference.start()
+        _finish(reference)
+    finally:
+        reference.kill()
     calm_seconds = time.monotonic() - began
     logger.info("undisturbed run: %.0f s; now with %d faults", calm_seconds, len(strikes))
     trainer = Trainer(rough, patience_seconds, nan_steps)

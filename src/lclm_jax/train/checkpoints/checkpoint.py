@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyEntry
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.errors import LclmError
@@ -300,7 +300,7 @@ def _onto(abstract: PyTree) -> PyTree:
 def _by_layer(params: Params) -> PyTree:
     """Save arguments that cut large stacked leaves into one chunk a layer, and large tables into pieces."""
 
-    def cut(path: KeyPath, leaf: jax.Array) -> ocp.SaveArgs:
+    def cut(path: tuple[KeyEntry, ...], leaf: jax.Array) -> ocp.SaveArgs:
         layer_bytes = leaf.nbytes // leaf.shape[0]
         if "layers" in path_name(path).split("/") and layer_bytes >= CHUNK_BYTES:
             return ocp.SaveArgs(chunk_byte_size=layer_bytes, shard_axes=(0,))

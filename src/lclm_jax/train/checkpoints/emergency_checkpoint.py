@@ -14,7 +14,7 @@ from typing import Self
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -114,7 +114,7 @@ def _assemble(file: safe_open, abstract: PyTree) -> PyTree:
     """Arrays in the shardings of ``abstract`` from stored shards; raises ``KeyError`` where the mesh is another."""
     names = set(file.keys())
 
-    def build(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def build(path: tuple[KeyEntry, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         where, pieces = leaf.sharding.addressable_devices_indices_map(leaf.shape), []
         for device, index in where.items():
             name = _key(path_name(path), index)

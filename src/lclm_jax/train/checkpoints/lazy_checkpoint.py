@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tensorstore as ts
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyEntry
 
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError
 from lclm_jax.train.core.freeze import path_name
@@ -45,7 +45,7 @@ class LazyCheckpoint:
     def placed(self, abstract: PyTree) -> PyTree:
         """All leaves of a tree of ``jax.ShapeDtypeStruct``: on the devices of their shardings, or on the host."""
 
-        def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
+        def place(path: tuple[KeyEntry, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
             name = path_name(path)
             if leaf.sharding is None:
                 return self.read(name).astype(leaf.dtype)

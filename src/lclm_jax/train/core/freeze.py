@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyEntry
 
 from lclm_jax.config import StageConfig
 from lclm_jax.errors import LclmError
@@ -59,7 +59,7 @@ def label_leaves(rules: Sequence[Rule], params: PyTree) -> PyTree:
     """
     used: set[str] = set()
 
-    def label(path: KeyPath, _leaf: PyTree) -> str | None:
+    def label(path: tuple[KeyEntry, ...], _leaf: PyTree) -> str | None:
         name = path_name(path)
         for pattern, group in rules:
             if re.fullmatch(pattern, name):
@@ -76,12 +76,12 @@ def label_leaves(rules: Sequence[Rule], params: PyTree) -> PyTree:
     return labels
 
 
-def path_name(path: KeyPath) -> str:
+def path_name(path: tuple[KeyEntry, ...]) -> str:
     """``("adapter", "fc1")`` as JAX key entries -> ``"adapter/fc1"``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def select(params: Tree, labels: Tree, groups: Sequence[str | None]) -> PyTree:
+def select(params: Tree, labels: Tree, groups: Sequence[str | None]) -> dict[str, PyTree]:
     """The leaves of ``params`` (nested dicts) whose label is one of ``groups``; empty branches are left out."""
     chosen: dict[str, PyTree] = {}
     for name, node in params.items():
@@ -94,12 +94,12 @@ def select(params: Tree, labels: Tree, groups: Sequence[str | None]) -> PyTree:
     return chosen
 
 
-def split(params: Tree, labels: Tree) -> tuple[PyTree, PyTree]:
+def split(params: Tree, labels: Tree) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """``params`` as (trainable, frozen) nested dicts that ``merge`` puts together again."""
     return select(params, labels, groups_of(labels)), select(params, labels, (FROZEN,))
 
 
-def merge(*branches: Tree) -> PyTree:
+def merge(*branches: Tree) -> dict[str, PyTree]:
     """Nested dicts with disjoint leaves as one, keys sorted at every level as JAX sorts them.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyEntry
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.lclm import abstract_params, init_params, logical_axes
@@ -14,7 +14,7 @@ from lclm_jax.parallel import params_sharding
 from lclm_jax.train.core.freeze import groups_of, merge, path_name, select
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.state import TrainState
-from lclm_jax.types import PyTree
+from lclm_jax.types import Params, PyTree
 
 
 def params_shardings(model: ModelConfig, mesh: Mesh) -> PyTree:
@@ -24,7 +24,7 @@ def params_shardings(model: ModelConfig, mesh: Mesh) -> PyTree:
 
 def state_shardings(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """Shardings of a whole state: moments like their parameters, scalars on every device."""
-    replicated = NamedSharding(mesh, PartitionSpec())
+    replicated: PyTree = NamedSharding(mesh, PartitionSpec())
     params = params_shardings(model, mesh)
     opt_state = optimizer.state_shardings(abstract_params(model), params, replicated)
     return TrainState._make((replicated, params, opt_state, replicated))
@@ -34,20 +34,22 @@ def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> Trai
     """Shapes, dtypes and shardings of a state: what a restore needs."""
     params = abstract_params(model)
     shapes = jax.eval_shape(lambda tree: initial_state(tree, optimizer, 0), params)
-    return jax.tree.map(
+    state: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         state_shardings(model, optimizer, mesh),
     )
+    return state
 
 
-def random_params(model: ModelConfig, seed: int, mesh: Mesh) -> PyTree:
+def random_params(model: ModelConfig, seed: int, mesh: Mesh) -> Params:
     """Random parameters, made where they belong; a pure function of (model, seed)."""
     init = jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=params_shardings(model, mesh))
-    return init()
+    params: Params = init()
+    return params
 
 
-def with_fresh_lora(params: PyTree, model: ModelConfig, seed: int, mesh: Mesh | None) -> PyTree:
+def with_fresh_lora(params: Params, model: ModelConfig, seed: int, mesh: Mesh | None) -> Params:
     """``params`` plus the LoRA leaves of ``model`` that they lack, with the values that ``random_params`` gives them.
 
     Fresh leaves change nothing that the model computes: B is zero.
@@ -85,7 +87,7 @@ def without_missing_lora(abstract: PyTree, model: ModelConfig, stored: Callable[
 def _lora_labels(model: ModelConfig, paths: Collection[str]) -> PyTree:
     """Tree of ``"missing"`` for LoRA leaves of ``model`` that are not among ``paths``, ``"there"`` for all others."""
 
-    def label(path: KeyPath, _leaf: PyTree) -> str:
+    def label(path: tuple[KeyEntry, ...], _leaf: PyTree) -> str:
         name = path_name(path)
         return "missing" if is_lora(name) and name not in paths else "there"
 
@@ -99,7 +101,8 @@ def fresh_state(params: PyTree, model: ModelConfig, optimizer: Optimizer, mesh: 
         out_shardings=state_shardings(model, optimizer, mesh),
         donate_argnums=0,
     )
-    return make(params)
+    state: TrainState = make(params)
+    return state
 
 
 def initial_state(params: PyTree, optimizer: Optimizer, seed: int) -> TrainState:

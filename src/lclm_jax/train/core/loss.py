@@ -37,7 +37,8 @@ class LossSums(NamedTuple):
 
     def add(self, other: "LossSums") -> "LossSums":
         """Sum of both."""
-        return jax.tree.map(jnp.add, self, other)
+        both: LossSums = jax.tree.map(jnp.add, self, other)
+        return both
 
     def objective(self) -> jax.Array:
         """What is differentiated: ``total`` and the z-loss."""

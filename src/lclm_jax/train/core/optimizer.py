@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyEntry
 from jax.typing import ArrayLike
 
 from lclm_jax.config import OptimizerConfig, StageConfig
@@ -48,7 +48,7 @@ class Optimizer:
     labels: PyTree
     groups: Mapping[str, Group]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         missing = set(groups_of(self.labels)) - set(self.groups)
         if missing:
             raise LclmError(f"no settings for group {', '.join(sorted(missing))}; give it a schedule and a decay")
@@ -81,13 +81,14 @@ class Optimizer:
         shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
         places = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params_shardings)}
 
-        def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> object:
+        def place(path: tuple[KeyEntry, ...], leaf: jax.ShapeDtypeStruct) -> object:
             names = path_name(path).split("/")
             tails = ("/".join(names[first:]) for first in range(len(names)))
             owner = next((tail for tail in tails if tail in shapes), None)
             return places[owner] if owner is not None and shapes[owner] == leaf.shape else replicated
 
-        return jax.tree_util.tree_map_with_path(place, jax.eval_shape(self.init, params))
+        placed: dict[str, PyTree] = jax.tree_util.tree_map_with_path(place, jax.eval_shape(self.init, params))
+        return placed
 
     def update(
         self,
@@ -174,7 +175,8 @@ def _wide(tree: PyTree) -> PyTree:
 
 
 def _distance(new: PyTree, old: PyTree) -> jax.Array:
-    return optax.tree.norm(jax.tree.map(jnp.subtract, _wide(new), _wide(old)))
+    norm: jax.Array = optax.tree.norm(jax.tree.map(jnp.subtract, _wide(new), _wide(old)))
+    return norm
 
 
 def _choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:

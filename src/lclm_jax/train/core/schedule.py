@@ -54,7 +54,8 @@ class Schedule:
             left = xp.clip((np.float32(whole) - now + np.float32(part)) / np.float32(length), 0.0, 1.0)
             after = self.min_lr + (self.peak - self.min_lr) * xp.sin(np.float32(np.pi / 2) * left) ** 2
         rising = now * np.float32(self.peak / max(self.warmup, 1))
-        return xp.where(now < self.warmup, rising, after).astype(np.float32)
+        rate: jax.Array = xp.where(now < self.warmup, rising, after).astype(np.float32)
+        return rate
 
 
 def stage_schedules(stage: StageConfig, parts: tuple[str, ...]) -> dict[str, Callable[[ArrayLike], jax.Array]]:

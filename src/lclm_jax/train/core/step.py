@@ -89,29 +89,31 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
 
 def ratio_of(batch: Batch) -> int:
     """N of a batch: encoder positions per latent slot. A stage with several ratios compiles a step for each."""
-    return math.prod(batch.encoder_tokens.shape[1:]) // batch.latent_segments.shape[1]
+    ratio: int = math.prod(batch.encoder_tokens.shape[1:]) // batch.latent_segments.shape[1]
+    return ratio
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Place the rows of this process (NumPy) on its devices as part of the global batch."""
     shardings = batch_sharding(mesh, batch.marker_index is not None, batch.objectives is not None)
     if jax.process_count() == 1:
-        return jax.device_put(batch, shardings)
+        whole: Batch = jax.device_put(batch, shardings)
+        return whole
     parts, count = row_parts(mesh)
 
     def place(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
         size = rows.shape[0] // len(parts)
         shape = (size * count, *rows.shape[1:])
 
-        def piece(index: tuple[slice, ...] | None) -> np.ndarray:  # of one part, as rows are cut into parts
-            assert index is not None, "of a sharding that cuts rows"
+        def piece(index: PyTree) -> PyTree:  # of one part, as rows are cut into parts
             at = parts.index(index[0].indices(shape[0])[0] // size) * size
             return rows[(slice(at, at + size), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding, piece)
 
     with jax.transfer_guard_host_to_device("allow"):  # JAX counts this explicit transfer as an implicit one
-        return jax.tree.map(place, batch, shardings)
+        placed: Batch = jax.tree.map(place, batch, shardings)
+    return placed
 
 
 def _accumulate(

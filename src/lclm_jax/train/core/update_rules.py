@@ -9,7 +9,7 @@ learning rates carry over (Liu et al. 2025, arXiv 2502.16982); Adam for tables, 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyEntry
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from lclm_jax.config import OptimizerConfig
@@ -71,7 +71,7 @@ def _muon(settings: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _axes(path: KeyPath, leaf: jax.Array) -> MuonDimensionNumbers | None:
+def _axes(path: tuple[KeyEntry, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
     """Input and output axes of a matrix (a stack of layers is a batch of matrices); None for what is no matrix."""
     names = path_name(path).split("/")
     if names[-1] != "kernel" or names[-2] == "head":
@@ -85,7 +85,7 @@ def _is_axes(node: PyTree) -> bool:
     return node is None or isinstance(node, MuonDimensionNumbers)
 
 
-def _to_adam_size(path: KeyPath, leaf: jax.Array) -> jax.Array:
+def _to_adam_size(path: tuple[KeyEntry, ...], leaf: jax.Array) -> jax.Array:
     """Scale an orthogonal matrix of a by b, whose root mean square is 1 over sqrt(max(a, b)), to ``_ADAM_RMS``."""
     axes = _axes(path, leaf)
     assert axes is not None
@@ -93,7 +93,8 @@ def _to_adam_size(path: KeyPath, leaf: jax.Array) -> jax.Array:
     for side, numbers in enumerate(axes):
         for axis in numbers:
             sides[side] *= leaf.shape[axis]
-    return leaf * (_ADAM_RMS * max(sides) ** 0.5)
+    scaled: jax.Array = leaf * (_ADAM_RMS * max(sides) ** 0.5)
+    return scaled
 
 
 def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
