@@ -1,4 +1,4 @@
-"""The jobs of a study: what one process trains and measures, what is done, and the results put together.
+"""The jobs of a study: what one process trains and measures, which jobs are done, and their joined results.
 
 A job is a variant with all its seeds where they train together, else one run. Each writes one file under
 ``results/VARIANT/``; it counts while the variant's configuration hashes to what the file says.
@@ -47,7 +47,7 @@ def done(study: StudyConfig, job: Job) -> VariantResult | None:
         return None
     result = VariantResult.read(job.path)
     if result.config_hash != variant_hash(study, job.variant):
-        logger.info("%s: its configuration changed since %s was written; it runs again", job.variant.name, job.path)
+        logger.info("%s: its configuration has changed since %s was written; it runs again", job.variant.name, job.path)
         return None
     return result
 
@@ -87,7 +87,7 @@ def check_names(variants: Sequence[Variant]) -> None:
     slugs = [slug(variant.name) for variant in variants]
     for variant, own in zip(variants, slugs, strict=True):
         if slugs.count(own) > 1:
-            raise ConfigError(f"variant {variant.name!r} and another one have the folder {own}; rename one")
+            raise ConfigError(f"variant {variant.name!r} and another variant share the folder {own}; rename one")
 
 
 def _added(times: Sequence[Mapping[str, float]]) -> dict[str, float]:

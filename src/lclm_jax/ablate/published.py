@@ -1,4 +1,4 @@
-"""Published values of the factors that a study varies: do ours point the same way?
+"""Published values of the factors that a study varies: do our differences have the same direction?
 
 Sizes, data and budgets differ, so the numbers are never compared; only the direction of a change is.
 """
@@ -24,7 +24,7 @@ class PublishedRow(NamedTuple):
     agreement: Agreement | None
     """By our verdict as it is; None: the reference itself."""
     lost: bool = False
-    """Our verdict does not outlast the correction for all comparisons with the baseline (Holm)."""
+    """Our verdict does not survive the correction for all comparisons with the baseline (Holm)."""
 
 
 def compare_published(

@@ -1,8 +1,8 @@
-"""Comparison of variants over seeds: intervals, paired differences, verdicts, and how large a study must be.
+"""Comparison of variants over seeds: intervals, paired differences, verdicts, and the size that a study needs.
 
 A seed has the same batches in every variant, so variants are compared by their differences within seeds: what a seed
-does to all variants alike falls out. With n seeds the mean difference has n - 1 degrees of freedom and Student's t
-gives its interval; n is small, so no interval leans on the sample's spread being the true one.
+does to all variants alike cancels. With n seeds the mean difference has n - 1 degrees of freedom and Student's t
+gives its interval; n is small, so no interval assumes that the measured spread is the true one.
 
 Values come as ``{seed: value}``. A seed that diverged has a value that is not finite; such a variant has no mean and no
 comparison (``diverged`` names the seeds), because the mean of the seeds that happened to survive would flatter it.
@@ -103,8 +103,8 @@ def compare_all(
 ) -> dict[str, Comparison]:
     """Compare every variant with ``baseline``; variants that diverged are left out (see ``diverged``).
 
-    Beside each verdict stands the one that Holm's correction leaves, which bounds the chance that any of all these
-    verdicts is wrong, instead of the chance of each.
+    ``holm_verdict`` is the verdict after Holm's correction, which bounds the chance that any of these verdicts is
+    wrong, instead of the chance for each.
     """
     if diverged(values[baseline]):
         return {}
