@@ -53,7 +53,7 @@ def test_nested_loops_multiply():
     assert cost.dot_flops == 3 * 5 * 2 * 8 * 16 * 16
     (reduce,) = cost.collectives
     assert (reduce.times, reduce.group, reduce.payload) == (3, (0, 1), 8 * 16 * 4)
-    assert reduce.wire == 3 * 2 * (1 / 2) * 512
+    assert reduce.received_bytes == 3 * 2 * (1 / 2) * 512
 
 
 def test_trip_counts_are_noted_or_compared_with():
@@ -153,7 +153,7 @@ def test_one_layer_of_a_stack_is_read_and_one_gather_in_two_fusions_is_one():
     cost = count(parse(FUSIONS), 4)
     layer, shard = 64 * 64 * 4, 16 * 64 * 4
     assert cost.hbm_bytes == 2 * layer + 4 + 2 * (shard + layer)
-    assert [c.wire for c in cost.collectives] == [layer * 3 / 4]
+    assert [c.received_bytes for c in cost.collectives] == [layer * 3 / 4]
 
 
 @pytest.mark.parametrize(

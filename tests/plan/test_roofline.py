@@ -32,7 +32,9 @@ def gather(group, payload=1e9):
 def test_links_of_a_whole_slice(name, links):
     place = wiring(name, fsdp=parse_topology(name).num_chips)
     collective = gather(range(len(place.devices)))
-    assert place.seconds(collective) == pytest.approx(collective.wire / (links * place.topology.chip.link_bytes_per_s))
+    assert place.seconds(collective) == pytest.approx(
+        collective.received_bytes / (links * place.topology.chip.link_bytes_per_s)
+    )
 
 
 def test_a_group_along_one_side_of_the_torus_has_two_links():

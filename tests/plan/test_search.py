@@ -3,7 +3,7 @@ from tests.plan.conftest import small_config
 
 from lclm_jax.errors import LclmError
 from lclm_jax.plan import search
-from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
+from lclm_jax.plan.analytic_cost import analytic_cost, mesh_sizes
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.search import TIE, candidates, compiled_best, meshes, ranked
 from lclm_jax.plan.topologies import parse_topology
@@ -37,7 +37,7 @@ def test_every_rows_and_remat_is_tried_before_any_a_second_time(config):
 
 def test_the_first_candidate_is_the_fastest_by_formula_but_for_ties(config):
     found = candidates(config, "all", NODE)
-    seconds = [by_formula(candidate, "all", NODE).step_s for candidate in found]
+    seconds = [analytic_cost(candidate, "all", NODE).step_s for candidate in found]
     assert seconds[0] <= min(seconds) * (1 + 2 * TIE)
 
 
@@ -65,7 +65,7 @@ def test_what_is_saved_takes_memory_and_spares_time(less, more):
     first, second = (small_config(model__remat=remat) for remat in (less, more))
     assert estimate(first, "all", sizes).peak < estimate(second, "all", sizes).peak
     if less != "attention":  # saving the products still runs attention again
-        assert by_formula(first, "all", NODE).step_s > by_formula(second, "all", NODE).step_s
+        assert analytic_cost(first, "all", NODE).step_s > analytic_cost(second, "all", NODE).step_s
 
 
 def test_plans_that_do_not_fit_come_last(plan_of):
@@ -75,7 +75,7 @@ def test_plans_that_do_not_fit_come_last(plan_of):
 
 def test_only_what_could_be_faster_is_compiled(config, plan_of, monkeypatch):
     found = candidates(config, "all", NODE)
-    quick = by_formula(found[0], "all", NODE).step_s
+    quick = analytic_cost(found[0], "all", NODE).step_s
     told, steps = [], iter([quick * 1.001] * len(found))
     monkeypatch.setattr(search, "plan_stage", lambda *_: plan_of(step=next(steps)))
     plans = list(search.search(found, "all", NODE, told.append))

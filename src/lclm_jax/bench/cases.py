@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
 from lclm_jax.kernels.attention import attention, backend_module
 from lclm_jax.kernels.cross_entropy import cross_entropy, overlaid_logits
 from lclm_jax.kernels.normed_pooling import Pooling, Scales, normed_pool, reference, traffic
+from lclm_jax.types import PyTree
 
-Function = Callable[..., Any]
+Function = Callable[..., PyTree]
 
 
 class Case(NamedTuple):
@@ -24,7 +25,7 @@ class Case(NamedTuple):
 
     kernel: str
     shape: str
-    arrays: tuple[Any, ...]
+    arrays: tuple[jax.Array, ...]
     contenders: Mapping[str, Function]
     truth: Function
     """In float32; takes ``picked`` arrays."""
@@ -32,9 +33,9 @@ class Case(NamedTuple):
     """Floating-point operations that are needed: forward, forward + backward."""
     bytes: tuple[float, float] = (0.0, 0.0)
     """Bytes that must be moved, for operations bound by memory."""
-    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda arrays: arrays
+    pick: Callable[[tuple[jax.Array, ...]], tuple[jax.Array, ...]] = lambda arrays: arrays
     """The part of (inputs, or gradients of them) that is checked, where the truth of all would not fit."""
-    pick_output: Callable[[Any], Any] = lambda output: output
+    pick_output: Callable[[jax.Array], jax.Array] = lambda output: output
 
 
 def pooling_cases(small: bool) -> list[Case]:
@@ -171,7 +172,7 @@ def _part_sizes(length: int, parts: int) -> list[int]:
     return list(np.diff(cuts))
 
 
-def _contenders(segments: jax.Array, parts: int, small: bool) -> dict[str, Callable[..., Any]]:
+def _contenders(segments: jax.Array, parts: int, small: bool) -> dict[str, Function]:
     """Ways to compute a case; ``small``: kernels in the interpreter, whatever they are for."""
     length, both = segments.shape[1], (segments, segments)
 
@@ -181,7 +182,7 @@ def _contenders(segments: jax.Array, parts: int, small: bool) -> dict[str, Calla
     def interpreted(q, k, v, backend):
         return backend_module(backend).run(q, k, v, both, True, interpret=True)
 
-    found: dict[str, Callable[..., Any]] = {"auto": functools.partial(ours, backend="auto")}
+    found: dict[str, Function] = {"auto": functools.partial(ours, backend="auto")}
     for name, row in ATTENTION_BACKENDS.items():
         if row.cost.block is not None or length <= _REFERENCE_KEYS:
             found[name] = functools.partial(interpreted if small and row.platform else ours, backend=name)

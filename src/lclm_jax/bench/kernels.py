@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from lclm_jax.bench.cases import Case, Function, attention_cases, cross_entropy_
 from lclm_jax.bench.timing import Peaks, measure_peaks, on_cpu, seconds_of, speed, surroundings
 from lclm_jax.bench.torch_attention import torch_rows
 from lclm_jax.errors import LclmError
+from lclm_jax.types import JsonObject, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ TOLERANCE = 0.03
 """Largest difference from float32 that counts as right, as a share of the largest value: bfloat16 has 8 bits."""
 
 
-def bench_kernels(names: Iterable[str] = tuple(KERNELS), small: bool | None = None) -> dict[str, Any]:
+def bench_kernels(names: Iterable[str] = tuple(KERNELS), small: bool | None = None) -> JsonObject:
     """Measure the kernels ``names``; on a CPU (``small``) only check them, on small shapes.
 
     Returns:
@@ -47,16 +47,16 @@ def bench_kernels(names: Iterable[str] = tuple(KERNELS), small: bool | None = No
     }
 
 
-def _measure(case: Case, peaks: Peaks | None) -> list[dict[str, Any]]:
+def _measure(case: Case, peaks: Peaks | None) -> list[JsonObject]:
     picked = tuple(array.astype(jnp.float32) for array in case.pick(case.arrays))
     bar = _bar(case)
     truth = jax.device_get(jax.jit(_with_gradients(case.truth))(case.pick_output(bar), *picked))
     return [_row(case, name, run, (bar, truth), peaks) for name, run in case.contenders.items()]
 
 
-def _row(case: Case, name: str, run: Function, expected: tuple[Any, Any], peaks: Peaks | None) -> dict[str, Any]:
+def _row(case: Case, name: str, run: Function, expected: tuple[PyTree, PyTree], peaks: Peaks | None) -> JsonObject:
     """One way of computing a case; a refusal, or memory that does not suffice, is a result as well."""
-    row: dict[str, Any] = {"kernel": case.kernel, "shape": case.shape, "way": name}
+    row: JsonObject = {"kernel": case.kernel, "shape": case.shape, "way": name}
     forward, both = jax.jit(run), jax.jit(_with_gradients(run))
     bar, (true_output, true_gradients) = expected
     try:
@@ -91,6 +91,6 @@ def _bar(case: Case) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.bfloat16)
 
 
-def _error(got: Any, want: Any) -> float:
-    got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
-    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
+def _error(got: jax.Array, want: jax.Array) -> float:
+    true = np.asarray(want, np.float32)
+    return float(np.abs(np.asarray(got, np.float32) - true).max() / max(np.abs(true).max(), 1e-30))

@@ -2,16 +2,18 @@
 
 import importlib.util
 import statistics
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import numpy as np
 
 from lclm_jax.bench.cases import Case
 from lclm_jax.bench.timing import Peaks
+from lclm_jax.types import JsonObject, PyTree
 
 
-def torch_rows(case: Case, peaks: Peaks | None) -> list[dict[str, Any]]:
+def torch_rows(case: Case, peaks: Peaks | None) -> list[JsonObject]:
     """The row of torch for a single-segment case on a GPU; none otherwise, and none on a CPU."""
     if peaks is None or "packed" in case.shape or importlib.util.find_spec("torch") is None:
         return []
@@ -25,10 +27,10 @@ def torch_rows(case: Case, peaks: Peaks | None) -> list[dict[str, Any]]:
     )
     bar = torch.ones_like(q)
 
-    def forward() -> Any:
+    def forward() -> PyTree:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-    def both() -> Any:
+    def both() -> PyTree:
         return torch.autograd.grad(forward(), (q, k, v), bar)
 
     from lclm_jax.bench.timing import speed
@@ -38,7 +40,7 @@ def torch_rows(case: Case, peaks: Peaks | None) -> list[dict[str, Any]]:
     return [row | {name: speed(case, which, times[name], peaks) for which, name in enumerate(("forward", "both"))}]
 
 
-def _seconds(torch: Any, run: Any, repeats: int = 5, calls: int = 10) -> float:
+def _seconds(torch: ModuleType, run: Callable[[], PyTree], repeats: int = 5, calls: int = 10) -> float:
     run()
     measured = []
     for _ in range(repeats):

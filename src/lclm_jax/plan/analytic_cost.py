@@ -1,4 +1,4 @@
-"""A plan without a compiler: FLOPs, memory and wire of a step by formula, and the time they take at best.
+"""A plan without a compiler: FLOPs and collective bytes of a step by formula, and the time they take at best.
 
 Memory traffic has no formula here, so that the time is a looser bound than that of a compiled program.
 """
@@ -21,24 +21,24 @@ class AnalyticCost(NamedTuple):
 
     flops: float
     """Executed."""
-    wire: dict[str, float]
+    collective_bytes: dict[str, float]
     """Mesh axis -> bytes received."""
     compute_s: float
     network_s: float
 
     @property
     def step_s(self) -> float:
-        """Arithmetic and wire, which does not overlap with it."""
+        """Arithmetic, then collectives, which do not overlap with it."""
         return self.compute_s + self.network_s
 
 
-def by_formula(config: Config, stage: str, topology: Topology) -> AnalyticCost:
+def analytic_cost(config: Config, stage: str, topology: Topology) -> AnalyticCost:
     """The step of ``stage`` on ``config.mesh`` over ``topology``."""
     flops = step_flops(config.model, config.stages[stage], config.pack(stage), backend_of(config, topology)).executed
-    wire = {axis: count for axis, count in _wire(config, stage, topology).items() if count}
-    seconds = sum(_seconds(axis, count, mesh_sizes(config, topology), topology) for axis, count in wire.items())
+    received = {axis: count for axis, count in _collective_bytes(config, stage, topology).items() if count}
+    seconds = sum(_seconds(axis, count, mesh_sizes(config, topology), topology) for axis, count in received.items())
     share = flops / topology.num_chips
-    return AnalyticCost(share, wire, share / topology.chip.flops, seconds)
+    return AnalyticCost(share, received, share / topology.chip.flops, seconds)
 
 
 def backend_of(config: Config, topology: Topology) -> str:
@@ -55,14 +55,14 @@ def mesh_sizes(config: Config, topology: Topology) -> dict[str, int]:
     return {axis: size if size > 0 else max(1, topology.num_chips // given) for axis, size in sizes.items()}
 
 
-def _wire(config: Config, stage: str, topology: Topology) -> dict[str, float]:
+def _collective_bytes(config: Config, stage: str, topology: Topology) -> dict[str, float]:
     """Bytes along each axis in a step."""
     sizes = mesh_sizes(config, topology)
     whole = topology.chip.dimensions > 0 and sizes["fsdp"] * sizes["context"] == topology.chips_per_slice
-    return _wire_of_weights(config, stage, sizes, whole) | _wire_of_positions(config, stage, sizes)
+    return _bytes_of_weights(config, stage, sizes, whole) | _bytes_of_positions(config, stage, sizes)
 
 
-def _wire_of_weights(config: Config, stage: str, sizes: dict[str, int], whole: bool) -> dict[str, float]:
+def _bytes_of_weights(config: Config, stage: str, sizes: dict[str, int], whole: bool) -> dict[str, float]:
     """Weights and gradients in bfloat16, once for each microbatch.
 
     Weights are gathered for the forward and again for the backward pass. Gradients are scattered once; on TPUs a
@@ -80,7 +80,7 @@ def _wire_of_weights(config: Config, stage: str, sizes: dict[str, int], whole: b
     }
 
 
-def _wire_of_positions(config: Config, stage: str, sizes: dict[str, int]) -> dict[str, float]:
+def _bytes_of_positions(config: Config, stage: str, sizes: dict[str, int]) -> dict[str, float]:
     """Activations of the decoder, in bfloat16.
 
     Along ``context`` each layer gathers the keys and values of the whole row, again if it is recomputed, and

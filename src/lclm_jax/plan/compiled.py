@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 
@@ -75,7 +74,7 @@ def _with_plain_numbers(config: Config, stage: str) -> Config:
     rates = {part: _RATES.get(part, 1e-5) for part, rate in found.lr if rate is not None}
     plain = {"steps": 1000, "warmup_steps": None, "lr": found.lr.model_copy(update=rates)}
     settings = found.model_copy(update=plain)
-    changes: dict[str, Any] = {"stages": {**config.stages, stage: settings}}
+    changes: dict[str, object] = {"stages": {**config.stages, stage: settings}}
     if config.model.memory_token_ids is None:
         changes["model"] = config.model.model_copy(update={"memory_token_ids": MEMORY_TOKENS})
     return config.model_copy(update=changes)
@@ -92,7 +91,7 @@ def _without_traces() -> Iterator[None]:
         jax.config.update("jax_traceback_in_locations_limit", before)
 
 
-def _abstract_batch(config: Config, stage: str, mesh: Any) -> Batch:
+def _abstract_batch(config: Config, stage: str, mesh: jax.sharding.Mesh) -> Batch:
     settings = config.stages[stage]
     shapes = batch_shapes(config.model, config.pack(stage), settings.batch_rows)
     places = batch_sharding(mesh, markers="marker_index" in shapes)

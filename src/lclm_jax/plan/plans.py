@@ -2,13 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.config.tree import Config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import cache
-from lclm_jax.plan.analytic_cost import AnalyticCost, backend_of, by_formula, mesh_sizes
+from lclm_jax.plan.analytic_cost import AnalyticCost, analytic_cost, backend_of, mesh_sizes
 from lclm_jax.plan.cache import CompiledStep
 from lclm_jax.plan.compiled import compile_step, lower_step
 from lclm_jax.plan.hlo import parse
@@ -17,6 +16,7 @@ from lclm_jax.plan.memory import MemoryEstimate, estimate
 from lclm_jax.plan.program_cost import count
 from lclm_jax.plan.roofline import Wiring, collective_bytes_by_axes, roofline
 from lclm_jax.plan.topologies import Topology, can_compile
+from lclm_jax.types import JsonObject
 
 _DAY = 86400.0
 
@@ -141,7 +141,7 @@ def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = Tru
         program=None,
     )
     if not compiled or not can_compile(topology):
-        guess = _program_by_formula(by_formula(config, stage, topology), estimate(config, stage, mesh))
+        guess = _program_by_formula(analytic_cost(config, stage, topology), estimate(config, stage, mesh))
         return dataclasses.replace(plan, program=guess)
     lowered = lower_step(config, stage, topology)
     key = cache.key_of(lowered)
@@ -158,7 +158,7 @@ def shown(mesh: dict[str, int]) -> str:
     return " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
-def as_json(plan: StagePlan) -> dict[str, Any]:
+def as_json(plan: StagePlan) -> JsonObject:
     """Everything about a plan, with what follows from it, for ``json.dump``."""
     derived = {
         name: getattr(plan, name) for name in ("fits", "by_formula", "mfu", "tokens_per_s", "days", "chip_hours")
@@ -196,7 +196,7 @@ def _program_by_formula(found: AnalyticCost, memory: MemoryEstimate) -> Program:
         peak_bytes=memory.peak,
         executed_flops=found.flops,
         hbm_bytes=None,
-        wire_bytes=found.wire,
+        wire_bytes=found.collective_bytes,
         unknown_kernels=(),
         compute_s=found.compute_s,
         hbm_s=0.0,

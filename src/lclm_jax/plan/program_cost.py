@@ -33,7 +33,7 @@ class Collective(NamedTuple):
     name: str
 
     @property
-    def wire(self) -> float:
+    def received_bytes(self) -> float:
         """Bytes that a device receives, over all runs, in the best algorithm on a ring."""
         return self.times * self.payload * _RECEIVED[self.opcode](max(len(self.group), 1))
 

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
 
 from lclm_jax.plan.program_cost import Collective, ProgramCost
 from lclm_jax.plan.topologies import Topology
@@ -32,7 +34,7 @@ class Wiring(NamedTuple):
     topology: Topology
     shape: dict[str, int]
     """Mesh axis -> size, in the mesh's order."""
-    devices: Sequence[Any]
+    devices: Sequence[jax.Device]
     """In the mesh's flattened order."""
 
     @property
@@ -55,14 +57,14 @@ class Wiring(NamedTuple):
         time = 0.0
         if inside > 1:
             local = collective._replace(group=collective.group[:inside])
-            time += local.wire / (links * self.topology.chip.link_bytes_per_s)
+            time += local.received_bytes / (links * self.topology.chip.link_bytes_per_s)
         if len(slices) > 1:
             # Hierarchical: what crosses has first been cut over the chips of the slice.
             across = collective._replace(group=tuple(range(len(slices))), payload=collective.payload / inside)
-            time += across.wire / self.topology.chip.dcn_bytes_per_s
+            time += across.received_bytes / self.topology.chip.dcn_bytes_per_s
         return time
 
-    def _links(self, devices: Sequence[Any]) -> int:
+    def _links(self, devices: Sequence[jax.Device]) -> int:
         """Links of a chip that bring in the bytes of a collective among ``devices`` of one slice.
 
         Two for each dimension of the torus that the group fills and that wraps around; one for any other dimension it
@@ -85,7 +87,7 @@ class Wiring(NamedTuple):
         return tuple(reversed(place))
 
 
-def slice_of(device: Any, topology: Topology) -> int:
+def slice_of(device: jax.Device, topology: Topology) -> int:
     """Number of the slice (for GPUs: of the node) that a device belongs to."""
     if topology.slices == 1:
         return 0
@@ -106,5 +108,5 @@ def collective_bytes_by_axes(cost: ProgramCost, wiring: Wiring) -> dict[str, flo
     totals: dict[str, float] = {}
     for collective in cost.collectives:
         axes = wiring.axes_of(collective.group)
-        totals[axes] = totals.get(axes, 0.0) + collective.wire
+        totals[axes] = totals.get(axes, 0.0) + collective.received_bytes
     return dict(sorted(totals.items(), key=lambda item: -item[1]))

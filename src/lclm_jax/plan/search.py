@@ -8,7 +8,7 @@ from lclm_jax.config.devices import MeshConfig
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
 from lclm_jax.config.tree import Config
 from lclm_jax.errors import LclmError
-from lclm_jax.plan.analytic_cost import by_formula, mesh_sizes
+from lclm_jax.plan.analytic_cost import analytic_cost, mesh_sizes
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.plans import StagePlan, plan_stage, shown
 from lclm_jax.plan.topologies import Topology
@@ -32,7 +32,7 @@ def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
             continue
         memory = estimate(candidate, stage, mesh_sizes(candidate, topology)).peak
         if memory <= topology.chip.hbm_bytes:
-            seconds = by_formula(candidate, stage, topology).step_s
+            seconds = analytic_cost(candidate, stage, topology).step_s
             entry = (round(math.log(seconds) / TIE), memory, seconds, candidate)
             groups.setdefault((rows, remat), []).append(entry)
     if not groups:
@@ -68,12 +68,12 @@ def search(
 ) -> Iterator[StagePlan]:
     """Plans of ``found`` in its order, each when it is compiled; ``say`` is told what comes next.
 
-    Those that even by formula take longer than the best plan so far are passed over: arithmetic and wire by formula are
-    a lower bound, as memory traffic is left out.
+    Those that even by formula take longer than the best plan so far are passed over: arithmetic and collectives by
+    formula are a lower bound, as memory traffic is left out.
     """
     best = math.inf
     for config in found:
-        seconds, sizes = by_formula(config, stage, topology).step_s, mesh_sizes(config, topology)
+        seconds, sizes = analytic_cost(config, stage, topology).step_s, mesh_sizes(config, topology)
         if seconds >= best:
             continue
         parts = config.stages[stage].microbatches

@@ -8,12 +8,16 @@ eight.
 import math
 import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel.hardware import CHIPS, Chip
+
+if TYPE_CHECKING:
+    import jax
 
 GPU_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc")
 """What compiles for GPUs, without one."""
@@ -103,7 +107,7 @@ def prepare_environment() -> None:
         jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
-def compile_only_devices(topology: Topology) -> list[Any]:
+def compile_only_devices(topology: Topology) -> "list[jax.Device]":
     """Devices that programs can be compiled for and not run on; call ``prepare_environment`` first.
 
     Raises:
@@ -127,7 +131,7 @@ def can_compile(topology: Topology) -> bool:
     return topology.chip.dimensions > 0 or all(find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
 
 
-def _tpu_devices(topology: Topology) -> list[Any]:
+def _tpu_devices(topology: Topology) -> "list[jax.Device]":
     """Devices of a slice with its links as they are.
 
     A bare name would describe a slice without wrap-around links, for which the compiler lowers the gathers of weights
@@ -147,7 +151,7 @@ def _tpu_devices(topology: Topology) -> list[Any]:
     ).devices
 
 
-def _gpu_devices(topology: Topology) -> Any:
+def _gpu_devices(topology: Topology) -> "Sequence[jax.Device]":
     """GPUs described by the plugin's own target configuration; one process for each node."""
     from jax.experimental import topologies
 
