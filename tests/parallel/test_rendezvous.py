@@ -54,7 +54,7 @@ def test_two_of_one_number_and_two_counts_are_refused(meet):
     found, _ = meet([0, 1, 1], 3)
     assert all("two processes are number 1 of 3" in text for text in found)
     found, _ = meet([0, 1], 2, counts={1: 4})
-    assert all("was told that there are 4 processes, process 0 that there are 2" in text for text in found)
+    assert all("expects 4 processes, but process 0 expects 2" in text for text in found)
 
 
 def test_a_death_is_told_to_all(meet):

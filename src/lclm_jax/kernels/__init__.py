@@ -1,4 +1,4 @@
-"""Attention, pooling and cross-entropy as plain functions of arrays; nothing of this package's other rooms."""
+"""Attention, pooling and cross-entropy as plain functions of arrays; of the configuration, the registries alone."""
 
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.cross_entropy import cross_entropy, overlaid_logits

@@ -11,7 +11,7 @@ class AttentionRequest:
     """Everything but the numbers. Every request has segments, with 0 as padding: no backend may ignore them."""
 
     platform: str
-    """``cpu``, ``tpu``, ``gpu``: of the devices that will run it, see ``target.platform``."""
+    """``cpu``, ``tpu``, ``gpu``: of the devices that will run it, see ``platform.platform``."""
     rows: int
     queries: int
     keys: int

@@ -1,6 +1,6 @@
-"""The plain functions that blocks are made of: products, RMSNorm, rotary positions, SwiGLU.
+"""The plain functions that blocks are made of: products, RMSNorm, rotary positions.
 
-In this room B stands for rows, S for positions and D for the width of the residual stream; the encoder and the adapter
+Here B stands for rows, S for positions and D for the width of the residual stream; the encoder and the adapter
 call the same functions with their own rows, positions and widths.
 """
 

@@ -51,7 +51,7 @@ class Declared(flax.struct.PyTreeNode, meta.AxisMetadata[jax.Array]):
 
 
 class Module(nn.Module):
-    """Base of the modules: declares parameters, and constrains activations except while they are being born."""
+    """Base of the modules: declares parameters, and constrains activations except during initialisation."""
 
     def declare(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         """The float32 parameter ``name``."""

@@ -35,13 +35,13 @@ _MPI_COUNT, _MPI_RANK = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"
 
 @contextmanager
 def join_processes(settings: ProcessesConfig) -> Iterator[ProcessInfo | None]:
-    """Be one of the processes of a run: join the others on entry, take leave of them on exit.
+    """Join the other processes of a run on entry, leave them on exit.
 
-    Call it before anything else touches JAX's devices. Yields this process's place; None: it is alone. When another
-    process is lost, this one logs which and ends with status 75 (``EXIT_LOST``).
+    Call it before anything else touches JAX's devices. Yields what this process knows of itself; None: it is
+    alone. When another process is lost, this one logs which and ends with status 75 (``EXIT_LOST``).
 
     Raises:
-        StartError: the environment is incomplete, or not all processes came in time.
+        StartError: the environment is incomplete, or not all processes connected in time.
     """
     process = find_process(settings.start_timeout_seconds)
     if process is None:
@@ -65,14 +65,14 @@ def join_processes(settings: ProcessesConfig) -> Iterator[ProcessInfo | None]:
     finally:
         watch.leave(failure)
         if failure is not None:
-            # JAX's own farewell waits for all, and aborts a process whose others have gone. (Handlers registered last
+            # JAX's own shutdown waits for all, and aborts a process whose peers have exited. (Handlers registered last
             # run first, so this comes before it.)
             atexit.register(_end, 1)
             atexit.register(watch.outlast_peers)
 
 
 def broadcast_from_process_0(what: str, value: Value) -> Value:
-    """What process 0 passed, in every process: so that all decide alike on what only disks and clocks tell.
+    """The value that process 0 passed, in every process, so that all decide alike on what only disks and clocks tell.
 
     All processes call it equally often for the same ``what``, with values that JSON can hold. It waits for process 0
     however long that takes: ``join_processes`` ends the process if process 0 is lost.
@@ -89,7 +89,7 @@ def broadcast_from_process_0(what: str, value: Value) -> Value:
 
 
 def find_process(timeout: float = 300) -> ProcessInfo | None:
-    """This process's place among the others; None if it is alone.
+    """What this process knows of itself among the others; None if it is alone.
 
     The plain variables ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
     ``JAX_PROCESS_ID`` win; what they leave open is read from SLURM, Open MPI, Kubernetes or Cloud TPU, as JAX detects

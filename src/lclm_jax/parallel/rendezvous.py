@@ -1,7 +1,7 @@
-"""Who is there: a roll call of the processes of a run before JAX starts, and a watch over them afterwards.
+"""The rendezvous of the processes of a run before JAX starts, and a monitor of them afterwards.
 
 JAX's own start-up ends every process with a stack trace when one is missing, and says not which; its heartbeats need
-minutes to notice a death. So process 0 first collects a line from each other process, over TCP, on the port that JAX's
+minutes to notice a death. So process 0 first collects a line from every other process, over TCP, on the port that JAX's
 coordinator takes next, and the connections stay open: the operating system closes those of a process that dies.
 """
 
@@ -25,7 +25,7 @@ _TICK = 0.2
 
 
 class StartError(LclmError):
-    """The processes of a run did not come together; the message names those that are missing."""
+    """The processes of a run could not connect to each other; the message names those that are missing."""
 
 
 class ProcessInfo(NamedTuple):
@@ -88,7 +88,7 @@ class Connection:
 def rendezvous(
     process: ProcessInfo, start_timeout: float, lost_timeout: float, on_lost: Callable[[str], None]
 ) -> "PeerMonitor":
-    """Wait until all processes are there; then watch them.
+    """Wait until all processes have connected; then monitor them.
 
     Args:
         process: this process.
@@ -97,7 +97,7 @@ def rendezvous(
         on_lost: called, in a thread, with what happened when a process ends without saying that it is done.
 
     Raises:
-        StartError: some process did not come in time (the message names it), two have the same number, or the address
+        StartError: some process was late (the message names it), two have the same number, or the address
             cannot be used.
     """
     deadline = time.monotonic() + start_timeout
@@ -215,7 +215,7 @@ def _receive_from(
     present: dict[int, tuple[Connection, str]],
     selector: selectors.BaseSelector,
 ) -> None:
-    """Note the line of one process, or that it has gone again."""
+    """Record the line of one process, or that it has disconnected again."""
     messages = connection.receive()
     if messages is None or not all({"rank", "count", "host"} <= set(message) for message in messages):
         selector.unregister(connection.socket)
@@ -228,8 +228,8 @@ def _receive_from(
         everyone = [connection, *(other for other, _ in present.values())]
         if count != process.total or not 0 < rank < count:
             raise _refused(
-                f"process {rank} on {host} was told that there are {count} processes, process 0 that there are"
-                f" {process.total} ({process.source}); give all the same number",
+                f"process {rank} on {host} expects {count} processes, but process 0 expects"
+                f" {process.total} ({process.source}); give all processes the same number",
                 everyone,
             )
         if rank in present:
@@ -242,7 +242,7 @@ def _receive_from(
 
 
 def _report(process: ProcessInfo, deadline: float, lost_timeout: float) -> tuple[list[str], dict[int, Connection]]:
-    """Another process: report to process 0 and wait for its word."""
+    """Any other process: report to process 0 and wait for its answer."""
     host, _, port = process.coordinator.rpartition(":")
     patience = deadline - time.monotonic()
     while True:
@@ -271,7 +271,7 @@ def _report(process: ProcessInfo, deadline: float, lost_timeout: float) -> tuple
 
 
 def _refused(message: str, connections: Iterable[Connection]) -> StartError:
-    """The error, after those who wait were told."""
+    """The error, after the waiting processes were told."""
     for connection in connections:
         connection.send(error=message)
         connection.close()

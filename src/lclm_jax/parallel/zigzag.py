@@ -2,7 +2,7 @@
 
 Cut evenly into c pieces, the last of a causal row of one segment has (2c - 1) / c of the mean work. So a row is cut
 into 2c pieces, and device i takes pieces i and 2c - 1 - i: one that sees little and one that sees much (Llama 3, arXiv
-2407.21783, section 3.3.2). Only attention minds the order; everything else is done for each position alone.
+2407.21783, section 3.3.2). Only attention depends on the order; everything else is done for each position alone.
 """
 
 from collections.abc import Callable

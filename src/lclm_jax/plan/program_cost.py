@@ -1,4 +1,4 @@
-"""What a compiled program does in one call on one device: FLOPs, bytes of memory traffic, collectives."""
+"""The cost of a compiled program in one call on one device: FLOPs, bytes of memory traffic, collectives."""
 
 import re
 from collections.abc import Iterator

@@ -71,7 +71,7 @@ class Operands(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One kernel's way: by blocks of queries (of one head) or by blocks of keys (of one key head)."""
+    """How one kernel runs: by blocks of queries (of one head) or by blocks of keys (of one key head)."""
 
     tiling: Tiling
     causal: bool
@@ -238,7 +238,7 @@ def attention_dq(at: At, dout: Ref, lse: Ref, delta: Ref, dq: Ref) -> None:
 def attention_dkv(at: At, dout: Ref, lse: Ref, delta: Ref, dk: Ref, dv: Ref) -> None:
     """Kernel: gradients of a block of keys and values of one key head, summed over its query heads.
 
-    Scores stand keys down, so that both gradients are products without a transpose.
+    Score tiles are laid out keys x queries, so that both gradients are products without a transpose.
     """
     k_Td, v_Td = at.x.k[...], at.x.v[...]
     width = k_Td.shape[1]

@@ -109,7 +109,7 @@ def marks_of(layout: Layout, segments: tuple[jax.Array, jax.Array], offset_B: ja
 
 
 def steps_of(layout: Layout, marks: Marks, by_queries: bool) -> Steps:
-    """The way of the kernels: by blocks of queries, or by blocks of keys."""
+    """The steps of the kernels: by blocks of queries, or by blocks of keys."""
     t = layout.tiling
     k_order_BT = jnp.broadcast_to(jnp.arange(marks.k_ids_BT.shape[1], dtype=jnp.int32)[None, :], marks.k_ids_BT.shape)
     queries = summarise(marks.q_ids_BS, marks.q_order_BS, t.q_tile)

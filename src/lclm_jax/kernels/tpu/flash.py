@@ -4,7 +4,7 @@ Each goes through a list of steps: one step brings a block of queries and a bloc
 pairs of tiles in them that hold anything. Blocks outside the list are never moved. The algorithm is FlashAttention-2's
 (Dao 2023, arXiv 2307.08691).
 
-Scores stand on their head, keys down (sublanes) and queries across (lanes). So everything there is one of per query
+Score tiles are laid out keys x queries: keys along sublanes, queries along lanes. So what each query has one of
 (maximum, sum, log-sum-exp, segment id) is a compact row, reductions run down the sublanes, and the G query heads of one
 key head lie side by side in the lanes: the products that sum over queries sum over the group as well.
 
@@ -35,7 +35,7 @@ _PLAIN = (((1,), (0,)), ((), ()))
 
 
 def forward(grid: StepGrid, steps: Steps, x: Operands) -> tuple[jax.Array, jax.Array]:
-    """(out [B, K, r, d] in the queries' dtype, log-sum-exp [B, K, 1, r] float32); walks by queries."""
+    """(out [B, K, r, d] in the queries' dtype, log-sum-exp [B, K, 1, r] float32); the grid goes by queries."""
     rows, width = grid.tiling.q_rows, x.q.shape[3]
     scratch = [pltpu.VMEM(shape, jnp.float32) for shape in [(1, rows), (1, rows), (width, rows)]]
     out, lse = grid.call(attention_forward, steps, x, (), [("q", x.q.dtype), ("row", jnp.float32)], scratch)
@@ -43,13 +43,13 @@ def forward(grid: StepGrid, steps: Steps, x: Operands) -> tuple[jax.Array, jax.A
 
 
 def query_gradient(grid: StepGrid, steps: Steps, x: Operands, back: Back) -> jax.Array:
-    """Dq [B, K, r, d]; ``back``: dout [B, K, r, d], log-sum-exp and delta [B, K, 1, r]; walks by queries."""
+    """Dq [B, K, r, d]; ``back``: dout [B, K, r, d], log-sum-exp and delta [B, K, 1, r]; the grid goes by queries."""
     scratch = [pltpu.VMEM((x.q.shape[3], grid.tiling.q_rows), jnp.float32)]
     return grid.call(attention_dq, steps, x, back, [("q", x.q.dtype)], scratch)[0]
 
 
 def key_gradients(grid: StepGrid, steps: Steps, x: Operands, back: Back) -> tuple[jax.Array, jax.Array]:
-    """(dk, dv), both [B, K, T, d]; ``back`` as in ``query_gradient``; walks by keys."""
+    """(dk, dv), both [B, K, T, d]; ``back`` as in ``query_gradient``; the grid goes by keys."""
     scratch = [pltpu.VMEM((grid.tiling.k_block, x.k.shape[3]), jnp.float32)] * 2
     dk, dv = grid.call(attention_dkv, steps, x, back, [("k", x.k.dtype), ("k", x.v.dtype)], scratch)
     return dk, dv

@@ -1,4 +1,4 @@
-"""How the attention kernels for TPUs go through blocks and tiles: what is read where, and which pairs are computed."""
+"""The grid of the attention kernels for TPUs over blocks and tiles: what is read where, which pairs are computed."""
 
 import functools
 from collections.abc import Callable
