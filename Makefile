@@ -1,6 +1,7 @@
 # make demo   raw text to a trained, exported, answering model on a CPU (installs no torch)
 # make test   lint, types and the default test suite (installs the development extra)
-# make test-docs     examples and the documentation's commands
+# make docs        the documentation as a site, in docs/_build/html; any warning is an error (2 minutes)
+# make test-docs   the examples, and the commands of the tutorials on a small configuration (4 minutes)
 # make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
 # make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
 # make test-processes  several real processes train, save, die and go on through `lclm train`
@@ -27,10 +28,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove test-trackers
+.PHONY: demo docs test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove test-trackers
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -15
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -16
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -43,8 +44,11 @@ test: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m 'not slow and not mesh' \
 	  $(addprefix --ignore=,$(DOC_TESTS))
 
-test-docs: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest $(DOC_TESTS) --durations=5
+docs: $(VENV)/.docs-installed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --jobs auto docs docs/_build/html
+
+test-docs: $(VENV)/.dev-installed $(VENV)/.docs-installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(DOC_TESTS) --durations=10
 
 test-slow: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m slow --durations=15
@@ -140,5 +144,9 @@ $(VENV)/.dev-installed: $(VENV)/.run-installed
 	$(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.docs-installed: $(VENV)/.run-installed
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info
+	rm -rf docs/_build docs/reference/generated .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info

@@ -8,7 +8,7 @@ from lclm_jax.ablate import statistics
 from lclm_jax.ablate.statistics import Interval
 from lclm_jax.errors import LclmError
 
-# The worked example of docs/ablations/README.md.
+# The worked example of docs/explanation/statistics.md.
 BASELINE = {0: 1.00, 1: 1.10, 2: 1.20}
 VARIANT = {0: 0.90, 1: 1.03, 2: 1.07}  # differences -0.10 -0.07 -0.13
 T = 4.302653  # 97.5 % quantile of Student's t with 2 degrees of freedom, from a printed table

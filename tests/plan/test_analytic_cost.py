@@ -1,4 +1,4 @@
-"""The formula of collective bytes beside programs that were compiled for TPUs (docs/scaling.md)."""
+"""The formula of collective bytes beside programs that were compiled for TPUs (docs/explanation/scaling.md)."""
 
 from pathlib import Path
 

@@ -152,7 +152,7 @@ def detectable(sd: float, seeds: int, confidence: float, power: float) -> float:
     """The smallest true difference that ``seeds`` seeds find with chance ``power``.
 
     Under a true difference d, t = mean / (sd / sqrt(n)) has a noncentral t distribution with n - 1 degrees of freedom
-    and noncentrality d * sqrt(n) / sd; found means that |t| exceeds the quantile that ``confidence`` asks for.
+    and noncentrality d * sqrt(n) / sd; found means that ``abs(t)`` exceeds the quantile that ``confidence`` asks for.
 
     Args:
         sd: standard deviation of the differences over seeds; the result has its unit.

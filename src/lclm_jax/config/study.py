@@ -23,7 +23,7 @@ Measurement = Literal[
     "needle_accuracy",
     "needle_loss",
 ]
-"""What is measured of every variant; ``ablate.measures`` says what each is."""
+"""What is measured of every variant; ``ablate/measure.py`` says what each is."""
 
 
 class PublishedConfig(Tree):

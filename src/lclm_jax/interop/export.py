@@ -1,4 +1,7 @@
-"""Writing a model as the folders that PyTorch, transformers and vLLM read (layout: ``docs/architecture.md``)."""
+"""Writing a model as the folders that PyTorch, transformers and vLLM read.
+
+The layout: ``docs/reference/export-layout.md``.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

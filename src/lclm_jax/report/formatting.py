@@ -51,7 +51,7 @@ def p_value(value: float) -> str:
 
 
 def names(values: Sequence[str]) -> str:
-    """`` `a`, `b` and `c` ``."""
+    """The values in code font: *a*, *b* and *c*."""
     quoted = [f"`{value}`" for value in values]
     return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " and " + quoted[-1]
 

@@ -1,4 +1,7 @@
-"""The adapters by name. A new one is a file in ``model/adapters/`` and a line here (``docs/extending.md``)."""
+"""The adapters by name.
+
+A new one is a file in ``model/adapters/`` and a line here (``docs/how-to/add-a-pooling.md``).
+"""
 
 from typing import Literal, NamedTuple
 

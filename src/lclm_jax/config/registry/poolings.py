@@ -1,4 +1,7 @@
-"""The poolings by name. A new one is a file in ``model/poolings/`` and a line here (``docs/extending.md``)."""
+"""The poolings by name.
+
+A new one is a file in ``model/poolings/`` and a line here (``docs/how-to/add-a-pooling.md``).
+"""
 
 from typing import Literal, NamedTuple
 

@@ -46,7 +46,7 @@ def unsupported_reason(request: AttentionRequest) -> str | None:
 
 
 def layout_of(width: int, dtype: str, causal: bool) -> Layout:
-    """Blocks that a processor of an H100 holds without spilling registers (see docs/kernels.md)."""
+    """Blocks that a processor of an H100 holds without spilling registers (see docs/explanation/kernels.md)."""
     if dtype == "float32":  # no tensor cores: products of whole float32 go through registers
         return Layout(Tiling(64, 16, 8, 2), Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 2), causal)
     stages = 3 if width == 64 else 2

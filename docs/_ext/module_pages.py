@@ -1,0 +1,74 @@
+"""Writes one page of docstrings for each package of ``lclm_jax``, by ``automodule``."""
+
+import ast
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+import lclm_jax
+
+SOURCE = Path(lclm_jax.__file__).parent
+_LEFT_OUT = {"__main__"}
+
+
+def packages() -> dict[str, list[str]]:
+    """Package -> its modules by full name, packages inside it included; single files of the root under "" ."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        room = parts[0] if len(parts) > 1 else ""
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if parts and parts[-1] not in _LEFT_OUT:
+            found.setdefault(room, []).append(".".join(("lclm_jax", *parts)))
+    return found
+
+
+def _summary(module: str) -> str:
+    path = SOURCE.joinpath(*module.split(".")[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def _page(room: str, modules: list[str]) -> str:
+    title = f"lclm_jax.{room}" if room else "lclm_jax"
+    lines = [title, "=" * len(title), ""]
+    for module in modules:
+        heading = module.removeprefix("lclm_jax.")
+        lines += [heading, "-" * len(heading), "", f".. automodule:: {module}", ""]
+    return "\n".join(lines)
+
+
+def _write(app: Sphinx) -> None:
+    folder = Path(app.srcdir) / "reference" / "generated" / "modules"
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {room or "root": _page(room, modules) for room, modules in packages().items()}
+    for old in folder.glob("*.rst"):
+        if old.stem not in pages:
+            old.unlink()
+    for room, text in pages.items():
+        path = folder / f"{room}.rst"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+_ATTRIBUTES: dict[str, list[str]] = {}
+
+
+def _keep(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    if what == "attribute":
+        _ATTRIBUTES[name] = list(lines)
+
+
+def _restore(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Napoleon takes the words before a colon for the type of an attribute; here they begin a sentence."""
+    if what == "attribute":
+        lines[:] = _ATTRIBUTES.pop(name)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Write the pages before Sphinx looks for them."""
+    app.connect("builder-inited", _write)
+    app.connect("autodoc-process-docstring", _keep, priority=400)  # Napoleon's priority is 500
+    app.connect("autodoc-process-docstring", _restore, priority=600)
+    return {"parallel_read_safe": True}
