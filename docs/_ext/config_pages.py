@@ -1,7 +1,7 @@
 """Writes the reference of every configuration key, from the tree that declares them.
 
-``reference/generated/configuration.rst`` holds one ``confval`` for each key of ``lclm_jax.config.Config``, so
-``{confval}`train.z_loss``` links to it; ``reference/generated/study.rst`` holds the keys of a study of ``lclm ablate``.
+``reference/generated/configuration.rst`` holds one ``confval`` for each key of ``lclm_jax.config.Config``, so that a
+literal such as ``train.z_loss`` can be linked to it; ``reference/generated/study.rst`` holds the keys of a study.
 """
 
 import json
@@ -15,20 +15,31 @@ from pydantic import BaseModel
 from sphinx.application import Sphinx
 
 from lclm_jax.config import Config, StudyConfig, describe_keys
+from lclm_jax.config.base import Tree, branch_of
+from lclm_jax.config.renames import GONE, RENAMED
 
 _HEAD = """\
 Configuration keys
 ==================
 
-Every key of a configuration file, with its type, default and meaning. ``lclm config keys PREFIX`` prints the same
+Every key of a configuration file, with its type, default, role and meaning. ``lclm config keys PREFIX`` prints the same
 list; ``lclm config show CONFIG`` prints a configuration with all defaults filled in. ``NAME`` stands for a name of your
 own. An unknown key is an error that suggests the nearest known one.
+
+The role says what a key decides:
+
+- *result*: losses, rows or weights depend on it, so it may not change within a run;
+- *layout*: how the same arithmetic is laid out over devices, memory and processes;
+- *logging*: how a run is named, watched, saved and measured;
+- *place*: where things are stored.
+
 """
 _STUDY_HEAD = """\
 Study keys
 ==========
 
 Every key of a study file, which ``lclm ablate`` reads. Paths in it are relative to the folder of the file.
+
 """
 _LIMITS = {
     annotated_types.Gt: ("gt", ">"),
@@ -36,11 +47,12 @@ _LIMITS = {
     annotated_types.Lt: ("lt", "<"),
     annotated_types.Le: ("le", "≤"),
 }
+_SCALARS = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
 
 
 def known_keys() -> set[str]:
     """Dotted names of all keys and branches of the configuration tree."""
-    return {key for key, _, _ in describe_keys()}
+    return {key.name for key in describe_keys(Config)}
 
 
 def _type_name(annotation: object) -> str:
@@ -57,19 +69,19 @@ def _type_name(annotation: object) -> str:
     if origin is typing.Annotated:
         return _type_name(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "mapping (" + ", ".join(annotation.model_fields) + ")"
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())  # type: ignore[call-overload]
+        return f"mapping ({', '.join(annotation.model_fields)})"
+    for scalar, name in _SCALARS.items():
+        if annotation is scalar:
+            return name
+    return getattr(annotation, "__name__", str(annotation)).lower()
 
 
-def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted key, type, limits) of every leaf of ``model``."""
-    for name, field in model.model_fields.items():
-        dotted = prefix + name
-        branch = _branch(field.annotation)
+def _types(tree: type[Tree], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, its type and limits) of every leaf of ``tree``."""
+    for name, field in tree.model_fields.items():
+        branch, keyed = branch_of(field.annotation)
         if branch is not None:
-            keyed = "NAME." if "dict" in str(field.annotation) else ""
-            yield from _leaves(branch, f"{dotted}.{keyed}")
+            yield from _types(branch, f"{prefix}{name}.{'NAME.' if keyed else ''}")
             continue
         limits = [
             f"{sign} {getattr(limit, attribute)}"
@@ -77,48 +89,47 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
             for kind, (attribute, sign) in _LIMITS.items()
             if isinstance(limit, kind)
         ]
-        yield dotted, _type_name(field.annotation), ", ".join(limits)
+        yield f"{prefix}{name}", _type_name(field.annotation) + (f" ({', '.join(limits)})" if limits else "")
 
 
-def _branch(annotation: object) -> type[BaseModel] | None:
-    """The tree below a key's type, if there is one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (dict, typing.Union, types.UnionType):
-        for argument in typing.get_args(annotation):
-            if (found := _branch(argument)) is not None:
-                return found
-    return None
-
-
-def _page(head: str, model: type[BaseModel], directive: str) -> str:
-    """The reference of ``model``; ``directive`` is ``confval``, or an object type that knows no options."""
-    leaves = {key: (kind, limits) for key, kind, limits in _leaves(model)}
-    lines = [head]
-    for key, default, text in describe_keys(model):
-        if key not in leaves:  # a branch
-            if "." not in key:
-                lines += [f".. _config-{key}:", "", key, "-" * len(key), "", text, ""]
+def _page(head: str, tree: type[Tree], directive: str) -> str:
+    """The reference of ``tree``; ``directive`` is ``confval``, or an object type that knows no options."""
+    kinds, lines = dict(_types(tree)), [head]
+    for key in describe_keys(tree):
+        if key.name not in kinds:  # a branch
+            if "." not in key.name:
+                lines += [f".. _config-{key.name}:", "", key.name, "-" * len(key.name), "", key.doc, ""]
             continue
-        kind, limits = leaves.pop(key)
-        kind = f"{kind} ({limits})" if limits else kind
-        default = default if default == "required" else f"``{default}``"
-        text = text.replace("*", "\\*")
-        lines += [f".. {directive}:: {key}"]
+        default = key.default if key.default == "required" else f"``{key.default}``"
+        fields = {"type": kinds[key.name], "default": default}
+        lines += [f".. {directive}:: {key.name}"]
         if directive == "confval":
-            lines += [f"   :type: {kind}", f"   :default: {default}", "", f"   {text}", ""]
-        else:
-            lines += ["", f"   {text}", "", f"   :Type: {kind}", f"   :Default: {default}", ""]
-    if leaves:
-        raise ValueError(f"keys without documentation: {sorted(leaves)}; declare them with key() or required()")
+            lines += [f"   :{name}: {value}" for name, value in fields.items()]
+            fields = {}
+        lines += ["", f"   {_escape(key.doc)}", ""]
+        lines += [f"   :{name.capitalize()}: {value}" for name, value in fields.items()]
+        lines += [f"   :Role: {key.role}"] if key.role else []
+        lines += [""]
     return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("*", r"\*")
+
+
+def _old_keys() -> str:
+    """Keys of earlier versions, as a section; empty if there are none."""
+    rows = [f"- ``{old}``: now ``{new}``" for old, new in RENAMED.items()]
+    rows += [f"- ``{old}``: gone. {_escape(why)}" for old, why in GONE.items() if why]
+    head = ["Keys of earlier versions", "-" * 24, "", "They still load, with a warning.", ""]
+    return "\n".join([*head, *rows, ""]) if rows else ""
 
 
 def _write(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "reference" / "generated"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in {
-        "configuration": _page(_HEAD, Config, "confval"),
+        "configuration": _page(_HEAD, Config, "confval") + _old_keys(),
         "study": _page(_STUDY_HEAD, StudyConfig, "studykey"),
     }.items():
         path = folder / f"{name}.rst"

@@ -166,14 +166,15 @@ def defects_of_block(text: str) -> list[str]:
     return [defect for defect in defects if defect]
 
 
-def defects_of_page(markdown: str) -> list[str]:
-    """What is wrong with the literals, code blocks and relative links of a Markdown file at the root."""
+def defects_of_page(path: Path) -> list[str]:
+    """What is wrong with the literals, code blocks and relative links of a Markdown file outside the site."""
+    markdown = path.read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*[^\n]*\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
     defects = [defect for block in blocks for defect in defects_of_block(block)]
     defects += [defect for text in re.findall(r"`([^`\n]+)`", prose) for defect in defects_of_literal(text)]
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)", prose)
-    return defects + [f"link to {link}, which does not exist" for link in links if not (ROOT / link).exists()]
+    return defects + [f"link to {link}, which does not exist" for link in links if not (path.parent / link).exists()]
 
 
 class Literals(SphinxTransform):
