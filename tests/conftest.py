@@ -8,13 +8,21 @@ from pathlib import Path
 
 # Before JAX is imported: the flags are read once. Tests run each program a few times on tiny shapes, so compiling is
 # what they wait for: LLVM optimises nothing (a third of the CPU time of tests/model/test_lclm.py less).
-_FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-_FLAGS += ["--xla_llvm_disable_expensive_passes=true"]
-if version("jaxlib").startswith("0.10."):
-    # Fusions lowered by LLVM alone, in one module: a train step compiles in 6 s of CPU time instead of 16. Later
-    # releases end the process on the first of these flags.
-    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        # Fusions lowered by LLVM alone, in one module: a train step compiles in 6 s of CPU time instead of 16. Later
+        # releases end the process on the first of these flags.
+        *(
+            ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+            if version("jaxlib").startswith("0.10.")
+            else []
+        ),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
