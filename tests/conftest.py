@@ -1,7 +1,5 @@
 """Settings of every test: eight simulated CPU devices, strict ranks, a compilation cache, and tiny models."""
 
-# ruff: noqa: E402 - JAX is imported once its flags are set
-
 import os
 from importlib.metadata import version
 from pathlib import Path
