@@ -10,11 +10,10 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from lclm_jax.model.registry import Products
 
 import lclm_jax
 from lclm_jax.config import ModelConfig
-from lclm_jax.model.layers import Module
+from lclm_jax.model.layers import Module, Products
 
 
 class ScoredPooling(Module):

@@ -42,10 +42,10 @@ def _packages() -> dict[str, Package]:
     add("batch", "`Batch`, the fixed layout that data hands to the model", "types", "errors", "config")
     add("text", "tokenizers, chat templates, memory tags, span placement, examples", *base, "config")
     add("data", "raw files to prepared shards, packed rows, row index, batches", *base, "config", "batch", "text")
-    add("kernels", "attention, pooling, cross-entropy: the arithmetic, on plain arrays; of `config` the registries",
+    add("kernels", "attention, pooling, cross-entropy on plain arrays; imports only the registries of `config`",
         "types", "errors", "config")  # fmt: skip
     add("parallel", "the mesh, the one sharding table, start-up of several processes", *base, "config", "batch")
-    add("model", "one file per box of the paper's figure, and its FLOPs",
+    add("model", "encoder, pooling, adapter, splice and decoder, a file each, and their FLOPs",
         *base, "config", "batch", "kernels", "parallel")  # fmt: skip
     core = (*base, "config", "batch", "text", "data", "model", "parallel")
     add("train", "loss, optimizer, step, loop; checkpoints; supervision; logging", *core)
@@ -53,7 +53,7 @@ def _packages() -> dict[str, Package]:
     add("inference", "generation with a KV cache from text and latents", *core, "train", "interop")
     add("eval", "context gain, verbatim repetition, their statistics", *core, "train", "interop", "inference")
     everything = (*core, "train", "interop", "inference", "eval")
-    add("plan", "memory, FLOPs and traffic of a step that is compiled for hardware that need not be there",
+    add("plan", "a train step compiled for hardware that this machine does not have: memory, FLOPs, traffic",
         *base, "config", "batch", "kernels", "model", "parallel", "train")  # fmt: skip
     add("bench", "kernels, the train step and the data path beside the alternatives of libraries",
         *core, "train", "interop", "kernels", "plan")  # fmt: skip
@@ -84,7 +84,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
 MAX_ENTRIES = 16
-MAX_ANY = 330
+MAX_ANY = 110
 ENTRIES = {"data": 8, "train": 6}
 """Entries of a folder that has a limit of its own; the packages above say what the top level holds."""
 MAX_CHAIN = 16

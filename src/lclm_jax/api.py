@@ -1,7 +1,7 @@
 """The public Python API: what ``import lclm_jax`` gives. Importing it starts no JAX; calling it does.
 
-Every function takes the typed configuration that ``load_config`` reads, and does what a command does. Functions that
-use devices import JAX when they are called, after ``config.environment`` has been applied.
+Functions that work on a run take the typed configuration that ``load_config`` reads and do what the command of that
+name does. Those that use devices import JAX when they are called, after ``config.environment`` has been applied.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def load_model(folder: str | Path, compute_dtype: Literal["float32", "bfloat16"]
         A ``Generator``: ``generate`` and ``stream`` answer prompts with memory tags, ``latents`` encodes texts.
 
     Raises:
-        LclmError: the folder holds neither, or a file of it is damaged.
+        LclmError: the folder is neither an export nor a run, or one of its files is damaged.
     """
     from lclm_jax.inference.generate import Generator
 
@@ -158,7 +158,12 @@ def load_run(run: str | Path) -> Config:
     return load_config(run / "config.yaml").model_copy(update={"run_dir": str(run)})
 
 
-def export_run(config: Config, out: str | Path | None = None, dtype: str = "float32", lora: str = "merge") -> Path:
+def export_run(
+    config: Config,
+    out: str | Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    lora: Literal["merge", "peft"] = "merge",
+) -> Path:
     """Write the newest checkpoint of ``config`` in the Hugging Face layout (``lclm export``).
 
     Args:
@@ -183,7 +188,7 @@ def export_run(config: Config, out: str | Path | None = None, dtype: str = "floa
 def plan_stages(
     config: Config, topology: str, stages: Iterable[str] | None = None, compiled: bool = True
 ) -> list[StagePlan]:
-    """Plan stages for hardware that need not be there (``lclm plan``).
+    """Plan stages for hardware that this machine does not have (``lclm plan``).
 
     Args:
         config: the run; ``config.mesh`` may leave one axis to be filled (-1).
@@ -213,7 +218,7 @@ def register_pooling(name: str, pooling: type, *, any_ratio: bool = False, width
 
     Args:
         name: the new value.
-        pooling: a Flax module as ``lclm_jax/model/poolings/attention.py`` is one: constructed with the
+        pooling: a Flax module like the one in ``lclm_jax/model/poolings/attention.py``: constructed with the
             ``ModelConfig``, called with hidden_BLNE and weights_BLN, returns pooled_BLE, with ``products()``. It must
             be importable by its module and name, because every process of a run imports it.
         any_ratio: whether the same weights serve every compression ratio.
@@ -232,8 +237,9 @@ def register_adapter(name: str, adapter: type) -> None:
 
     Args:
         name: the new value.
-        adapter: a Flax module as ``lclm_jax/model/adapters/linear.py`` is one: constructed with the ``ModelConfig``,
-            called with pooled_BLE, segments_BL and positions_BL, returns latents_BLD.
+        adapter: a Flax module like the one in ``lclm_jax/model/adapters/linear.py``: constructed with the
+            ``ModelConfig``, called with pooled_BLE, segments_BL and positions_BL, returns latents_BLD, with
+            ``products()``. It must be importable by its module and name.
 
     Raises:
         LclmError: the name is taken.

@@ -1,4 +1,4 @@
-"""The attention backends by name. A new one is a file in ``kernels/`` and a line here (``docs/extending.md``).
+"""The attention backends by name. A new one is a file in ``kernels/`` and a line here (``CONTRIBUTING.md``).
 
 ``auto`` takes the first row made for the platform that can do the work, then the first of those for every platform.
 """

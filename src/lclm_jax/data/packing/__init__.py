@@ -1,1 +1,5 @@
-"""Records to packed rows: spans, windows, mixture, rows."""
+"""Records to packed rows.
+
+``row_packer`` chooses the examples of a row, ``windows`` places their windows in its encoder rows, ``rows`` writes the
+arrays.
+"""

@@ -3,7 +3,7 @@
 A checkpoint is a folder ``STEP/`` with three Orbax items: ``params`` (in ``model.param_dtype``, large leaves chunked by
 layer so that one layer can be read alone: ``lazy_checkpoint``), ``rest`` (step, random key, optimizer state) and
 ``meta`` (JSON: the data position, the resolved configuration, its hash). Orbax writes into a temporary folder and
-renames it, so a folder named by a number is complete; leftovers of a killed save are removed before the next save.
+commits it by renaming, so a folder named by a number is complete; what a killed save left is removed before the next.
 
 A save is *sealed* in the background: its files are read back into a manifest of checksums, and only then do older
 checkpoints go. A damaged one is renamed to ``damaged-STEP-...`` and the one before is used; nothing of it is deleted.
