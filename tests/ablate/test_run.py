@@ -110,7 +110,7 @@ def test_a_job_is_measured_stored_and_not_run_again(study, caplog, monkeypatch):
     assert 0.5 < result.cost.positions_per_raw_token < 1 and result.cost.decoder_flops > result.cost.encoder_flops > 0
     monkeypatch.setattr("lclm_jax.ablate.run._trained", None)
     run_job(study, job, lambda *_: None)
-    assert "done before" in caplog.text
+    assert "already done" in caplog.text
     changed = study.model_copy(update={"steps": 9})
     assert done(changed, jobs_of(changed)[0]) is None
 
@@ -133,7 +133,7 @@ STAND_IN = """
 import sys, json
 from pathlib import Path
 from lclm_jax.ablate.jobs import jobs_of
-from lclm_jax.ablate.expand import variant_hash
+from lclm_jax.ablate.variants import variant_hash
 from lclm_jax.ablate.results import VariantResult
 from lclm_jax.config import load_study
 study = load_study(sys.argv[1], ["run_dir=" + sys.argv[2]])
@@ -156,7 +156,7 @@ def test_a_study_stops_at_a_failure_goes_on_and_skips_what_is_done(study, tmp_pa
     yaml, out, switch = template.parents[3] / "study.yaml", tmp_path / "out", tmp_path / "switch"
     tree = load_study(yaml, [f"run_dir={out}", "seeds=[0, 1]"])
     command = [sys.executable, "-c", STAND_IN, str(yaml), str(out), str(switch), "[4.0, 4.2]", str(template)]
-    with pytest.raises(LclmError, match=r"job 1 \(ratio=8, seeds 0, 1\) ended with status 3"):
+    with pytest.raises(LclmError, match=r"job 1 \(ratio=8, seeds 0, 1\) exited with status 3"):
         run_study(tree, command)
     switch.touch()
     assert [number for number, _ in open_jobs(tree)] == [1, 2]

@@ -148,5 +148,5 @@ def test_impossible_ratios_are_refused(config):
         with_ratios([4, 12])
     with pytest.raises(ConfigError, match=r"needs model.pooling=mean or attention, not concat"):
         with_ratios([4, 8], pooling="concat")
-    with pytest.raises(LclmError, match=r"made 1 updates with 4 rows.*cannot go on with another batch_rows"):
+    with pytest.raises(LclmError, match=r"made 1 updates with 4 rows.*cannot be resumed with another batch_rows"):
         open_loader(config, start=Position(2 * ROWS, step=1))
