@@ -11,13 +11,21 @@ sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 import literals
 
+import lclm_jax
+
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/README.md"]
+API = "docs/reference/api.md"
 MESSAGES = ["docs/how-to/operate.md", "docs/how-to/troubleshoot.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_what_a_page_names_exists(name):
     assert literals.defects_of_page(ROOT / name) == []
+
+
+def test_every_public_name_is_documented():
+    documented = set(re.findall(r"^\.\. auto\w+:: (\w+)", (ROOT / API).read_text(encoding="utf-8"), re.MULTILINE))
+    assert documented == set(lclm_jax.__all__) - {"__version__"}
 
 
 def texts_of_the_source() -> list[str]:
