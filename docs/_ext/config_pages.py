@@ -110,7 +110,7 @@ def _page(head: str, tree: type[Tree], directive: str) -> str:
         lines += [f"   :{name.capitalize()}: {value}" for name, value in fields.items()]
         lines += [f"   :Role: {key.role}"] if key.role else []
         lines += [""]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def _escape(text: str) -> str:
@@ -119,8 +119,8 @@ def _escape(text: str) -> str:
 
 def _old_keys() -> str:
     """Keys of earlier versions, as a section; empty if there are none."""
-    rows = [f"- ``{old}``: now ``{new}``" for old, new in RENAMED.items()]
-    rows += [f"- ``{old}``: gone. {_escape(why)}" for old, why in GONE.items() if why]
+    rows = [f"- **{old}**: now ``{new}``" for old, new in RENAMED.items()]
+    rows += [f"- **{old}**: gone; {_escape(why)}" for old, why in GONE.items() if why]
     head = ["Keys of earlier versions", "-" * 24, "", "They still load, with a warning.", ""]
     return "\n".join([*head, *rows, ""]) if rows else ""
 

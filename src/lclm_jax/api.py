@@ -218,7 +218,7 @@ def register_pooling(name: str, pooling: type, *, any_ratio: bool = False, width
 
     Args:
         name: the new value.
-        pooling: a Flax module like the one in ``lclm_jax/model/poolings/attention.py``: constructed with the
+        pooling: a Flax module like the one in ``model/poolings/attention.py``: constructed with the
             ``ModelConfig``, called with hidden_BLNE and weights_BLN, returns pooled_BLE, with ``products()``. It must
             be importable by its module and name, because every process of a run imports it.
         any_ratio: whether the same weights serve every compression ratio.
@@ -237,7 +237,7 @@ def register_adapter(name: str, adapter: type) -> None:
 
     Args:
         name: the new value.
-        adapter: a Flax module like the one in ``lclm_jax/model/adapters/linear.py``: constructed with the
+        adapter: a Flax module like the one in ``model/adapters/linear.py``: constructed with the
             ``ModelConfig``, called with pooled_BLE, segments_BL and positions_BL, returns latents_BLD, with
             ``products()``. It must be importable by its module and name.
 

@@ -46,7 +46,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def batch_parts(sizes: Mapping[str, int]) -> int:
-    """Parts that a mesh of these sizes (axis -> size, as ``mesh.shape``) makes of every batch: ``replica * fsdp``."""
+    """Parts that a mesh of these sizes (axis -> size) makes of every batch: ``replica * fsdp``."""
     return sizes["replica"] * sizes["fsdp"]
 
 

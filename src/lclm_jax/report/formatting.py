@@ -86,5 +86,5 @@ def duration(seconds: float) -> str:
 
 
 def key_values(values: Mapping[str, object]) -> str:
-    """`` `a=1`, `b=2` ``."""
+    """``values`` as a list of ``key=value`` in Markdown's code style."""
     return ", ".join(f"`{key}={value}`" for key, value in values.items())
