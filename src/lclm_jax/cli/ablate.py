@@ -47,7 +47,7 @@ def ablate(
 
     tree = load_study(study, overrides)
     if only_plan:
-        _show_plan(tree)
+        _show_plan(tree, to_stderr=False)
         return
     if job is not None and not only_report:
         exit_for_restart_on_signals()
@@ -56,7 +56,7 @@ def ablate(
     if not only_report:
         from lclm_jax.ablate.run import run_study
 
-        _show_plan(tree)
+        _show_plan(tree, to_stderr=True)
         settings = [argument for text in overrides for argument in ("--set", text)]
         run_study(tree, [sys.executable, "-m", "lclm_jax", "ablate", str(study), *settings, "--job"], options["anyway"])
     _write_report(tree, options["out"])
@@ -95,7 +95,7 @@ def _write_report(tree: StudyConfig, out: Path | None) -> None:
     click.echo(folder / "report.md")
 
 
-def _show_plan(tree: StudyConfig) -> None:
+def _show_plan(tree: StudyConfig, to_stderr: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -107,5 +107,5 @@ def _show_plan(tree: StudyConfig) -> None:
     rows, totals = planned(tree)
     for row in rows:
         table.add_row(*row)
-    Console(stderr=True).print(table)
-    click.echo(totals, err=True)
+    Console(stderr=to_stderr).print(table)
+    click.echo(totals, err=to_stderr)
