@@ -36,7 +36,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!lclm_jax\.).*"),
     (r"py:.*", r"lclm_jax\..*\._\w+"),  # private names have no entry
-    (r"py:.*", r"lclm_jax\..*\.(Branch|Carry|Key|Number|Value)"),  # nor have type variables
 ]
 
 napoleon_use_ivar = True

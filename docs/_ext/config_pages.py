@@ -121,7 +121,7 @@ def _old_keys() -> str:
     """Keys of earlier versions, as a section; empty if there are none."""
     rows = [f"- **{old}**: now ``{new}``" for old, new in RENAMED.items()]
     rows += [f"- **{old}**: gone; {_escape(why)}" for old, why in GONE.items() if why]
-    head = ["Keys of earlier versions", "-" * 24, "", "They still load, with a warning.", ""]
+    head = ["", "Keys of earlier versions", "-" * 24, "", "They still load, with a warning.", ""]
     return "\n".join([*head, *rows, ""]) if rows else ""
 
 

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "tokenizer.model",  # a SentencePiece file
     "model.safetensors",
     "docs/_build/html",
+    "mesh.shape",  # of JAX
 }
 
 _TOP = "corpus|tokenizer|model|init|data|stages|train|mesh|environment|eval"
@@ -112,11 +113,11 @@ def find_file(text: str) -> str | None:
         if not all(any(ROOT.glob(path)) for path in _braces(match[1].rstrip("/"))):
             return f"file {match[1]} does not exist"
     elif (match := _SOURCE_FILE.match(text)) and "/" in match[1]:
-        path = PACKAGE / match[1]
+        path = PACKAGE / match[1].removeprefix("lclm_jax/")
         if not path.exists():
-            return f"file src/lclm_jax/{match[1]} does not exist"
+            return f"file {path.relative_to(ROOT)} does not exist"
         if match[2] and not re.search(rf"\b{match[2]}\b", path.read_text(encoding="utf-8")):
-            return f"src/lclm_jax/{match[1]} has no {match[2]}"
+            return f"{path.relative_to(ROOT)} has no {match[2]}"
     return None
 
 

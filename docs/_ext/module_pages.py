@@ -1,8 +1,10 @@
 """Writes one page of docstrings for each package of ``lclm_jax``, by ``automodule``."""
 
-import ast
+import importlib
 from pathlib import Path
+from typing import TypeVar
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 import lclm_jax
@@ -24,10 +26,7 @@ def packages() -> dict[str, list[str]]:
     return found
 
 
-def _summary(module: str) -> str:
-    path = SOURCE.joinpath(*module.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+MODULES = {module for modules in packages().values() for module in modules}
 
 
 def _page(room: str, modules: list[str]) -> str:
@@ -66,9 +65,18 @@ def _restore(app: Sphinx, what: str, name: str, obj: object, options: object, li
         lines[:] = _ATTRIBUTES.pop(name)
 
 
+def _type_variable(app: Sphinx, env: object, node: nodes.Element, text: nodes.Node) -> nodes.Node | None:
+    """A reference to a type variable, which has no entry, is its name alone."""
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    if module not in MODULES:
+        return None
+    return text if isinstance(getattr(importlib.import_module(module), name, None), TypeVar) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Write the pages before Sphinx looks for them."""
     app.connect("builder-inited", _write)
     app.connect("autodoc-process-docstring", _keep, priority=400)  # Napoleon's priority is 500
     app.connect("autodoc-process-docstring", _restore, priority=600)
+    app.connect("missing-reference", _type_variable)
     return {"parallel_read_safe": True}
