@@ -42,6 +42,7 @@ napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "undoc-members": False, "ignore-module-all": True}
+toc_object_entries = False
 add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100

@@ -47,7 +47,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([*`|])", r"\\\1", text)
+    return re.sub(r"([*|])", r"\\\1", re.sub(r"`([^`]+)`", r"``\1``", text))
 
 
 def _command(name: str, command: click.Command) -> list[str]:

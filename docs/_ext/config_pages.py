@@ -93,23 +93,17 @@ def _types(tree: type[Tree], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _page(head: str, tree: type[Tree], directive: str) -> str:
-    """The reference of ``tree``; ``directive`` is ``confval``, or an object type that knows no options."""
+    """The reference of ``tree``; ``directive`` describes one key."""
     kinds, lines = dict(_types(tree)), [head]
     for key in describe_keys(tree):
         if key.name not in kinds:  # a branch
             if "." not in key.name:
                 lines += [f".. _config-{key.name}:", "", key.name, "-" * len(key.name), "", key.doc, ""]
             continue
-        default = key.default if key.default == "required" else f"``{key.default}``"
-        fields = {"type": kinds[key.name], "default": default}
-        lines += [f".. {directive}:: {key.name}"]
-        if directive == "confval":
-            lines += [f"   :{name}: {value}" for name, value in fields.items()]
-            fields = {}
-        lines += ["", f"   {_escape(key.doc)}", ""]
-        lines += [f"   :{name.capitalize()}: {value}" for name, value in fields.items()]
-        lines += [f"   :Role: {key.role}"] if key.role else []
-        lines += [""]
+        default = key.default if key.default == "required" else f"default ``{key.default}``"
+        role = f"; role: *{key.role}*" if key.role else ""
+        lines += [f".. {directive}:: {key.name}", "", f"   {kinds[key.name]}; {default}{role}", ""]
+        lines += [f"   {_escape(key.doc)}", ""]
     return "\n".join([*lines, ""])
 
 

@@ -18,8 +18,10 @@ from config_pages import known_keys
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
+from sphinx.util.nodes import make_refnode
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,7 @@ _SOURCE_FILE = re.compile(r"([a-z_]+(?:/[a-z_]+)*\.py)(?::(\w+))?$")
 _PYTHON_NAME = re.compile(r"lclm_jax(?:\.\w+)+$")
 _SHORT_NAME = re.compile(r"(?:kernels|parallel|text|interop|inference|bench|plan|ops|ablate|report)(?:\.\w+)+$")
 _SUFFIXES = (".py", ".md", ".yaml", ".json", ".jsonl", ".html")
+_SECTION = "lclm-section"
 _SHELLS = {"bash", "sh", "shell", "console", "none", "text", "default", ""}
 
 
@@ -203,14 +206,26 @@ class Literals(SphinxTransform):
             return
         key, _ = find_key(text)
         command, _ = find_command(text)
-        if key is not None:
-            kind, target = ("confval", key) if key in _leaves() else ("ref", f"config-{key.split('.')[0]}")
+        if key is not None and key in _leaves():
+            target = {"refdomain": "std", "reftype": "confval", "reftarget": key}
+        elif key is not None:
+            target = {"refdomain": "", "reftype": _SECTION, "reftarget": f"config-{key.split('.')[0]}"}
         elif command is not None:
-            kind, target = "ref", f"lclm-{command.replace(' ', '-')}"
+            target = {"refdomain": "", "reftype": _SECTION, "reftarget": f"lclm-{command.replace(' ', '-')}"}
         else:
             return
-        options = {"refdomain": "std", "reftype": kind, "reftarget": target, "refexplicit": True, "refwarn": True}
-        node.parent.replace(node, addnodes.pending_xref("", node.deepcopy(), refdoc=self.env.docname, **options))
+        shared = {"refdoc": self.env.docname, "refexplicit": True, "refwarn": True}
+        node.parent.replace(node, addnodes.pending_xref("", node.deepcopy(), **target, **shared))
+
+
+def _link_section(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, text: nodes.TextElement
+) -> nodes.reference | None:
+    """A link to a labelled section that keeps the code font of its text, which ``:ref:`` does not."""
+    if node["reftype"] != _SECTION:
+        return None
+    document, anchor = env.domains.standard_domain.anonlabels.get(node["reftarget"], ("", ""))
+    return make_refnode(app.builder, node["refdoc"], document, anchor, text) if document else None
 
 
 @cache
@@ -222,4 +237,5 @@ def _leaves() -> set[str]:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the transform."""
     app.add_transform(Literals)
+    app.connect("missing-reference", _link_section)
     return {"parallel_read_safe": True}
