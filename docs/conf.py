@@ -47,6 +47,8 @@ add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 
+highlight_language = "none"  # of blocks that name no language
+
 html_theme = "pydata_sphinx_theme"
 html_title = "lclm_jax"
 html_static_path = ["_static"]

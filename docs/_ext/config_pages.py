@@ -59,7 +59,7 @@ def _type_name(annotation: object) -> str:
     """``annotation`` as a reader of YAML would say it."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " | ".join(json.dumps(value) for value in arguments)
+        return " | ".join(f"``{json.dumps(value)}``" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         return " | ".join(_type_name(argument) for argument in arguments)
     if origin in (list, tuple):

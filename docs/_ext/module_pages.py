@@ -18,35 +18,37 @@ def packages() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        room = parts[0] if len(parts) > 1 else ""
+        package = parts[0] if len(parts) > 1 else ""
         if parts[-1] == "__init__":
             parts = parts[:-1]
         if parts and parts[-1] not in _LEFT_OUT:
-            found.setdefault(room, []).append(".".join(("lclm_jax", *parts)))
+            found.setdefault(package, []).append(".".join(("lclm_jax", *parts)))
     return found
 
 
 MODULES = {module for modules in packages().values() for module in modules}
 
 
-def _page(room: str, modules: list[str]) -> str:
-    title = f"lclm_jax.{room}" if room else "lclm_jax"
+def _page(package: str, modules: list[str]) -> str:
+    title = f"lclm_jax.{package}" if package else "lclm_jax"
     lines = [title, "=" * len(title), ""]
     for module in modules:
-        heading = module.removeprefix("lclm_jax.")
-        lines += [heading, "-" * len(heading), "", f".. automodule:: {module}", ""]
+        heading = module.removeprefix(f"{title}.")
+        if module != title:
+            lines += [heading, "-" * len(heading), ""]
+        lines += [f".. automodule:: {module}", ""]
     return "\n".join(lines)
 
 
 def _write(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "reference" / "generated" / "modules"
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {room or "root": _page(room, modules) for room, modules in packages().items()}
+    pages = {package or "root": _page(package, modules) for package, modules in packages().items()}
     for old in folder.glob("*.rst"):
         if old.stem not in pages:
             old.unlink()
-    for room, text in pages.items():
-        path = folder / f"{room}.rst"
+    for package, text in pages.items():
+        path = folder / f"{package}.rst"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 
@@ -55,8 +57,13 @@ _ATTRIBUTES: dict[str, list[str]] = {}
 
 
 def _keep(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Before Napoleon: a sentence after "Returns:" gets an empty type, since its first words would become one."""
     if what == "attribute":
         _ATTRIBUTES[name] = list(lines)
+    for number, line in enumerate(lines[:-1]):
+        if line.strip() in ("Returns:", "Yields:"):
+            sentence = lines[number + 1]
+            lines[number + 1] = f"{sentence[: len(sentence) - len(sentence.lstrip())]}: {sentence.lstrip()}"
 
 
 def _restore(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
