@@ -35,9 +35,13 @@ class Tree(BaseModel):
         cls.role_of_keys = role
 
 
-def key(default: Any, doc: str, role: Role | None = None, **limits: Any) -> Any:
-    """Declare one key: its only default, its documentation, its role, and its limits (``gt``, ``ge``, ``le``...)."""
-    return Field(default, description=doc, json_schema_extra={"role": role}, **limits)
+def key(default: Any, doc: str, role: Role | None = None, added: bool = False, **limits: Any) -> Any:
+    """Declare one key: its only default, its documentation, its role, and its limits (``gt``, ``ge``, ``le``...).
+
+    ``added``: the key came after the first release. At its default it is left out of ``result_values``, so that what
+    was made before it existed keeps its digest.
+    """
+    return Field(default, description=doc, json_schema_extra={"role": role, "added": added}, **limits)
 
 
 def required(doc: str, role: Role | None = None, **limits: Any) -> Any:
@@ -87,7 +91,7 @@ def role_of(tree: type[Tree], dotted: str) -> Role | None:
 
 
 def result_values(node: Tree) -> JsonObject:
-    """``node`` as plain values, less the keys that no result depends on."""
+    """``node`` as plain values, less the keys that no result depends on and ``added`` ones at their default."""
     return _of_results(type(node), node.model_dump(mode="json"))
 
 
@@ -97,7 +101,7 @@ def _of_results(tree: type[Tree], values: ReadOnlyJson) -> JsonObject:
         field = tree.model_fields[name]
         branch, keyed = branch_of(field.annotation)
         if branch is None:
-            if _role(tree, field) == "result":
+            if _role(tree, field) == "result" and not (_is_added(field) and value == field.default):
                 kept[name] = value
         elif value is None:
             kept[name] = None
@@ -106,6 +110,11 @@ def _of_results(tree: type[Tree], values: ReadOnlyJson) -> JsonObject:
         elif found := _of_results(branch, value):
             kept[name] = found
     return kept
+
+
+def _is_added(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("added"))
 
 
 def _role(tree: type[Tree], field: FieldInfo) -> Role | None:

@@ -31,6 +31,22 @@ class ColumnsConfig(Tree, role="result"):
     context: str = key("context", "Passages to compress: a string or a list of strings (long-context QA).")
     question: str = key("question", "What is asked about the context.")
     answer: str = key("answer", "The reply.")
+    system: str | None = key(
+        None, "Text that becomes a system message before the messages; may be missing in a row.", added=True
+    )
+
+
+class MessageConfig(Tree, role="result"):
+    """How a message of a chat is written (records: chat)."""
+
+    role: str = key("role", "Key of a message's role, such as from.", added=True)
+    content: str = key("content", "Key of a message's text, such as value.", added=True)
+    roles: dict[str, str] = key(
+        {}, "Roles of other names, such as {human: user, gpt: assistant}; others stay as they are.", added=True
+    )
+    in_turn: bool = key(
+        False, "A list of plain strings is a chat: user and assistant in turn, the user first.", added=True
+    )
 
 
 class CollectionConfig(Tree, role="result"):
@@ -50,7 +66,14 @@ class CollectionConfig(Tree, role="result"):
         " function_chat: questions about the functions of Python files.",
     )
     columns: ColumnsConfig = key(ColumnsConfig(), "Columns of the rows.")
+    message: MessageConfig = key(MessageConfig(), "Keys of the messages.")
     max_document_bytes: int | None = key(None, "Longer documents are cut at the last line before; counted.", gt=0)
+    max_row_bytes: int = key(
+        100_000_000,
+        "Rows with more text than this are left out (too_long): preparing a row takes up to 40 times its bytes.",
+        gt=0,
+        added=True,
+    )
     max_bytes: int | None = key(None, "Read a sample of whole files of at most this many bytes; null: all.", gt=0)
     filters: dict[str, JsonObject] = key(
         {}, "Filters of datatrove, in order: name and arguments, such as gopher_quality: {min_doc_words: 20}."

@@ -18,6 +18,12 @@ class TokenizerConfig(Tree, role="result"):
     encoder: str | None = key(None, "Folder of the encoder's tokenizer; null: the decoder's.", role="place")
     vocab_size: int | None = key(None, "Train a byte-level BPE of this size on the corpus (decoder: null).")
     train_bytes: int = key(2**30, "Text that a tokenizer is trained on, at most: a share of every file.", gt=0)
+    chat_template: str | None = key(
+        None,
+        "Name of the decoder's chat template where its folder has several; null: tool_use for chats with tools if there"
+        " is one, else default.",
+        added=True,
+    )
 
     @model_validator(mode="after")
     def _check(self):

@@ -12,6 +12,8 @@ FLAGS = {"sentence": SENTENCE, "paragraph": PARAGRAPH, "code_block": CODE_BLOCK}
 
 _SENTENCE = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)[\r\n]*|[。！？]+[」』”’）]*[\r\n]*")
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\r?\n)+")
+_BLOCK = 2**20
+
 _LINE = re.compile(r"\n(?=[^\s)\]}])")
 
 
@@ -28,10 +30,20 @@ class TokenizedText:
 
 
 def byte_positions(text: str, chars: np.ndarray) -> np.ndarray:
-    """UTF-8 byte position of each character position in ``chars``, uint32."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    widths = 1 + (codes >= 0x80).astype(np.uint32) + (codes >= 0x800) + (codes >= 0x10000)
-    return np.concatenate(([0], np.cumsum(widths)))[chars].astype(np.uint32)
+    """UTF-8 byte position of each character position in ``chars`` (ascending), uint32."""
+    if text.isascii():
+        return chars.astype(np.uint32)
+    found, at = np.zeros(len(chars), np.uint32), 0
+    for start in range(0, len(text), _BLOCK):
+        block = text[start : start + _BLOCK]
+        codes = np.frombuffer(block.encode("utf-32-le"), np.uint32)
+        widths = 1 + (codes >= 0x80).astype(np.uint32) + (codes >= 0x800) + (codes >= 0x10000)
+        ends = np.concatenate(([at], at + np.cumsum(widths)))
+        first = np.searchsorted(chars, start, side="left")
+        last = np.searchsorted(chars, start + len(block), side="right")
+        found[first:last] = ends[chars[first:last] - start]
+        at = int(ends[-1])
+    return found
 
 
 def boundary_kinds(text: str, cut_chars: np.ndarray) -> np.ndarray:

@@ -11,19 +11,31 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
+from lclm_jax.errors import LclmError
+from lclm_jax.text.blank_boundaries import blank_boundaries
 from lclm_jax.text.tokenizer import Tokenizer
 
-_CHUNK = 4096
+LONGEST = 2**20
+"""Characters that are tokenized at once, at most, in a long text."""
 
+_CHUNK = 4096
+_STRETCH = 2**20
+_AT_ONCE = 512
+"""Chunks whose tokens the library holds at a time; it takes some hundred bytes for each."""
 _FOLLOWING = 16
 
 _END = re.compile(r"[^\W_](?= \S)")
+_BLANK_END = re.compile(r"[^\W_](?= [^\W_])")
+_OTHER_END = re.compile(r"[^\W_](?=[^\w\s])")
+
+
+_Item = TypeVar("_Item")
 
 
 class Encoded(NamedTuple):
@@ -39,6 +51,10 @@ class Encoded(NamedTuple):
     """bool [tokens]: whether a pre-token begins with it."""
 
 
+class UnbrokenTextError(LclmError):
+    """A text with a long part in which no end of a pre-token was found: it would have to be tokenized at once."""
+
+
 class ChunkedEncoder:
     """Tokenizes many texts at once, on all cores.
 
@@ -50,42 +66,102 @@ class ChunkedEncoder:
     def __init__(self, tokenizer: Tokenizer, chunk: int = _CHUNK):
         self._backend, self._offsets, self._chunk = tokenizer.backend(plain=True), TokenOffsets(tokenizer), chunk
         self._of_normal = _without_form_c(self._backend)
+        self.blanks = blank_boundaries(tokenizer)
+        """The boundaries of a tokenizer without pre-tokens."""
 
     def __call__(self, texts: Sequence[str]) -> list[Encoded]:
         """Tokenize ``texts``; no special tokens are added."""
-        bounds = [[0, *self._ends(text), len(text)] for text in texts]
-        pieces = [text[i:j] for text, own in zip(texts, bounds, strict=True) for i, j in itertools.pairwise(own)]
-        parts = iter(self._encode(pieces))
-        found = [list(itertools.islice(parts, len(own) - 1)) for own in bounds]
-        right = self._end_pre_tokens(texts, bounds, found)
+        end = _END if self.blanks is None else _BLANK_END
+        bounds = [[0, *self._ends(text, end), len(text)] for text in texts]
+        found = self._encode_parts(texts, bounds)
+        right = [all(one) for one in self._end_pre_tokens(texts, bounds, found)]
         wrong = [i for i in range(len(texts)) if not right[i]]
         for i, whole in zip(wrong, self._encode([texts[i] for i in wrong]), strict=True):
             found[i], bounds[i] = [whole], [0, len(texts[i])]
         return [_joined(own, starts) for own, starts in zip(found, bounds, strict=True)]
 
-    def _ends(self, text: str) -> Iterator[int]:
-        """Where chunks may end."""
-        if self._backend.pre_tokenizer is None:
+    def stretches(self, text: str) -> Iterator[tuple[int, int, Encoded]]:
+        """A long text in consecutive stretches of about a million characters: (start, end, its tokens).
+
+        Together they are what the whole text gives, at a bounded need of memory. Each ends before a blank or a mark
+        that follows a letter or digit.
+
+        Raises:
+            UnbrokenTextError: ``LONGEST`` characters without such a place.
+        """
+        start, count = 0, max(1, _STRETCH // self._chunk)
+        ends = self._ends(text, *((_END, _OTHER_END) if self.blanks is None else (_BLANK_END,)))
+        while start < len(text):
+            bounds = [start, *itertools.islice(ends, count)]
+            if len(bounds) <= count:
+                bounds.append(len(text))
+            bounds, found = self._verified(text, bounds)
+            if found:
+                yield start, bounds[-1], _joined(found, [one - start for one in bounds])
+                start = bounds[-1]
+
+    def _verified(self, text: str, bounds: list[int]) -> tuple[list[int], list[Encoded]]:
+        """Those of ``bounds`` where a pre-token ends, and the chunks between them."""
+        while len(bounds) > 1:
+            longest = max(stop - start for start, stop in itertools.pairwise(bounds))
+            if longest > LONGEST:
+                raise UnbrokenTextError(
+                    f"{longest:,} characters without a place where the tokenizer begins afresh, at most {LONGEST:,};"
+                    " break the text with blanks or lines"
+                )
+            (found,) = self._encode_parts([text], [bounds])
+            (right,) = self._end_pre_tokens([text], [bounds], [found])
+            if all(right):
+                return bounds, found
+            bounds = [bounds[0], *itertools.compress(bounds[1:], right)]
+        return bounds, []
+
+    def _ends(self, text: str, *patterns: re.Pattern[str]) -> Iterator[int]:
+        """Where chunks may end, by the first of ``patterns`` that is found within the length of a chunk."""
+        if self.blanks is None and self._backend.pre_tokenizer is None:
             return
         at = self._chunk
-        while at < len(text) and (match := _END.search(text, at - 1)) is not None:
-            yield match.end()
-            at = match.end() + self._chunk
+        while at < len(text):
+            reach = len(text) if len(patterns) == 1 else at + self._chunk
+            places = (pattern.search(text, at - 1, reach) for pattern in patterns)
+            match = next((place for place in places if place is not None), None)
+            if match is not None:
+                yield match.end()
+                at = match.end() + self._chunk
+            elif reach >= len(text):
+                return
+            else:
+                at = reach
+
+    def _encode_parts(self, texts: Sequence[str], bounds: Sequence[Sequence[int]]) -> list[list[Encoded]]:
+        """The chunks of each text; the blank before a chunk is left out where the tokenizer puts it there itself."""
+        skip = int(self.blanks is not None and self.blanks.adds_blank)
+        pairs = [(i, *pair) for i, own in enumerate(bounds) for pair in itertools.pairwise(own)]
+        parts: list[list[Encoded]] = [[] for _ in texts]
+        for some in batched(pairs, _AT_ONCE):
+            pieces = [texts[i][start + (skip and start > 0) : stop] for i, start, stop in some]
+            for (i, start, _), one in zip(some, self._encode(pieces), strict=True):
+                parts[i].append(_after_blank(one) if skip and start > 0 else one)
+        return parts
 
     def _end_pre_tokens(
         self, texts: Sequence[str], bounds: Sequence[Sequence[int]], found: Sequence[Sequence[Encoded]]
-    ) -> list[bool]:
-        """Of each text, whether all its chunks end where a pre-token does."""
+    ) -> list[list[bool]]:
+        """Of each text, which of its chunks end where a pre-token does (or with the text)."""
+        right = [[True] * (len(own) - 1) for own in bounds]
+        if self.blanks is not None:
+            return right  # they end before a blank
         pieces, places, owners = [], [], []
         for i, (text, own, parts) in enumerate(zip(texts, bounds, found, strict=True)):
-            for start, end, part in zip(own, own[1:-1], parts, strict=False):
+            for k, (start, end, part) in enumerate(zip(own[:-1], own[1:], parts, strict=True)):
+                if end == len(text):
+                    continue
                 last = start + int(part.starts[np.flatnonzero(part.opens)[-1]])
                 pieces.append(text[last : end + _FOLLOWING])
                 places.append(end - last)
-                owners.append(i)
-        right = [True] * len(texts)
-        for i, place, one in zip(owners, places, self._encode(pieces), strict=True):
-            right[i] &= bool(np.any(one.opens & (one.starts == place)))
+                owners.append((i, k))
+        for (i, k), place, one in zip(owners, places, self._encode(pieces), strict=True):
+            right[i][k] = bool(np.any(one.opens & (one.starts == place)))
         return right
 
     def _encode(self, texts: list[str]) -> list[Encoded]:
@@ -96,9 +172,16 @@ class ChunkedEncoder:
 
     def _columns(self, text: str, encoding: tokenizers.Encoding) -> Encoded:
         ids = np.array(encoding.ids, np.int32)
+        if self.blanks is not None:
+            return Encoded(ids, *self._offsets(text, ids, encoding), self.blanks.opens(ids))
         words = np.array(encoding.word_ids, np.float64)  # None becomes nan, which differs from everything
         opens = np.append(True, words[1:] != words[:-1])[: len(words)]
         return Encoded(ids, *self._offsets(text, ids, encoding), opens)
+
+
+def batched(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    """``items`` in runs of ``size``, the last one shorter."""
+    return (items[i : i + size] for i in range(0, len(items), size))
 
 
 def _without_form_c(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -117,6 +200,13 @@ def _joined(parts: Sequence[Encoded], starts: Sequence[int]) -> Encoded:
     shift = np.repeat(np.array(starts[: len(parts)], np.int32), [len(part.ids) for part in parts])
     ids, first, last, opens = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return Encoded(ids, first + shift, last + shift, opens)
+
+
+def _after_blank(part: Encoded) -> Encoded:
+    """A chunk without the blank before it as one with it."""
+    starts, ends = part.starts + 1, part.ends + 1
+    starts[:1] = 0
+    return part._replace(starts=starts, ends=np.maximum(ends, 1))
 
 
 class TokenOffsets:

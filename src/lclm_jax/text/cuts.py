@@ -4,17 +4,20 @@ Then spans and raw segments are made by slicing prepared ids, never by tokenizin
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
+from lclm_jax.errors import LclmError
 from lclm_jax.text.boundaries import TokenizedText
-from lclm_jax.text.chunked_encoding import ChunkedEncoder, Encoded
+from lclm_jax.text.chunked_encoding import LONGEST, ChunkedEncoder, Encoded, UnbrokenTextError
 from lclm_jax.text.tokenizer import Tokenizer
 
 _SPACES = np.zeros(0x3001, bool)
 _SPACES[[*range(9, 14), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]] = True
 _SPACES[[0x2028, 0x2029, 0x202F, 0x205F, 0x3000]] = True
 _MEMO_LIMIT = 200_000
+_PROSE = "It rained all day; the river rose. Nobody went out.\nAt 7 they lit the lamps.\n"
 
 
 class CutFinder:
@@ -25,24 +28,69 @@ class CutFinder:
     a slice is safe after a character that is not white space; after a newline it is checked by tokenizing the text
     since the last safe place alone (few distinct ones, remembered); after other white space there is no cut. Nor is
     there one before a blank rest of line: it would merge with the newline that ends a chat prompt.
+
+    Tokenizers without pre-tokens are cut before blanks, where their vocabulary lets no merge reach over
+    (``text.blank_boundaries``).
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self._backend = tokenizer.backend(plain=True)
+        self._tokenizer, self._backend = tokenizer, tokenizer.backend(plain=True)
         self._encode = ChunkedEncoder(tokenizer)
         self._memo: dict[str, bytes] = {}
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Tokenize ``texts`` on all cores; they should be in Unicode's form C, which tokenizers normalize to."""
-        candidates = [_Candidates(text, one) for text, one in zip(texts, self._encode(texts), strict=True)]
-        alone = self._alone(set().union(*(one.pieces for one in candidates)))
-        return [one.found(alone) for one in candidates]
+        """Tokenize ``texts`` on all cores; they should be in Unicode's form C, which tokenizers normalize to.
+
+        A long text is taken in stretches of about a million characters, which bounds the memory that it needs.
+
+        Raises:
+            UnbrokenTextError: A long text has no place for them; ``tokenize_each`` leaves that text out instead.
+        """
+        found = list(self.tokenize_each(texts))
+        for one in found:
+            if isinstance(one, UnbrokenTextError):
+                raise one
+        return cast(list[TokenizedText], found)
+
+    def tokenize_each(self, texts: Sequence[str]) -> Iterator[TokenizedText | UnbrokenTextError]:
+        """As ``tokenize``, with the error in the place of a text that cannot be tokenized."""
+        short = [text for text in texts if len(text) <= LONGEST]
+        found = iter(self._cut(short, self._encode(short)))
+        for text in texts:
+            if len(text) <= LONGEST:
+                yield next(found)
+                continue
+            try:
+                parts = [(i, self._cut([text[i:j]], [one])[0]) for i, j, one in self._encode.stretches(text)]
+            except UnbrokenTextError as error:
+                yield error
+            else:
+                yield _in_a_row(parts)
+
+    def check(self) -> None:
+        """Raise ``LclmError`` if no text that this tokenizer reads could be cut."""
+        if len(self.tokenize([_PROSE])[0].cuts) <= 2:
+            raise LclmError(
+                f"tokenizer {self._tokenizer.folder} finds no place inside a text where it may be cut, so no span could"
+                " be compressed: it makes no pre-tokens and may merge over blanks; use a tokenizer whose pre_tokenizer"
+                " splits text into words"
+            )
 
     def is_stable(self, text: str, found: TokenizedText, first: int, last: int) -> bool:
         """Whether re-tokenizing ``text`` from cut ``first`` to cut ``last`` gives the slice of its ids."""
-        piece = text[found.cut_chars[first] : found.cut_chars[last]]
+        piece = slice_between_cuts(text[found.cut_chars[first] : found.cut_chars[last]], first, self._adds_blank)
         ids = self._backend.encode(piece, add_special_tokens=False).ids
         return np.array_equal(ids, found.ids[found.cuts[first] : found.cuts[last]])
+
+    @property
+    def _adds_blank(self) -> bool:
+        return self._encode.blanks is not None and self._encode.blanks.adds_blank
+
+    def _cut(self, texts: Sequence[str], encoded: Sequence[Encoded]) -> list[TokenizedText]:
+        surely = self._encode.blanks is not None
+        candidates = [_Candidates(text, one, surely) for text, one in zip(texts, encoded, strict=True)]
+        alone = self._alone(set().union(*(one.pieces for one in candidates)))
+        return [one.found(alone) for one in candidates]
 
     def _alone(self, wanted: set[str]) -> Mapping[str, bytes]:
         """Ids (int32, as bytes) of each piece of text tokenized by itself; new ones in one call."""
@@ -57,14 +105,17 @@ class CutFinder:
 class _Candidates:
     """Places of one text that may be cuts: some surely, others if a piece of text tokenizes alone as it does here."""
 
-    def __init__(self, text: str, encoded: Encoded):
+    def __init__(self, text: str, encoded: Encoded, surely: bool):
         self._ids, self._starts, self._length = encoded.ids, encoded.starts, len(text)
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         places = 1 + np.flatnonzero(encoded.opens[1:] & (encoded.starts[1:] == encoded.ends[:-1]))
-        self._places = places = places[~_blank_rest(codes)[self._starts[places]]]
+        places = places[~_blank_rest(codes)[self._starts[places]]]
+        if surely:  # one blank alone may be no text at all
+            places = places[self._starts[places] < self._length - 1]
+        self._places = places
         left = codes[self._starts[places] - 1]
-        self._solid = ~_is_space(left)
-        self._lines = np.flatnonzero(_is_newline(left))
+        self._solid = ~_is_space(left) | surely
+        self._lines = np.flatnonzero(_is_newline(left) & ~self._solid)
         # The last safe place, itself included.
         first = np.maximum.accumulate(np.where(self._solid, places, 0))[self._lines]
         self._since_safe = first, places[self._lines]
@@ -87,6 +138,23 @@ class _Candidates:
     def _pairs(self, of_token: np.ndarray) -> Iterator[tuple[int, int]]:
         first, last = self._since_safe
         return zip(of_token[first].tolist(), of_token[last].tolist(), strict=True)
+
+
+def slice_between_cuts(piece: str, first: int, adds_blank: bool) -> str:
+    """What to tokenize for the text ``piece`` from cut ``first`` on.
+
+    A tokenizer that puts a blank before every text (``adds_blank``) puts there the one that stands at the cut.
+    """
+    return piece[1:] if adds_blank and first else piece
+
+
+def _in_a_row(parts: Sequence[tuple[int, TokenizedText]]) -> TokenizedText:
+    """Stretches of one text, (their first character, tokens): each ends at a cut, where the next begins."""
+    tokens = np.cumsum([0, *(len(part.ids) for _, part in parts[:-1])])
+    cuts = [part.cuts[i > 0 :] + at for i, (at, (_, part)) in enumerate(zip(tokens, parts, strict=True))]
+    chars = [part.cut_chars[i > 0 :] + at for i, (at, part) in enumerate(parts)]
+    ids = np.concatenate([part.ids for _, part in parts])
+    return TokenizedText(ids, np.concatenate(cuts).astype(np.int32), np.concatenate(chars).astype(np.int32))
 
 
 def common_cuts(first: TokenizedText, second: TokenizedText) -> tuple[TokenizedText, TokenizedText]:

@@ -10,7 +10,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lclm_jax.errors import LclmError
+from lclm_jax.text.chat_template import ChatError
+from lclm_jax.text.chats.loss_markers import is_trained_on, without_markers
+from lclm_jax.text.chats.replies import check_ids, check_reply, reply_prompt
+from lclm_jax.text.chats.special_strings import SpecialStrings
 from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import ReadOnlyJson
@@ -129,11 +132,13 @@ def chat_outline(
     target: str | None = None,
     replies: Literal["last", "all"] = "last",
     tools: Sequence[ReadOnlyJson] | None = None,
+    strings: SpecialStrings | None = None,
 ) -> Outline:
     """A chat with loss on the assistant's replies (their end token and what the template puts after it included).
 
     The whole chat is tokenized at once; a reply begins after as many tokens as its prompt alone has, as in the PyTorch
-    code: a leading newline of a reply that merges into the prompt's last token has no loss.
+    code: a leading newline of a reply that merges into the prompt's last token has no loss. A reply marked as not to be
+    trained on (``text.chats.loss_markers``) has none.
 
     Args:
         messages: the chat; without ``target`` it ends with an assistant's message.
@@ -143,24 +148,37 @@ def chat_outline(
         replies: ``last`` or ``all`` of the assistant's messages; earlier ones that the template rewrites once more
             messages follow are skipped.
         tools: tools that the template is given.
+        strings: the special strings that no text of a foreign chat may become; None: the chat is one's own.
 
     Raises:
-        LclmError: the chat ends without a reply, or the template does not render a reply after its own prompt.
+        ChatError: the chat ends without a reply, the template does not render a reply after its own prompt or refuses
+            the chat; or with ``strings``: a special token in it (``SpecialTokenError``), or a reply that prints as an
+            empty one does (``EmptyReplyError``).
+        LossMarkerError: a mark cannot be honoured.
     """
     chat = [*messages] if target is None else [*messages, {"role": "assistant", "content": target}]
     if not chat or chat[-1]["role"] != "assistant":
         role = chat[-1]["role"] if chat else None
-        raise LclmError(f"a chat to train on ends with the assistant's reply, not with {role!r}; add it or a target")
+        raise ChatError(f"a chat to train on ends with the assistant's reply, not with {role!r}; add it or a target")
+    trained = [is_trained_on(message) and message["role"] == "assistant" for message in chat]
+    chat = [without_markers(message) for message in chat]
     whole = decoder.render_chat(chat, tools=tools)
     outline = outline_pieces(split_memory(whole), decoder, encoder)
-    ends = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-    for end in ends[-1:] if replies == "last" else ends:
-        prompt = decoder.render_chat(chat[:end], add_generation_prompt=True, tools=tools)
-        answered = whole if end == len(chat) - 1 else decoder.render_chat(chat[: end + 1], tools=tools)
+    if strings is not None:
+        strings.check(chat, tools, whole, lambda chat, tools: decoder.render_chat(chat, tools=tools))
+        check_ids(outline.tokens, outline.spans, strings.in_text(whole), (decoder, encoder))
+    last = len(chat) - 1
+    for end in [last] if replies == "last" else range(len(chat)):
+        if not trained[end]:
+            continue
+        answered = whole if end == last else decoder.render_chat(chat[: end + 1], tools=tools)
+        prompt = reply_prompt(chat[: end + 1], answered, decoder, tools)
         if answered.startswith(prompt) and whole.startswith(answered):
             outline.loss[_length(prompt, decoder) : _length(answered, decoder)] = 1
-        elif end == ends[-1]:
-            raise LclmError(
+            if strings is not None:
+                check_reply(chat[: end + 1], answered.removeprefix(prompt), prompt, decoder, tools)
+        elif end == last:
+            raise ChatError(
                 f"the chat template of {decoder.folder} renders the reply elsewhere than after its generation prompt;"
                 " use a template whose prompt is a prefix of the whole chat"
             )

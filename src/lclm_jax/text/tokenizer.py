@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from jinja2 import TemplateError
 
 from lclm_jax.errors import LclmError
-from lclm_jax.text.chat_template import compile_template
+from lclm_jax.text.chat_template import ChatTemplates
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
 from lclm_jax.types import JsonObject, ReadOnlyJson
@@ -23,14 +22,14 @@ class Tokenizer:
 
     In the place of ``tokenizer.json`` there may be a SentencePiece model (``tokenizer.model``, ``spiece.model``), or
     the path is such a model. It gets the tokens that ``added_tokens.json`` lists, and the memory tokens after them
-    unless ``memory_tokens`` is False.
+    unless ``memory_tokens`` is False. ``chat_template`` names one of several chat templates (see ``ChatTemplates``).
 
     No method ever adds special tokens by itself. By default the strings of special tokens inside a text become their
     ids, as prompts need; with ``plain=True`` they are read as ordinary characters, as foreign text (a corpus) needs.
     """
 
-    def __init__(self, folder: str | Path, memory_tokens: bool = True):
-        self.folder, self._memory_tokens = Path(folder), memory_tokens
+    def __init__(self, folder: str | Path, memory_tokens: bool = True, chat_template: str | None = None):
+        self.folder, self._memory_tokens, self._chat_template = Path(folder), memory_tokens, chat_template
         model = model_in(self.folder)
         home = self.folder if model is None else model.parent
         self._config = _read_json(home / "tokenizer_config.json")
@@ -45,12 +44,12 @@ class Tokenizer:
         self._parsing = _build(self._json, self.folder)
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> "Tokenizer":
+    def from_folder(cls, path: str | Path, chat_template: str | None = None) -> "Tokenizer":
         """Read the folder (or SentencePiece model) at ``path``; raises ``LclmError`` if it holds no tokenizer."""
-        return cls(path)
+        return cls(path, chat_template=chat_template)
 
     def __reduce__(self):
-        return Tokenizer, (self.folder, self._memory_tokens)
+        return Tokenizer, (self.folder, self._memory_tokens, self._chat_template)
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
@@ -96,8 +95,10 @@ class Tokenizer:
 
     @cached_property
     def plain_vocab_size(self) -> int:
-        """Highest id + 1 without added tokens: what ordinary characters become."""
-        return max(self._parsing.get_vocab(with_added_tokens=False).values()) + 1
+        """Highest id + 1 that plain text can give: special tokens are left out, other added tokens are not."""
+        added = self._parsing.get_added_tokens_decoder()
+        plain = [i for i, token in added.items() if not token.special and token.content not in MEMORY_TOKENS]
+        return max([*self._parsing.get_vocab(with_added_tokens=False).values(), *plain]) + 1
 
     @cached_property
     def digest(self) -> str:
@@ -109,6 +110,13 @@ class Tokenizer:
         """Text and id of every added token: what foreign text must not be turned into."""
         added = self._parsing.get_added_tokens_decoder()
         return {token.content: index for index, token in added.items() if token.special}
+
+    @cached_property
+    def special_ids(self) -> np.ndarray:
+        """Ids of the special tokens that no ordinary character becomes: all but that of unknown ones; int32."""
+        model = json.loads(self._json).get("model") or {}
+        unknown = self.token_id(model["unk_token"]) if model.get("unk_token") else model.get("unk_id")
+        return np.array([index for index in self.special_tokens.values() if index != unknown], np.int32)
 
     @cached_property
     def memory_ids(self) -> MemoryIds:
@@ -139,23 +147,18 @@ class Tokenizer:
         tools: Sequence[ReadOnlyJson] | None = None,
         **variables: object,
     ) -> str:
-        """Text of ``messages`` by the folder's chat template; raises ``LclmError`` if there is none or it refuses."""
+        """Text of ``messages`` by the folder's chat template.
+
+        Raises ``LclmError`` if there is none, and ``ChatError`` if it refuses the chat or fails on it.
+        """
         named = {f"{kind}_token": self._special_name(f"{kind}_token") or "" for kind in ("bos", "eos", "pad", "unk")}
-        values = named | {"messages": list(messages), "tools": tools} | variables
-        try:
-            return self._template.render(add_generation_prompt=add_generation_prompt, **values)
-        except TemplateError as error:
-            raise LclmError(f"chat template of {self.folder}: {error}; check the messages' roles and keys") from None
+        values = named | {"tools": tools, "add_generation_prompt": add_generation_prompt} | variables
+        return self.chat_templates.render(messages, values)
 
     @cached_property
-    def _template(self):
-        path = self._home / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8") if path.is_file() else self._config.get("chat_template")
-        if isinstance(source, list):  # several named templates: [{"name": ..., "template": ...}]
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
-        if not source:
-            raise LclmError(f"tokenizer {self.folder} has no chat template; put a chat_template.jinja in the folder")
-        return compile_template(source)
+    def chat_templates(self) -> ChatTemplates:
+        """The chat templates of the folder; raises ``LclmError`` if one cannot be read."""
+        return ChatTemplates(self._home, self._config.get("chat_template"), self._chat_template)
 
     def _special_name(self, key: str) -> str | None:
         value = self._config.get(key)

@@ -11,7 +11,9 @@ from lclm_jax.data.store.records import RAGGED, SCALARS, lengths_of
 from lclm_jax.data.store.shards import PreparedSplit, Shard, column_text, lengths_name, read_manifest
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
+from lclm_jax.text.blank_boundaries import blank_boundaries
 from lclm_jax.text.boundaries import boundary_kinds, byte_positions
+from lclm_jax.text.cuts import slice_between_cuts
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.types import ReadOnlyJson
 
@@ -175,9 +177,11 @@ def _tokenized_again(
     """The whole text, and a few slices between cuts."""
     ids, cuts, offsets = columns
     content, last = text.tobytes(), len(cuts) - 1
+    blanks = blank_boundaries(tokenizer)
     slices = {(0, last)} | {(last * i // 7, last * (i + 2) // 7) for i in range(number % 3, number % 3 + _SLICES)}
     for first, stop in sorted(slices):
         piece = content[offsets[first] : offsets[stop]].decode()
+        piece = slice_between_cuts(piece, first, blanks is not None and blanks.adds_blank)
         if not np.array_equal(tokenizer.encode(piece, plain=True), ids[cuts[first] : cuts[stop]]):
             yield f"the text between cuts {first} and {stop} gives other {role} ids"
             return

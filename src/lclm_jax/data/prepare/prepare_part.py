@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 
@@ -15,18 +16,27 @@ from lclm_jax.data.prepare.deduplication import dedup_folder, without_duplicates
 from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
 from lclm_jax.data.prepare.reject_counter import RejectCounter
+from lclm_jax.data.prepare.rows.printed_keys import PrintedKeys
 from lclm_jax.data.store.records import Columns, chat_columns, document_columns
 from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
-from lclm_jax.errors import LclmError
 from lclm_jax.text.boundaries import TokenizedText
+from lclm_jax.text.chat_template import ChatError
+from lclm_jax.text.chats.loss_markers import LossMarkerError
+from lclm_jax.text.chats.replies import EmptyReplyError
+from lclm_jax.text.chats.special_strings import SpecialStrings, SpecialTokenError
+from lclm_jax.text.chunked_encoding import UnbrokenTextError
 from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.example import Outline, chat_outline, outline_pieces
-from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, MemoryTagError, split_memory
+from lclm_jax.text.memory_tags import MemoryTagError, split_memory
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 
 _BATCH_CHARACTERS = 1_000_000
 _PROBE_CUTS = 24
+_LONG_WITHOUT_CUTS = 200
+"""Characters from which on a document without inner cuts is counted."""
+
+_REASONS = {SpecialTokenError: "special_token", EmptyReplyError: "empty_reply"}
 
 Placed = tuple[str, Columns]
 """(split, record)."""
@@ -53,20 +63,25 @@ class PreparationContext:
 
     @classmethod
     def of(cls, config: Config, storage: Storage, key: str) -> "PreparationContext":
-        """With the tokenizers of the run."""
-        return cls(config, storage, key, *run_tokenizers(config))
+        """With the tokenizers of the run; raises ``LclmError`` if documents cannot be cut by one of them."""
+        context = cls(config, storage, key, *run_tokenizers(config))
+        if any(one.records == "documents" for one in config.corpus.resolved.values()):
+            for cuts in (context.decoder_cuts, context.encoder_cuts):
+                if cuts is not None:
+                    cuts.check()
+        return context
 
     @cached_property
-    def special_strings(self) -> tuple[str, ...]:
-        """Text that would become a special token in a chat; memory tags are wanted there."""
-        named = {*self.decoder.special_tokens, *self.encoder.special_tokens}
-        return tuple(sorted(named - {MEMORY_START, MEMORY_END}))
+    def special_strings(self) -> SpecialStrings:
+        """Text that would become a special token in a chat."""
+        return SpecialStrings({*self.decoder.special_tokens, *self.encoder.special_tokens})
 
 
 def run_tokenizers(config: Config) -> Tokenizers:
     """The tokenizers of the run, read from their folders."""
     paths = RunPaths(config)
-    return Tokenizers(Tokenizer(paths.decoder_tokenizer), Tokenizer(paths.encoder_tokenizer))
+    decoder = Tokenizer(paths.decoder_tokenizer, chat_template=config.tokenizer.chat_template)
+    return Tokenizers(decoder, Tokenizer(paths.encoder_tokenizer))
 
 
 def make_part(part: Part, context: PreparationContext, strict: bool = False) -> Report:
@@ -129,15 +144,20 @@ def _document_records(
 
 def _tokenized(batch: Sequence[Document], context: PreparationContext, counter: RejectCounter) -> Iterator[Placed]:
     texts = [document.text for document in batch]
-    decoded = context.decoder_cuts.tokenize(texts)
-    encoded = [None] * len(batch) if context.encoder_cuts is None else context.encoder_cuts.tokenize(texts)
-    for document, decoder, encoder in zip(batch, decoded, encoded, strict=True):
+    decoded = context.decoder_cuts.tokenize_each(texts)
+    encoded = repeat(None) if context.encoder_cuts is None else context.encoder_cuts.tokenize_each(texts)
+    for document, decoder, encoder in zip(batch, decoded, encoded, strict=False):
+        if isinstance(decoder, UnbrokenTextError) or isinstance(encoder, UnbrokenTextError):
+            counter.reject("unbroken", document.id, str(decoder if isinstance(decoder, UnbrokenTextError) else encoder))
+            continue
         if encoder is not None:
             decoder, encoder = common_cuts(decoder, encoder)
         if (reason := _defect(document, decoder, encoder, context)) is not None:
             counter.note(reason)
-        else:
-            yield document.split, document_columns(document.id, document.text, decoder, encoder)
+            continue
+        if len(decoder.cuts) == 2 and len(document.text) >= _LONG_WITHOUT_CUTS:
+            counter.note("no_inner_cuts")
+        yield document.split, document_columns(document.id, document.text, decoder, encoder)
 
 
 def _defect(
@@ -166,7 +186,7 @@ def _function_chat_records(
 ) -> Iterator[Placed]:
     # Files that cannot be used are counted with the documents; here only what concerns chats.
     for document in read_documents(part.entries, collection, context.config.corpus, RejectCounter()):
-        if any(special in document.text for special in (*context.special_strings, MEMORY_START, MEMORY_END)):
+        if context.special_strings.in_text(document.text):
             counter.note("special_token")  # in a chat its text would become the token
             continue
         for number, messages in enumerate(chats_of(document, counter.counts)):
@@ -177,24 +197,35 @@ def _function_chat_records(
 def _chat_records(
     part: Part, collection: CollectionConfig, context: PreparationContext, counter: RejectCounter
 ) -> Iterator[Placed]:
+    printed = PrintedKeys(context.decoder)
     for chat in read_chats(part.entries, collection, context.config.corpus, counter):
         outline = _chat_outline(chat.raw, context, counter)
         if outline is not None:
+            printed.look(chat.raw)
             yield chat.split, chat_columns(chat.raw.id, chat.raw.messages, outline)
+    counter.counts.update(printed.unprinted())
 
 
 def _chat_outline(chat: RawChat, context: PreparationContext, counter: RejectCounter) -> Outline | None:
-    """The outline of a raw chat, or None if it is rejected (``special_token``, ``unbalanced_tags``, ``template``)."""
-    shown = repr(chat.messages)
-    if any(special in message["content"] for message in chat.messages for special in context.special_strings):
-        counter.reject("special_token", chat.id, shown)
-        return None
+    """The outline of a raw chat, or None if it is rejected.
+
+    Reasons: ``special_token``, ``unbalanced_tags``, ``loss_marker``, ``no_loss``, ``empty_reply``, ``template``.
+    """
+    decoder, encoder, strings = context.decoder, context.encoder, context.special_strings
     try:
         if chat.tagged is not None:
-            return outline_pieces(split_memory(chat.tagged), context.decoder, context.encoder, raw_loss=1.0)
-        return chat_outline(chat.messages, context.decoder, context.encoder, replies="all", tools=chat.tools)
+            if (found := strings.forbidden(chat.tagged)) is not None:
+                raise SpecialTokenError(f"{found!r} in the text; remove it from the row")
+            return outline_pieces(split_memory(chat.tagged), decoder, encoder, raw_loss=1.0)
+        outline = chat_outline(chat.messages, decoder, encoder, replies="all", tools=chat.tools, strings=strings)
+        if outline.loss.any():
+            return outline
+        counter.reject("no_loss", chat.id, "every reply is marked as not to be trained on")
+    except ChatError as error:
+        reason = next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "template")
+        counter.reject(reason, chat.id, str(error))
     except MemoryTagError as error:
         counter.reject("unbalanced_tags", chat.id, str(error))
-    except LclmError as error:
-        counter.reject("template", chat.id, str(error))
+    except LossMarkerError as error:
+        counter.reject("loss_marker", chat.id, str(error))
     return None

@@ -1,13 +1,16 @@
 """Raw rows to documents and chats: types checked, text made clean, what is broken counted by reason."""
 
 import json
+import reprlib
 import unicodedata
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Messages, RawChat, RawText, Row
 from lclm_jax.data.prepare.reject_counter import RejectCounter
+from lclm_jax.data.prepare.rows.json_values import NotJsonError, plain_value
+from lclm_jax.data.prepare.rows.messages import BrokenRow as _Broken
+from lclm_jax.data.prepare.rows.messages import messages_of
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 from lclm_jax.types import JsonObject
 
@@ -15,21 +18,19 @@ TRAIN_ON_PROMPT = "NA_string_only"
 """Target of a row whose prompt is itself the text to train on, memory tags included."""
 
 
-class _Broken(Exception):
-    """A row that cannot be used: (reason, excerpt)."""
-
-
 def document_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> RawText | None:
     """The document of ``row``: valid UTF-8, form C, from its first line that is not blank; None if it is rejected.
 
-    Reasons: ``missing_column``, ``wrong_type``, ``undecodable``, ``empty``; ``cut`` counts texts longer than
-    ``max_document_bytes``, which are kept up to the last whole line before it.
+    Reasons: ``missing_column``, ``wrong_type``, ``undecodable``, ``empty``, ``too_long`` (``max_row_bytes``); ``cut``
+    counts texts longer than ``max_document_bytes``, which are kept up to the last whole line before it.
     """
     try:
         value = _column(row, collection.columns.text)
         if not isinstance(value, str | bytes):
-            raise _Broken("wrong_type", value)
+            raise _Broken("wrong_type", reprlib.repr(value))
         content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        if len(content) > collection.max_row_bytes:
+            raise _Broken("too_long", _too_long(len(content), collection))
         longest = collection.max_document_bytes
         if longest is not None and len(content) > longest:
             counter.note("cut")
@@ -51,21 +52,24 @@ def document_of(row: Row, collection: CollectionConfig, counter: RejectCounter) 
 def chat_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> RawChat | None:
     """The chat of ``row`` (prompt and target, messages, or context, question and answer); None if it is rejected.
 
-    Reasons: ``missing_column``, ``wrong_type``, ``invalid_json``, ``no_reply``, ``undecodable``, ``empty``.
+    Reasons: ``missing_column``, ``wrong_type``, ``invalid_json``, ``unsupported_content``, ``no_reply``,
+    ``undecodable``, ``empty``, ``too_long``.
     """
     try:
         names, has = collection.columns, row.values
         if has.get(names.prompt) is not None:
             messages, tools, tagged = _prompted(row, collection)
         elif has.get(names.messages) is not None:
-            messages, tools, tagged = _messages(has[names.messages]), _tools(has.get(names.tools)), None
+            messages, tools, tagged = _messages(row, names.messages, collection), _tools(row, collection), None
         elif has.get(names.question) is not None:
             messages, tools, tagged = _asked(row, collection), None, None
         else:
             raise _Broken("missing_column", sorted(has))
         if tagged is None and (not messages or messages[-1]["role"] != "assistant"):
             raise _Broken("no_reply", messages[-1:])
-        _check_text([messages, tools, tagged])
+        size = sum(len(message["content"]) for message in messages)
+        if size > collection.max_row_bytes:
+            raise _Broken("too_long", _too_long(size, collection))
         return RawChat(_name(row, collection), messages, tools, tagged)
     except _Broken as broken:
         counter.reject(broken.args[0], row.place, broken.args[1])
@@ -74,7 +78,7 @@ def chat_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> R
 
 def _prompted(row: Row, collection: CollectionConfig) -> tuple[Messages, list[JsonObject] | None, str | None]:
     names = collection.columns
-    messages, target = _messages(row.values[names.prompt]), _column(row, names.target)
+    messages, target = _messages(row, names.prompt, collection), _plain(_column(row, names.target), names.target)
     if not isinstance(target, str):
         raise _Broken("wrong_type", target)
     if target == TRAIN_ON_PROMPT:
@@ -84,15 +88,17 @@ def _prompted(row: Row, collection: CollectionConfig) -> tuple[Messages, list[Js
         return messages, None, unicodedata.normalize("NFC", text)
     if not target:
         raise _Broken("empty", "")
-    return [*messages, {"role": "assistant", "content": target}], _tools(row.values.get(names.tools)), None
+    return [*messages, {"role": "assistant", "content": target}], _tools(row, collection), None
 
 
 def _asked(row: Row, collection: CollectionConfig) -> Messages:
     names = collection.columns
-    passages, question, answer = (_column(row, name) for name in (names.context, names.question, names.answer))
+    passages, question, answer = (
+        _plain(_column(row, name), name) for name in (names.context, names.question, names.answer)
+    )
     passages = [passages] if isinstance(passages, str) else passages
-    if not (isinstance(passages, Sequence) and all(isinstance(one, str) for one in (*passages, question, answer))):
-        raise _Broken("wrong_type", row.values)
+    if not (isinstance(passages, list) and all(isinstance(one, str) for one in (*passages, question, answer))):
+        raise _Broken("wrong_type", reprlib.repr(row.values))
     spans = [f"{MEMORY_START}{passage}{MEMORY_END}\n" for passage in passages if passage.strip()]
     if not (spans and question.strip() and answer.strip()):
         raise _Broken("empty", row.values)
@@ -100,34 +106,39 @@ def _asked(row: Row, collection: CollectionConfig) -> Messages:
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
 
 
-def _messages(value: object) -> Messages:
-    """A list of messages with a role and string content, from a list or its JSON; absent values are left out."""
-    chat = _from_json(value)
-    if not isinstance(chat, Sequence) or not all(isinstance(message, Mapping) for message in chat):
-        raise _Broken("wrong_type", value)
-    cleaned = [{name: part for name, part in message.items() if part is not None} for message in chat]
-    for message in cleaned:
-        if "content" not in message and message.get("tool_calls"):
-            message["content"] = ""
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise _Broken("wrong_type", message)
-    return cleaned
+def _messages(row: Row, column: str, collection: CollectionConfig) -> Messages:
+    """The messages in ``column``, after that of the system column if the row has it."""
+    messages = messages_of(_values(row, column, collection), collection.message)
+    system = collection.columns.system
+    text = None if system is None else _plain(row.values.get(system), system)
+    if not (text is None or isinstance(text, str)):
+        raise _Broken("wrong_type", f"{system}: {text!r}")
+    return [{"role": "system", "content": text}, *messages] if text else messages
 
 
-def _tools(value: object) -> list[JsonObject] | None:
-    tools = _from_json(value)
+def _tools(row: Row, collection: CollectionConfig) -> list[JsonObject] | None:
+    tools = _values(row, collection.columns.tools, collection)
     if tools is None or isinstance(tools, list):
         return tools or None
-    raise _Broken("wrong_type", value)
+    raise _Broken("wrong_type", tools)
 
 
-def _from_json(value: object) -> Any:
-    if not isinstance(value, str):
-        return value
+def _values(row: Row, column: str, collection: CollectionConfig) -> Any:
+    """What ``column`` holds, or the JSON that is its text; Arrow's padding is undone."""
+    value, padded = row.values.get(column), collection.format in ("parquet", "arrow")
+    if isinstance(value, str):
+        try:
+            value, padded = json.loads(value), False
+        except (ValueError, RecursionError):
+            raise _Broken("invalid_json", value) from None
+    return _plain(value, "messages" if column != collection.columns.tools else "tools", padded)
+
+
+def _plain(value: object, path: str, padded: bool = False) -> Any:
     try:
-        return json.loads(value)
-    except ValueError:
-        raise _Broken("invalid_json", value) from None
+        return plain_value(value, path, padded)
+    except NotJsonError as error:
+        raise _Broken(*error.args) from None
 
 
 def _column(row: Row, name: str) -> Any:
@@ -137,20 +148,14 @@ def _column(row: Row, name: str) -> Any:
     return value
 
 
+def _too_long(size: int, collection: CollectionConfig) -> str:
+    return f"{size:,} bytes are above max_row_bytes={collection.max_row_bytes:,}; raise it or shorten the row"
+
+
 def _name(row: Row, collection: CollectionConfig) -> str:
     """The row's own name, or its place."""
     column = collection.columns.id
-    return row.place if column is None or row.values.get(column) is None else str(row.values[column])
-
-
-def _check_text(value: object) -> None:
-    """Refuse half characters (lone surrogates), which JSON can hold and UTF-8 cannot."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise _Broken("undecodable", value) from None
-    except (TypeError, ValueError):
-        raise _Broken("wrong_type", value) from None
+    return row.place if column is None or row.values.get(column) is None else _plain(str(row.values[column]), column)
 
 
 def _whole_characters(content: bytes) -> bytes:

@@ -110,5 +110,5 @@ def wanted_columns(collection: CollectionConfig) -> list[str]:
         wanted = [names.text]
     else:
         wanted = [names.messages, names.tools, names.prompt, names.target]
-        wanted += [names.context, names.question, names.answer]
+        wanted += [names.context, names.question, names.answer, *([names.system] if names.system else [])]
     return wanted + ([names.id] if names.id else [])

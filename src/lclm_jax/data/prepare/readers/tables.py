@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Bad, Entry, Row
+from lclm_jax.data.prepare.readers.arrow_values import python_rows
 from lclm_jax.data.prepare.readers.files import File, list_files, open_file, wanted_columns
 
 _BATCH_ROWS = 256
@@ -70,14 +71,17 @@ def _parquet_batches(file: BinaryIO, entry: Entry, wanted: list[str]) -> Iterato
 def _rows(batch: pa.RecordBatch, name: str, first: int) -> Iterator[Row | Bad]:
     """The rows of ``batch``, named by their number from ``first``; text that is not UTF-8 spoils its own row alone."""
     try:
-        for number, values in enumerate(batch.to_pylist(), first):
+        for number, values in enumerate(python_rows(batch), first):
             yield Row(f"{name}:{number}", values)
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for offset in range(batch.num_rows):
+            place = f"{name}:{first + offset}"
             try:
-                yield Row(f"{name}:{first + offset}", batch.slice(offset, 1).to_pylist()[0])
+                yield Row(place, python_rows(batch.slice(offset, 1))[0])
             except UnicodeDecodeError as error:
-                yield Bad(f"{name}:{first + offset}", "undecodable", str(error)[:_EXCERPT])
+                yield Bad(place, "undecodable", str(error)[:_EXCERPT])
+            except (ValueError, OverflowError) as error:  # a map with a key twice, a date beyond Python's
+                yield Bad(place, "wrong_type", str(error)[:_EXCERPT])
 
 
 def _divide(file: File, part_bytes: int) -> Iterator[Entry]:

@@ -1,0 +1,1 @@
+"""Chats as text to train on: loss markers, replies, strings that would become special tokens."""
