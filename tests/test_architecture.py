@@ -57,9 +57,10 @@ def _packages() -> dict[str, Package]:
         *base, "config", "batch", "kernels", "model", "parallel", "train")  # fmt: skip
     add("bench", "kernels, the train step and the data path beside the alternatives of libraries",
         *core, "train", "interop", "kernels", "plan")  # fmt: skip
+    add("suite", "benchmarks of long context: tasks, systems, scores, times, memory", *everything)
     add("ops", "the folder of a run: its lock, its finished steps, its status and goodput", *everything)
     add("ablate", "studies: variants, seeds trained together, paired statistics", *everything, "ops")
-    add("report", "pages, plots and tables of runs, studies and plans", *everything, "ops", "ablate", "plan")
+    add("report", "pages, plots and tables of runs, studies and plans", *everything, "ops", "ablate", "plan", "suite")
     add("pipeline", "the steps from corpus to report", *everything, "ops", "report")
     add("parity", "golden cases: our numbers beside those of the PyTorch implementation", *everything)
     add("drills", "fault injection: a run is disturbed and must lose nothing", *everything, "ops")

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,17 +42,27 @@ class Scorer:
         mesh: devices to run on.
         rows: rows at once; raised to a multiple of the mesh's row axes.
         encoder_pad_id: marker of eos pooling.
+        rounded: raises the length of a row, so that rows of many lengths share few compiled shapes; None: to a multiple
+            of 8, as rows of one measurement have the same length.
     """
 
-    def __init__(self, params: Params, model: ModelConfig, mesh: Mesh, rows: int, encoder_pad_id: int | None):
+    def __init__(
+        self,
+        params: Params,
+        model: ModelConfig,
+        mesh: Mesh,
+        rows: int,
+        encoder_pad_id: int | None,
+        rounded: Callable[[int], int] | None = None,
+    ):
         devices = batch_parts(mesh.shape)
         self.params, self.model, self.mesh = params, model, mesh
         self.rows = -(-rows // devices) * devices
         self._multiple = math.lcm(8, pieces_in(mesh.shape["context"]))
-        self._pad_id = encoder_pad_id
+        self._pad_id, self._rounded = encoder_pad_id, rounded
 
     def _round_up(self, length: int) -> int:
-        """To a multiple of 8: every row of a measurement has the same length, so few shapes are compiled anyway."""
+        length = length if self._rounded is None else self._rounded(length)
         return -(-length // self._multiple) * self._multiple
 
     def score(self, targets: Sequence[Target]) -> Scores:

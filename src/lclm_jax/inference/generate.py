@@ -137,8 +137,15 @@ class Generator:
         if rest:
             yield rest
 
-    def tokens(self, examples: Sequence[Example], sampling: Sampling) -> Iterator[list[int | None]]:
+    def tokens(
+        self, examples: Sequence[Example], sampling: Sampling, pooled: Sequence[list[np.ndarray]] | None = None
+    ) -> Iterator[list[int | None]]:
         """Yield the next token of every row, step by step; None for rows that have stopped.
+
+        Args:
+            examples: one prompt per row.
+            sampling: how tokens are chosen.
+            pooled: for each prompt what ``encoder.pooled`` gave for its spans; None: the encoder reads them now.
 
         Raises:
             LclmError: a prompt and its new tokens exceed the decoder's ``max_positions``.
@@ -154,15 +161,17 @@ class Generator:
                 f" max_positions={limit}; shorten the prompt, compress more of it, or ask for fewer tokens"
             )
         done = np.zeros(len(examples), bool)
-        for tokens_B in self._decode(examples, sampling):
+        for tokens_B in self._decode(examples, sampling, self._pooled(examples) if pooled is None else pooled):
             yield [None if ended else int(t) for t, ended in zip(tokens_B, done, strict=True)]
             done |= np.isin(tokens_B, list(stops))
             if done.all():
                 return
 
-    def _decode(self, examples: Sequence[Example], sampling: Sampling) -> Iterator[np.ndarray]:
+    def _decode(
+        self, examples: Sequence[Example], sampling: Sampling, pooled: Sequence[list[np.ndarray]]
+    ) -> Iterator[np.ndarray]:
         """Next tokens [rows] of ``examples``, ``max_new_tokens`` times, whatever they are."""
-        batch, pooled_BLE, lengths_B = self._inputs(examples, self._pooled(examples))
+        batch, pooled_BLE, lengths_B = self._inputs(examples, pooled)
         room = batch.decoder_tokens.shape[1] + bucket(sampling.max_new_tokens)
         how = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
         key = jax.random.key(sampling.seed)

@@ -1,0 +1,1 @@
+"""Benchmarks of long context: tasks, systems that answer them, scores, times, memory."""

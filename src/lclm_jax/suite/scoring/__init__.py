@@ -1,0 +1,1 @@
+"""Scores of answers: the published scorers, a judge model, the likelihood of the gold answer."""

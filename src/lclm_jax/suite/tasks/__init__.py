@@ -1,0 +1,1 @@
+"""Benchmark tasks: generators and loaders of published files."""
