@@ -1,7 +1,7 @@
 """Raw text in Parquet files: our pipeline with the tokenizer inside it, and the usual PyTorch loader beside it."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lclm_jax.config import ModelConfig, PackConfig, SpanConfig
-from lclm_jax.data.store.columns import Ragged
-from lclm_jax.data.store.shards import PreparedSplit, column_text
+from lclm_jax.data.store.columns import Ragged, column_text
+from lclm_jax.data.store.shards import PreparedSplit
 from lclm_jax.text.boundaries import TokenizedText
 from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.tokenizer import Tokenizer
@@ -50,8 +50,8 @@ class RawSplit:
             np.array([one.cuts.size for one in found]), np.concatenate([one.cuts for one in found]).astype(np.int64)
         )
 
-    def read_many(self, records: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """Columns of ``records``."""
+    def read_many(self, records: Iterable[int], _columns: Collection[str] | None = None) -> list[dict[str, np.ndarray]]:
+        """Columns of ``records``; there are none but those of examples."""
         found = self._tokenized(np.fromiter(records, np.int64))
         return [{"decoder_ids": one.ids.astype(np.uint32), "cuts": one.cuts.astype(np.uint32)} for one in found]
 

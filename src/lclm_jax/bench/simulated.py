@@ -5,7 +5,7 @@ thing at the sizes of the real thing.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import cast
 
 import numpy as np
@@ -65,8 +65,8 @@ class SimulatedSplit:
         values[ends - 1] = tokens
         return Ragged.from_sizes(sizes, values)
 
-    def read_many(self, records: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """Columns of ``records``."""
+    def read_many(self, records: Iterable[int], _columns: Collection[str] | None = None) -> list[dict[str, np.ndarray]]:
+        """Columns of ``records``; there are none but those of examples."""
         wanted = np.fromiter(records, np.int64)
         cuts, tokens = self.lists("cuts", wanted), self.numbers("decoder_tokens", wanted)
         assert cuts is not None

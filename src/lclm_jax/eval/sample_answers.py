@@ -5,7 +5,8 @@ from pathlib import Path
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.demo.function_chats import chats_of
 from lclm_jax.data.documents import Document
-from lclm_jax.data.store.shards import column_text, open_split
+from lclm_jax.data.store.columns import column_text
+from lclm_jax.data.store.shards import open_split
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START

@@ -7,8 +7,9 @@ from click.testing import CliRunner
 from lclm_jax.config import dump_config, parse_config
 from lclm_jax.data.inspect.validate import validate
 from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.data.store.columns import text_column
 from lclm_jax.data.store.shard_writer import ShardWriter
-from lclm_jax.data.store.shards import PreparedSplit, lengths_name, text_column
+from lclm_jax.data.store.shards import PreparedSplit, lengths_name
 from lclm_jax.data.store.storage import Storage
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
@@ -101,8 +102,8 @@ def too_large(record):
     record["decoder_ids"] = np.full_like(record["decoder_ids"], 100_000)
 
 
-def backwards(record):
-    record["cuts"] = record["cuts"][::-1].copy()
+def ends_early(record):
+    record["cuts"] = np.append(record["cuts"][:-1], record["cuts"][-1] - 1).astype(np.uint32)
 
 
 def other_text(record):
@@ -125,7 +126,7 @@ def moved_cut(record):
     [
         (change_id, "gives other decoder ids"),
         (too_large, "id 100000 is outside the vocabulary"),
-        (backwards, "cuts do not ascend"),
+        (ends_early, "cuts do not ascend"),
         (other_text, "cut_bytes do not ascend from 0 to the end"),
         (no_kinds, "cut_kinds are not those"),
     ],

@@ -8,7 +8,8 @@ import pytest
 from lclm_jax.config import parse_config
 from lclm_jax.data.packing.sources import ExampleRef, make_sources
 from lclm_jax.data.prepare.run import prepare_corpus
-from lclm_jax.data.store.shards import PreparedSplit, column_text
+from lclm_jax.data.store.columns import column_text
+from lclm_jax.data.store.shards import PreparedSplit
 from lclm_jax.text.boundaries import boundary_kinds
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer

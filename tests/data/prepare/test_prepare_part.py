@@ -7,9 +7,10 @@ from tests.data.helpers import assert_checksums
 from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.prepare.reject_counter import BadRow
 from lclm_jax.data.prepare.run import finish, plan_preparation, prepare_corpus, prepare_worker_parts
+from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.records import chat_outline_of
 from lclm_jax.data.store.shard_cache import ShardCache
-from lclm_jax.data.store.shards import PreparedError, PreparedSplit, column_text
+from lclm_jax.data.store.shards import PreparedError, PreparedSplit
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 

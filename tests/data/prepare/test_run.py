@@ -9,8 +9,9 @@ from lclm_jax.config import parse_config
 from lclm_jax.data.prepare import prepare_part as part_maker
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store import shard_writer
+from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.records import chat_outline_of
-from lclm_jax.data.store.shards import PreparedError, PreparedSplit, column_text, lengths_name, read_manifest
+from lclm_jax.data.store.shards import PreparedError, PreparedSplit, lengths_name, read_manifest
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import DocumentTokens, chat_outline
 from lclm_jax.text.tokenizer import Tokenizer

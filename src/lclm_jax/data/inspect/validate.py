@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lclm_jax.data.store.columns import map_columns
+from lclm_jax.data.store.columns import column_text
+from lclm_jax.data.store.lengths import Lengths
 from lclm_jax.data.store.records import RAGGED, SCALARS, lengths_of
-from lclm_jax.data.store.shards import PreparedSplit, Shard, column_text, lengths_name, read_manifest
+from lclm_jax.data.store.shards import PreparedSplit, Shard, lengths_name, read_manifest
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.text.blank_boundaries import blank_boundaries
@@ -76,8 +77,8 @@ def _split(
             defects = list(_files(storage, shard))
             if not defects:
                 held = storage.hold(lengths_name(shard.file), shard.lengths_sha256)
-                lengths = map_columns(held.path)
-                tokens += int(lengths["decoder_tokens"].sum())
+                lengths = Lengths(held.path)
+                tokens += int(lengths.numbers("decoder_tokens").sum())
                 checker = _Checker(shard, kind, lengths, tokenizers)
                 defects = list(_records(checker, reader, first, sample))
             yield from defects
@@ -96,7 +97,7 @@ def _files(storage: Storage, shard: Shard) -> Iterator[Defect]:
 
 def _records(checker: "_Checker", reader: PreparedSplit, first: int, sample: float) -> Iterator[Defect]:
     count = checker.shard.records
-    if any(len(checker.lengths[name]) != count for name in SCALARS[checker.kind]):
+    if any(len(checker.lengths.numbers(name)) != count for name in SCALARS[checker.kind]):
         yield Defect(lengths_name(checker.shard.file), f"it does not have the lengths of {count} records")
         return
     every = max(1, min(count, round(1 / sample))) if sample else count + 1
@@ -110,7 +111,7 @@ def _records(checker: "_Checker", reader: PreparedSplit, first: int, sample: flo
 class _Checker:
     """Checks of the records of one shard."""
 
-    def __init__(self, shard: Shard, kind: str, lengths: Mapping[str, np.ndarray], tokenizers: Tokenizers):
+    def __init__(self, shard: Shard, kind: str, lengths: Lengths, tokenizers: Tokenizers):
         self.shard, self.kind, self.lengths, self._tokenizers = shard, kind, lengths, tokenizers
 
     def faults(self, number: int, record: Mapping[str, np.ndarray], tokenize: bool) -> Iterator[str]:
@@ -125,13 +126,13 @@ class _Checker:
     def _lengths(self, number: int, record: Mapping[str, np.ndarray]) -> Iterator[str]:
         numbers, lists = lengths_of(self.kind, dict(record))
         for name, value in numbers.items():
-            if int(self.lengths[name][number]) != value:
-                yield f"{name} is {value}, its lengths file says {self.lengths[name][number]}"
+            stored = int(self.lengths.numbers(name)[number])
+            if stored != value:
+                yield f"{name} is {value}, its lengths file says {stored}"
         for name in RAGGED[self.kind]:
             if name in lists:
-                offsets = self.lengths[f"{name}/offsets"]
-                stored = self.lengths[f"{name}/values"][offsets[number] : offsets[number + 1]]
-                if not np.array_equal(stored, lists[name]):
+                found = self.lengths.lists(name, np.array([number]))
+                if found is None or not np.array_equal(found.values, lists[name]):
                     yield f"{name} differ from its lengths file"
 
     def _document(self, number: int, record: Mapping[str, np.ndarray], tokenize: bool) -> Iterator[str]:

@@ -28,7 +28,7 @@ from lclm_jax.data.loading.workers import end_with_parent, owned
 from lclm_jax.data.packing.mixture import RatioSchedule
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
-from lclm_jax.data.store.records import Columns
+from lclm_jax.data.store.records import EXAMPLE_COLUMNS, Columns
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 from lclm_jax.text.tokenizer import Tokenizers
@@ -37,7 +37,6 @@ from lclm_jax.types import JsonObject
 _CACHE_BYTES = 256 * 2**20
 _SHARED_BYTES = 2**20
 """Smaller arrays of worker processes come through a pipe, which is as fast and leaves nothing in shared memory."""
-_UNUSED_COLUMNS = ("id", "text", "cut_bytes", "messages")
 
 
 class RecordCache:
@@ -60,11 +59,11 @@ class RecordCache:
         for collection, record in dict.fromkeys(key for key in keys if key not in found):
             missing.setdefault(collection, []).append(record)
         for collection, records in missing.items():
-            for record, columns in zip(records, splits[collection].read_many(records), strict=True):
-                kept = {name: column for name, column in columns.items() if name not in _UNUSED_COLUMNS}
-                found[collection, record] = kept
+            read = splits[collection].read_many(records, EXAMPLE_COLUMNS)
+            for record, columns in zip(records, read, strict=True):
+                found[collection, record] = columns
                 with self._lock, contextlib.suppress(ValueError):  # a record above the budget is not kept
-                    self._records[collection, record] = kept
+                    self._records[collection, record] = columns
         return [found[key] for key in keys]
 
 

@@ -12,6 +12,7 @@ from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.corpus import SPLITS, list_collection, split_of
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.text.shared_tokenization import shared_tokenization
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import JsonObject
 
@@ -109,6 +110,7 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
         for entry in part.entries:
             listing.update(f"{part.collection}\0{entry.id}\0{entry.start}\0{entry.size}\n".encode())
     collections = {part.collection: config.corpus.resolved[part.collection] for part in parts}
+    shared = shared_tokenization(tokenizers["decoder"], tokenizers["encoder"])
     python = any(collection.format == "python_stdlib" for collection in collections.values())
     return {
         "format": FORMAT,
@@ -121,11 +123,14 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
             name: {"sha256": tokenizer.digest, "vocab_size": tokenizer.vocab_size}
             for name, tokenizer in tokenizers.items()
         },
+        "tokenized_once": None if shared is None else {"unless_text_has": list(shared.differing)},
     }
 
 
-def settings_key(settings: JsonObject) -> str:
-    """SHA-256 of the settings."""
+def settings_key(settings: JsonObject, made_as: int = FORMAT) -> str:
+    """SHA-256 of the settings, as shards of the format ``made_as`` recorded them."""
+    if made_as < FORMAT:
+        settings = {name: value for name, value in settings.items() if name != "tokenized_once"} | {"format": made_as}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,10 +29,13 @@ from lclm_jax.text.chunked_encoding import UnbrokenTextError
 from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.example import Outline, chat_outline, outline_pieces
 from lclm_jax.text.memory_tags import MemoryTagError, split_memory
+from lclm_jax.text.shared_tokenization import SharedTokenization, shared_tokenization
+from lclm_jax.text.token_bytes import TokenBytes, token_bytes
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 
 _BATCH_CHARACTERS = 1_000_000
 _PROBE_CUTS = 24
+_PROOF_EVERY = 64
 _LONG_WITHOUT_CUTS = 200
 """Characters from which on a document without inner cuts is counted."""
 
@@ -53,18 +56,27 @@ class PreparationContext:
     """Hash of the settings."""
     decoder: Tokenizer
     encoder: Tokenizer
+    shared: SharedTokenization | None = field(init=False)
+    """Which texts need to be tokenized only once; None: none may be."""
     decoder_cuts: CutFinder = field(init=False)
     encoder_cuts: CutFinder | None = field(init=False)
+    """None: both tokenizers are the same."""
 
     def __post_init__(self):
         same = self.decoder.digest == self.encoder.digest
+        object.__setattr__(self, "shared", shared_tokenization(self.decoder, self.encoder))
         object.__setattr__(self, "decoder_cuts", CutFinder(self.decoder))
         object.__setattr__(self, "encoder_cuts", None if same else CutFinder(self.encoder))
 
     @classmethod
     def of(cls, config: Config, storage: Storage, key: str) -> "PreparationContext":
         """With the tokenizers of the run; raises ``LclmError`` if documents cannot be cut by one of them."""
-        context = cls(config, storage, key, *run_tokenizers(config))
+        return cls.with_tokenizers(config, storage, key, run_tokenizers(config))
+
+    @classmethod
+    def with_tokenizers(cls, config: Config, storage: Storage, key: str, tokenizers: Tokenizers) -> "PreparationContext":
+        """With tokenizers that are loaded; raises as ``of``."""
+        context = cls(config, storage, key, *tokenizers)
         if any(one.records == "documents" for one in config.corpus.resolved.values()):
             for cuts in (context.decoder_cuts, context.encoder_cuts):
                 if cuts is not None:
@@ -72,9 +84,18 @@ class PreparationContext:
         return context
 
     @cached_property
+    def vocabulary(self) -> TokenBytes | None:
+        """Bytes of the decoder's tokens, by which records leave out their text."""
+        return token_bytes(self.decoder)
+
+    @cached_property
     def special_strings(self) -> SpecialStrings:
         """Text that would become a special token in a chat."""
         return SpecialStrings({*self.decoder.special_tokens, *self.encoder.special_tokens})
+
+    def tokenized_once(self, document: Document) -> bool:
+        """Whether the decoder's tokenization of ``document`` is the encoder's too."""
+        return self.shared is not None and self.shared.covers(document.text)
 
 
 def run_tokenizers(config: Config) -> Tokenizers:
@@ -103,7 +124,7 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
     try:
         for split, columns in make[collection.records](part, collection, context, counter):
             if split not in writers:
-                writers[split] = ShardWriter(storage, part.shard(split), kind)
+                writers[split] = ShardWriter(storage, part.shard(split), kind, context.vocabulary)
             writers[split].add(columns)
         finished = {split: writers.pop(split).finish() for split in part.splits if split in writers}
     except (OSError, RuntimeError) as error:
@@ -145,11 +166,13 @@ def _document_records(
 def _tokenized(batch: Sequence[Document], context: PreparationContext, counter: RejectCounter) -> Iterator[Placed]:
     texts = [document.text for document in batch]
     decoded = context.decoder_cuts.tokenize_each(texts)
-    encoded = repeat(None) if context.encoder_cuts is None else context.encoder_cuts.tokenize_each(texts)
-    for document, decoder, encoder in zip(batch, decoded, encoded, strict=False):
+    for document, decoder, encoder in zip(batch, decoded, _encoder_tokens(batch, context), strict=True):
         if isinstance(decoder, UnbrokenTextError) or isinstance(encoder, UnbrokenTextError):
             counter.reject("unbroken", document.id, str(decoder if isinstance(decoder, UnbrokenTextError) else encoder))
             continue
+        if encoder is not None and context.tokenized_once(document):
+            _check_equal(document, decoder, encoder, context)
+            encoder = None
         if encoder is not None:
             decoder, encoder = common_cuts(decoder, encoder)
         if (reason := _defect(document, decoder, encoder, context)) is not None:
@@ -158,6 +181,38 @@ def _tokenized(batch: Sequence[Document], context: PreparationContext, counter: 
         if len(decoder.cuts) == 2 and len(document.text) >= _LONG_WITHOUT_CUTS:
             counter.note("no_inner_cuts")
         yield document.split, document_columns(document.id, document.text, decoder, encoder)
+
+
+def _encoder_tokens(
+    batch: Sequence[Document], context: PreparationContext
+) -> Iterator[TokenizedText | UnbrokenTextError | None]:
+    """The encoder's tokenization of each document; None where it is not needed.
+
+    Of the documents that the decoder's would do for, one in ``_PROOF_EVERY``, drawn by name, is tokenized all the same.
+    """
+    if context.encoder_cuts is None:
+        yield from repeat(None, len(batch))
+        return
+    wanted = [not context.tokenized_once(one) or _draw(one) % _PROOF_EVERY == 0 for one in batch]
+    found = context.encoder_cuts.tokenize_each([one.text for one, own in zip(batch, wanted, strict=True) if own])
+    for own in wanted:
+        yield next(found) if own else None
+
+
+def _check_equal(
+    document: Document, decoder: TokenizedText, encoder: TokenizedText, context: PreparationContext
+) -> None:
+    """Raise ``PreparedError`` if the tokenizers differ on a text on which their settings say they agree."""
+    if not np.array_equal(encoder.ids, decoder.ids) or not np.array_equal(encoder.cuts, decoder.cuts):
+        raise PreparedError(
+            f"the tokenizers {context.decoder.folder} and {context.encoder.folder} give other ids for the text of"
+            f" {document.id}, although their models are the same; report it with both tokenizer.json"
+        )
+
+
+def _draw(document: Document) -> int:
+    """A number from 0 to 2**64 - 1 that a document's name decides."""
+    return int.from_bytes(hashlib.sha256(document.id.encode()).digest()[:8], "big")
 
 
 def _defect(
@@ -170,7 +225,7 @@ def _defect(
     if encoder is not None and context.encoder_cuts is not None:
         both.append((encoder, context.encoder_cuts, context.encoder))
     # One slice of every document is tokenized again: a tokenizer that cuts do not suit is found here, not in training.
-    draw = int.from_bytes(hashlib.sha256(document.id.encode()).digest()[:8], "big")
+    draw = _draw(document)
     first = draw % (len(decoder.cuts) - 1)
     last = min(first + 1 + draw // 2**20 % _PROBE_CUTS, len(decoder.cuts) - 1)
     for found, finder, tokenizer in both:

@@ -18,10 +18,12 @@ from lclm_jax.data.prepare.deduplication import dedup_stages
 from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
 from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
+from lclm_jax.data.store.packed_records import write_vocabulary
 from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.progress import log_progress
+from lclm_jax.text.token_bytes import token_bytes
 from lclm_jax.text.tokenizer import check_vocabularies
 from lclm_jax.types import JsonObject
 
@@ -137,6 +139,8 @@ def finish(plan: Plan) -> JsonObject:
     rejects = _rejects([report for report in reports if report is not None])
     _check_use(manifest, rejects)
     try:
+        if (vocabulary := token_bytes(run_tokenizers(plan.config).decoder)) is not None:
+            write_vocabulary(plan.storage, vocabulary)
         plan.storage.write(REJECTS, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in rejects).encode())
         plan.storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     except OSError as error:
@@ -150,7 +154,7 @@ def finished_manifest(plan: Plan) -> JsonObject | None:
         manifest = read_manifest(plan.storage)
     except PreparedError:
         return None  # absent, damaged or of another format: made anew
-    if manifest.get("key") != plan.key:
+    if manifest.get("key") != settings_key(plan.settings, manifest["format"]):
         raise PreparedError(
             f"{plan.storage} was prepared from another corpus or with other settings; delete it or set data.prepared to"
             " a new folder"

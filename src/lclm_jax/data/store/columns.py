@@ -100,12 +100,11 @@ def _header(path: Path, file: BinaryIO) -> tuple[JsonObject, int]:
     return json.loads(text), 8 + size
 
 
-def lists_of(columns: dict[str, np.ndarray], name: str, rows: np.ndarray) -> Ragged | None:
-    """The lists ``name`` of ``rows``, values int64; None if the file has no such lists."""
-    offsets = columns.get(f"{name}/offsets")
-    if offsets is None:
-        return None
-    starts = offsets[rows]
-    sizes = offsets[rows + 1] - starts
-    places = np.arange(int(sizes.sum())) + np.repeat(starts - np.cumsum(sizes) + sizes, sizes)
-    return Ragged.from_sizes(sizes, columns[f"{name}/values"][places].astype(np.int64))
+def text_column(text: str) -> np.ndarray:
+    """UTF-8 bytes of ``text``, uint8."""
+    return np.frombuffer(text.encode("utf-8"), np.uint8)
+
+
+def column_text(column: np.ndarray) -> str:
+    """The text of ``text_column``."""
+    return column.tobytes().decode("utf-8")

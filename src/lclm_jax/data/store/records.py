@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lclm_jax.data.store.shards import text_column
+from lclm_jax.data.store.columns import text_column
 from lclm_jax.text.boundaries import TokenizedText, boundary_kinds, byte_positions
 from lclm_jax.text.example import Outline
 
@@ -14,7 +14,21 @@ Columns = dict[str, np.ndarray]
 SCALARS = {"documents": ("decoder_tokens", "encoder_tokens"), "chat": ("decoder_tokens",)}
 """Kind of record -> numbers per record in its lengths files."""
 RAGGED = {"documents": ("cuts", "cut_kinds", "encoder_cuts"), "chat": ("span_tokens",)}
-"""Kind -> lists per record in its lengths files (encoder_cuts only if the tokenizers differ)."""
+"""Kind -> lists per record in its lengths files (encoder_cuts only where the tokenizers differ)."""
+
+CODING_OF = {
+    **dict.fromkeys(("decoder_ids", "encoder_ids", "tokens", "span_ids", "span_tokens", "gaps"), "varint"),
+    **dict.fromkeys(("cuts", "encoder_cuts"), "bits"),
+    "cut_bytes": "deltas",
+    "cut_kinds": "flags",
+}
+"""Column -> how it is stored, in records and lengths files; others are stored as they are."""
+
+EXAMPLE_COLUMNS = (
+    *("decoder_ids", "cuts", "encoder_ids", "encoder_cuts"),
+    *("tokens", "loss", "gaps", "span_ids", "span_tokens"),
+)
+"""The columns that training examples are made of, of both kinds of record."""
 
 
 def document_columns(name: str, text: str, decoder: TokenizedText, encoder: TokenizedText | None) -> Columns:

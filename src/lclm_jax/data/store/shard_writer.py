@@ -3,13 +3,15 @@
 from collections import Counter
 from contextlib import ExitStack
 
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save_file
 
-from lclm_jax.data.store.records import SCALARS, Columns, lengths_of
-from lclm_jax.data.store.shards import Shard, encode_record, lengths_name, pack_lengths
+from lclm_jax.data.store.lengths import LengthsBuilder
+from lclm_jax.data.store.packed_records import pack
+from lclm_jax.data.store.records import Columns, lengths_of
+from lclm_jax.data.store.shards import Shard, encode_record, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
+from lclm_jax.text.token_bytes import TokenBytes
 
 # One record per compressed group: a random read never unpacks its neighbours.
 _OPTIONS = "group_size:1,zstd:3"
@@ -22,12 +24,13 @@ class ShardWriter:
         storage: the prepared folder.
         name: name of the shard in it.
         kind: ``documents`` or ``chat``: which columns the records have.
+        vocabulary: bytes of the decoder's tokens, by which text is left out; None: text is always stored.
     """
 
-    def __init__(self, storage: Storage, name: str, kind: str):
-        self._storage, self._name, self._kind = storage, name, kind
-        self._scalars: dict[str, list[int]] = {name: [] for name in SCALARS[kind]}
-        self._ragged: dict[str, list[np.ndarray]] = {}
+    def __init__(self, storage: Storage, name: str, kind: str, vocabulary: TokenBytes | None = None):
+        self._storage, self._name, self._kind, self._vocabulary = storage, name, kind, vocabulary
+        self._lengths = LengthsBuilder(kind)
+        self._totals: Counter[str] = Counter()
         self._records = 0
         self._making = ExitStack()
         self._path = self._making.enter_context(storage.making(name))
@@ -35,13 +38,13 @@ class ShardWriter:
 
     def add(self, columns: Columns) -> None:
         """Write one record."""
-        self._writer.write(encode_record(columns))
+        self._writer.write(encode_record(pack(columns, self._vocabulary)))
         self._records += 1
         numbers, lists = lengths_of(self._kind, columns)
-        for column, number in numbers.items():
-            self._scalars[column].append(number)
-        for column, values in lists.items():
-            self._ragged.setdefault(column, []).append(values)
+        self._lengths.add(numbers, lists)
+        self._totals.update(numbers)
+        if "span_tokens" in lists:
+            self._totals["encoder_tokens"] += int(lists["span_tokens"].sum())
 
     def finish(self) -> tuple[Shard, dict[str, int]]:
         """Put the shard in place; returns it and its totals.
@@ -53,25 +56,17 @@ class ShardWriter:
             self._writer.close()
             size, digest = self._path.stat().st_size, file_digest(self._path)
             self._making.close()
-            columns = pack_lengths(self._scalars, self._ragged)
             with self._storage.making(lengths_name(self._name)) as path:
-                save_file(columns, path)
+                save_file(self._lengths.columns(), path)
                 lengths_digest = file_digest(path)
         except (OSError, RuntimeError) as error:
             raise PreparedError(
                 f"cannot write {self._storage.shown(self._name)}: {error}; free some space or choose another"
                 " data.prepared"
             ) from error
-        return Shard(self._name, self._records, size, digest, lengths_digest), _totals(columns)
+        return Shard(self._name, self._records, size, digest, lengths_digest), dict(sorted(self._totals.items()))
 
     def abandon(self) -> None:
         """Leave nothing but a partial file, as after a kill."""
         self._writer.close()
         self._making.pop_all()
-
-
-def _totals(columns: Columns) -> dict[str, int]:
-    totals = Counter({name: int(values.sum()) for name, values in columns.items() if "/" not in name})
-    if "span_tokens/values" in columns:
-        totals["encoder_tokens"] = int(columns["span_tokens/values"].sum())
-    return dict(sorted(totals.items()))

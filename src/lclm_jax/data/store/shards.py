@@ -1,12 +1,14 @@
 """Prepared shards: records of typed columns in ArrayRecord files, their lengths beside them, and a manifest on top.
 
     manifest.json                                        collections, splits, shards, counts, settings
+    vocabulary.safetensors                               the bytes of every token: text that is not stored
     rejects.jsonl                                        samples of bad rows
     documents/train-00000-of-00002.array_record          one record per document
     documents/train-00000-of-00002.lengths.safetensors   what packing needs to know of each record
     documents/train-00000-of-00002.json                  what was made of one part of the corpus: a finished part
 
-A record is a safetensors dictionary of one-dimensional columns: plain typed data, never a pickle.
+A record is a safetensors dictionary of one-dimensional columns: plain typed data, never a pickle. How its columns are
+written is told by ``packed_records``.
 """
 
 import bisect
@@ -15,7 +17,7 @@ import json
 import logging
 import resource
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +29,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lclm_jax.config import Config, RunPaths
-from lclm_jax.data.store.columns import Ragged, join, lists_of, map_columns
+from lclm_jax.data.store.columns import Ragged, join
+from lclm_jax.data.store.lengths import Lengths
+from lclm_jax.data.store.packed_records import read_vocabulary, unpack
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
 from lclm_jax.errors import LclmError
+from lclm_jax.text.token_bytes import TokenBytes
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -39,7 +44,10 @@ MANIFEST = "manifest.json"
 
 REJECTS = "rejects.jsonl"
 
-FORMAT = 2
+FORMAT = 3
+
+READABLE_FORMATS = (2, 3)
+"""2: columns as they are, and text beside its tokens."""
 
 _VERIFIED_BYTES = 2**32
 
@@ -77,40 +85,9 @@ def decode_record(data: bytes) -> dict[str, np.ndarray]:
         raise PreparedError(f"a record of {len(data)} bytes cannot be read ({error}); prepare the data again") from None
 
 
-def text_column(text: str) -> np.ndarray:
-    """UTF-8 bytes of ``text``, uint8."""
-    return np.frombuffer(text.encode("utf-8"), np.uint8)
-
-
-def column_text(column: np.ndarray) -> str:
-    """The text of ``text_column``."""
-    return column.tobytes().decode("utf-8")
-
-
 def lengths_name(shard: str) -> str:
     """Name of the lengths file that belongs to ``shard``."""
     return shard.removesuffix(".array_record") + ".lengths.safetensors"
-
-
-def pack_lengths(
-    scalars: Mapping[str, Sequence[int]], ragged: Mapping[str, Sequence[np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """Columns of a lengths file: one number per record; lists as ``NAME/values`` and ``NAME/offsets``."""
-    columns = {name: np.array(values, np.uint32) for name, values in scalars.items()}
-    for name, lists in ragged.items():
-        sizes = np.fromiter(map(len, lists), np.int64, len(lists))
-        columns[f"{name}/offsets"] = np.concatenate(([0], np.cumsum(sizes)))
-        kind = lists[0].dtype if len(lists) else np.uint32
-        columns[f"{name}/values"] = np.concatenate([np.zeros(0, kind), *lists])
-    return columns
-
-
-def read_lengths(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a lengths file, mapped; raises ``PreparedError`` if it cannot be read."""
-    try:
-        return map_columns(path)
-    except (OSError, LclmError, ValueError, KeyError) as error:
-        raise PreparedError(f"cannot read {path}: {error}; prepare the data again") from None
 
 
 def read_manifest(root: str | Path | Storage) -> JsonObject:
@@ -123,8 +100,11 @@ def read_manifest(root: str | Path | Storage) -> JsonObject:
             f"{storage.shown(MANIFEST)} cannot be read ({error}); run `lclm data prepare` first"
         ) from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise PreparedError(f"{storage.shown(MANIFEST)} has format {found}, not {FORMAT}; prepare the data again")
+    if found not in READABLE_FORMATS:
+        known = " and ".join(map(str, READABLE_FORMATS))
+        raise PreparedError(
+            f"{storage.shown(MANIFEST)} has format {found}; this version reads {known}: prepare the data again"
+        )
     return manifest
 
 
@@ -162,7 +142,7 @@ class PreparedSplit:
         most = _most_open(self.storage)
         self._lock = threading.Lock()
         self._readers: LRUCache[int, tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
-        self._lengths: LRUCache[int, tuple[dict[str, np.ndarray], HeldFile]] = LRUCache(most)
+        self._lengths: LRUCache[int, tuple[Lengths, HeldFile]] = LRUCache(most)
         self._verified: set[int] = set()
 
     def __reduce__(self):
@@ -176,53 +156,63 @@ class PreparedSplit:
         """SHA-256 over the checksums of all shards: equal digests mean equal records in equal order."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
-    def read(self, index: int) -> dict[str, np.ndarray]:
-        """Columns of record ``index``; raises ``IndexError`` outside, ``PreparedError`` on a damaged shard."""
-        return self.read_many([index])[0]
+    @cached_property
+    def vocabulary(self) -> TokenBytes | None:
+        """The bytes of the decoder's tokens; None if every record has its text beside them."""
+        return read_vocabulary(self.storage)
 
-    def read_many(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """Records in the order of ``indices``, one read per shard."""
+    def read(self, index: int, columns: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Columns of record ``index``; raises ``IndexError`` outside, ``PreparedError`` on a damaged shard."""
+        return self.read_many([index], columns)[0]
+
+    def read_many(self, indices: Iterable[int], columns: Collection[str] | None = None) -> list[dict[str, np.ndarray]]:
+        """Records in the order of ``indices``, one read per shard.
+
+        ``columns``: those wanted; None: all. Text that is not stored is put together from its tokens if it is wanted.
+        """
         places = [self._place(index) for index in indices]
         wanted: dict[int, list[int]] = {}
         for shard, row in places:
             wanted.setdefault(shard, []).append(row)
         found = {shard: iter(self._records(shard, rows)) for shard, rows in wanted.items()}
-        return [decode_record(next(found[shard])) for shard, _ in places]
+        with_text = columns is None or "text" in columns or "cut_bytes" in columns
+        vocabulary = self.vocabulary if with_text else None
+        return [unpack(decode_record(next(found[shard])), vocabulary, columns) for shard, _ in places]
 
     def column(self, name: str) -> np.ndarray:
         """One number per record from the lengths files (``decoder_tokens``, ...), uint32 [records]."""
         return np.concatenate(
-            [np.zeros(0, np.uint32), *(self._shard_lengths(i)[name] for i in range(len(self.shards)))]
+            [np.zeros(0, np.uint32), *(self._shard_lengths(i).numbers(name) for i in range(len(self.shards)))]
         )
 
     def ragged(self, name: str, index: int) -> np.ndarray | None:
-        """The list of record ``index`` from the lengths files (``cuts``, ...), uint32; None if there is none."""
-        shard, row = self._place(index)
-        lengths = self._shard_lengths(shard)
-        offsets = lengths.get(f"{name}/offsets")
-        if offsets is None:
-            return None
-        return lengths[f"{name}/values"][offsets[row] : offsets[row + 1]]
+        """The list of record ``index`` from the lengths files (``cuts``, ...), int64; None if there is none."""
+        found = self.lists(name, np.array([index]))
+        return None if found is None else found.values
 
     def numbers(self, name: str, records: np.ndarray) -> np.ndarray:
         """One number for each of ``records`` from the lengths files (``decoder_tokens``, ...), int64."""
         found = np.empty(len(records), np.int64)
         for shard, places, rows in self._by_shard(records):
-            found[places] = self._shard_lengths(shard)[name][rows]
+            found[places] = self._shard_lengths(shard).numbers(name)[rows]
         return found
 
     def lists(self, name: str, records: np.ndarray) -> Ragged | None:
-        """The lists of ``records`` from the lengths files (``cuts``, ...), int64; None if there are none such."""
-        parts, order = [], [np.zeros(0, np.int64)]
-        for shard, places, rows in self._by_shard(records):
-            part = lists_of(self._shard_lengths(shard), name, rows)
-            if part is None:
-                return None
-            parts.append(part)
-            order.append(places)
-        if not parts:
-            return Ragged(np.zeros(1, np.int64), np.zeros(0, np.int64)) if self._has_lists(name) else None
-        return join(parts).take(np.argsort(np.concatenate(order), kind="stable"))
+        """The lists of ``records`` from the lengths files (``cuts``, ...), int64; None if there are none such.
+
+        ``encoder_cuts`` of a record whose two tokenizations are the same are its ``cuts``; None: of all ``records``.
+        """
+        touched = list(self._by_shard(records))
+        parts = [self._shard_lengths(shard).lists(name, rows) for shard, _, rows in touched]
+        if not any(part is not None for part in parts):
+            return join([]) if not touched and self._has_lists(name) else None
+        if name == "encoder_cuts":
+            parts = [
+                self._shard_lengths(shard).lists("cuts", rows) if part is None else part
+                for part, (shard, _, rows) in zip(parts, touched, strict=True)
+            ]
+        order = np.concatenate([places for _, places, _ in touched])
+        return join([part for part in parts if part is not None]).take(np.argsort(order, kind="stable"))
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -270,9 +260,9 @@ class PreparedSplit:
             yield shard, places, records[places] - self._starts[shard]
 
     def _has_lists(self, name: str) -> bool:
-        return bool(self.shards) and f"{name}/offsets" in self._shard_lengths(0)
+        return bool(self.shards) and self._shard_lengths(0).lists(name, np.zeros(0, np.int64)) is not None
 
-    def _shard_lengths(self, shard: int) -> dict[str, np.ndarray]:
+    def _shard_lengths(self, shard: int) -> Lengths:
         with self._lock:
             if (opened := self._lengths.get(shard)) is not None:
                 return opened[0]
@@ -281,7 +271,7 @@ class PreparedSplit:
             self._lengths[shard] = opened
         return opened[0]
 
-    def _open_lengths(self, shard: int) -> tuple[dict[str, np.ndarray], HeldFile]:
+    def _open_lengths(self, shard: int) -> tuple[Lengths, HeldFile]:
         one = self.shards[shard]
         held = self.storage.hold(lengths_name(one.file), one.lengths_sha256)
         # Unlike the records, this format has no checksums of its own, and a wrong length would go unnoticed. Of a
@@ -293,7 +283,7 @@ class PreparedSplit:
                     f"{held.path} is damaged (its checksum differs); delete it and prepare the data again"
                 )
             self._verified.add(shard)
-        return read_lengths(held.path), held
+        return Lengths(held.path), held
 
 
 def shard_cache(config: Config) -> ShardCache:
