@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
-from lclm_jax.config import load_config
+from lclm_jax.config import Config, load_config
 from lclm_jax.errors import LclmError
 from lclm_jax.types import JsonObject
 
@@ -131,6 +131,12 @@ def _place(surroundings: JsonObject) -> str:
     "--step-seconds", default=1.0, show_default=True, help="Duration of the train step for which waiting is computed."
 )
 @click.option(
+    "--prepare",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MEGABYTES",
+    help="Measure the preparation of this much of each collection instead, beside the bare tokenizer.",
+)
+@click.option(
     "--simulate",
     type=float,
     metavar="TOKENS",
@@ -142,8 +148,9 @@ def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file:
     """Measure how fast batches of CONFIG are made, beside a plain PyTorch-style loader over Parquet rows.
 
     From prepared shards with 0, 1 and 2 worker processes and no cache of records; from raw text with the tokenizer in
-    the pipeline; and with a plain loader on the same text. With --simulate: the cost of opening the row index of a
-    corpus of any size, of finding a row and of resuming; its documents are generated on demand.
+    the pipeline; and with a plain loader on the same text. With --prepare: how fast the corpus is prepared, in CPU
+    time, and how many bytes a token takes. With --simulate: the cost of opening the row index of a corpus of any size,
+    of finding a row and of resuming; its documents are generated on demand.
     """
     from lclm_jax.bench.data import bench_data
     from lclm_jax.bench.simulated_index import bench_index
@@ -151,6 +158,9 @@ def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file:
 
     tree = load_config(config, overrides)
     stage = stage or next(iter(tree.stages))
+    if options["prepare"]:
+        _show_preparation(tree, int(options["prepare"] * 1e6), json_file)
+        return
     if options["simulate"]:
         result: JsonObject = bench_index(tree, stage, options["simulate"])
         for name, value in result.items():
@@ -171,3 +181,20 @@ def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file:
     for way, ratio in ratios.items():
         click.echo(f"{way}: {ratio:.1f} times the plain loader")
     write_result(json_file, {"paces": rows, "ratios": ratios, "step_seconds": options["step_seconds"]})
+
+
+def _show_preparation(tree: Config, max_bytes: int, json_file: Path | None) -> None:
+    from lclm_jax.bench.preparation import bench_preparation
+    from lclm_jax.data.prepare.run import train_missing_tokenizer
+
+    train_missing_tokenizer(tree)
+    pace = bench_preparation(tree, max_bytes)
+    click.echo(f"{pace.documents:,} documents, {pace.text_bytes:,} bytes of text, {pace.tokens:,} tokens")
+    for name, seconds in (("bare tokenizer", pace.bare_seconds), ("preparation", pace.seconds)):
+        click.echo(f"{name:20} {pace.tokens / seconds:10,.0f} tokens a CPU second")
+    click.echo(f"{'ratio':20} {pace.ratio:10.2f}")
+    for name, seconds in pace.phases.items():
+        click.echo(f"  {name:18} {seconds / pace.seconds:10.0%} of the preparation")
+    for name, size in pace.sizes.items():
+        click.echo(f"{name:20} {size / pace.tokens:10.3f} bytes a token")
+    write_result(json_file, pace.as_json())

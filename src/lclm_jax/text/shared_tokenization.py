@@ -6,6 +6,7 @@ tokenizers of the published recipe differ in added tokens alone.
 """
 
 import json
+from functools import lru_cache
 from typing import NamedTuple
 
 from lclm_jax.text.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ class SharedTokenization(NamedTuple):
         return not any(token in text for token in self.differing)
 
 
+@lru_cache(1)
 def shared_tokenization(decoder: Tokenizer, encoder: Tokenizer) -> SharedTokenization | None:
     """How the two tokenizers agree on plain text; None if they may differ on any text."""
     if decoder.digest == encoder.digest:

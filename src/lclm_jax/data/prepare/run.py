@@ -24,7 +24,7 @@ from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.progress import log_progress
 from lclm_jax.text.token_bytes import token_bytes
-from lclm_jax.text.tokenizer import check_vocabularies
+from lclm_jax.text.tokenizer import Tokenizers, check_vocabularies
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Plan:
     config: Config
     storage: Storage
     parts: tuple[Part, ...]
+    tokenizers: Tokenizers
     settings: JsonObject
     key: str
 
@@ -63,7 +64,7 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
     _check_collections(config)
     parts = plan_parts(config)
     settings = preparation_settings(config, parts, tokenizers._asdict())
-    return Plan(config, storage, tuple(parts), settings, settings_key(settings))
+    return Plan(config, storage, tuple(parts), tokenizers, settings, settings_key(settings))
 
 
 def prepare_corpus(
@@ -139,7 +140,7 @@ def finish(plan: Plan) -> JsonObject:
     rejects = _rejects([report for report in reports if report is not None])
     _check_use(manifest, rejects)
     try:
-        if (vocabulary := token_bytes(run_tokenizers(plan.config).decoder)) is not None:
+        if (vocabulary := token_bytes(plan.tokenizers.decoder)) is not None:
             write_vocabulary(plan.storage, vocabulary)
         plan.storage.write(REJECTS, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in rejects).encode())
         plan.storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -191,7 +192,7 @@ def _find_duplicates(plan: Plan, workers: int) -> None:
 def _made(plan: Plan, parts: Sequence[Part], workers: int, strict: bool) -> Iterator[Part]:
     """Each part when it is made."""
     if workers <= 1:
-        context = PreparationContext.of(plan.config, plan.storage, plan.key)
+        context = PreparationContext(plan.config, plan.storage, plan.key, *plan.tokenizers)
         for part in parts:
             make_part(part, context, strict)
             yield part
