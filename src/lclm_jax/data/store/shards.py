@@ -185,11 +185,6 @@ class PreparedSplit:
             [np.zeros(0, np.uint32), *(self._shard_lengths(i).numbers(name) for i in range(len(self.shards)))]
         )
 
-    def ragged(self, name: str, index: int) -> np.ndarray | None:
-        """The list of record ``index`` from the lengths files (``cuts``, ...), int64; None if there is none."""
-        found = self.lists(name, np.array([index]))
-        return None if found is None else found.values
-
     def numbers(self, name: str, records: np.ndarray) -> np.ndarray:
         """One number for each of ``records`` from the lengths files (``decoder_tokens``, ...), int64."""
         found = np.empty(len(records), np.int64)
