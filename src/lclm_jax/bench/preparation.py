@@ -13,10 +13,10 @@ from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store.packed_records import pack
 from lclm_jax.data.store.records import document_columns
 from lclm_jax.data.store.shards import encode_record, lengths_name
+from lclm_jax.data.store.vocabulary import token_bytes
 from lclm_jax.text.chunked_encoding import ChunkedEncoder
 from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.shared_tokenization import shared_tokenization
-from lclm_jax.text.token_bytes import token_bytes
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.types import JsonObject
 

@@ -10,8 +10,8 @@ from tests.data.prepare.test_prepare_part import SENTENCES, TOWER, reply, user
 
 from lclm_jax.config import parse_config
 from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.data.store import PreparedSplit, column_text
 from lclm_jax.data.store.records import chat_outline_of
-from lclm_jax.data.store.shards import PreparedSplit, column_text
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 

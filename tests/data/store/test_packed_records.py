@@ -8,12 +8,12 @@ from safetensors.numpy import save_file
 
 from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.lengths import Lengths, LengthsBuilder
-from lclm_jax.data.store.packed_records import pack, read_vocabulary, unpack, write_vocabulary
+from lclm_jax.data.store.packed_records import pack, unpack
 from lclm_jax.data.store.records import EXAMPLE_COLUMNS, document_columns, lengths_of
 from lclm_jax.data.store.shards import decode_record, encode_record
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.data.store.vocabulary import read_vocabulary, token_bytes, write_vocabulary
 from lclm_jax.text.cuts import CutFinder
-from lclm_jax.text.token_bytes import token_bytes
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 

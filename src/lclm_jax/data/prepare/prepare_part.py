@@ -20,6 +20,7 @@ from lclm_jax.data.prepare.rows.printed_keys import PrintedKeys
 from lclm_jax.data.store.records import Columns, chat_columns, document_columns
 from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.data.store.vocabulary import TokenBytes, token_bytes
 from lclm_jax.text.boundaries import TokenizedText
 from lclm_jax.text.chat_template import ChatError
 from lclm_jax.text.chats.loss_markers import LossMarkerError
@@ -30,7 +31,6 @@ from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.example import Outline, chat_outline, outline_pieces
 from lclm_jax.text.memory_tags import MemoryTagError, split_memory
 from lclm_jax.text.shared_tokenization import SharedTokenization, shared_tokenization
-from lclm_jax.text.token_bytes import TokenBytes, token_bytes
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 
 _BATCH_CHARACTERS = 1_000_000
@@ -69,14 +69,11 @@ class PreparationContext:
         object.__setattr__(self, "encoder_cuts", None if same else CutFinder(self.encoder))
 
     @classmethod
-    def of(cls, config: Config, storage: Storage, key: str) -> "PreparationContext":
-        """With the tokenizers of the run; raises ``LclmError`` if documents cannot be cut by one of them."""
-        return cls.with_tokenizers(config, storage, key, run_tokenizers(config))
-
-    @classmethod
-    def with_tokenizers(cls, config: Config, storage: Storage, key: str, tokenizers: Tokenizers) -> "PreparationContext":
-        """With tokenizers that are loaded; raises as ``of``."""
-        context = cls(config, storage, key, *tokenizers)
+    def of(
+        cls, config: Config, storage: Storage, key: str, tokenizers: Tokenizers | None = None
+    ) -> "PreparationContext":
+        """With ``tokenizers``, or else those of the run; raises ``LclmError`` if one of them cannot cut documents."""
+        context = cls(config, storage, key, *(tokenizers or run_tokenizers(config)))
         if any(one.records == "documents" for one in config.corpus.resolved.values()):
             for cuts in (context.decoder_cuts, context.encoder_cuts):
                 if cuts is not None:

@@ -18,12 +18,11 @@ from lclm_jax.data.prepare.deduplication import dedup_stages
 from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
 from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
-from lclm_jax.data.store.packed_records import write_vocabulary
 from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
 from lclm_jax.data.store.storage import PreparedError, Storage
+from lclm_jax.data.store.vocabulary import token_bytes, write_vocabulary
 from lclm_jax.errors import LclmError
 from lclm_jax.progress import log_progress
-from lclm_jax.text.token_bytes import token_bytes
 from lclm_jax.text.tokenizer import Tokenizers, check_vocabularies
 from lclm_jax.types import JsonObject
 
@@ -192,7 +191,7 @@ def _find_duplicates(plan: Plan, workers: int) -> None:
 def _made(plan: Plan, parts: Sequence[Part], workers: int, strict: bool) -> Iterator[Part]:
     """Each part when it is made."""
     if workers <= 1:
-        context = PreparationContext(plan.config, plan.storage, plan.key, *plan.tokenizers)
+        context = PreparationContext.of(plan.config, plan.storage, plan.key, plan.tokenizers)
         for part in parts:
             make_part(part, context, strict)
             yield part

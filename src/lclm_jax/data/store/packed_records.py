@@ -8,16 +8,11 @@ Columns without a coding are stored as they are, so records of earlier formats a
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from lclm_jax.data.store.codings import CODINGS, decode_list
 from lclm_jax.data.store.records import CODING_OF, Columns
-from lclm_jax.data.store.storage import PreparedError, Storage
-from lclm_jax.text.token_bytes import TokenBytes
-
-VOCABULARY = "vocabulary.safetensors"
-"""The bytes of every token of the decoder's tokenizer: columns ``offsets`` int64 and ``data`` uint8."""
+from lclm_jax.data.store.storage import PreparedError
+from lclm_jax.data.store.vocabulary import VOCABULARY, TokenBytes
 
 _FROM_TOKENS = ("text", "cut_bytes")
 _DTYPES = {"cut_kinds": np.uint8}
@@ -75,20 +70,3 @@ def _from_tokens(stored: Mapping[str, np.ndarray], vocabulary: TokenBytes | None
     stops = np.append(0, np.cumsum(vocabulary.lengths[ids]))
     cuts = decode_list("bits", stored["cuts.bits"])
     return {"text": vocabulary.text(ids), "cut_bytes": stops[cuts].astype(np.uint32)}
-
-
-def write_vocabulary(storage: Storage, vocabulary: TokenBytes) -> None:
-    """Store the bytes of the tokens in a prepared folder, unless they are there; raises ``OSError``."""
-    content = save(vocabulary._asdict())
-    if storage.size(VOCABULARY) != len(content) or storage.read(VOCABULARY) != content:
-        storage.write(VOCABULARY, content)
-
-
-def read_vocabulary(storage: Storage) -> TokenBytes | None:
-    """What ``write_vocabulary`` stored; None if there is none. Raises ``PreparedError`` if it cannot be read."""
-    if not storage.exists(VOCABULARY):
-        return None
-    try:
-        return TokenBytes(**load(storage.read(VOCABULARY)))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise PreparedError(f"cannot read {storage.shown(VOCABULARY)}: {error}; prepare the data again") from None

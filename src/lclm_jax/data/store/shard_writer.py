@@ -11,7 +11,7 @@ from lclm_jax.data.store.packed_records import pack
 from lclm_jax.data.store.records import Columns, lengths_of
 from lclm_jax.data.store.shards import Shard, encode_record, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
-from lclm_jax.text.token_bytes import TokenBytes
+from lclm_jax.data.store.vocabulary import TokenBytes
 
 # One record per compressed group: a random read never unpacks its neighbours.
 _OPTIONS = "group_size:1,zstd:3"

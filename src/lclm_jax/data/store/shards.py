@@ -31,11 +31,11 @@ from safetensors.numpy import load, save
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.store.columns import Ragged, join
 from lclm_jax.data.store.lengths import Lengths
-from lclm_jax.data.store.packed_records import read_vocabulary, unpack
+from lclm_jax.data.store.packed_records import unpack
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
+from lclm_jax.data.store.vocabulary import TokenBytes, read_vocabulary
 from lclm_jax.errors import LclmError
-from lclm_jax.text.token_bytes import TokenBytes
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,14 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
+from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.text.tokenizer import Tokenizer
+
+VOCABULARY = "vocabulary.safetensors"
+"""The bytes of every token of the decoder's tokenizer: columns ``offsets`` int64 and ``data`` uint8."""
 
 
 class TokenBytes(NamedTuple):
@@ -53,3 +59,20 @@ def _byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def write_vocabulary(storage: Storage, vocabulary: TokenBytes) -> None:
+    """Store the bytes of the tokens in a prepared folder, unless they are there; raises ``OSError``."""
+    content = save(vocabulary._asdict())
+    if storage.size(VOCABULARY) != len(content) or storage.read(VOCABULARY) != content:
+        storage.write(VOCABULARY, content)
+
+
+def read_vocabulary(storage: Storage) -> TokenBytes | None:
+    """What ``write_vocabulary`` stored; None if there is none. Raises ``PreparedError`` if it cannot be read."""
+    if not storage.exists(VOCABULARY):
+        return None
+    try:
+        return TokenBytes(**load(storage.read(VOCABULARY)))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise PreparedError(f"cannot read {storage.shown(VOCABULARY)}: {error}; prepare the data again") from None
