@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-import lclm_jax
 from lclm_jax.errors import LclmError
 from lclm_jax.eval.examples import Target
 from lclm_jax.eval.score import Scorer
@@ -35,6 +34,7 @@ class LclmSystem:
     """
 
     def __init__(self, settings: JsonObject):
+        import lclm_jax  # the public API leads to every package: a long chain of imports at the top
 
         self._generator = lclm_jax.load_model(settings["model"], settings.get("dtype"))
         self._context, self._ratio = settings["context"], float(settings.get("ratio", 1))
