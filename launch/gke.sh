@@ -24,6 +24,9 @@ need JOB_NAME lclm-16x
 need IMAGE "REGION-docker.pkg.dev/PROJECT/lclm/lclm-$kind:TAG"
 need GKE_HOSTS 16
 need GKE_CLAIM lclm-runs
+need_number GKE_HOSTS
+need_program python3 "install it"
+need_program kubectl "install the Google Cloud CLI and its component kubectl"
 export GKE_SERVICE_ACCOUNT=${GKE_SERVICE_ACCOUNT:-default}
 if [[ $kind == tpu ]]; then
   need GKE_TPU_ACCELERATOR tpu-v5p-slice
@@ -33,9 +36,18 @@ else
   need GKE_GPU_ACCELERATOR nvidia-h100-mega-80gb
 fi
 
+need_number GKE_CHIPS_PER_HOST
+need_number GKE_SLICES
+# JobSet makes names of pods from it: NAME-slice-SLICE-HOST-abcde, 63 characters at most.
+longest="-$([[ $kind == tpu ]] && echo slice || echo node)-$((${GKE_SLICES:-1} - 1))-$((GKE_HOSTS - 1))-abcde"
+need_label JOB_NAME $((63 - ${#longest}))
+
 manifest=$(python3 "$here/render.py" "$here/gke/$kind.yaml" train "${arguments[@]:1}")
 if ((dry_run)); then
   printf '%s\n' "$manifest"
 else
-  kubectl apply -f - <<<"$manifest"
+  apply() { kubectl apply -f - <<<"$manifest"; }
+  # Applying twice what was taken already changes nothing.
+  away='unable to connect to the server|connection refused|connection reset|timed? ?out|unexpected EOF|no route to host'
+  retry "$away|too many requests|currently unable to handle|service unavailable|internal error|etcdserver" apply
 fi

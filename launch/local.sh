@@ -10,6 +10,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 read_options "$@"
 
+need_number LCLM_MAX_RESTARTS
+need_program lclm "activate the environment that it is installed in"
+
 asked=0
 trap 'asked=1' TERM INT
 for ((restart = 0; ; restart++)); do

@@ -23,7 +23,13 @@ need JOB_NAME lclm-16x
 need IMAGE "REGION-docker.pkg.dev/PROJECT/lclm/lclm-$kind:TAG"
 need SKY_ACCELERATORS H100:8
 need SKY_BUCKET gs://BUCKET
+need_number SKY_NODES
+need_program python3 "install it"
+need_program sky "pip install skypilot, in an environment of its own"
+[[ $JOB_NAME =~ ^[a-zA-Z]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?$ ]] ||
+  die "JOB_NAME=$JOB_NAME is not a name that SkyPilot takes: use letters, digits and -_., begin with a letter, end with one or a digit"
 export SKY_NODES=${SKY_NODES:-1} SKY_RUNTIME=${SKY_RUNTIME:-v2-alpha-tpuv5} LCLM_VERB=${LCLM_VERB:-train}
+[[ $LCLM_VERB =~ ^[a-z]+$ ]] || die "LCLM_VERB=$LCLM_VERB is not a command of lclm"
 LCLM_COMMAND=$(printf '%q ' "${arguments[@]:1}")
 export LCLM_COMMAND=${LCLM_COMMAND% }
 
@@ -34,5 +40,7 @@ else
   file=$(mktemp --suffix=.yaml)
   trap 'rm -f "$file"' EXIT
   printf '%s\n' "$task" >"$file"
-  sky jobs launch --yes --name "$JOB_NAME" "$file"
+  # Only where the server was not reached: a job that was taken must not be launched twice.
+  retry 'connection refused|could not connect|failed to connect|name or service not known|no route to host' \
+    sky jobs launch --yes --name "$JOB_NAME" "$file"
 fi

@@ -19,24 +19,44 @@ need JOB_NAME lclm-16x
 need IMAGE REGION-docker.pkg.dev/PROJECT/lclm/lclm-tpu:TAG
 need TPU_ZONE us-east5-a
 need TPU_TYPE v5p-128
+need_number LCLM_MAX_RESTARTS
+need_label JOB_NAME 63 letter
+need_program gcloud "install the Google Cloud CLI"
 
 gcloud_tpu() { run gcloud compute tpus "$@" --zone="$TPU_ZONE"; }
-state() { # ACTIVE, SUSPENDED, ...; empty: there is none
-  gcloud compute tpus queued-resources describe "$JOB_NAME" --zone="$TPU_ZONE" --format='value(state.state)' 2>/dev/null || true
+state() { # ACTIVE, SUSPENDED, ...; empty: there is none. Fails if Google Cloud gives no answer, several times.
+  local try said
+  for ((try = 1; ; try++)); do
+    if said=$(gcloud compute tpus queued-resources describe "$JOB_NAME" --zone="$TPU_ZONE" --format='value(state.state)' 2>&1); then
+      printf '%s\n' "${said##*$'\n'}" # warnings come before it
+      return
+    fi
+    ! grep -qiE 'not_found|not found' <<<"$said" || return 0
+    printf '%s\n' "$said" >&2
+    ((try < tries)) || die "cannot tell whether $JOB_NAME runs; rerun the same command when Google Cloud answers"
+    pause "$try"
+  done
 }
 
 request_slice() {
   local spot=()
   [[ -z ${TPU_SPOT:-} ]] || spot=(--spot)
-  gcloud_tpu queued-resources create "$JOB_NAME" --node-id="$JOB_NAME" --accelerator-type="$TPU_TYPE" \
-    --runtime-version="${TPU_RUNTIME:-v2-alpha-tpuv5}" "${spot[@]}"
+  local create=(queued-resources create "$JOB_NAME" --node-id="$JOB_NAME" --accelerator-type="$TPU_TYPE"
+    --runtime-version="${TPU_RUNTIME:-v2-alpha-tpuv5}" "${spot[@]}")
+  local try
+  for ((try = 1; ; try++)); do
+    ! gcloud_tpu "${create[@]}" || return 0
+    [[ -z $(state) ]] || return 0 # it was taken, though the answer was lost
+    ((try < tries)) || die "the slice $JOB_NAME was not granted: see the message above"
+    pause "$try"
+  done
 }
 
 wait_for_slice() {
   ((dry_run)) && return
   local now
-  while now=$(state) && [[ $now != ACTIVE ]]; do
-    [[ $now != FAILED && $now != SUSPENDED ]] || return 1
+  while now=$(state) || exit; [[ $now != ACTIVE ]]; do
+    [[ -n $now && $now != FAILED && $now != SUSPENDED ]] || return 1
     echo "queued resource $JOB_NAME: ${now:-unknown}; checking again in 60 s" >&2
     sleep 60
   done
@@ -53,9 +73,9 @@ remote() {
 }
 
 for ((restart = 0; restart <= ${LCLM_MAX_RESTARTS:-100}; restart++)); do
-  if ((dry_run)) || [[ -z $(state) ]]; then
-    request_slice
-  fi
+  now=
+  ((dry_run)) || now=$(state)
+  [[ -n $now ]] || request_slice
   status=75
   if wait_for_slice; then
     status=0
@@ -66,11 +86,12 @@ for ((restart = 0; restart <= ${LCLM_MAX_RESTARTS:-100}; restart++)); do
     exit 0
   fi
   # ssh reports a lost worker as 255; a slice that is gone was preempted. Anything else is an error of the run itself.
-  if ((status != 75 && status != 255)) && [[ $(state) == ACTIVE ]]; then
+  now=$(state) # stops here if nobody can tell: a slice that runs must not be deleted
+  if ((status != 75 && status != 255)) && [[ $now == ACTIVE ]]; then
     echo "the run failed with status $status; the slice $JOB_NAME is kept" >&2
     exit "$status"
   fi
-  [[ $(state) == ACTIVE ]] || delete_slice
+  [[ $now == ACTIVE ]] || delete_slice
   echo "stopped with status $status; restarting ($((restart + 1)))" >&2
 done
 die "gave up after ${LCLM_MAX_RESTARTS:-100} restarts"

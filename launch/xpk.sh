@@ -18,9 +18,18 @@ need IMAGE REGION-docker.pkg.dev/PROJECT/lclm/lclm-tpu:TAG
 need XPK_CLUSTER CLUSTER
 need XPK_TPU_TYPE v5p-128
 
+need_number XPK_SLICES
+need_label JOB_NAME 40 letter
+need_program xpk "pip install xpk"
+
 command=$(printf '%q ' lclm train "${arguments[@]}")
-read -ra options <<<"${XPK_ARGS:-}"
+split "${XPK_ARGS:-}"
+options=("${words[@]}")
 [[ -z ${XPK_STORAGE:-} ]] || options+=("--storage=$XPK_STORAGE")
-run xpk workload create --workload="$JOB_NAME" --cluster="$XPK_CLUSTER" --tpu-type="$XPK_TPU_TYPE" \
-  --num-slices="${XPK_SLICES:-1}" --docker-image="$IMAGE" --max-restarts=100 --restart-on-exit-codes=75 \
-  --termination-grace-period-seconds=600 "${options[@]}" --command="${command% }"
+create=(xpk workload create "--workload=$JOB_NAME" "--cluster=$XPK_CLUSTER" "--tpu-type=$XPK_TPU_TYPE"
+  "--num-slices=${XPK_SLICES:-1}" "--docker-image=$IMAGE" --max-restarts=100 --restart-on-exit-codes=75
+  --termination-grace-period-seconds=600 "${options[@]}" "--command=${command% }")
+show "${create[@]}"
+((!dry_run)) || exit 0
+# xpk refuses a second workload of the name, so one that was taken is not started twice.
+retry 'unable to connect|connection refused|connection reset|timed out|service unavailable' "${create[@]}"

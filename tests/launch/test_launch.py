@@ -146,6 +146,232 @@ def test_local_starts_again_after_status_75(tmp_path):
     assert launch("local.sh", CONFIG, PATH=f"{tmp_path}:/usr/bin:/bin", LCLM_MAX_RESTARTS="1").returncode == 75
 
 
+AWKWARD = [
+    "a b",
+    "it's",
+    'say "so"',
+    "two\nlines",
+    "$HOME",
+    "$(id)",
+    "`id`",
+    "a$$b",
+    "k=v=w",
+    "",
+    "-",
+    "é ✓ 😀",
+    "a\\b",
+    "*",
+    "#x",
+]
+"""Arguments that a shell, YAML or Kubernetes might read as something else."""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """``fake(name, script)``: a program on PATH; ``fake.calls(name)``: the arguments of its calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def make(name, script="exit 0"):
+        log = f"""printf '%s\\0' "$@" >> '{folder}/{name}.calls'; printf '\\0' >> '{folder}/{name}.calls'"""
+        count = f"n=$(tr -cd '\\n' < '{folder}/{name}.count' | wc -c)"
+        text = f"#!/bin/bash\n{log}\necho >> '{folder}/{name}.count'\n{count}\n{script}\n"
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+    def calls(name):
+        path = folder / f"{name}.calls"
+        return [call.split("\0") for call in path.read_text().split("\0\0")[:-1]] if path.exists() else []
+
+    make.calls = calls
+    make.environment = {"PATH": f"{folder}:/usr/bin:/bin", "LCLM_RETRY_SECONDS": "0"}
+    return make
+
+
+def test_arguments_reach_the_program_as_they_are(fake):
+    for name in ("lclm", "sbatch", "gcloud"):
+        fake(name, "echo ACTIVE" if name == "gcloud" else "exit 0")
+    settings = [one for one in AWKWARD if one]
+    assert launch("local.sh", CONFIG, *settings, **fake.environment).returncode == 0
+    assert fake.calls("lclm") == [["train", CONFIG, *settings]]
+    assert launch("slurm.sh", CONFIG, *settings, **fake.environment).returncode == 0
+    assert fake.calls("sbatch")[0][1:] == [CONFIG, *settings]
+    done = launch("tpu_vm.sh", CONFIG, *settings, **VARIABLES, **fake.environment)
+    assert done.returncode == 0, done.stderr
+    (ssh,) = [call for call in fake.calls("gcloud") if "ssh" in call]
+    (remote,) = [one.removeprefix("--command=") for one in ssh if one.startswith("--command=")]
+    fake("sudo")
+    subprocess.run(["bash", "-c", remote], env=fake.environment, check=True)
+    assert fake.calls("sudo")[-1][-len(settings) :] == settings
+
+
+def shell_words(text):
+    """What bash makes of a command line."""
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {text}"], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def kubernetes(argument):
+    """What Kubernetes makes of an argument: ``$$`` is a dollar sign, ``$(NAME)`` a variable."""
+    return re.sub(r"\$\$|\$\((\w+)\)", lambda found: "EXPANDED" if found[1] else "$", argument)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_arguments_in_manifests_stay_what_they_are(locale):
+    awkward = [*AWKWARD, "\x7f", "\u2028", "\x85", "no", "1e3"]
+    done = launch("gke.sh", "--dry-run", "gpu", CONFIG, *awkward, **VARIABLES, LC_ALL=locale)
+    assert done.returncode == 0, done.stderr
+    pod = validate("jobset", done.stdout)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert [kubernetes(one) for one in pod["containers"][0]["args"]] == ["train", CONFIG, *awkward]
+    done = launch("skypilot.sh", "--dry-run", "gpu", CONFIG, *AWKWARD, **SKY, LC_ALL=locale)
+    command = validate("skypilot", done.stdout)["run"].splitlines()[-1]
+    assert shell_words(command) == ["lclm", "train", CONFIG, *AWKWARD]
+    done = launch("xpk.sh", "--dry-run", CONFIG, *AWKWARD, **VARIABLES, LC_ALL=locale)
+    *_, last = shell_words(done.stdout.removeprefix("+ "))
+    assert shell_words(last.removeprefix("--command=")) == ["lclm", "train", CONFIG, *AWKWARD]
+
+
+def test_names_in_manifests_are_texts():
+    done = launch("gke.sh", "--dry-run", "tpu", CONFIG, **{**VARIABLES, "JOB_NAME": "1e3", "IMAGE": 'a:"b" # c'})
+    job = yaml.safe_load(done.stdout)
+    assert job["metadata"]["name"] == "1e3"
+    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == 'a:"b" # c'
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "words"),
+    [
+        ("gke.sh tpu", "LCLM_16x", "is not a name that the cluster takes: use a-z, 0-9 and -"),
+        ("gke.sh gpu", "lclm-", "is not a name that the cluster takes"),
+        ("gke.sh tpu", "lclm\nx", "is not a name that the cluster takes"),
+        ("gke.sh tpu", "n" * 50, "has 50 characters, and here a name has at most 46; shorten it"),
+        ("xpk.sh", "16x", "begin with a letter"),
+        ("xpk.sh", "n" * 41, "has 41 characters, and here a name has at most 40"),
+        ("tpu_vm.sh", "n" * 64, "has 64 characters, and here a name has at most 63"),
+        ("tpu_vm.sh", "a.b", "is not a name that the cluster takes"),
+        ("skypilot.sh gpu", "a b", "is not a name that SkyPilot takes"),
+    ],
+)
+def test_names_are_checked_before_anything_is_submitted(script, name, words):
+    done = launch(*script.split(), CONFIG, **{**VARIABLES, **SKY, "JOB_NAME": name})
+    assert done.returncode == 2 and done.stdout == ""
+    assert words in done.stderr or "is not on PATH" in done.stderr
+    done = launch(*script.replace(".sh", ".sh --dry-run").split(), CONFIG, **{**VARIABLES, **SKY, "JOB_NAME": name})
+    assert done.returncode == 2 and done.stdout == "" and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("local.sh", "the program lclm is not on PATH; activate the environment"),
+        ("slurm.sh", "the program sbatch is not on PATH; run this on a login node"),
+        ("gke.sh gpu", "the program kubectl is not on PATH"),
+        ("skypilot.sh gpu", "the program sky is not on PATH"),
+        ("xpk.sh", "the program xpk is not on PATH"),
+        ("tpu_vm.sh", "the program gcloud is not on PATH"),
+    ],
+)
+def test_a_missing_program_is_named(script, words, tmp_path):
+    for name in ("bash", "env", "dirname", "python3", "xargs", "sed"):
+        (tmp_path / name).symlink_to(shutil.which(name, path="/usr/bin:/bin"))
+    done = launch(*script.split(), CONFIG, **{**VARIABLES, **SKY, "PATH": str(tmp_path)})
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_options_of_the_schedulers_may_be_quoted(fake):
+    options = "--nodes=2\n--comment='a b' --export=\"X=it's\" "
+    done = launch("slurm.sh", "--dry-run", CONFIG, SBATCH_ARGS=options)
+    assert shell_words(done.stdout.removeprefix("+ "))[1:4] == ["--nodes=2", "--comment=a b", "--export=X=it's"]
+    done = launch("xpk.sh", "--dry-run", CONFIG, **VARIABLES, XPK_ARGS="--project='my project'")
+    assert "--project=my project" in shell_words(done.stdout.removeprefix("+ "))
+    for variable in ("SBATCH_ARGS", "LCLM_SRUN_ARGS"):
+        done = launch("slurm.sh", "--dry-run", CONFIG, **{variable: "--comment='open"})
+        assert done.returncode == 2 and "a quote is not closed" in done.stderr and done.stdout == ""
+
+
+def test_a_slurm_controller_that_is_away_is_asked_again(fake):
+    fake("sbatch", 'if ((n < 3)); then echo "Unable to contact slurm controller (connect failure)" >&2; exit 1; fi')
+    fake("squeue")
+    done = launch("slurm.sh", CONFIG, **fake.environment)
+    assert done.returncode == 0 and len(fake.calls("sbatch")) == 3 and not fake.calls("squeue")
+    fake("sbatch", 'echo "Unable to contact slurm controller (connect failure)" >&2; exit 1')
+    (tmp := Path(fake.environment["PATH"].split(":")[0]) / "sbatch.calls").unlink()
+    assert launch("slurm.sh", CONFIG, **fake.environment, LCLM_SUBMIT_TRIES="2").returncode == 1
+    assert len(fake.calls("sbatch")) == 2
+    tmp.unlink()
+    fake("sbatch", 'echo "Invalid partition name specified" >&2; exit 1')
+    assert launch("slurm.sh", CONFIG, **fake.environment).returncode == 1
+    assert len(fake.calls("sbatch")) == 1, "a refusal stays one"
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_job_that_slurm_took_without_an_answer_is_not_submitted_twice(fake, taken):
+    silent = 'echo "Socket timed out on send/recv operation" >&2; exit 1'
+    fake("sbatch", f"if ((n < 2)); then {silent}; fi")
+    row = f'echo "77 $(date +%Y-%m-%dT%H:%M:%S) {LAUNCH}/lclm.sbatch {CONFIG}"' if taken else "exit 0"
+    fake("squeue", row)
+    done = launch("slurm.sh", CONFIG, **fake.environment)
+    assert done.returncode == 0, done.stderr
+    assert len(fake.calls("sbatch")) == (1 if taken else 2)
+    assert ("Submitted batch job 77" in done.stdout) == taken
+
+
+def test_kubernetes_is_asked_again_and_told_the_same(fake):
+    fake(
+        "kubectl",
+        'cat >> "$0.manifests"; if ((n < 3)); then echo "Unable to connect to the server: EOF" >&2; exit 1; fi',
+    )
+    done = launch("gke.sh", "gpu", CONFIG, **VARIABLES, **fake.environment)
+    assert done.returncode == 0, done.stderr
+    assert fake.calls("kubectl") == [["apply", "-f", "-"]] * 3
+    manifests = Path(fake.environment["PATH"].split(":")[0]) / "kubectl.manifests"
+    assert manifests.read_text().count("kind: JobSet") == 3
+    fake("kubectl", 'echo "error: validation failed" >&2; exit 1')
+    assert launch("gke.sh", "gpu", CONFIG, **VARIABLES, **fake.environment).returncode == 1
+    assert len(fake.calls("kubectl")) == 4
+
+
+def test_a_slice_is_not_deleted_or_asked_for_again_when_google_cloud_is_away(fake):
+    away = 'echo "ERROR: Connection aborted" >&2; exit 1'
+    describe = f"*describe*) ((n > 3)) || {{ {away}; }}; ((n < 12)) && echo ACTIVE || {{ {away}; }};;"
+    fake("gcloud", f'case "$*" in {describe} *ssh*) exit 255;; esac')
+    done = launch("tpu_vm.sh", CONFIG, **VARIABLES, **fake.environment)
+    assert done.returncode == 2 and "cannot tell whether lclm-16x runs" in done.stderr
+    verbs = [word for call in fake.calls("gcloud") for word in call if word in ("create", "delete", "ssh")]
+    assert set(verbs) == {"ssh"}
+
+
+def sbatch_script(fake, **variables):
+    """Run the job's own script with fakes; its exit status and standard error."""
+    environment = {**fake.environment, "SLURM_JOB_ID": "42", **variables}
+    done = subprocess.run([LAUNCH / "lclm.sbatch", CONFIG], capture_output=True, text=True, env=environment)
+    return done.returncode, done.stderr
+
+
+def test_one_task_of_an_array_is_requeued_alone(fake):
+    fake("srun", "exit 75")
+    fake("squeue", "echo RUNNING")
+    fake("scontrol")
+    assert sbatch_script(fake, SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3", LCLM_VERB="ablate")[0] == 0
+    assert fake.calls("squeue")[0][1] == "--jobs=42_3" and fake.calls("scontrol") == [["requeue", "42_3"]]
+
+
+def test_a_job_is_requeued_though_the_controller_is_away_for_a_moment(fake):
+    fake("srun", "exit 75")
+    for name, answer in (("squeue", "echo RUNNING"), ("scontrol", "exit 0")):
+        fake(name, f"if ((n < 3)); then echo 'Unable to contact slurm controller' >&2; exit 1; fi; {answer}")
+    options = "--container-image='my image' --x"
+    assert sbatch_script(fake, LCLM_SRUN_ARGS=options)[0] == 0
+    assert fake.calls("scontrol") == [["requeue", "42"]] * 3
+    assert fake.calls("srun") == [
+        ["--kill-on-bad-exit=0", "--container-image=my image", "--x", "lclm", "train", CONFIG]
+    ]
+    fake("squeue", "exit 1")
+    status, errors = sbatch_script(fake, LCLM_SUBMIT_TRIES="2")
+    assert status == 75 and "the controller gives no answer: submit the job again" in errors
+
+
 def test_no_secrets_in_the_files():
     for path in LAUNCH.rglob("*"):
         if path.is_file():
