@@ -41,6 +41,10 @@ class RawSplit:
     def __len__(self) -> int:
         return self._file.metadata.num_rows
 
+    @property
+    def mean_tokens(self) -> None:
+        """Not known before the text is tokenized."""
+
     def lists(self, name: str, records: np.ndarray) -> Ragged | None:
         """The cuts of ``records``, int64; one tokenizer, so no ``encoder_cuts``."""
         if name != "cuts":

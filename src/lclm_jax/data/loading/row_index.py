@@ -35,7 +35,9 @@ from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
+_OLDER_FORMATS = (3,)
+"""Indices that runs began with go on with the block sizes stored in them. 3: sizes from a sample alone."""
 _OPEN_BLOCKS = 4
 _IN_FOLDER = 1000
 _EMPTY_BLOCKS = 100
@@ -200,9 +202,8 @@ def open_index(config: Config, stage: str, sources: Sequence[Source], folder: st
         RowIndexError: A source has no example that fits a row, or the folder cannot be written.
     """
     inputs = index_inputs(config, stage, sources)
-    digest = digest_of(inputs)
+    digest, sizing = _stored_index(Path(folder), inputs)
     own = Path(folder) / digest[:16]
-    sizing = _stored_sizing(own, digest)
     try:
         if sizing is None:
             sizing = size_blocks(config, stage, sources)
@@ -221,6 +222,15 @@ def block_maker(config: Config, stage: str, sources: Sequence[Source], mixture: 
     """What makes the blocks of ``stage``."""
     pack: PackConfig = config.pack(stage)
     return BlockMaker(sources, mixture, pack, draw_key("rows", config.seed, stage))
+
+
+def _stored_index(folder: Path, inputs: JsonObject) -> tuple[str, JsonObject | None]:
+    """The digest of the index to use under ``folder``, and its block sizes; None: it has to be made."""
+    for made_as in (FORMAT, *_OLDER_FORMATS):
+        digest = digest_of(inputs | {"format": made_as})
+        if (sizing := _stored_sizing(folder / digest[:16], digest)) is not None:
+            return digest, sizing
+    return digest_of(inputs), None
 
 
 def _stored_sizing(folder: Path, digest: str) -> JsonObject | None:

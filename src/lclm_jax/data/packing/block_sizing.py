@@ -29,18 +29,27 @@ class RecordAverages(NamedTuple):
 
 
 def sample_averages(source: Source, seed: int) -> RecordAverages:
-    """Plan a sample of the records of ``source``, or all if there are few; zeros if none fits a row."""
+    """Plan a sample of the records of ``source``, or all if there are few; zeros if none fits a row.
+
+    What the sample gives is scaled to the tokens of all records, which are known: a few long documents more or fewer in
+    the sample would otherwise shift the shares of a whole stage.
+    """
     order = Shuffle(draw_key("sample", seed, source.name), len(source))
     model, packer = source.setup.plan_model, RowPacker(source.setup.plan_model.ratio, source.setup.pack)
-    totals, taken = np.zeros(4), 0
+    mean = source.split.mean_tokens
+    totals, taken, tokens = np.zeros(4), 0, 0
     while taken < min(len(source), SAMPLE_RECORDS) and totals[3] < SAMPLE_TOKENS:
         more = min(max(64, taken), len(source) - taken)
-        plan = source.plan(0, order(np.arange(taken, taken + more)))
+        records = order(np.arange(taken, taken + more))
+        plan = source.plan(0, records)
+        if mean is not None:
+            tokens += int(source.split.numbers("decoder_tokens", records).sum())
         usable, _ = packer.find_packable(plan.tokens, ExampleWindows(plan.spans, model))
         of_examples = (plan.tokens, plan.spans.sums(), plan.raw_tokens)
         totals += [usable.size, *(float(one[usable].sum()) for one in of_examples)]
         taken += more
-    return RecordAverages(*(totals / max(taken, 1)).tolist())
+    scale = 1 / max(taken, 1) if mean is None or not tokens else mean / tokens
+    return RecordAverages(*(totals * scale).tolist())
 
 
 def block_size(

@@ -133,6 +133,7 @@ class PreparedSplit:
             raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
         try:
             self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
+            self._tokens = int(collections[collection][split]["decoder_tokens"])
         except (KeyError, TypeError) as error:
             shown = self.storage.shown(MANIFEST)
             raise PreparedError(
@@ -155,6 +156,11 @@ class PreparedSplit:
     def digest(self) -> str:
         """SHA-256 over the checksums of all shards: equal digests mean equal records in equal order."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    @property
+    def mean_tokens(self) -> float | None:
+        """Tokens of a record by the decoder's tokenizer (without placeholders), on average; None if there are none."""
+        return self._tokens / len(self) if len(self) else None
 
     @cached_property
     def vocabulary(self) -> TokenBytes | None:
