@@ -7,7 +7,7 @@ latest one. A step runs again when the settings that it depends on have changed.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from lclm_jax.config import Config, RunPaths
@@ -15,7 +15,7 @@ from lclm_jax.data.prepare.run import prepare_data, train_run_tokenizer
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_json
 from lclm_jax.ops.pipeline_state import PipelineState, Step, run_steps
-from lclm_jax.ops.run_folder import own_run
+from lclm_jax.ops.run_folder import claim_run, own_run
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def run_pipeline(config: Config) -> JsonObject:
     Raises ``LclmError`` as ``own_run`` does, and as the steps do.
     """
     paths = RunPaths(config)
-    with own_run(config):
+    with own_run(config, claim=False):
         if not run_steps(config, list(pipeline_steps(config)), paths.progress):
             logger.info("Nothing to do: %s is complete; delete %s to start over", paths.report, paths.root)
     return json.loads(paths.report.with_suffix(".json").read_text(encoding="utf-8"))
@@ -49,8 +49,8 @@ def pipeline_steps(config: Config) -> Iterator[Step]:
     evaluation = json.dumps({f"eval.{name}": value for name, value in config.eval.model_dump(mode="json").items()})
     yield Step("corpus", _survey_corpus, corpus)
     if config.tokenizer.decoder is None:
-        yield Step("tokenizer", train_run_tokenizer, corpus)
-    yield Step("prepare", prepare_data, corpus)
+        yield Step("tokenizer", _claiming(train_run_tokenizer), corpus)
+    yield Step("prepare", _claiming(prepare_data), corpus)
     for name in config.stages:
         yield Step(f"train {name}", partial(_train_stage, stage=name), "{}")
     yield Step("evaluate", _evaluate, evaluation)
@@ -59,13 +59,25 @@ def pipeline_steps(config: Config) -> Iterator[Step]:
     yield Step("report", _report, evaluation)
 
 
-def _survey_corpus(config: Config) -> JsonObject:
-    from lclm_jax.data.prepare.corpus import SPLITS, list_collection, split_of
+def _claiming(step: Callable[[Config], JsonObject]) -> Callable[[Config], JsonObject]:
+    """``step``, which makes what other settings could not be used with: then the folder is claimed."""
 
+    def run(config: Config) -> JsonObject:
+        result = step(config)
+        claim_run(config)
+        return result
+
+    return run
+
+
+def _survey_corpus(config: Config) -> JsonObject:
+    from lclm_jax.data.prepare.corpus import SPLITS, list_collection, output_folders, split_of
+
+    outputs = output_folders(config)
     files, sizes, rows = Counter[str](), Counter[str](), False
     for collection in config.corpus.resolved.values():
         rows |= not collection.by_file
-        for entry in list_collection(collection, 2**62) if collection.records == "documents" else ():
+        for entry in list_collection(collection, 2**62, outputs) if collection.records == "documents" else ():
             split = split_of(entry.id, config.corpus) if collection.by_file else "rows"
             files[split] += 1
             sizes[split] += entry.size

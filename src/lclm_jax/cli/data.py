@@ -45,7 +45,7 @@ def prepare(
     reason, and a sample of them is written to rejects.jsonl beside the shards.
     """
     from lclm_jax.data.prepare.run import prepare_data, prepare_worker_parts, train_missing_tokenizer
-    from lclm_jax.ops.run_folder import own_run
+    from lclm_jax.ops.run_folder import claim_run, own_run
     from lclm_jax.progress import log_progress
 
     tree = load_config(config, overrides)
@@ -54,8 +54,11 @@ def prepare(
         made = prepare_worker_parts(tree, share, log_progress(), workers or os.cpu_count() or 1, strict)
         click.echo(f"share {share}: made {made} parts in {RunPaths(tree).prepared}")
         return
-    with own_run(tree):
+    with own_run(tree, claim=False):
+        if train_missing_tokenizer(tree):
+            claim_run(tree)
         manifest = prepare_data(tree, workers, strict)
+        claim_run(tree)
     for name, splits in manifest["collections"].items():
         for split, entry in splits.items():
             click.echo(f"{name}/{split}: {entry['records']:,} records, {entry['decoder_tokens']:,} tokens")
@@ -103,8 +106,10 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
     """Check the prepared corpus of CONFIG from end to end; exit with status 1 if it has defects.
 
     Checks every checksum and every record with its lengths, ids and cuts; tokenizes a sample of the records again.
+    Names raw files that have changed since.
     """
     from lclm_jax.data.inspect.validate import validate as defects_of
+    from lclm_jax.data.prepare.file_versions import changed_since
     from lclm_jax.data.store.shards import shard_cache
     from lclm_jax.data.store.storage import Storage
     from lclm_jax.text.run_tokenizers import load_tokenizers
@@ -112,6 +117,7 @@ def validate(config: Path, sample: float, overrides: tuple[str, ...], json_file:
     tree = load_config(config, overrides)
     storage = Storage(RunPaths(tree).prepared, shard_cache(tree))
     defects = [str(defect) for defect in defects_of(storage, load_tokenizers(tree), sample)]
+    defects += changed_since(tree, storage)
     for defect in defects:
         click.echo(defect, err=True)
     write_result(json_file, {"prepared": str(storage), "defects": defects})

@@ -51,6 +51,8 @@ class Entry(NamedTuple):
     """First byte (JSONL) or row group (Parquet) of the part."""
     stop: int | None = None
     """Where the part ends; None: with the file."""
+    version: str = ""
+    """Of the whole file when it was listed: see ``readers.files.File``."""
 
 
 class Row(NamedTuple):
@@ -58,6 +60,8 @@ class Row(NamedTuple):
 
     place: str
     values: JsonObject
+    columns: tuple[str, ...] = ()
+    """Names of all its columns; ``values`` has those that are wanted."""
 
 
 class Bad(NamedTuple):
@@ -66,3 +70,5 @@ class Bad(NamedTuple):
     place: str
     reason: str
     excerpt: str
+    whole: bool = False
+    """Whether it is about the file and not about one row; ``place`` is the file's name then."""

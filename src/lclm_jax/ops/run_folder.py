@@ -45,13 +45,22 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def own_run(config: Config, force: bool = False) -> Iterator[None]:
-    """Work alone in the run's folder, which is claimed first (``claim_run``); ``force``: whatever was changed.
+def own_run(config: Config, force: bool = False, claim: bool = True) -> Iterator[None]:
+    """Work alone in the run's folder.
 
-    Raises ``LclmError`` if another process works in it, or it belongs to another configuration.
+    Args:
+        config: of the run.
+        force: whatever was changed.
+        claim: claim the folder (``claim_run``) before anything is made. If not, a folder that is claimed already is
+            compared, and a new one is left to the caller, who claims it when something is in it: settings with which a
+            run fails at once can then be mended.
+
+    Raises:
+        LclmError: another process works in the folder, or it belongs to another configuration.
     """
     with locked(RunPaths(config).root):
-        claim_run(config, force)
+        if claim or RunPaths(config).resolved_config.exists():
+            claim_run(config, force)
         yield
 
 

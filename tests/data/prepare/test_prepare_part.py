@@ -172,7 +172,7 @@ def test_a_wrong_column_is_named_with_those_that_are_there(raw, tmp_path):
     values = make_config(raw, tmp_path).model_dump(mode="json")
     values["corpus"]["collections"].pop("sft")
     values["corpus"]["collections"]["web"]["columns"]["text"] = "txet"
-    with pytest.raises(PreparedError, match=r"missing_column.*such as .* \(missing_column\): \['url'\]"):
+    with pytest.raises(PreparedError, match=r"missing_column.*such as .* \(missing_column\): txet is .*: text, url\)"):
         prepare_corpus(parse_config(values, "test"))
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -7,11 +8,14 @@ from tests.data.helpers import assert_checksums
 
 from lclm_jax.config import parse_config
 from lclm_jax.data.prepare import prepare_part as part_maker
-from lclm_jax.data.prepare.run import prepare_corpus
+from lclm_jax.data.prepare.file_versions import changed_since
+from lclm_jax.data.prepare.reject_counter import BadRow
+from lclm_jax.data.prepare.run import finish, make_parts, plan_preparation, prepare_corpus, prepare_data
 from lclm_jax.data.store import shard_writer
 from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.records import chat_outline_of
 from lclm_jax.data.store.shards import PreparedError, PreparedSplit, lengths_name, read_manifest
+from lclm_jax.data.store.storage import Storage
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import DocumentTokens, chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
@@ -211,6 +215,127 @@ def test_disk_that_refuses_is_a_clear_error(corpus, tokenizers, tmp_path, monkey
     with pytest.raises(PreparedError, match=r"No space left.*free some space"):
         prepare_corpus(make_config(corpus, tokenizers), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def replace_text(path, old, new):
+    """As an editor does it: the size stays, and so may the time."""
+    about = path.stat()
+    path.write_text(path.read_text().replace(old, new))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+@pytest.fixture
+def own_corpus(corpus, tmp_path):
+    """A few of the files, to be changed."""
+    (tmp_path / "raw").mkdir()
+    for number in range(8):
+        shutil.copy2(corpus / f"file{number:02d}.py", tmp_path / "raw")
+    return tmp_path / "raw"
+
+
+def test_a_changed_file_of_equal_size_is_refused_by_name(own_corpus, tokenizers, tmp_path):
+    config, out = make_config(own_corpus, tokenizers, prepared=str(tmp_path / "out")), tmp_path / "out"
+    manifest = prepare_corpus(config)
+    before = snapshot(out)
+    os.utime(own_corpus / "file03.py")  # only touched
+    assert prepare_corpus(config) == manifest
+    assert changed_since(config, Storage(out)) == []
+    replace_text(own_corpus / "file03.py", "width", "WIDTH")
+    with pytest.raises(PreparedError, match=r"file03.py: changed since .*out was prepared.*new folder, or delete it"):
+        prepare_corpus(config)
+    assert changed_since(config, Storage(out)) == [
+        f"{name}: file03.py has changed since it was prepared" for name in ("documents", "chat")
+    ]
+    (own_corpus / "new.py").write_text("x = 1")
+    assert "documents: new.py is new" in changed_since(config, Storage(out))
+    assert {name: content for name, content in snapshot(out).items() if "sources" not in str(name)} == {
+        name: content for name, content in before.items() if "sources" not in str(name)
+    }
+    shutil.rmtree(own_corpus)
+    assert changed_since(config, Storage(out)) == []
+
+
+def test_a_file_that_changes_before_the_end_is_read_again(own_corpus, tokenizers, tmp_path):
+    config, out = make_config(own_corpus, tokenizers), tmp_path / "out"
+    plan = plan_preparation(config, out)
+    make_parts(plan, plan.parts)
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.array_record")}
+    replace_text(own_corpus / "file03.py", "width", "WIDTH")
+    with pytest.raises(PreparedError, match=r"file03.py changed while they were prepared; prepare again"):
+        finish(plan)
+    prepare_corpus(config, out)
+    texts = [text for split in ("train", "validation", "held_out") for text in texts_of(out, split)]
+    assert sum("WIDTH" in text for text in texts) == 1
+    assert sum(path.stat().st_mtime_ns == time for path, time in kept.items()) > len(kept) // 2
+
+
+def texts_of(out, split):
+    return [column_text(record["text"]) for record in records(PreparedSplit(out, "documents", split))]
+
+
+def records(split):
+    return split.read_many(range(len(split)))
+
+
+def test_what_an_older_version_prepared_is_not_refused(own_corpus, tokenizers, tmp_path):
+    config, out = make_config(own_corpus, tokenizers), tmp_path / "out"
+    manifest = prepare_corpus(config, out)
+    del manifest["files_left_out"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    for path in out.rglob("*.json"):
+        if path.name.endswith(".sources.json"):
+            path.unlink()
+        elif path.name != "manifest.json":
+            report = json.loads(path.read_text())
+            del report["files"]
+            path.write_text(json.dumps(report))
+    os.utime(own_corpus / "file03.py")
+    assert prepare_corpus(config, out) == manifest
+    assert changed_since(config, Storage(out)) == []
+
+
+def test_files_that_cannot_be_used_are_named(own_corpus, tokenizers, tmp_path, caplog):
+    (own_corpus / "broken.py").symlink_to("nowhere")
+    (own_corpus / "wide.py").write_text("x = 1\n", encoding="utf-16")
+    config = make_config(own_corpus, tokenizers, prepared=str(tmp_path / "out"), shard_bytes=10**6)
+    with caplog.at_level("WARNING", "lclm_jax"):
+        manifest = prepare_data(config, workers=1)
+    named = {file["file"]: file["reason"] for file in manifest["files_left_out"]["documents"]}
+    assert named == {"broken.py": "unreadable", "wide.py": "undecodable"}
+    assert read_manifest(tmp_path / "out") == manifest
+    assert "documents: wide.py is left out, or its end: undecodable (it is UTF-16; convert it" in caplog.text
+    with pytest.raises(BadRow, match=r"(broken|wide).py: un"):
+        prepare_corpus(config, tmp_path / "strict", strict=True)
+
+
+def test_an_empty_split_is_said(own_corpus, tokenizers, tmp_path, caplog):
+    config = make_config(own_corpus, tokenizers)
+    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"held_out_share": 1e-9})})
+    with caplog.at_level("WARNING", "lclm_jax"):
+        prepare_corpus(config, tmp_path / "out")
+    assert "documents: nothing falls into held_out of its splits" in caplog.text
+
+
+@pytest.mark.parametrize("call", ["write", "close"])
+def test_a_full_disk_leaves_nothing_and_is_said(own_corpus, tokenizers, tmp_path, monkeypatch, call):
+    class Full:
+        def __init__(self, path, options):
+            self.path = path
+
+        def write(self, data):
+            if call == "write":
+                raise RuntimeError("No space left on device [errno 28]; writing a chunk at file.cc:1")
+
+        def close(self):
+            raise RuntimeError("No space left on device [errno 28]; closing")
+
+    config = make_config(own_corpus, tokenizers)
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "ArrayRecordWriter", Full)
+        with pytest.raises(PreparedError, match=r"cannot write .*array_record: No space left on device.*; free some"):
+            prepare_corpus(config, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert prepare_corpus(config, tmp_path / "out")["collections"]["documents"]["train"]["records"]
 
 
 def test_a_split_without_records_is_empty_columns(corpus, tokenizers, tmp_path):

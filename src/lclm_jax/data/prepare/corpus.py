@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from lclm_jax.config import CollectionConfig, CorpusConfig
-from lclm_jax.data.documents import Bad, Chat, Document, Entry
+from lclm_jax.config import CollectionConfig, Config, CorpusConfig, RunPaths
+from lclm_jax.data.documents import Chat, Document, Entry, Row
 from lclm_jax.data.prepare.readers import list_entries, read_rows
+from lclm_jax.data.prepare.readers.local_files import same_file
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.prepare.row_validation import chat_of, document_of
 from lclm_jax.errors import LclmError
@@ -24,13 +26,20 @@ def split_of(name: str, config: CorpusConfig) -> str:
     return "validation" if share < config.held_out_share + config.validation_share else "train"
 
 
-def list_collection(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
+def list_collection(collection: CollectionConfig, part_bytes: int, outputs: Sequence[str] = ()) -> list[Entry]:
     """Every entry of ``collection`` in the order of names; with ``max_bytes``, a sample by hash that fits in it.
+
+    ``outputs``: folders that this run writes (``output_folders``). What is in them is no corpus, unless a path of the
+    collection names something inside them.
 
     Raises:
         LclmError: a path is missing, or there is no file to read.
     """
     entries = list_entries(collection, part_bytes)
+    named = [_folder(path) for path in collection.paths]
+    inside = tuple(one for one in outputs if not any(path.startswith(one) for path in named))
+    if inside and collection.paths:
+        entries = [one for one in entries if not _place(one.path).startswith(inside)]
     if collection.max_bytes is not None:
         entries = _sample(entries, collection.max_bytes)
     if not entries:
@@ -39,6 +48,21 @@ def list_collection(collection: CollectionConfig, part_bytes: int) -> list[Entry
             f" {list(collection.endings)}, max_bytes={collection.max_bytes}); name files that exist"
         )
     return entries
+
+
+def output_folders(config: Config) -> tuple[str, ...]:
+    """Folders that the run of ``config`` writes into, for ``list_collection``."""
+    paths = RunPaths(config)
+    return tuple(_folder(str(folder)) for folder in (paths.prepared, paths.root, paths.root / "stages"))
+
+
+def _folder(path: str) -> str:
+    """One text for all ways to write a folder, with a slash at its end; a URL as it is."""
+    return path.rstrip("/") + "/" if "://" in path else os.path.join(os.path.realpath(path), "")
+
+
+def _place(path: str) -> str:
+    return path if "://" in path else same_file(path)
 
 
 def read_documents(
@@ -50,33 +74,48 @@ def read_documents(
     never stand in two splits.
     """
     named = collection.by_file or collection.columns.id is not None
-    for entry in entries:
-        for row in read_rows(entry, collection):
-            if isinstance(row, Bad):
-                counter.reject(row.reason, row.place, row.excerpt)
-            elif (raw := document_of(row, collection, counter)) is not None:
-                yield Document(raw.id, raw.text, split_of(raw.id if named else raw.text, config))
+    for row in _rows(entries, collection, counter):
+        if (raw := document_of(row, collection, counter)) is not None:
+            yield Document(raw.id, raw.text, split_of(raw.id if named else raw.text, config))
 
 
 def read_chats(
     entries: Iterable[Entry], collection: CollectionConfig, config: CorpusConfig, counter: RejectCounter
 ) -> Iterator[Chat]:
     """The chats of ``entries``; their splits as in ``read_documents``."""
+    for row in _rows(entries, collection, counter):
+        if (chat := chat_of(row, collection, counter)) is not None:
+            name = chat.id if collection.columns.id else json.dumps(chat.messages, ensure_ascii=False)
+            yield Chat(chat, split_of(name, config))
+
+
+def _rows(entries: Iterable[Entry], collection: CollectionConfig, counter: RejectCounter) -> Iterator[Row]:
+    """The rows that can be read; what cannot is counted, files that give nothing by name."""
     for entry in entries:
+        found = False
         for row in read_rows(entry, collection):
-            if isinstance(row, Bad):
+            found = True
+            if isinstance(row, Row):
+                yield row
+            elif row.whole:
+                counter.reject_file(row.reason, row.place, row.excerpt)
+            else:
                 counter.reject(row.reason, row.place, row.excerpt)
-            elif (chat := chat_of(row, collection, counter)) is not None:
-                name = chat.id if collection.columns.id else json.dumps(chat.messages, ensure_ascii=False)
-                yield Chat(chat, split_of(name, config))
+        if not found and entry.path and not entry.start and entry.stop is None:
+            counter.note_file("no_rows", entry.id, "it has no rows")
 
 
 def read_corpus(
-    config: CorpusConfig, splits: Iterable[str] = SPLITS, counter: RejectCounter | None = None, max_bytes: int = 2**62
+    config: CorpusConfig,
+    splits: Iterable[str] = SPLITS,
+    counter: RejectCounter | None = None,
+    max_bytes: int = 2**62,
+    outputs: Sequence[str] = (),
 ) -> Iterator[Document]:
     """Documents of ``splits`` of all collections of documents; what cannot be used goes to ``counter``.
 
     ``max_bytes`` bounds the text (in characters): each collection gives a like share of the beginnings of its files.
+    ``outputs``: as in ``list_collection``.
 
     Raises:
         LclmError: as ``list_collection``.
@@ -84,7 +123,7 @@ def read_corpus(
     wanted, counter = set(splits), counter or RejectCounter()
     collections = [one for one in config.resolved.values() if one.records == "documents"]
     for collection in collections:
-        entries = list_collection(collection, 2**62)
+        entries = list_collection(collection, 2**62, outputs)
         share = max_bytes // len(collections)
         whole = sum(entry.size for entry in entries) <= share
         for entry in entries:

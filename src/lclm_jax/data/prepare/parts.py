@@ -4,12 +4,12 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from lclm_jax.config import Config, result_values
 from lclm_jax.data.documents import Entry
-from lclm_jax.data.prepare.corpus import SPLITS, list_collection, split_of
+from lclm_jax.data.prepare.corpus import SPLITS, list_collection, output_folders, split_of
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.text.shared_tokenization import shared_tokenization
@@ -52,6 +52,8 @@ class Report:
     counts: dict[str, int]
     """What was left out or noted, by reason."""
     rejects: list[JsonObject]
+    files: list[JsonObject] = field(default_factory=list)
+    """Files that cannot be used, or not to their end."""
 
     def write(self, storage: Storage, part: Part) -> None:
         """Store it: from now on the part is finished."""
@@ -90,7 +92,7 @@ def plan_parts(config: Config) -> list[Part]:
     for name, collection in config.corpus.resolved.items():
         if collection.records == "function_chat" and not _uses(config, name):
             continue
-        entries = list_collection(collection, config.data.shard_bytes)
+        entries = list_collection(collection, config.data.shard_bytes, output_folders(config))
         if collection.by_file:
             by_split: dict[str, list[Entry]] = {split: [] for split in SPLITS}
             for entry in entries:

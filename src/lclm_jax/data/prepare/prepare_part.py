@@ -13,6 +13,7 @@ from lclm_jax.data.demo.function_chats import chats_of
 from lclm_jax.data.documents import Document, RawChat
 from lclm_jax.data.prepare.corpus import read_chats, read_documents
 from lclm_jax.data.prepare.deduplication import dedup_folder, without_duplicates
+from lclm_jax.data.prepare.file_versions import sources_of, write_sources
 from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
 from lclm_jax.data.prepare.reject_counter import RejectCounter
@@ -107,7 +108,7 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
 
     Raises:
         BadRow: ``strict``, and a row is bad.
-        PreparedError: the disk refuses.
+        LclmError: the disk refuses, or the machine does.
     """
     storage, key = context.storage, context.key
     if (done := Report.read(storage, part, key)) is not None:
@@ -115,6 +116,7 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
     storage.delete(f"{part.stem}.json")
     counter = RejectCounter(strict)
     collection = context.config.corpus.resolved[part.collection]
+    sources = sources_of(part, collection)
     make = {"documents": _document_records, "chat": _chat_records, "function_chat": _function_chat_records}
     kind = "documents" if collection.records == "documents" else "chat"
     writers: dict[str, ShardWriter] = {}
@@ -124,10 +126,6 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
                 writers[split] = ShardWriter(storage, part.shard(split), kind, context.vocabulary)
             writers[split].add(columns)
         finished = {split: writers.pop(split).finish() for split in part.splits if split in writers}
-    except (OSError, RuntimeError) as error:
-        raise PreparedError(
-            f"cannot write {storage.shown(part.stem)}: {error}; free some space or choose another data.prepared"
-        ) from error
     finally:
         for writer in writers.values():
             writer.abandon()
@@ -137,8 +135,11 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
         {split: totals for split, (_, totals) in finished.items()},
         dict(sorted(counter.counts.items())),
         counter.rejects,
+        counter.files,
     )
-    report.write(storage, part)
+    with storage.refusals(part.stem):
+        write_sources(storage, part, key, sources)
+        report.write(storage, part)
     return report
 
 

@@ -64,7 +64,7 @@ def chat_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> R
         elif has.get(names.question) is not None:
             messages, tools, tagged = _asked(row, collection), None, None
         else:
-            raise _Broken("missing_column", sorted(has))
+            raise _missing(row, f"{names.prompt}, {names.messages} or {names.question}")
         if tagged is None and (not messages or messages[-1]["role"] != "assistant"):
             raise _Broken("no_reply", messages[-1:])
         size = sum(len(message["content"]) for message in messages)
@@ -144,12 +144,18 @@ def _plain(value: object, path: str, padded: bool = False) -> Any:
 def _column(row: Row, name: str) -> Any:
     value = row.values.get(name)
     if value is None:
-        raise _Broken("missing_column", sorted(row.values))
+        raise _missing(row, name)
     return value
 
 
 def _too_long(size: int, collection: CollectionConfig) -> str:
     return f"{size:,} bytes are above max_row_bytes={collection.max_row_bytes:,}; raise it or shorten the row"
+
+
+def _missing(row: Row, name: str) -> _Broken:
+    return _Broken(
+        "missing_column", f"{name} is missing or null; the columns are: {', '.join(sorted(row.columns or row.values))}"
+    )
 
 
 def _name(row: Row, collection: CollectionConfig) -> str:

@@ -2,22 +2,22 @@
 
 import json
 import logging
-import multiprocessing
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.base import suggestion
-from lclm_jax.data.prepare.corpus import SPLITS
+from lclm_jax.data.prepare.corpus import SPLITS, output_folders
 from lclm_jax.data.prepare.deduplication import dedup_stages
+from lclm_jax.data.prepare.file_versions import changed_entries, shown_files, sources_name
 from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
 from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
+from lclm_jax.data.prepare.workers import make_in_processes
 from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.data.store.vocabulary import token_bytes, write_vocabulary
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 REJECTS_KEPT = 100
 
 """Bad rows of each reason in the rejects file."""
+
+FILES_SHOWN = 10
+"""Files of a collection that are left out and named at the end; the manifest has all."""
 
 Progress = Callable[[int, int], None]
 
@@ -53,7 +56,8 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
     """Look at the corpus and the tokenizers of ``config``.
 
     Raises:
-        LclmError: missing or empty corpus, or an unusable tokenizer.
+        LclmError: missing or empty corpus, an unusable tokenizer, or files that are not those that the folder was
+            prepared from.
     """
     # Fail before the work, not after it.
     storage = Storage(out_dir or RunPaths(config).prepared, shard_cache(config))
@@ -63,7 +67,9 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
     _check_collections(config)
     parts = plan_parts(config)
     settings = preparation_settings(config, parts, tokenizers._asdict())
-    return Plan(config, storage, tuple(parts), tokenizers, settings, settings_key(settings))
+    plan = Plan(config, storage, tuple(parts), tokenizers, settings, settings_key(settings))
+    _check_files(plan)
+    return plan
 
 
 def prepare_corpus(
@@ -128,6 +134,8 @@ def finish(plan: Plan) -> JsonObject:
     Raises:
         PreparedError: a part is missing, or no document can be trained on.
     """
+    if changed := changed_entries(plan.storage, plan.parts, plan.key, plan.config):
+        raise PreparedError(f"{shown_files(changed.values())} changed while they were prepared; prepare again")
     reports = [Report.read(plan.storage, part, plan.key) for part in plan.parts]
     missing = [part.stem for part, report in zip(plan.parts, reports, strict=True) if report is None]
     if missing:
@@ -137,14 +145,12 @@ def finish(plan: Plan) -> JsonObject:
     manifest = _manifest(plan, [report for report in reports if report is not None])
     _remove_leftovers(plan, manifest)
     rejects = _rejects([report for report in reports if report is not None])
-    _check_use(manifest, rejects)
-    try:
+    _check_use(plan, manifest, rejects)
+    with plan.storage.refusals(MANIFEST):
         if (vocabulary := token_bytes(plan.tokenizers.decoder)) is not None:
             write_vocabulary(plan.storage, vocabulary)
         plan.storage.write(REJECTS, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in rejects).encode())
         plan.storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-    except OSError as error:
-        raise PreparedError(f"cannot write {plan.storage.shown(MANIFEST)}: {error}; free some space") from error
     return manifest
 
 
@@ -188,37 +194,40 @@ def _find_duplicates(plan: Plan, workers: int) -> None:
         run_stages("local", stages, plan.storage.shown(f"logs/{plan.key[:16]}"), {"workers": workers})
 
 
+def _check_files(plan: Plan) -> None:
+    """Raw files that changed since parts were made of them: these parts are made again, unless a run may read them."""
+    changed = changed_entries(plan.storage, plan.parts, plan.key, plan.config)
+    if not changed:
+        return
+    names = shown_files(changed.values())
+    if plan.storage.exists(MANIFEST):
+        raise PreparedError(
+            f"{names}: changed since {plan.storage} was prepared, and a run that reads it would get other rows; set"
+            " data.prepared to a new folder, or delete it and prepare again"
+        )
+    if any(plan.config.corpus.resolved[part.collection].dedup for part in changed):
+        raise PreparedError(
+            f"{names}: changed since duplicates were looked for; delete {plan.storage} and prepare again"
+        )
+    logger.warning("%s: changed since an interrupted preparation; %d parts are made again", names, len(changed))
+    for part in changed:
+        plan.storage.delete(f"{part.stem}.json")
+
+
 def _made(plan: Plan, parts: Sequence[Part], workers: int, strict: bool) -> Iterator[Part]:
     """Each part when it is made."""
-    if workers <= 1:
-        context = PreparationContext.of(plan.config, plan.storage, plan.key, plan.tokenizers)
-        for part in parts:
-            make_part(part, context, strict)
-            yield part
+    if workers > 1:
+        yield from make_in_processes(parts, workers, _start_worker, plan.config, plan.storage, plan.key, strict)
         return
-    # Spawned, not forked: the trainer's process has threads.
-    spawn = multiprocessing.get_context("spawn")
-    arguments = (plan.config, plan.storage, plan.key, strict)
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=arguments)
-    try:
-        waiting = {pool.submit(_work, part): part for part in parts}
-        for done in as_completed(waiting):
-            done.result()
-            yield waiting[done]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    context = PreparationContext.of(plan.config, plan.storage, plan.key, plan.tokenizers)
+    for part in parts:
+        make_part(part, context, strict)
+        yield part
 
 
-_worker: list[Any] = []
-
-
-def _start_worker(config: Config, storage: Storage, key: str, strict: bool) -> None:
+def _start_worker(config: Config, storage: Storage, key: str, strict: bool) -> Callable[[Part], Report]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
-    _worker[:] = [PreparationContext.of(config, storage, key), strict]
-
-
-def _work(part: Part) -> None:
-    make_part(part, *_worker)
+    return partial(make_part, context=PreparationContext.of(config, storage, key), strict=strict)
 
 
 def _manifest(plan: Plan, reports: Sequence[Report]) -> JsonObject:
@@ -228,9 +237,17 @@ def _manifest(plan: Plan, reports: Sequence[Report]) -> JsonObject:
         collections[name] = {split: _split_entry(split, own) for split in SPLITS}
     kinds = {name: plan.config.corpus.resolved[name].records for name in collections}
     kinds = {name: "documents" if records == "documents" else "chat" for name, records in kinds.items()}
-    return {
-        "format": FORMAT, "key": plan.key, "settings": plan.settings, "kinds": kinds, "collections": collections
-    }  # fmt: skip
+    manifest = {"format": FORMAT, "key": plan.key, "settings": plan.settings, "kinds": kinds}
+    return manifest | {"collections": collections, "files_left_out": _files_left_out(plan, reports)}
+
+
+def _files_left_out(plan: Plan, reports: Sequence[Report]) -> JsonObject:
+    """Collection -> files that could not be used, or not to their end; the collections that have such."""
+    left_out: JsonObject = {}
+    for part, report in zip(plan.parts, reports, strict=True):
+        if report.files:
+            left_out.setdefault(part.collection, []).extend(report.files)
+    return left_out
 
 
 def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> JsonObject:
@@ -267,20 +284,33 @@ def _rejects(reports: Sequence[Report]) -> list[JsonObject]:
     return [reject for reason in sorted(kept) for reject in kept[reason]]
 
 
-def _check_use(manifest: JsonObject, rejects: Sequence[JsonObject]) -> None:
+def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject]) -> None:
+    """Refuse a preparation without anything to train on, and warn of splits that are empty though they have a share."""
     splits = [one["train"] for one in manifest["collections"].values()]
+    files = [file for group in manifest["files_left_out"].values() for file in group]
     if not any(one["records"] for one in splits):
         counts = sum((Counter(one["counts"]) for one in splits), Counter())
         raise PreparedError(
-            f"no document of the training split can be used ({left_out(counts, rejects)}); check the corpus, its"
+            f"no document of the training split can be used ({left_out(counts, rejects, files)}); check the corpus, its"
             " columns and shares of splits, and the tokenizers"
         )
+    corpus = plan.config.corpus
+    wanted = {
+        "train": True, "validation": corpus.validation_share > 0, "held_out": corpus.held_out_share > 0
+    }  # fmt: skip
+    for name, entries in manifest["collections"].items():
+        empty = [split for split in SPLITS if wanted[split] and not entries[split]["records"]]
+        column = corpus.resolved[name].columns.id
+        why = "it is small, or its shares are" if column is None else f"it is small, or columns.id={column} repeats"
+        if empty:
+            logger.warning("%s: nothing falls into %s of its splits: %s", name, ", ".join(empty), why)
 
 
 def _remove_leftovers(plan: Plan, manifest: JsonObject) -> None:
     """Delete shards that an interrupted preparation with other settings left under other names."""
     files = [shard["file"] for shard in _shards(manifest)]
     kept = {*files, *map(lengths_name, files), *(f"{part.stem}.json" for part in plan.parts)}
+    kept |= set(map(sources_name, plan.parts))
     for collection in dict.fromkeys(part.collection for part in plan.parts):
         for name in plan.storage.names(collection):
             if "-of-" in name and name not in kept:
@@ -299,13 +329,14 @@ def train_run_tokenizer(config: Config) -> JsonObject:
     if size is None:
         raise LclmError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
     counter = RejectCounter()
-    documents = read_corpus(config.corpus, ("train",), counter, config.tokenizer.train_bytes)
+    most = config.tokenizer.train_bytes
+    documents = read_corpus(config.corpus, ("train",), counter, most, output_folders(config))
     texts = (document.text for document in documents)
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
     except LclmError as error:
         raise LclmError(
-            f"{error} ({left_out(counter.counts, counter.rejects)})" if counter.counts else str(error)
+            f"{error} ({left_out(counter.counts, counter.rejects, counter.files)})" if counter.counts else str(error)
         ) from None
     tokenizer = Tokenizer.from_folder(folder)
     logger.info("%d tokens in %s", tokenizer.vocab_size, tokenizer.folder)
@@ -324,11 +355,19 @@ def prepare_data(config: Config, workers: int | None = None, strict: bool = Fals
         noted = "".join(f", {reason} {count}" for reason, count in sorted(counts.items()))
         records = f"{splits['train']['records']:,}"
         logger.info("%s: %s records to train on; left out or cut:%s", collection, records, noted[1:] or " none")
+        files = manifest.get("files_left_out", {}).get(collection, [])
+        for file in files[:FILES_SHOWN]:
+            shown = (collection, file["file"], file["reason"], file["fault"])
+            logger.warning("%s: %s is left out, or its end: %s (%s)", *shown)
+        if len(files) > FILES_SHOWN:
+            logger.warning("%s: %d more such files are listed in %s", collection, len(files) - FILES_SHOWN, MANIFEST)
     return manifest
 
 
-def train_missing_tokenizer(config: Config) -> None:
-    """Train the tokenizer of a run that names none and has none yet."""
+def train_missing_tokenizer(config: Config) -> bool:
+    """Train the tokenizer of a run that names none and has none yet; returns whether it did."""
     trained = RunPaths(config).decoder_tokenizer / "tokenizer.json"
-    if config.tokenizer.decoder is None and not trained.exists():
-        train_run_tokenizer(config)
+    if config.tokenizer.decoder is not None or trained.exists():
+        return False
+    train_run_tokenizer(config)
+    return True

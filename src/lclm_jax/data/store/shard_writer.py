@@ -1,7 +1,7 @@
 """Writes one shard: complete or absent, byte-identical for equal records, with its lengths beside it."""
 
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import suppress
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save_file
@@ -10,8 +10,9 @@ from lclm_jax.data.store.lengths import LengthsBuilder
 from lclm_jax.data.store.packed_records import pack
 from lclm_jax.data.store.records import Columns, lengths_of
 from lclm_jax.data.store.shards import Shard, encode_record, lengths_name
-from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
+from lclm_jax.data.store.storage import Storage, file_digest
 from lclm_jax.data.store.vocabulary import TokenBytes
+from lclm_jax.errors import LclmError
 
 # One record per compressed group: a random read never unpacks its neighbours.
 _OPTIONS = "group_size:1,zstd:3"
@@ -32,13 +33,16 @@ class ShardWriter:
         self._lengths = LengthsBuilder(kind)
         self._totals: Counter[str] = Counter()
         self._records = 0
-        self._making = ExitStack()
-        self._path = self._making.enter_context(storage.making(name))
-        self._writer = ArrayRecordWriter(str(self._path), _OPTIONS)
+        self._making = storage.making(name)
+        self._path = self._making.__enter__()
+        with storage.refusals(name):
+            self._writer = ArrayRecordWriter(str(self._path), _OPTIONS)
 
     def add(self, columns: Columns) -> None:
-        """Write one record."""
-        self._writer.write(encode_record(pack(columns, self._vocabulary)))
+        """Write one record; raises ``PreparedError`` if the disk refuses."""
+        record = encode_record(pack(columns, self._vocabulary))
+        with self._storage.refusals(self._name):
+            self._writer.write(record)
         self._records += 1
         numbers, lists = lengths_of(self._kind, columns)
         self._lengths.add(numbers, lists)
@@ -53,20 +57,25 @@ class ShardWriter:
             PreparedError: the disk refuses.
         """
         try:
-            self._writer.close()
-            size, digest = self._path.stat().st_size, file_digest(self._path)
-            self._making.close()
-            with self._storage.making(lengths_name(self._name)) as path:
-                save_file(self._lengths.columns(), path)
-                lengths_digest = file_digest(path)
-        except (OSError, RuntimeError) as error:
-            raise PreparedError(
-                f"cannot write {self._storage.shown(self._name)}: {error}; free some space or choose another"
-                " data.prepared"
-            ) from error
+            with self._storage.refusals(self._name):
+                self._writer.close()
+                size, digest = self._path.stat().st_size, file_digest(self._path)
+                self._making.__exit__(None, None, None)
+                with self._storage.making(lengths_name(self._name)) as path:
+                    save_file(self._lengths.columns(), path)
+                    lengths_digest = file_digest(path)
+        except LclmError:
+            self.abandon()
+            raise
         return Shard(self._name, self._records, size, digest, lengths_digest), dict(sorted(self._totals.items()))
 
     def abandon(self) -> None:
-        """Leave nothing but a partial file, as after a kill."""
-        self._writer.close()
-        self._making.pop_all()
+        """Leave nothing, as nothing will be finished; what that meets does not hide why."""
+        with suppress(OSError, RuntimeError):
+            self._writer.close()
+        with suppress(_Abandoned, OSError):
+            self._making.__exit__(_Abandoned, _Abandoned(), None)
+
+
+class _Abandoned(Exception):
+    """Ends the making of a shard that is not finished."""

@@ -4,6 +4,7 @@ ArrayRecord reads local files alone. So a shard of a remote folder is first copi
 in a temporary folder and then sent. A bucket that is mounted is a local folder like any other.
 """
 
+import errno
 import hashlib
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing, write_bytes
 
 _FETCHING = threading.Lock()
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Storage:
@@ -101,6 +103,20 @@ class Storage:
         return sorted(f"{folder}/{one['name'].rpartition('/')[2]}" for one in found if one["type"] == "file")
 
     @contextmanager
+    def refusals(self, name: str) -> Iterator[None]:
+        """Turn what writing ``name`` meets into ``PreparedError``; ArrayRecord raises ``RuntimeError``."""
+        try:
+            yield
+        except PreparedError:
+            raise
+        except (OSError, RuntimeError) as error:
+            full = isinstance(error, RuntimeError) or error.errno in _FULL
+            fix = "free some space or choose" if full else "make it writable or choose"
+            raise PreparedError(
+                f"cannot write {self.shown(name)}: {_first_line(error)}; {fix} another data.prepared"
+            ) from error
+
+    @contextmanager
     def making(self, name: str) -> Iterator[Path]:
         """A local path to write the file ``name`` at; put in place when the block ends without an error."""
         if not self.remote:
@@ -179,6 +195,11 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
         ) from None
 
 
+def _first_line(error: Exception) -> str:
+    """What went wrong; ArrayRecord adds where in its source, which helps nobody."""
+    return str(getattr(error, "strerror", None) or error).split(";", 1)[0].split("\n", 1)[0]
+
+
 _DRIVER_ERRORS = {
     "botocore.exceptions": "BotoCoreError",
     "google.auth.exceptions": "GoogleAuthError",
@@ -188,13 +209,17 @@ _DRIVER_ERRORS = {
 """Module -> what it raises, beside ``OSError``, where credentials are missing or a server does not answer."""
 
 
+def driver_error_types() -> tuple[type[Exception], ...]:
+    """What the drivers that are loaded raise where credentials are missing or a server does not answer."""
+    return tuple(getattr(sys.modules[name], error) for name, error in _DRIVER_ERRORS.items() if name in sys.modules)
+
+
 @contextmanager
 def driver_errors() -> Iterator[None]:
     """Turn the errors of object stores' drivers into ``OSError``."""
-    found = (getattr(sys.modules[name], error) for name, error in _DRIVER_ERRORS.items() if name in sys.modules)
     try:
         yield
-    except tuple(found) as error:
+    except driver_error_types() as error:
         raise OSError(f"{error}; look at the credentials and the address of the store") from error
 
 
