@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -141,6 +142,17 @@ WRONG = [
     ('{"prompt": "a", "id": true}', "id True"),
     ('{"prompt": "a", "id": "first"}', "id 'first' is that of line 1"),
     ('{"prompt": "a <|memory_start|>b"}', "never closed"),
+    (r'{"prompt": "half \ud83d of it"}', r"prompt holds half a character \(\\ud83d at character 5\)"),
+    (r'{"messages": [{"role": "user", "content": "\udc00"}]}', "messages holds half a character"),
+    (r'{"prompt": "a", "id": "\ud83d"}', "id holds half a character"),
+    (r'{"prompt": "a", "tags": [{"x": ["\ud83d"]}]}', "x holds half a character"),
+    (r'{"prompt": "a", "\ud83d": 1}', "a key holds half a character"),
+    ('{"prompt": "a", "score": NaN}', "NaN is no JSON number"),
+    ('{"prompt": "a", "score": 1' + "0" * 5000 + "}", "not JSON"),
+    ('{"prompt": "a", "id": 1e3}', "id 1000.0 is no usable name"),
+    ('{"prompt": "a", "id": "' + "x" * 1001 + '"}', "has 1001 characters"),
+    ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
+    ('{"prompt": "a", "deep": ' + "[" * 100_000, "too deeply nested"),
 ]
 
 
@@ -164,6 +176,11 @@ def test_requests_that_cannot_work(exported, prompts, tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
     with pytest.raises(PromptError, match="line 1: not UTF-8"):
         list(read_prompts(tmp_path / "latin.jsonl"))
+    (tmp_path / "marked.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n')
+    assert [entry.prompt for entry in read_prompts(tmp_path / "marked.jsonl")] == ["a"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PromptError, match="pipe or a device"):
+        list(read_prompts(tmp_path / "pipe"))
     long = write(tmp_path / "long.jsonl", [{"prompt": "x" * 41_000}])
     with pytest.raises(PromptError, match="max_positions=40960"):
         encode_prompts(exported, long, tmp_path / "out")

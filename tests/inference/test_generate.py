@@ -3,15 +3,19 @@ import numpy as np
 import pytest
 from tests.exporting import export_model
 
+from lclm_jax.config import MeshConfig
 from lclm_jax.data.packing.rows import assemble_batch, pack_for
 from lclm_jax.errors import LclmError
 from lclm_jax.inference import generate
 from lclm_jax.inference.generate import Generator
+from lclm_jax.inference.prompts import read_example
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.model.lclm import forward, logits
-from lclm_jax.parallel import use_mesh
+from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.text.example import Example
 from lclm_jax.text.memory_tags import MemoryTagError
+from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.train.core.initial_state import params_shardings
 
 PROMPTS = [
     "plain words and nothing more",
@@ -102,9 +106,39 @@ def test_bad_requests_are_refused(generator):
         generator.generate([""])
     with pytest.raises(LclmError, match="max_positions=40960"):
         generator.generate(PROMPTS[:1], Sampling(max_new_tokens=50_000))
+    for wrong in ({"temperature": float("nan")}, {"seed": 2**70}):
+        with pytest.raises(LclmError, match=next(iter(wrong))):
+            Sampling(**wrong)
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"repetition_penalty": 0.0}):
         with pytest.raises(LclmError, match=next(iter(wrong))):
             Sampling(**wrong)
+
+
+def test_ids_beyond_a_table_are_refused(generator):
+    model = generator.model
+    tokenizers = Tokenizers(generator.decoder_tokenizer, generator.encoder_tokenizer)
+    for tower, message in (
+        ("encoder", "memory span 1 has 'f', token"),
+        ("decoder", "the prompt has '<|im_start|>', token"),
+    ):
+        small = model.model_copy(update={tower: getattr(model, tower).model_copy(update={"vocab_size": 66})})
+        with pytest.raises(LclmError, match=rf"{message.replace('|', '[|]')} .*table has 66 rows"):
+            read_example("<|im_start|>A <|memory_start|>Bf<|memory_end|>", tokenizers, small)
+
+
+def test_a_model_of_several_devices_that_share_positions(generator):
+    """One position at a time cannot be shared: these devices take rows of their own."""
+    mesh = make_mesh(MeshConfig(fsdp=1, context=2), jax.devices()[:2])
+    spread = Generator(
+        jax.device_put(generator.params, params_shardings(generator.model, mesh)),
+        generator.model,
+        generator.decoder_tokenizer,
+        generator.encoder_tokenizer,
+        mesh,
+    )
+    assert dict(spread.mesh.shape) == {"replica": 1, "fsdp": 2, "context": 1, "tensor": 1}
+    sampling = Sampling(max_new_tokens=3)
+    assert spread.generate(PROMPTS[:1], sampling) == generator.generate(PROMPTS[:1], sampling)
 
 
 STORED = [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]

@@ -9,6 +9,7 @@ from types import TracebackType
 
 import click
 
+from lclm_jax.cli.streams import drop_output, open_missing_streams
 from lclm_jax.errors import LclmError
 from lclm_jax.version import __version__
 
@@ -74,13 +75,14 @@ def cli(verbose: bool) -> None:
 
 def main() -> None:
     """Run the command line; user errors become one or two lines and exit status 1."""
+    open_missing_streams()
     sys.excepthook = _show_defect
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("interrupted; finished work is kept: rerun the same command to resume", err=True)
-        sys.stdout.flush()
+        drop_output()
         os._exit(130)  # an orderly exit sometimes crashes in a busy thread of a library
     except click.ClickException as error:
         error.show()
@@ -89,6 +91,7 @@ def main() -> None:
         if os.environ.get("LCLM_TRACEBACK"):
             raise
         click.echo(f"error: {_message(error)}\n(LCLM_TRACEBACK=1 shows where)", err=True)
+        drop_output()
         sys.exit(1)
 
 

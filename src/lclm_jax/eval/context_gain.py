@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lclm_jax.eval.examples import Place, continuation_variants
+from lclm_jax.eval.examples import Place, continuation_variants, with_bos
 from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.eval.statistics import Estimate, mean_by_position, ratio
 from lclm_jax.text.memory_tags import MemoryIds
@@ -17,8 +17,12 @@ from lclm_jax.types import JsonObject
 VARIANTS = ("none", "latents", "raw")
 
 
-def measure_context_gain(scorer: Scorer, places: Sequence[Place], tokens: int, memory: MemoryIds) -> JsonObject:
+def measure_context_gain(
+    scorer: Scorer, places: Sequence[Place], tokens: int, memory: MemoryIds, bos_id: int | None = None
+) -> JsonObject:
     """Losses of ``tokens`` continuation tokens after every place, and what they say of the latents.
+
+    ``bos_id``: what the decoder's tokenizer puts before a text.
 
     Returns:
         ``loss_nats`` and ``loss_nats_by_position`` by variant, ``gain_nats`` of latents and raw, ``recovered_share``,
@@ -26,7 +30,7 @@ def measure_context_gain(scorer: Scorer, places: Sequence[Place], tokens: int, m
         ``Estimate.as_dict``; standard errors are over files.
     """
     targets = [continuation_variants(place, tokens, memory, scorer.model.ratio) for place in places]
-    scores = {name: scorer.score([variants[name] for variants in targets]) for name in VARIANTS}
+    scores = {name: scorer.score([with_bos(variants[name], bos_id) for variants in targets]) for name in VARIANTS}
     clusters = np.array([place.record for place in places])
     return {
         "loss_nats": {name: _mean(scores[name], clusters).as_dict() for name in VARIANTS},

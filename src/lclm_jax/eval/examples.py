@@ -124,6 +124,18 @@ def repetition_variants(
     return {"none": Target(none, 1, len(text)), "latents": Target(latents, size - len(text), size)}
 
 
+def with_bos(target: Target, bos_id: int | None) -> Target:
+    """``target`` behind the token that the decoder's tokenizer puts before a text; None: as it is."""
+    if bos_id is None:
+        return target
+    example, start, stop = target
+    tokens, loss = (
+        np.concatenate([first, column]).astype(column.dtype)
+        for first, column in (([bos_id], example.tokens), ([0.0], example.loss))
+    )
+    return Target(Example(tokens, loss, example.spans), start + 1, stop + 1)
+
+
 def _shares(room: np.ndarray, count: int) -> Iterator[tuple[int, int]]:
     """(file, examples of it): one more for every file in turn, in a fixed random order, while it has room."""
     order = permutation(draw_key("files"), len(room))

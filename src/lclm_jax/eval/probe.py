@@ -11,7 +11,14 @@ from lclm_jax.config import Config
 from lclm_jax.data.packing.counter_rng import draw_key, uniform
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
 from lclm_jax.data.store.shards import open_split
-from lclm_jax.eval.examples import Place, Target, continuation_variants, repetition_variants, spread_places
+from lclm_jax.eval.examples import (
+    Place,
+    Target,
+    continuation_variants,
+    repetition_variants,
+    spread_places,
+    with_bos,
+)
 from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.text.example import Segment, expand, make_outline
 from lclm_jax.text.prompts import repetition_prompts
@@ -44,11 +51,12 @@ class Probe:
         following, ratio = settings.continuation_tokens + 1, self._model.ratio
         places = spread_places(documents, count, settings.context_tokens, following, Counter())
         variants = [continuation_variants(place, settings.continuation_tokens, memory, ratio) for place in places]
-        self._context = {name: [one[name] for one in variants] for name in variants[0]}
+        bos_id = tokenizers.decoder.bos_id
+        self._context = {name: [with_bos(one[name], bos_id) for one in variants] for name in variants[0]}
         spans = spread_places(documents, count, settings.repetition_tokens, 0, Counter())
         prompts = repetition_prompts(tokenizers.decoder)
         self._repetition = [repetition_variants(place, prompts, memory, ratio)["latents"] for place in spans]
-        self._needle = [_needle(place, tokenizers, ratio) for place in places]
+        self._needle = [with_bos(_needle(place, tokenizers, ratio), bos_id) for place in places]
         sources = make_sources(config, stage, tokenizers, "held_out")
         self._sources = {source.name: _examples(source, count) for source in sources}
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lclm_jax.eval.context_gain import gain
-from lclm_jax.eval.examples import Place, Target, repetition_variants
+from lclm_jax.eval.examples import Place, Target, repetition_variants, with_bos
 from lclm_jax.eval.score import Scorer, Scores
 from lclm_jax.eval.statistics import mean_by_position, ratio
 from lclm_jax.inference.generate import Generator
@@ -38,7 +38,7 @@ def measure_repetition(scorer: Scorer, generator: Generator, places: Sequence[Pl
     targets = [repetition_variants(place, prompts, memory, scorer.model.ratio) for place in places]
     clusters = np.array([place.record for place in places])
     latents = scorer.score([variants["latents"] for variants in targets])
-    none = scorer.score([variants["none"] for variants in targets])
+    none = scorer.score([with_bos(variants["none"], tokenizer.bos_id) for variants in targets])
     later = Scores(*(array[:, 1:] for array in latents))
     counts = later.weights.sum(axis=1)
     losses = {"none": none, "latents": later}

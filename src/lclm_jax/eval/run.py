@@ -11,7 +11,7 @@ from lclm_jax.eval.context_gain import measure_context_gain
 from lclm_jax.eval.examples import spread_places
 from lclm_jax.eval.repetition import measure_repetition
 from lclm_jax.eval.score import Scorer
-from lclm_jax.inference.generate import Generator
+from lclm_jax.inference.generate import Generator, place
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.types import JsonObject, Params
@@ -51,10 +51,11 @@ def evaluate(
     contexts = spread_places(documents, settings.examples, settings.context_tokens, following, skipped["continuation"])
     spans = spread_places(documents, settings.examples, settings.repetition_tokens, 0, skipped["repetition"])
     pad_id = tokenizers.encoder.pad_id if model.has_pad_markers else None
+    params = place(params, model, mesh)
     generator = Generator(params, model, tokenizers.decoder, tokenizers.encoder, mesh)
-    scorer = Scorer(generator.params, model, mesh, settings.batch_rows, pad_id)
+    scorer = Scorer(params, model, mesh, settings.batch_rows, pad_id)
     logger.info("%s: %d continuations, %d repetitions", split, len(contexts), len(spans))
-    result = measure_context_gain(scorer, contexts, settings.continuation_tokens, memory)
+    result = measure_context_gain(scorer, contexts, settings.continuation_tokens, memory, tokenizers.decoder.bos_id)
     result |= measure_repetition(scorer, generator, spans, settings.free_running_examples)
     return result | {
         "split": split,

@@ -14,13 +14,13 @@ from lclm_jax.data.packing.windows import plan_spans
 from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing
 from lclm_jax.inference.generate import Generator
-from lclm_jax.inference.prompts import PromptError, PromptLine, read_prompts
+from lclm_jax.inference.prompts import PromptError, PromptLine, read_example, read_prompts
 from lclm_jax.inference.stream import TensorStream, read_records
 from lclm_jax.inference.torch_file import require_torch, write_torch_file
 from lclm_jax.inference.windows import BATCH_WINDOWS
 from lclm_jax.interop.load import read_model
-from lclm_jax.text.example import Example, latent_count, prompt_example
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.example import Example, latent_count
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.types import JsonObject
 
 log = logging.getLogger(__name__)
@@ -107,11 +107,11 @@ def encode_prompts(
 
 def _plan(folder: Path, path: Path, model: ModelConfig, progress: Progress) -> list[Plan]:
     """Tokenize every prompt once for its sizes, so that all errors come first."""
-    decoder, encoder = (Tokenizer.from_folder(folder / part) for part in ("decoder", "encoder"))
+    tokenizers = Tokenizers(*(Tokenizer.from_folder(folder / part) for part in ("decoder", "encoder")))
     plans = []
     for entry in read_prompts(path):
         try:
-            example = prompt_example(entry.prompt, decoder, encoder, model.ratio)
+            example = read_example(entry.prompt, tokenizers, model)
             plans.append(_plan_one(entry, example, model))
         except LclmError as error:
             raise PromptError(f"{path}, line {entry.line}: {error}") from None
@@ -123,8 +123,6 @@ def _plan(folder: Path, path: Path, model: ModelConfig, progress: Progress) -> l
 
 def _plan_one(entry: PromptLine, example: Example, model: ModelConfig) -> Plan:
     positions, limit = len(example.tokens), model.decoder.max_positions
-    if not positions:
-        raise LclmError("the prompt has no token; give at least one to continue")
     if positions >= limit:
         raise LclmError(
             f"{positions} positions leave no room for a new token in the decoder's max_positions={limit}; shorten the"
@@ -158,7 +156,7 @@ def _groups(path: Path, plans: Sequence[Plan], skip: int, windows: int) -> Itera
     """Prompts in order, so many together that they fill one batch of ``windows`` (a longer prompt stands alone)."""
     group: list[tuple[PromptLine, Plan]] = []
     used = 0
-    for index, pair in enumerate(zip(read_prompts(path), plans, strict=True)):
+    for index, pair in enumerate(zip(_again(path, plans), plans, strict=True)):
         if index < skip:
             continue
         if group and (used + pair[1].windows > windows or len(group) >= windows):
@@ -168,6 +166,19 @@ def _groups(path: Path, plans: Sequence[Plan], skip: int, windows: int) -> Itera
         used += pair[1].windows
     if group:
         yield group
+
+
+def _again(path: Path, plans: Sequence[Plan]) -> Iterator[PromptLine]:
+    """The prompts of ``path`` once more; raises ``PromptError`` unless they are those of ``plans``."""
+    count = 0
+    for count, entry in enumerate(read_prompts(path), 1):
+        if count > len(plans) or entry.id != plans[count - 1].id:
+            break
+        yield entry
+    else:
+        if count == len(plans):
+            return
+    raise PromptError(f"{path} changed while it was read; run the command again")
 
 
 def _finish(stream: TensorStream, metadata: Path, file_format: str) -> list[JsonObject]:

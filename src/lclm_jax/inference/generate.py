@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from lclm_jax.batch import Batch
 from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.inference.prompts import Prompt
+from lclm_jax.inference.prompts import Prompt, check_ids, read_example
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.inference.windows import (
     BATCH_WINDOWS,
@@ -30,9 +30,9 @@ from lclm_jax.interop.hf_config import stored_dtype
 from lclm_jax.interop.load import load_hf
 from lclm_jax.model.kv_cache import KVCache, init_cache
 from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
-from lclm_jax.parallel import make_mesh, params_sharding, use_mesh
-from lclm_jax.text.example import Example, expand, make_outline, prompt_example
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.parallel import make_mesh, params_sharding, use_mesh, without_context
+from lclm_jax.text.example import Example, expand, make_outline
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.types import Params
 
 
@@ -56,7 +56,8 @@ class Generator:
         model: its configuration, ``memory_token_ids`` set.
         decoder_tokenizer: tokenizer with the memory tokens.
         encoder_tokenizer: tokenizer of the spans.
-        mesh: devices to run on; None: the first one.
+        mesh: devices to run on; None: the first one. Devices that share positions of a row take rows of their own
+            here: there is one position at a time to share.
         batch_windows: most windows that the encoder reads at once.
     """
 
@@ -69,7 +70,7 @@ class Generator:
         mesh: Mesh | None = None,
         batch_windows: int = BATCH_WINDOWS,
     ):
-        self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+        self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else without_context(mesh)
         self.params = place(params, model, self.mesh)
         self.model = model
         self.decoder_tokenizer = decoder_tokenizer
@@ -91,14 +92,8 @@ class Generator:
         return cls(params, model, decoder, encoder, batch_windows=batch_windows)
 
     def example(self, prompt: Prompt) -> Example:
-        """Tokens and spans of a prompt: text as it is, or chat messages; memory tags inside either.
-
-        Raises ``LclmError`` on unbalanced or nested tags, empty spans, and prompts without any token.
-        """
-        example = prompt_example(prompt, self.decoder_tokenizer, self.encoder_tokenizer, self.model.ratio)
-        if not len(example.tokens):
-            raise LclmError("the prompt is empty; give at least one token to continue")
-        return example
+        """Tokens and spans of a prompt, as ``read_example`` says; raises ``LclmError`` as that does."""
+        return read_example(prompt, self._tokenizers, self.model)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Generation]:
         """Answer several prompts at once; raises ``LclmError`` on prompts that cannot be read (see ``example``)."""
@@ -214,6 +209,7 @@ class Generator:
                 raise LclmError(f"text {number} has no token; there is nothing to compress: leave it out")
             outline = make_outline([tags], [np.zeros(2, np.float32)], [1], [span])
             examples.append(expand(outline, self.model.ratio, memory.placeholder))
+            check_ids(examples[-1], self._tokenizers, self.model)
         return [x_SD[1:-1] for x_SD in self.embeddings(examples)]
 
     def _pooled(
@@ -235,12 +231,16 @@ class Generator:
     def _stops(self, sampling: Sampling) -> frozenset[int]:
         if sampling.stop_ids is not None:
             return frozenset(sampling.stop_ids)
-        return frozenset({self.decoder_tokenizer.eos_id, self.decoder_tokenizer.pad_id})
+        return self.decoder_tokenizer.stop_ids
+
+    @property
+    def _tokenizers(self) -> Tokenizers:
+        return Tokenizers(self.decoder_tokenizer, self.encoder_tokenizer)
 
 
 def place(params: Params, model: ModelConfig, mesh: Mesh) -> Any:
-    """``params`` laid out on ``mesh`` by the sharding table if they are on the host; JAX arrays stay where they are."""
-    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)):
+    """``params`` laid out on ``mesh`` by the sharding table; JAX arrays that lie on one device stay there."""
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)) and mesh.size == 1:
         return params
     return jax.device_put(params, params_sharding(mesh, logical_axes(model), params))
 

@@ -1,5 +1,6 @@
 """How the next token is picked from the logits."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -27,16 +28,19 @@ class Sampling:
     seed: int = 0
     """Of the draws."""
     stop_ids: tuple[int, ...] | None = None
-    """Tokens that end a row; None: the tokenizer's end and padding tokens."""
+    """Tokens that end a row; None: those of the decoder's tokenizer (``Tokenizer.stop_ids``)."""
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
             raise LclmError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+        bounded = 0 <= self.temperature < math.inf and 0 < self.repetition_penalty < math.inf
+        if not bounded or not 0 < self.top_p <= 1:
             raise LclmError(
                 f"temperature={self.temperature} must be 0 or more, top_p={self.top_p} in (0, 1] and"
                 f" repetition_penalty={self.repetition_penalty} above 0"
             )
+        if not -(2**63) <= self.seed < 2**63:
+            raise LclmError(f"seed={self.seed} must be a whole number of 64 bits; use a smaller one")
 
 
 def pick(

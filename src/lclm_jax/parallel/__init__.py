@@ -1,6 +1,6 @@
 """Mesh, the one sharding table, and multi-process start-up."""
 
-from lclm_jax.parallel.mesh import AXES, batch_parts, make_mesh, row_parts, use_mesh
+from lclm_jax.parallel.mesh import AXES, batch_parts, make_mesh, row_parts, use_mesh, without_context
 from lclm_jax.parallel.processes import EXIT_LOST, broadcast_from_process_0, join_processes
 from lclm_jax.parallel.sharding import (
     ENCODER_ROWS,
@@ -35,4 +35,5 @@ __all__ = [
     "use_mesh",
     "validate_mesh",
     "widest",
+    "without_context",
 ]

@@ -84,6 +84,13 @@ def _arranged(shape: tuple[int, ...], devices: list[jax.Device]) -> Devices:
     return _on_torus(mesh_utils.create_hybrid_device_mesh, within, (across_replica, across_fsdp, 1, 1), devices)
 
 
+def without_context(mesh: Mesh) -> Mesh:
+    """The devices of ``mesh`` with those along ``context`` along ``fsdp``: parameters lie on it as they did."""
+    replica, fsdp, context, tensor = mesh.devices.shape
+    devices = mesh.devices.reshape(replica, fsdp * context, 1, tensor)
+    return mesh if context == 1 else Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def use_mesh(mesh: Mesh) -> AbstractContextManager[object]:
     """Context in which ``constrain`` acts (``with mesh:`` alone would silently ignore constraints)."""
     return jax.set_mesh(mesh)
