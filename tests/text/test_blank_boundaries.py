@@ -2,17 +2,17 @@ import json
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.text.test_cuts import PIECES
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 
+import tokenizers
 from lclm_jax.errors import LclmError
 from lclm_jax.text.blank_boundaries import blank_boundaries
 from lclm_jax.text.chunked_encoding import ChunkedEncoder
 from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.tokenizer import Tokenizer
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 
 PROSE = "the cat sat on the mat. the dog ate  it\nand  slept: 12 times, (or more)!\n" * 20
 

@@ -2,15 +2,15 @@ import unicodedata
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.text.test_cuts import GPT2, LLAMA3, PIECES, TEXT, with_pattern
-from tokenizers import decoders, models, pre_tokenizers
 
+import tokenizers
 from lclm_jax.text.chunked_encoding import ChunkedEncoder
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
+from tokenizers import decoders, models, pre_tokenizers
 
 
 @pytest.fixture(scope="module")

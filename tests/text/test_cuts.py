@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
 
+import tokenizers
 from lclm_jax.text.boundaries import byte_positions
 from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import PATTERN, train_tokenizer
+from tokenizers import pre_tokenizers
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)

@@ -4,8 +4,17 @@ import pickle
 import numpy as np
 import pytest
 
+import tokenizers
 from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import compile_template
+from lclm_jax.text.example import (
+    DocumentTokens,
+    Segment,
+    cpt_example,
+    cpt_example_from_ids,
+    placeholder_ranges,
+    prompt_example,
+)
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import SPECIAL_TOKENS, train_tokenizer
@@ -95,3 +104,79 @@ def test_templates_are_sandboxed_and_have_the_usual_helpers(folder, tmp_path):
         Tokenizer(tmp_path).render_chat([])
     with pytest.raises(LclmError, match="does not compile"):
         compile_template("{% if %}")
+
+
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}\n{{ m.content }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant\n{% endif %}"
+)
+
+
+def with_bos(folder, out, **config):
+    """The tokenizer as a Llama's: a post-processor that puts <|bos|> before a text, a template that prints it."""
+    built = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    built.add_special_tokens(["<|bos|>", "<|eot|>", "<|head|>", "<|end|>"])
+    before = [("<|bos|>", built.token_to_id("<|bos|>"))]
+    built.post_processor = tokenizers.processors.TemplateProcessing(single="<|bos|> $A", special_tokens=before)
+    out.mkdir(exist_ok=True)
+    built.save(str(out / "tokenizer.json"))
+    names = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (out / "tokenizer_config.json").write_text(json.dumps(names | config))
+    (out / "chat_template.jinja").write_text(LLAMA_TEMPLATE)
+    return Tokenizer(out)
+
+
+def test_bos_begins_every_text_once(folder, tmp_path):
+    assert Tokenizer(folder).bos_id is None
+    tokenizer = with_bos(folder, tmp_path)
+    bos, text = tokenizer.token_id("<|bos|>"), "a <|memory_start|>few<|memory_end|> words"
+    assert tokenizer.bos_id == bos == tokenizer.named_ids["bos_token_id"]
+    assert bos not in tokenizer.encode(text)
+    for prompt in (text, "<|bos|>" + text, text[2:], [{"role": "user", "content": text}]):
+        example = prompt_example(prompt, tokenizer, tokenizer, 4)
+        assert example.tokens[0] == bos and (example.tokens == bos).sum() == 1
+        ((start, stop),) = placeholder_ranges(example.tokens, tokenizer.memory_ids.placeholder)
+        assert example.tokens[[start - 1, stop]].tolist() == list(tokenizer.memory_ids[:2])
+    trained = cpt_example("words", tokenizer, tokenizer, 4)
+    assert trained.tokens[0] == bos and trained.loss[0] == 0 and trained.loss[1:].all()
+    document = DocumentTokens(tokenizer.encode("words"), np.array([0, len(trained.tokens) - 1]), *[np.zeros(0)] * 2)
+    rows = cpt_example_from_ids(document, [Segment(False, 0, 1)], tokenizer.memory_ids, 4, bos)
+    np.testing.assert_array_equal(rows.tokens, trained.tokens)
+    np.testing.assert_array_equal(rows.loss, trained.loss)
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
+@pytest.mark.parametrize("said", [None, True, False])
+@pytest.mark.parametrize("processed", [True, False])
+def test_bos_is_put_where_transformers_puts_it(folder, tmp_path, name, said, processed):
+    transformers = pytest.importorskip("transformers")
+    with_bos(folder, tmp_path, tokenizer_class=name, **({} if said is None else {"add_bos_token": said}))
+    if not processed:
+        values = json.loads((tmp_path / "tokenizer.json").read_text())
+        (tmp_path / "tokenizer.json").write_text(json.dumps(values | {"post_processor": None}))
+    tokenizer = Tokenizer(tmp_path)
+    first = transformers.AutoTokenizer.from_pretrained(tmp_path)("words").input_ids[0]
+    assert (first == tokenizer.token_id("<|bos|>")) == (tokenizer.bos_id is not None)
+
+
+def test_several_tokens_before_a_text_are_refused(folder, tmp_path):
+    with_bos(folder, tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values["post_processor"]["single"].insert(0, values["post_processor"]["single"][0])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(LclmError, match="puts 2 tokens before a text"):
+        _ = Tokenizer(tmp_path).bos_id
+
+
+def test_stops_are_names_lists_and_the_end_of_a_reply(folder, tmp_path):
+    plain = Tokenizer(folder)
+    assert plain.stop_ids == {plain.eos_id, plain.pad_id}
+    tokenizer = with_bos(folder, tmp_path)
+    names = {tokenizer.token_id(name) for name in ("<|im_end|>", "<|endoftext|>", "<|eot|>")}
+    assert tokenizer.stop_ids == names
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.token_id("<|end|>"), 7]}))
+    assert Tokenizer(tmp_path).stop_ids == names | {tokenizer.token_id("<|end|>"), 7}
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no chat') }}")
+    assert Tokenizer(tmp_path).stop_ids == (names | {tokenizer.token_id("<|end|>"), 7}) - {
+        tokenizer.token_id("<|eot|>")
+    }

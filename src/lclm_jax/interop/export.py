@@ -140,13 +140,13 @@ def _check_rows(role: str, tokenizer: Tokenizer, rows: int) -> None:
 
 def _write_side_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: Tokenizer, source: Path) -> None:
     causal = folder.name == "decoder"
-    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    special = tokenizer.named_ids
     write_json(
         folder / "config.json", backbone_json(model.decoder if causal else model.encoder, causal, dtype, special)
     )
     if causal:
-        # Text ends with the end of a document, a turn with the end of the turn: both stop generation.
-        stops = sorted({tokenizer.eos_id, tokenizer.pad_id} - {None})
+        # Text ends with the end of a document, a turn with the end of the turn: all of them stop generation.
+        stops = sorted(tokenizer.stop_ids)
         write_json(folder / "generation_config.json", {**special, "eos_token_id": stops, "do_sample": False})
     copy_tokenizer(source, folder)
 

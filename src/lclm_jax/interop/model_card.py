@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lclm_jax.config import BackboneConfig, LoraConfig, ModelConfig
+from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import ReadOnlyJson
 from lclm_jax.version import __version__
 
@@ -53,7 +54,8 @@ def write_card(
     """
     title = f"LCLM, {model.ratio}x compression"
     head = dict(title=title, window=model.window, ratio=model.ratio, version=__version__, origin=origin, dtype=dtype)
-    text = _HEAD.format(**head) + "\n## Configuration\n\n" + _table(("key", "value"), _settings(model, lora))
+    settings = [*_settings(model, lora), *_texts(Tokenizer.from_folder(folder / "decoder"))]
+    text = _HEAD.format(**head) + "\n## Configuration\n\n" + _table(("key", "value"), settings)
     towers = (("encoder", model.encoder), ("decoder", model.decoder))
     text += "\n" + _table(
         ("", "layers", "hidden", "heads/kv", "head", "mlp", "vocabulary", "tied"), [_tower(*tower) for tower in towers]
@@ -77,6 +79,18 @@ def _settings(model: ModelConfig, lora: str) -> list[tuple[str, object]]:
         ("adapter", adapter),
         *_lora(model, lora),
     ]
+
+
+def _texts(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """How texts begin and answers end, where this is not all said by the names of the tokenizer's tokens."""
+
+    def shown(*ids: int) -> str:
+        return ", ".join(f"`{tokenizer.decode([index])}` ({index})" for index in ids)
+
+    if tokenizer.bos_id is not None:
+        yield "a text begins with", shown(tokenizer.bos_id)
+    if tokenizer.stop_ids - {tokenizer.eos_id, tokenizer.pad_id}:
+        yield "an answer ends with", shown(*sorted(tokenizer.stop_ids))
 
 
 def _lora(model: ModelConfig, what: str) -> Iterator[tuple[str, str]]:

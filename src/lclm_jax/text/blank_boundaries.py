@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import tokenizers
 
+import tokenizers
 from lclm_jax.text.tokenizer import Tokenizer
 
 _PROBE = "One two, three.\nFour  five"

@@ -22,7 +22,8 @@ TODAY = date(2024, 7, 26)
 """The date that ``strftime_now`` gives, on every day: the one that Llama 3's template prints where it has no clock."""
 
 _FILE = "chat_template.jinja"
-_FOLDERS = ("additional_chat_templates", "chat_templates")
+TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
+"""Folders of a tokenizer that hold further templates."""
 # The directives whose text depends on the locale or on the time zone.
 _WORDS = {
     "A": "Friday",
@@ -64,6 +65,11 @@ class ChatTemplates:
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Name and text of each."""
+        return self._sources
 
     def render(self, messages: Sequence[ReadOnlyJson], variables: Mapping[str, object]) -> str:
         """Text of ``messages``; a template that prints no plain strings gets them as lists of one text part.
@@ -159,7 +165,7 @@ def strftime_today(form: str) -> str:
 
 def _files(folder: Path) -> dict[str, str]:
     """Name -> source of the templates that are files."""
-    paths = {path.stem: path for name in reversed(_FOLDERS) for path in sorted((folder / name).glob("*.jinja"))}
+    paths = {path.stem: path for name in reversed(TEMPLATE_FOLDERS) for path in sorted((folder / name).glob("*.jinja"))}
     if (folder / _FILE).is_file():
         paths["default"] = folder / _FILE
     return {name: _read(path) for name, path in paths.items()}

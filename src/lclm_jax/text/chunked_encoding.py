@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import tokenizers
-from tokenizers import normalizers
 
+import tokenizers
 from lclm_jax.errors import LclmError
 from lclm_jax.text.blank_boundaries import blank_boundaries
 from lclm_jax.text.tokenizer import Tokenizer
+from tokenizers import normalizers
 
 LONGEST = 2**20
 """Characters that are tokenized at once, at most, in a long text."""

@@ -76,7 +76,9 @@ def placeholder_ranges(tokens: np.ndarray, placeholder: int) -> list[tuple[int, 
     return [(int(start), int(stop)) for start, stop in edges]
 
 
-def outline_pieces(pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokenizer, raw_loss: float = 0.0) -> Outline:
+def outline_pieces(
+    pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokenizer, raw_loss: float = 0.0, bos_id: int | None = None
+) -> Outline:
     """Tokenize ``pieces``: raw text by the decoder's tokenizer, spans by the encoder's.
 
     Args:
@@ -84,6 +86,7 @@ def outline_pieces(pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokeniz
         decoder: tokenizer with the memory tokens.
         encoder: tokenizer of the spans.
         raw_loss: loss weight of raw tokens (tags never have any).
+        bos_id: put before the text, unless it begins so; None: nothing is.
     """
     memory = decoder.memory_ids
     tokens, loss, gaps, spans, length = [], [], [], [], 0
@@ -97,6 +100,9 @@ def outline_pieces(pieces: Sequence[Piece], decoder: Tokenizer, encoder: Tokeniz
         tokens.append(ids)
         loss.append(np.full(len(ids), raw_loss if piece.kind == "raw" else 0.0, np.float32))
         length += len(ids)
+    if bos_id is not None and not (tokens and tokens[0][:1].tolist() == [bos_id]):
+        tokens, loss = [np.array([bos_id], np.int32), *tokens], [np.zeros(1, np.float32), *loss]
+        gaps = [gap + 1 for gap in gaps]
     return make_outline(tokens, loss, gaps, spans)
 
 
@@ -115,14 +121,19 @@ def make_outline(
 
 def cpt_example(text: str, decoder: Tokenizer, encoder: Tokenizer, ratio: int) -> Example:
     """Continual pre-training on ``text`` with memory tags: loss on every token outside the spans and their tags."""
-    outline = outline_pieces(split_memory(text), decoder, encoder, raw_loss=1.0)
+    outline = outline_pieces(split_memory(text), decoder, encoder, raw_loss=1.0, bos_id=decoder.bos_id)
     return expand(outline, ratio, decoder.memory_ids.placeholder)
 
 
 def prompt_example(prompt: str | Sequence[ReadOnlyJson], decoder: Tokenizer, encoder: Tokenizer, ratio: int) -> Example:
-    """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss."""
+    """A prompt to continue: a string as it is, or chat messages rendered up to the assistant's turn; no loss.
+
+    A string gets the decoder's BOS token if its tokenizer adds one; a chat has it where the template prints it.
+    """
+    plain = isinstance(prompt, str)
     text = prompt if isinstance(prompt, str) else decoder.render_chat(prompt, add_generation_prompt=True)
-    return expand(outline_pieces(split_memory(text), decoder, encoder), ratio, decoder.memory_ids.placeholder)
+    outline = outline_pieces(split_memory(text), decoder, encoder, bos_id=decoder.bos_id if plain else None)
+    return expand(outline, ratio, decoder.memory_ids.placeholder)
 
 
 def chat_outline(
@@ -242,11 +253,12 @@ class DocumentTokens:
 
 
 def cpt_example_from_ids(
-    document: DocumentTokens, segments: Sequence[Segment], memory: MemoryIds, ratio: int
+    document: DocumentTokens, segments: Sequence[Segment], memory: MemoryIds, ratio: int, bos_id: int | None = None
 ) -> Example:
-    """Continual pre-training over alternating ``segments``: loss on raw tokens only."""
+    """Continual pre-training over alternating ``segments``, behind ``bos_id`` if there is one: loss on raw tokens."""
     tags = np.array([memory.start, memory.end], np.int32)
-    tokens, gaps, spans, length = [], [], [], 0
+    opening = np.array([] if bos_id is None else [bos_id], np.int32)
+    tokens, gaps, spans, length = [], [], [], opening.size
     for segment in segments:
         if segment.compressed:
             spans.append(document.encoder_slice(segment))
@@ -258,4 +270,5 @@ def cpt_example_from_ids(
     weights = [
         np.full(len(ids), not segment.compressed, np.float32) for ids, segment in zip(tokens, segments, strict=True)
     ]
-    return expand(make_outline(tokens, weights, gaps, spans), ratio, memory.placeholder)
+    before = np.zeros(opening.size, np.float32)
+    return expand(make_outline([opening, *tokens], [before, *weights], gaps, spans), ratio, memory.placeholder)

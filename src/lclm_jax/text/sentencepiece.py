@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-import tokenizers
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+import tokenizers
 from lclm_jax.errors import LclmError
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 MODEL_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 """File names of models in a folder."""

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tokenizers
 
+import tokenizers
 from lclm_jax.errors import LclmError
 from lclm_jax.text.chat_template import ChatTemplates
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
 from lclm_jax.types import JsonObject, ReadOnlyJson
+
+log = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -41,7 +44,7 @@ class Tokenizer:
             self._json = _with_added_tokens(source, _read_json(home / "added_tokens.json"), wanted, self.folder)
             self._config = names | self._config
         self._home = home
-        self._parsing = _build(self._json, self.folder)
+        self._parsing, self._put_before = _build(self._json, self.folder)
 
     @classmethod
     def from_folder(cls, path: str | Path, chat_template: str | None = None) -> "Tokenizer":
@@ -53,7 +56,7 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
-        plain = _build(self._json, self.folder)
+        plain, _ = _build(self._json, self.folder)
         plain.encode_special_tokens = True
         return plain
 
@@ -130,6 +133,55 @@ class Tokenizer:
             )
         return MemoryIds(*(int(index) for index in ids if index is not None))
 
+    @cached_property
+    def bos_id(self) -> int | None:
+        """Id that the tokenizer's post-processor puts before a text; None: it does not.
+
+        ``encode`` leaves it out: who makes a whole text puts it there. A chat begins as its template begins it.
+        """
+        if len(self._put_before) > 1:
+            raise LclmError(
+                f"tokenizer {self.folder} puts {len(self._put_before)} tokens before a text"
+                f" ({self.decode(self._put_before)!r}), one at most is supported; export one without the others"
+            )
+        return next(iter(self._put_before), None)
+
+    @property
+    def named_ids(self) -> dict[str, int | None]:
+        """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as ``config.json`` has them."""
+        bos = self._named("bos_token") if self._special_name("bos_token") else self.bos_id
+        return {"bos_token_id": bos, "eos_token_id": self.eos_id, "pad_token_id": self.pad_id}
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer.
+
+        These are the named end and padding tokens, those of ``generation_config.json`` beside the tokenizer, and the
+        one that the chat template puts behind a reply.
+        """
+        path = self._home / "generation_config.json"
+        given = _read_json(path).get("eos_token_id")
+        listed = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in listed):
+            raise LclmError(f"{path}: eos_token_id={given!r} is neither an id nor a list of ids; correct it")
+        stops = {self.eos_id, self.pad_id, *listed, self._end_of_reply}
+        return frozenset(stop for stop in stops if stop is not None)
+
+    @property
+    def _end_of_reply(self) -> int | None:
+        """The first special token after a reply of the chat template; None if there is no template or no such token."""
+        if not len(self.chat_templates):
+            return None
+        reply = "Zq7"
+        try:
+            text = self.render_chat([{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}])
+        except LclmError as error:
+            log.debug("%s: no end of a reply is known: %s", self.folder, error)
+            return None
+        added = self._parsing.get_added_tokens_decoder()
+        closing = text.rpartition(reply)[2] if reply in text else ""
+        return next((int(index) for index in self.encode(closing) if int(index) in added), None)
+
     @property
     def eos_id(self) -> int:
         """Id that ends a reply; raises ``LclmError`` if ``tokenizer_config.json`` names none."""
@@ -162,7 +214,10 @@ class Tokenizer:
 
     def _special_name(self, key: str) -> str | None:
         value = self._config.get(key)
-        return value["content"] if isinstance(value, dict) else value
+        name = value.get("content") if isinstance(value, dict) else value
+        if name is not None and not isinstance(name, str):
+            raise LclmError(f"tokenizer {self.folder} has {key}={value!r}; name a token in tokenizer_config.json")
+        return name
 
     def _named(self, key: str) -> int:
         name = self._special_name(key)
@@ -175,16 +230,22 @@ class Tokenizer:
         return index
 
 
-def _build(source: bytes, folder: Path) -> tokenizers.Tokenizer:
+def _build(source: bytes, folder: Path) -> tuple[tokenizers.Tokenizer, list[int]]:
+    """The tokenizer without its post-processor, and the ids that this puts before a text."""
     try:
         built = tokenizers.Tokenizer.from_str(source.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception on malformed files
         raise LclmError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; export it again") from error
-    # A post-processor only adds special tokens and trims offsets; cut points need untrimmed ones.
-    built.post_processor = None
     built.no_truncation()
     built.no_padding()
-    return built
+    put_before: list[int] = []
+    if built.post_processor is not None:
+        encoding = built.encode("a")
+        marks = encoding.special_tokens_mask
+        put_before = encoding.ids[: marks.index(0) if 0 in marks else len(marks)]
+    # A post-processor only adds special tokens and trims offsets; cut points need untrimmed ones.
+    built.post_processor = None
+    return built, put_before
 
 
 def _with_added_tokens(source: str, listed: dict[str, int], wanted: Sequence[str], folder: Path) -> bytes:
@@ -215,9 +276,12 @@ def _read_json(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise LclmError(f"{path} is not valid JSON: {error}; export the tokenizer again") from None
+    if not isinstance(values, dict):
+        raise LclmError(f"{path} holds no JSON object; export the tokenizer again")
+    return values
 
 
 class Tokenizers(NamedTuple):

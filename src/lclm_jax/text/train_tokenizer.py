@@ -6,11 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, *MEMORY_TOKENS)

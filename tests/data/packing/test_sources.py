@@ -154,3 +154,16 @@ def test_prepared_kinds_are_those_of_the_text(run):
     for record in split.read_many(range(len(split))):
         assert len(record["cut_kinds"]) == len(record["cuts"])
         assert record["cut_kinds"].any()
+
+
+def test_documents_begin_with_the_token_that_the_tokenizer_puts_before_a_text(run, monkeypatch):
+    source = source_of(run, "cpt")
+    plain = [example for _, example in examples_of(source)]
+    assert "bos_id" not in source.inputs()
+    monkeypatch.setattr(Tokenizer, "bos_id", 319)
+    source = source_of(run, "cpt")
+    assert source.inputs()["bos_id"] == 319
+    opened = [example for _, example in examples_of(source)]
+    assert all(example.tokens[0] == 319 and example.loss[0] == 0 and len(example.tokens) <= 256 for example in opened)
+    assert any(example.loss[1] == 1 for example in opened)
+    np.testing.assert_array_equal(opened[0].tokens[1:50], plain[0].tokens[:49])

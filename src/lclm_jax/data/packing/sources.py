@@ -164,7 +164,9 @@ class CptSource(_DocumentSource):
         model, pack = self.setup.plan_model, self.setup.pack
         context = model.overlap * (2 if model.mask == "bidirectional" else 1)
         encoder_positions = pack.encoder_rows * pack.encoder_row_length
-        limits = Limits(self._positions, model.ratio, model.window, context, model.has_markers, encoder_positions)
+        limits = Limits(
+            self._positions - self._opening, model.ratio, model.window, context, model.has_markers, encoder_positions
+        )
         sampled = sample_segments(cuts, self.config.spans, limits, self._key(epoch))
         plan = self._plan(cuts, sampled)
         while (halves := self._halve_oversized(sampled, plan)) is not None:
@@ -175,8 +177,17 @@ class CptSource(_DocumentSource):
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
         bounds = ref.bounds.tolist()
         segments = [Segment(bool(ref.variant ^ i & 1), bounds[i], bounds[i + 1]) for i in range(len(bounds) - 1)]
-        document, memory = DocumentTokens.from_record(columns), self.setup.tokenizers.decoder.memory_ids
-        return cpt_example_from_ids(document, segments, memory, self.setup.model.ratio)
+        document, decoder = DocumentTokens.from_record(columns), self.setup.tokenizers.decoder
+        return cpt_example_from_ids(document, segments, decoder.memory_ids, self.setup.model.ratio, decoder.bos_id)
+
+    def inputs(self) -> JsonObject:  # noqa: D102
+        bos_id = self.setup.tokenizers.decoder.bos_id
+        return super().inputs() | ({} if bos_id is None else {"bos_id": bos_id})
+
+    @property
+    def _opening(self) -> int:
+        """Positions before the segments: one if the decoder's tokenizer begins a text with a BOS token."""
+        return 0 if self.setup.tokenizers.decoder.bos_id is None else 1
 
     def _plan(self, cuts: CutTable, sampled: SampledExamples) -> Plan:
         sizes = sampled.bounds.sizes - 1
@@ -192,9 +203,9 @@ class CptSource(_DocumentSource):
             record=cuts.record[sampled.document],
             variant=sampled.opens_compressed.astype(np.int64),
             bounds=sampled.bounds,
-            tokens=Ragged.from_sizes(sizes, cost).sums(),
+            tokens=self._opening + Ragged.from_sizes(sizes, cost).sums(),
             spans=spans,
-            raw_tokens=Ragged.from_sizes(sizes, np.where(compressed, encoder + 2, decoder)).sums(),
+            raw_tokens=self._opening + Ragged.from_sizes(sizes, np.where(compressed, encoder + 2, decoder)).sums(),
         )
 
     def _halve_oversized(self, sampled: SampledExamples, plan: Plan) -> SampledExamples | None:
