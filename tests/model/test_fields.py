@@ -47,6 +47,16 @@ TOWER_CHANGES = {
     "rope_theta": (10.0, "numbers"),
     "norm_eps": (1e-1, "numbers"),
     "qk_norm": (False, "shape"),
+    "qkv_bias": (True, "error"),  # with qk_norm; the rest is in tests/interop/test_families.py
+    "rope_scaling.type": ("llama3", "error"),
+    "rope_scaling.factor": (2.0, "error"),
+    "rope_scaling.original_positions": (8, "error"),
+    "rope_scaling.low_freq_factor": (2.0, "error"),
+    "rope_scaling.high_freq_factor": (8.0, "error"),
+    "rope_scaling.beta_fast": (16.0, "error"),
+    "rope_scaling.beta_slow": (2.0, "error"),
+    "rope_scaling.truncate": (False, "error"),
+    "rope_scaling.attention_factor": (2.0, "error"),
 }
 LORA_CHANGES = {
     "rank": (4, "shape"),

@@ -14,7 +14,7 @@ from lclm_jax.config.load import (
     parse_config,
     read_yaml,
 )
-from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig
+from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig, RopeScaling
 from lclm_jax.config.paths import RunPaths
 from lclm_jax.config.study import PublishedConfig, StudyConfig
 from lclm_jax.config.train import (
@@ -51,6 +51,7 @@ __all__ = [
     "ProcessesConfig",
     "PublishedConfig",
     "Role",
+    "RopeScaling",
     "RowsFor",
     "RunPaths",
     "SourceConfig",

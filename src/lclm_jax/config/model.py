@@ -16,8 +16,53 @@ Dtype = Literal["float32", "bfloat16"]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
+ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "original_positions", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "original_positions", "beta_fast", "beta_slow", "truncate", "attention_factor"),
+}
+"""Kind of rotary scaling -> the keys that it reads."""
+
+
+class RopeScaling(Tree, role="result"):
+    """How rotary frequencies are changed for texts longer than the backbone was first trained on."""
+
+    type: Literal["default", "linear", "llama3", "yarn"] = key(
+        "default",
+        "default: not at all; linear: all divided by factor; llama3: low ones divided, high ones kept (Llama 3.1);"
+        " yarn: the same by numbers of rotations, and attention_factor (arXiv 2309.00071).",
+    )
+    factor: float = key(1.0, "What low frequencies are divided by.", gt=0, allow_inf_nan=False)
+    original_positions: int | None = key(None, "Longest text of the first training (llama3, yarn).", gt=0)
+    low_freq_factor: float = key(1.0, "Rotations in that text up to which a frequency is low (llama3).", gt=0)
+    high_freq_factor: float = key(4.0, "Rotations in that text from which a frequency is high (llama3).", gt=0)
+    beta_fast: float = key(32.0, "Rotations in that text from which a frequency is high (yarn).", gt=0)
+    beta_slow: float = key(1.0, "Rotations in that text up to which a frequency is low (yarn).", gt=0)
+    truncate: bool = key(True, "Round the bounds between low and high to whole pairs of dimensions (yarn).")
+    attention_factor: float = key(1.0, "What cosines and sines are multiplied by (yarn).", gt=0)
+
+    @model_validator(mode="after")
+    def _check(self):
+        used = ROPE_KEYS[self.type]
+        for name, field in type(self).model_fields.items():
+            if name not in ("type", *used) and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"rope_scaling.{name}={getattr(self, name)!r} has no effect with type={self.type}; leave it out, or"
+                    f" set rope_scaling.type to {' or '.join(kind for kind, keys in ROPE_KEYS.items() if name in keys)}"
+                )
+        if "original_positions" in used and self.original_positions is None:
+            raise ValueError(f"rope_scaling.type={self.type} needs original_positions; set it as the model's files say")
+        if self.low_freq_factor >= self.high_freq_factor or self.beta_slow >= self.beta_fast:
+            raise ValueError(
+                f"rope_scaling: low_freq_factor={self.low_freq_factor} must be below high_freq_factor="
+                f"{self.high_freq_factor}, and beta_slow={self.beta_slow} below beta_fast={self.beta_fast}"
+            )
+        return self
+
+
 class BackboneConfig(Tree, role="result"):
-    """A decoder-only transformer (Qwen3, or Llama with ``qk_norm: false``)."""
+    """A decoder-only transformer: Qwen3, or with ``qk_norm: false`` Llama (Mistral) or Qwen2 (``qkv_bias: true``)."""
 
     preset: str | None = key(
         None, "Name of a released model whose shape fills every key not given here.", role="logging"
@@ -30,8 +75,10 @@ class BackboneConfig(Tree, role="result"):
     head_dim: int = required("Width of one head (d); even, because RoPE rotates pairs.", gt=0)
     mlp_size: int = required("Width of the SwiGLU MLP (F).", gt=0)
     rope_theta: float = key(1e6, "Base of the rotary frequencies.", gt=0)
+    rope_scaling: RopeScaling = key(RopeScaling(), "Change of the rotary frequencies for longer texts.")
     norm_eps: float = key(1e-6, "Epsilon of every RMSNorm of the backbone.", gt=0)
     qk_norm: bool = key(True, "RMSNorm on queries and keys per head (Qwen3); false for Llama.")
+    qkv_bias: bool = key(False, "Biases of the query, key and value projections (Qwen2); not with qk_norm.")
     tie_embeddings: bool = key(True, "The output head reuses the embedding table.")
     max_positions: int = key(40960, "Longest sequence the backbone was made for.", role="layout", gt=0)
 
@@ -53,6 +100,8 @@ class BackboneConfig(Tree, role="result"):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd; RoPE rotates pairs: use an even head_dim")
+        if self.qk_norm and self.qkv_bias:
+            raise ValueError("qk_norm and qkv_bias exclude each other: no family of models has both; set one to false")
         return self
 
 
@@ -225,4 +274,13 @@ class ModelConfig(Tree, role="result"):
         return self.model_copy(update={"lora": LoraTowers()})
 
 
-__all__ = ["BACKBONES", "AdapterConfig", "BackboneConfig", "Dtype", "LoraConfig", "LoraTowers", "ModelConfig"]
+__all__ = [
+    "BACKBONES",
+    "AdapterConfig",
+    "BackboneConfig",
+    "Dtype",
+    "LoraConfig",
+    "LoraTowers",
+    "ModelConfig",
+    "RopeScaling",
+]

@@ -83,7 +83,7 @@ def tensor_table(model: ModelConfig) -> list[Tensor]:
 
 
 def backbone_tensors(backbone: BackboneConfig, folder: str, prefix: str) -> list[Tensor]:
-    """Tensors of a Qwen3 or Llama backbone; ``prefix`` is ``"model."`` in causal-LM files, empty in base models.
+    """Tensors of a backbone; ``prefix`` is ``"model."`` in causal-LM files, empty in base models.
 
     Only ``folder="decoder"`` has an output head, and only if it is untied.
     """
@@ -190,8 +190,14 @@ def _block(backbone: BackboneConfig, folder: str, prefix: str, layer: int) -> li
         ("mlp.up_proj", "mlp/up/kernel", (mlp, width), (width, mlp)),
         ("mlp.down_proj", "mlp/down/kernel", (width, mlp), (mlp, width)),
     ]
+    biases = [
+        ("self_attn.q_proj", "attn/q/bias", (heads, d)),
+        ("self_attn.k_proj", "attn/k/bias", (kv_heads, d)),
+        ("self_attn.v_proj", "attn/v/bias", (kv_heads, d)),
+    ] * backbone.qkv_bias
     root = f"{folder}/layers/"
     return [
         *(Tensor(folder, f"{prefix}{n}.weight", root + p, layer, (size,), (size,), False) for n, p, size in plain),
         *(Tensor(folder, f"{prefix}{n}.weight", root + p, layer, s, ours, True) for n, p, s, ours in linear),
+        *(Tensor(folder, f"{prefix}{n}.bias", root + p, layer, (h * d,), (h, d), False) for n, p, (h, _) in biases),
     ]

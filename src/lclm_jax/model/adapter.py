@@ -67,10 +67,10 @@ class MlpAdapter(Module):
         if self.is_initializing() or not model.adapter.row.norm_first:
             x_BLE = RMSNorm(model.latent_size, NORM_EPS, name="norm")(x_BLE)
         first = Projection(
-            "BSE,ED->BSD", (model.latent_size, width), ("param_latent", "param_out"), bias=True, name="fc1"
+            "BSE,ED->BSD", (model.latent_size, width), ("param_latent", "param_out"), bias=("norm",), name="fc1"
         )
         hidden_BLD = nn.gelu(first(x_BLE), approximate=False)
-        second = Projection("BSE,ED->BSD", (width, width), ("param_latent", "param_out"), bias=True, name="fc2")
+        second = Projection("BSE,ED->BSD", (width, width), ("param_latent", "param_out"), bias=("norm",), name="fc2")
         latents_BLD = second(hidden_BLD)
         if blocks == "decoder":
             latents_BLD = self._attend(latents_BLD, segments_BL, positions_BL)

@@ -1,4 +1,4 @@
-"""The transformer block of Qwen3 and Llama, and a stack of them."""
+"""The transformer block of Qwen3, Llama and Qwen2, and a stack of them."""
 
 import functools
 from collections.abc import Callable
@@ -125,7 +125,8 @@ class Attention(Module):
     def _heads(self, name: str, heads: int, axis: str) -> Projection:
         c = self.config
         shape, axes = (c.hidden_size, heads, c.head_dim), (self.options.width, axis, "head_dim")
-        return Projection("BSD,DHd->BSHd", shape, axes, lora=self.options.lora_of(name), name=name)
+        bias = (axis, "head_dim") if c.qkv_bias else ()
+        return Projection("BSD,DHd->BSHd", shape, axes, bias=bias, lora=self.options.lora_of(name), name=name)
 
 
 def _attend_locally(
@@ -242,14 +243,18 @@ def _saveable(remat: RematPolicy) -> Callable[..., bool]:
 
 def attention_context(config: BackboneConfig, segments_BS: jax.Array, positions_BS: jax.Array) -> AttentionContext:
     """The context of rows that attend to themselves."""
-    cos_BSd, sin_BSd = rope_tables(positions_BS, config.head_dim, config.rope_theta)
+    cos_BSd, sin_BSd = _rope(config, positions_BS)
     return AttentionContext(cos_BSd, sin_BSd, segments_BS)
+
+
+def _rope(config: BackboneConfig, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return rope_tables(positions_BS, config.head_dim, config.rope_theta, config.rope_scaling)
 
 
 def cached_attention_context(
     config: BackboneConfig, positions_BS: jax.Array, length_B: jax.Array, keys: int
 ) -> AttentionContext:
     """The context of rows appended to a cache of ``keys`` slots: array order alone limits what a query sees."""
-    cos_BSd, sin_BSd = rope_tables(positions_BS, config.head_dim, config.rope_theta)
+    cos_BSd, sin_BSd = _rope(config, positions_BS)
     kv_segments_BT = jnp.ones((positions_BS.shape[0], keys), jnp.int32)
     return AttentionContext(cos_BSd, sin_BSd, jnp.ones_like(positions_BS), kv_segments_BT, length_B)

@@ -4,10 +4,17 @@ Here B stands for rows, S for positions and D for the width of the residual stre
 call the same functions with their own rows, positions and widths.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from lclm_jax.config.model import RopeScaling
 from lclm_jax.kernels.masks import precision_of
+
+DEFAULT_ROPE = RopeScaling()
+"""Frequencies as they are."""
 
 
 def product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -23,11 +30,47 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (x_f32 * jax.lax.rsqrt(mean_square + eps) * scale).astype(x.dtype)
 
 
-def rope_tables(positions_BS: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine [B, S, d / 2], float32, of ``position * theta ** (-2 i / d)`` (arXiv 2104.09864)."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rope_tables(
+    positions_BS: jax.Array, head_dim: int, theta: float, scaling: RopeScaling = DEFAULT_ROPE
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B, S, d / 2], float32, of ``position * theta ** (-2 i / d)`` (arXiv 2104.09864), or scaled."""
+    if scaling.type == "default":
+        frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    else:
+        frequencies = jnp.asarray(scaled_frequencies(head_dim, theta, scaling), jnp.float32)
     angles_BSd = positions_BS.astype(jnp.float32)[..., None] * frequencies[None, None, :]
-    return jnp.cos(angles_BSd), jnp.sin(angles_BSd)
+    cos_BSd, sin_BSd = jnp.cos(angles_BSd), jnp.sin(angles_BSd)
+    if scaling.attention_factor != 1:
+        return cos_BSd * scaling.attention_factor, sin_BSd * scaling.attention_factor
+    return cos_BSd, sin_BSd
+
+
+def scaled_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """Rotary frequencies [d / 2], float64, of a ``scaling`` other than the default.
+
+    Each is a mean of the frequency itself and of its ``factor``-th; the weight of the former is 1 for high and 0 for
+    low frequencies, and linear in between: in rotations over the original text (llama3, as the released code of
+    Llama 3.1), or in the index of the pair (yarn, arXiv 2309.00071 section 3.2).
+    """
+    plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    kept = np.zeros_like(plain)
+    if scaling.type == "llama3":
+        rotations = (scaling.original_positions or 0) * plain / (2 * np.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((rotations - low) / (high - low), 0, 1)
+    elif scaling.type == "yarn":
+
+        def pair_of(rotations: float) -> float:
+            """Index (not whole) of the pair that turns so often over the original text."""
+            turns = (scaling.original_positions or 0) / (2 * math.pi * rotations)
+            return head_dim * math.log(turns) / (2 * math.log(theta))
+
+        first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+        if scaling.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
+        kept = 1 - np.clip((np.arange(head_dim // 2) - first) / (last - first or 0.001), 0, 1)
+    return np.asarray(plain * kept + plain / scaling.factor * (1 - kept))
 
 
 def apply_rope(x_BSHd: jax.Array, cos_BSd: jax.Array, sin_BSd: jax.Array) -> jax.Array:

@@ -86,7 +86,7 @@ def load(code: str, model: ModelConfig) -> Module:
 
 
 class Projection(Module):
-    """A linear map ``einsum(equation, x, kernel)``, with a bias over the last axis if ``bias``.
+    """A linear map ``einsum(equation, x, kernel)``, with a bias over the kernel's output axes if ``bias`` names them.
 
     The kernel starts as a normal of variance ``gain / fan_in`` (LeCun et al. 1998, Efficient BackProp); ``gain`` below
     one tames the maps that write to the residual stream. Biases start at zero.
@@ -100,7 +100,7 @@ class Projection(Module):
     axes: tuple[str, ...]
     contracted: int = 1
     gain: float = 1.0
-    bias: bool = False
+    bias: tuple[str, ...] = ()
     lora: LoraConfig | None = None
 
     @nn.compact
@@ -110,8 +110,8 @@ class Projection(Module):
         init = nn.initializers.variance_scaling(self.gain, "fan_in", "normal", inputs, outputs)
         out = product(self.equation, x, self.declare("kernel", init, self.shape, self.axes))
         if self.bias:
-            bias = self.declare("bias", nn.initializers.zeros, self.shape[-1:], ("norm",))
-            out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)
+            bias = self.declare("bias", nn.initializers.zeros, self.shape[self.contracted :], self.bias)
+            out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
         return out if self.lora is None else out + self._low_rank(x, self.lora)
 
     def _low_rank(self, x: jax.Array, lora: LoraConfig) -> jax.Array:

@@ -64,7 +64,8 @@ def _adapter_parameters(model: ModelConfig) -> int:
 def backbone_parameters(shape: BackboneConfig) -> int:
     """Table, blocks and final norm of a backbone, without an untied head."""
     norms = 2 * shape.hidden_size + 2 * shape.head_dim * shape.qk_norm
-    layers = shape.num_layers * (sum(kernel_sizes(shape).values()) + norms)
+    biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim * shape.qkv_bias
+    layers = shape.num_layers * (sum(kernel_sizes(shape).values()) + norms + biases)
     return shape.vocab_size * shape.hidden_size + layers + shape.hidden_size
 
 

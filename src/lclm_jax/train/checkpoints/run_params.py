@@ -88,6 +88,10 @@ def _check_model(config: Config, stage: str, meta: JsonObject) -> None:
     stored = {
         name: value for name, value in meta["config"]["model"].items() if name in ("encoder", "decoder", "adapter")
     }
+    # Parsed again, so that a key that this version added has its default on both sides.
+    stored = {
+        name: type(getattr(config.model, name))(**value).model_dump(mode="json") for name, value in stored.items()
+    }
     now = config.model.model_dump(mode="json")
     # LoRA may be added to a model; what it drops in training is no part of its shape.
     loras = {tower: lora for tower, lora in meta["config"]["model"].get("lora", {}).items() if lora}
