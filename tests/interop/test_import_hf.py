@@ -5,13 +5,13 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 import yaml
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+import tokenizers
 from lclm_jax.cli.main import cli
 from lclm_jax.config import BackboneConfig
 from lclm_jax.errors import LclmError

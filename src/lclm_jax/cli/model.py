@@ -1,6 +1,5 @@
 """``lclm eval``, ``import``, ``export``, ``generate`` and ``encode``: commands about a trained model."""
 
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -8,6 +7,7 @@ import click
 import yaml
 
 from lclm_jax.cli.options import json_option, load_run, run_argument, write_result
+from lclm_jax.cli.streams import need_output, read_text
 from lclm_jax.errors import LclmError
 
 
@@ -88,36 +88,28 @@ def generate(
 
     Without --prompt or --file the prompt is read from standard input.
     """
+    from lclm_jax.inference.prompts import check_characters
     from lclm_jax.text.memory_tags import split_memory
 
+    need_output("the answer")
     if prompt is not None and file is not None:
         raise click.UsageError("--prompt and --file exclude each other; give one")
     if prompt is None:
-        prompt = _read_prompt(file or sys.stdin.buffer)
+        prompt = read_text(file, "prompt")
     if not prompt.strip():
         raise LclmError("the prompt is empty; give at least one word")
+    check_characters(prompt, "the prompt")
     split_memory(prompt)  # before the model is loaded, and with places counted in what the user wrote
 
     from lclm_jax.inference.generate import Generator
     from lclm_jax.inference.sampling import Sampling
 
+    settings = Sampling(**sampling)
     generator = Generator.from_folder(model)
     request = [{"role": "user", "content": prompt}] if chat else prompt
-    for piece in generator.stream(request, Sampling(**sampling)):
+    for piece in generator.stream(request, settings):
         click.echo(piece, nl=False)
     click.echo()
-
-
-def _read_prompt(file: BinaryIO) -> str:
-    """The text of ``file``; on a terminal, say that it is awaited."""
-    if file.isatty():
-        click.echo("Type the prompt; end it with Ctrl-D on a line of its own.", err=True)
-    try:
-        return file.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LclmError(
-            f"the prompt is not UTF-8 text ({error.reason} at byte {error.start}); convert it, for example with iconv"
-        ) from None
 
 
 @click.command("import")
@@ -134,23 +126,33 @@ def _read_prompt(file: BinaryIO) -> str:
 )
 @click.option("--pad-to", default=1, show_default=True, help="Pad embedding tables to a multiple of this many rows.")
 @click.option("--memory-tokens", is_flag=True, help="Add the memory tokens to the tokenizer of an encoder, too.")
+@click.option("--ratio", type=click.IntRange(min=1), help="Of an older LCLM that does not say it: tokens per latent.")
+@click.option("--window", type=click.IntRange(min=1), help="The same: tokens of a window.")
+@click.option("--pooling", type=click.Choice(["mean", "concat", "eos"]), help="The same: pooling.")
+@click.option("--mask", type=click.Choice(["causal", "bidirectional"]), help="The same: mask inside a window.")
+@click.option("--overlap", type=click.IntRange(min=0), help="The same: context tokens beside a window.")
+@click.option("--adapter", type=click.Choice(["mlp", "attn_mlp", "mlp_attn"]), help="The same: adapter.")
+@click.option("--adapter-layers", type=click.IntRange(min=1), help="The same: attention layers of the adapter.")
 def import_command(
     source: str, out: Path, role: str | None, revision: str | None, memory_rows: Path | None, **choices
 ) -> None:
     """Import a model into the folder OUT, for a run to start from.
 
-    SOURCE is a folder, or the id of a hub repository (OWNER/NAME): Qwen3, Qwen3-Embedding or Llama weights, or a
-    complete LCLM (decoder/, encoder/, adapter/, model_config.json). Only safetensors files are read. The memory tokens
+    SOURCE is a folder, or the id of a hub repository (OWNER/NAME): Qwen3, Qwen3-Embedding, Llama, Qwen2 or Mistral
+    weights, or a complete LCLM (decoder/, encoder/, adapter/, model_config.json; in older ones llm/, embedder/,
+    projectors/). Only safetensors files are read. What is not supported is refused by its name. The memory tokens
     are added to the tokenizer of a decoder; their embeddings are initialised to the mean of the rows in use, or taken
     from --memory-rows (tensor memory_rows: one row each for memory_start, memory_end and memory). The configuration
     keys that a run needs are printed, and stored in OUT/lclm.yaml.
     """
+    from lclm_jax.interop.foreign.older_layout import OPTIONS
     from lclm_jax.interop.hub import resolve_source
     from lclm_jax.interop.import_hf import ImportOptions, import_model
 
     folder = resolve_source(source, revision)
     origin = source if revision is None else f"{source}@{revision}"
-    options = ImportOptions(memory_rows=memory_rows, **choices)
+    compression = {name: value for name in OPTIONS if (value := choices.pop(name)) is not None}
+    options = ImportOptions(memory_rows=memory_rows, compression=compression, **choices)
     keys = import_model(folder, out, role, options, origin)
     click.echo(f"{out} is ready; a run that starts from it needs these keys ({out / 'lclm.yaml'}):")
     click.echo(yaml.safe_dump(keys, sort_keys=False), nl=False)

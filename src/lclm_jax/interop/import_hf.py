@@ -1,4 +1,4 @@
-"""``lclm import``: a Qwen3, Qwen3-Embedding or Llama folder, or a complete LCLM, made ready for a run to start from.
+"""``lclm import``: a folder of a supported family, or a complete LCLM, made ready for a run to start from.
 
 The result is a folder in the layout that export writes, checked tensor by tensor, with memory tokens and their rows, so
 transformers, ``lclm generate`` and ``config.init`` all read it. Weights keep the type they came in.
@@ -7,8 +7,8 @@ transformers, ``lclm generate`` and ``config.init`` all read it. Weights keep th
 import json
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -16,6 +16,9 @@ import yaml
 from lclm_jax.config import BackboneConfig, ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing_folder
+from lclm_jax.interop.foreign.files import GENERATION, check_files
+from lclm_jax.interop.foreign.older_layout import FOLDERS, is_older, translated
+from lclm_jax.interop.foreign.reread import check_backbone, check_tokenizer
 from lclm_jax.interop.hf_config import FAMILIES, read_backbone, read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor, adapter_tensors, backbone_tensors
 from lclm_jax.interop.load import open_backbone, read_model
@@ -46,12 +49,15 @@ class ImportOptions:
         pad_to: tables get a multiple of this many rows.
         memory_rows: safetensors file with ``memory_rows`` [3, hidden]; None: the mean of the used rows.
         shard_bytes: largest size of one weight file.
+        compression: option of ``lclm import`` (see ``older_layout.OPTIONS``) -> value, for checkpoints of the older
+            layout that do not say it.
     """
 
     memory_tokens: bool = False
     pad_to: int = 1
     memory_rows: Path | None = None
     shard_bytes: int = 5 * 10**9
+    compression: Mapping[str, object] = field(default_factory=dict)
 
 
 def import_model(
@@ -79,11 +85,16 @@ def import_model(
     """
     options = options or ImportOptions()
     role = _role(source, role)
+    if options.compression and not (role == "lclm" and is_older(source)):
+        raise LclmError(
+            f"{', '.join(options.compression)}: only told of a checkpoint in the older layout"
+            f" ({', '.join(FOLDERS.values())}), which {source} is not; leave them out"
+        )
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / RECORD).is_file():
         raise LclmError(f"{out_dir} holds files that are not an import; name a new folder or empty this one")
     with replacing_folder(out_dir) as part:
         if role == "lclm":
-            config = _import_lclm(source, part, options)
+            config = _import_lclm(source, part, options, origin or str(source.resolve()))
             tokenizers = {name: str(out_dir / name) for name in ("decoder", "encoder")}
         else:
             config = {role: _model_keys(_import_backbone(source, part, role, options))}
@@ -95,7 +106,7 @@ def import_model(
 
 
 def _role(source: Path, role: str | None) -> str:
-    complete = (source / "model_config.json").is_file() and (source / "decoder").is_dir()
+    complete = ((source / "model_config.json").is_file() and (source / "decoder").is_dir()) or is_older(source)
     if role is None:
         if not complete:
             raise LclmError(
@@ -107,18 +118,23 @@ def _role(source: Path, role: str | None) -> str:
     return role
 
 
-def _import_lclm(source: Path, out: Path, options: ImportOptions) -> JsonObject:
+def _import_lclm(source: Path, out: Path, options: ImportOptions, name: str) -> JsonObject:
+    folders = FOLDERS if is_older(source) else {part: part for part in FOLDERS}
+    # First, as what is missing is asked for.
+    settings = translated(source, name, options.compression) if is_older(source) else None
     for role in ("decoder", "encoder"):
         (out / role).mkdir()
-        _import_backbone(source / role, out / role, role, options)
-    for name in _KEPT:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+        _import_backbone(source / folders[role], out / role, role, options)
+    for kept in _KEPT:
+        if (source / kept).is_file():
+            shutil.copyfile(source / kept, out / kept)
+    if settings is not None:
+        write_json(out / "model_config.json", settings)
     copy_peft(source, out)
     model = read_model(out)
     read_peft(out, model)  # fails unless it fits the model
     (out / "adapter").mkdir()
-    blocks = FolderBlocks(TensorFolder(source / "adapter"), adapter_tensors(model))
+    blocks = FolderBlocks(TensorFolder(source / folders["adapter"]), adapter_tensors(model))
     _write(out / "adapter", blocks, blocks.table, None, 2**62)
     return _lclm_keys(model)
 
@@ -130,6 +146,7 @@ def _import_backbone(source: Path, out: Path, role: str, options: ImportOptions)
             f" lora/{role} of the complete LCLM that it belongs to"
         )
     backbone = read_backbone(source)
+    check_files(source, backbone.vocab_size)
     blocks = open_backbone(source, backbone, role)
     if role == "encoder" and "lm_head.weight" in blocks.source.shapes:
         log.info("%s: the output head is left out, an encoder has none", source.name)
@@ -145,6 +162,8 @@ def _import_backbone(source: Path, out: Path, role: str, options: ImportOptions)
     table = backbone_tensors(grown, role, "model." if role == "decoder" else "")
     _write(out, blocks, table, rows, options.shard_bytes)
     _write_config(source, out, role, rows.total)
+    check_tokenizer(source, out)
+    check_backbone(blocks, FolderBlocks(TensorFolder(out), table), rows, grown)
     return grown
 
 
@@ -166,8 +185,13 @@ def _write_config(source: Path, out: Path, role: str, rows: int) -> None:
     values = read_json(source / "config.json")
     architecture = FAMILIES[values["model_type"]][0 if role == "decoder" else 1]
     write_json(out / "config.json", values | {"architectures": [architecture], "vocab_size": rows})
-    if role == "decoder" and (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
+    if role == "encoder":
+        return
+    if (source / GENERATION).is_file():
+        shutil.copyfile(source / GENERATION, out / GENERATION)
+    elif values.get("eos_token_id") is not None:  # transformers makes it of these as well
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        write_json(out / GENERATION, {name: values[name] for name in names if values.get(name) is not None})
 
 
 def _model_keys(backbone: BackboneConfig) -> JsonObject:

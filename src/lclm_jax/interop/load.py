@@ -1,6 +1,5 @@
-"""Reading complete LCLM folders, and single Qwen3, Qwen3-Embedding or Llama folders as backbones."""
+"""Reading complete LCLM folders, and single folders of the supported families as backbones."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import BackboneConfig, ModelConfig
+from lclm_jax.interop.foreign.keys import LCLM_HARMLESS, check_keys
 from lclm_jax.interop.hf_config import parsed, read_backbone, read_json
 from lclm_jax.interop.hf_weight_map import (
     MEMORY_ROWS_PATH,
@@ -22,8 +22,6 @@ from lclm_jax.interop.param_source import FolderBlocks, Leaves, LeavesInFolders,
 from lclm_jax.interop.safetensors_io import CheckpointError, TensorFolder
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import JsonObject, ReadOnlyJson
-
-log = logging.getLogger(__name__)
 
 _SETTINGS = {
     "compression_ratio": "ratio",
@@ -68,8 +66,13 @@ def open_parts(folder: Path, model: ModelConfig) -> list[FolderBlocks]:
 
 
 def open_backbone(folder: Path, backbone: BackboneConfig, role: str) -> FolderBlocks:
-    """A Qwen3 or Llama folder as ``role``, with or without the prefix of causal-LM files; checked but not read."""
+    """A folder of one backbone as ``role``, with or without the prefix of causal-LM files; checked but not read."""
     source = TensorFolder(folder)
+    if backbone.num_layers > len(source.shapes):
+        raise CheckpointError(
+            f"{folder} has {len(source.shapes)} tensors, and its configuration says {backbone.num_layers} layers; fetch"
+            " both again"
+        )
     prefix = "model." if any(name.startswith("model.") for name in source.shapes) else ""
     return FolderBlocks(source, backbone_tensors(backbone, role, prefix))
 
@@ -87,10 +90,7 @@ def read_model(folder: Path, settings: ReadOnlyJson | None = None, **changes: An
     layers = values.pop("num_adapter_layers", None)
     if layers is not None and adapter["type"] != "mlp":
         adapter["num_layers"] = layers
-    if values:
-        log.warning(
-            "%s: keys that this implementation does not know are left out: %s", origin, ", ".join(sorted(values))
-        )
+    check_keys(origin, values, LCLM_HARMLESS, {}, "an LCLM")
     tokenizer = Tokenizer.from_folder(folder / "decoder")
     values = {
         "encoder": read_backbone(folder / "encoder"),

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 from safetensors.numpy import load_file
 
+import tokenizers
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor
 from lclm_jax.interop.param_source import FolderBlocks
+from lclm_jax.text.chat_template import TEMPLATE_FOLDERS
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
@@ -42,6 +43,9 @@ def copy_tokenizer(source: Path, folder: Path, memory_tokens: bool = True) -> No
     for name in TOKENIZER_FILES:
         if (home / name).is_file() and not (model is not None and name == "tokenizer.json"):
             shutil.copyfile(home / name, folder / name)
+    for name in TEMPLATE_FOLDERS:
+        if (home / name).is_dir():
+            shutil.copytree(home / name, folder / name)
     if model is not None:
         (folder / "tokenizer.json").write_bytes(Tokenizer(source, memory_tokens).json)
 
@@ -59,14 +63,37 @@ def add_memory_tokens(folder: Path) -> dict[str, int]:
         return {}
     # Files with truncation or a post-processor keep both: only the tokens are new.
     built = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    taken = set(built.get_vocab(with_added_tokens=True).values())
     built.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in missing])
-    path.write_text(built.to_str(pretty=True), encoding="utf-8")
-    added = {token: index for token in missing if (index := built.token_to_id(token)) is not None}
+    text = built.to_str(pretty=True)
+    # The library counts tokens to find an id when it reads them: in a vocabulary with holes another token has it.
+    again = tokenizers.Tokenizer.from_str(text)
+    added = {token: index for token in missing if (index := again.token_to_id(token)) is not None}
+    if taken.isdisjoint(added.values()):
+        path.write_text(text, encoding="utf-8")
+    else:
+        added = {token: max(taken) + order for order, token in enumerate(missing, 1)}
+        _add_with_ids(path, added)
     _list_in_config(folder / "tokenizer_config.json", added)
     listed = folder / "added_tokens.json"
     if listed.is_file():
         write_json(listed, read_json(listed) | added)
     return added
+
+
+def _add_with_ids(path: Path, added: dict[str, int]) -> None:
+    """Add special tokens to ``tokenizer.json`` under ids of our choice: the library keeps those that the model has."""
+    values = read_json(path)
+    vocabulary = values["model"]["vocab"]
+    if not isinstance(vocabulary, dict):
+        raise LclmError(
+            f"{path}: the ids have holes and the model is {values['model'].get('type')}, which cannot name the ids of"
+            f" {', '.join(added)}; add them to the tokenizer and its model first"
+        )
+    vocabulary |= added
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    values["added_tokens"] += [{"id": index, "content": token, **flags} for token, index in added.items()]
+    write_json(path, values)
 
 
 def _list_in_config(path: Path, added: dict[str, int]) -> None:
@@ -112,6 +139,20 @@ class NewRows:
             assert mean is not None
             dtype = source.stored(tensor, slice(0, 1)).dtype
             yield np.stack([given.get(row, mean) for row in range(rows, self.total)]).astype(dtype)
+
+    def expected(self, source: FolderBlocks, tensor: Tensor, block: slice) -> np.ndarray:
+        """Rows ``block`` of the grown ``tensor``, worked out one by one: what ``blocks`` must have written."""
+        kept = slice(block.start, min(block.stop, tensor.shape[0]))
+        old = source.stored(tensor, kept if kept.start < kept.stop else slice(0, 1))
+        rows = np.empty((block.stop - block.start, tensor.shape[1]), old.dtype)
+        rows[: max(0, kept.stop - kept.start)] = old[: max(0, kept.stop - kept.start)]
+        given = self.given if tensor.path.endswith("embed/table") else {}
+        new = {row for row in {*self.fresh, *given} if block.start <= row < block.stop}
+        new |= set(range(max(block.start, tensor.shape[0]), block.stop))
+        mean = self._mean(source, tensor) if new else None
+        for row in new:
+            rows[row - block.start] = given.get(row, mean)
+        return rows
 
     def _mean(self, source: FolderBlocks, tensor: Tensor) -> np.ndarray:
         used = min(self.used, tensor.shape[0])

@@ -174,9 +174,13 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of safetensors ({error!r}); fetch it again") from None
+    odd = next((name for name, file in found.items() if not isinstance(file, str)), None)
+    if odd is not None:
+        raise CheckpointError(f"{index}: the file of {odd} is {found[odd]!r}, not a name; fetch it again")
+    return found
 
 
 def _check_index(folder: Path, found: dict[str, Path]) -> None:
