@@ -128,6 +128,13 @@ class DataConfig(Tree):
     cache_bytes: int | None = key(
         None, "Bytes of these copies, about: those used longest ago are deleted; null: no limit.", role="layout", gt=0
     )
+    copy_shards: bool | None = key(
+        None,
+        "Copy whole remote shards to this machine before they are read; null: only where they cannot be read in place"
+        " (gs:// can), or cache_bytes is set.",
+        role="layout",
+        added=True,
+    )
     shard_bytes: int = key(64 * 2**20, "Bytes of corpus text that go into one shard.", role="result", gt=0)
     sources: dict[str, SourceConfig] = key({}, "Named sources; stages mix them by weight.")
     pack: PackConfig = key(PackConfig(), "Row layout; a stage may replace it.")

@@ -37,6 +37,8 @@ class ShardCache(NamedTuple):
     """None: ``lclm_jax/shards`` in the user's cache folder."""
     most_bytes: int | None = None
     """None: no bound. What processes hold is kept even above it."""
+    always: bool = True
+    """Whether shards are copied even where they can be read in place."""
 
     @property
     def root(self) -> Path:

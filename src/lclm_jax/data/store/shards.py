@@ -32,6 +32,7 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.store.columns import Ragged, join
 from lclm_jax.data.store.lengths import Lengths
 from lclm_jax.data.store.packed_records import unpack
+from lclm_jax.data.store.remote_shard import SCHEMES, RemoteShard
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
 from lclm_jax.data.store.vocabulary import TokenBytes, read_vocabulary
@@ -111,8 +112,8 @@ def read_manifest(root: str | Path | Storage) -> JsonObject:
 class PreparedSplit:
     """Random access to one split of one collection: ``len``, ``read``, ``read_many``, lengths without reading records.
 
-    Files are opened when first needed, so the object can be sent to worker processes. Shards of a remote folder are
-    copied to ``cache`` then; see ``Storage``.
+    Files are opened when first needed, so the object can be sent to worker processes. Shards on ``gs://`` are read in
+    place unless ``cache.always``; of other remote folders they are copied to ``cache``, and lengths files always are.
 
     Args:
         root: prepared folder, a local path or an fsspec URL.
@@ -142,7 +143,7 @@ class PreparedSplit:
         self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
         most = _most_open(self.storage)
         self._lock = threading.Lock()
-        self._readers: LRUCache[int, tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
+        self._readers: LRUCache[int, RemoteShard | tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
         self._lengths: LRUCache[int, tuple[Lengths, HeldFile]] = LRUCache(most)
         self._verified: set[int] = set()
 
@@ -222,22 +223,30 @@ class PreparedSplit:
         return shard, int(index) - self._starts[shard]
 
     def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
+        reader = self._reader(shard)
+        if isinstance(reader, RemoteShard):
+            return reader.read(rows)
         try:
-            return self._reader(shard).read(rows)
+            return reader[0].read(rows)
         except RuntimeError as error:
             name = self.storage.shown(self.shards[shard].file)
             raise PreparedError(f"shard {name} is damaged ({error}); delete it and prepare the data again") from None
 
-    def _reader(self, shard: int) -> ArrayRecordReader:
+    def _reader(self, shard: int) -> RemoteShard | tuple[ArrayRecordReader, HeldFile]:
         with self._lock:
             if (opened := self._readers.get(shard)) is not None:
-                return opened[0]
-        held = self.storage.hold(self.shards[shard].file, self.shards[shard].sha256)
-        self._check_size(held.path, self.shards[shard])
-        opened = ArrayRecordReader(str(held.path)), held
+                return opened
+        opened = self._open(self.shards[shard])
         with self._lock:
             self._readers[shard] = opened
-        return opened[0]
+        return opened
+
+    def _open(self, shard: Shard) -> RemoteShard | tuple[ArrayRecordReader, HeldFile]:
+        if self.storage.root.startswith(SCHEMES) and not self.storage.cache.always:
+            return RemoteShard(self.storage.shown(shard.file), shard.records)
+        held = self.storage.hold(shard.file, shard.sha256)
+        self._check_size(held.path, shard)
+        return ArrayRecordReader(str(held.path)), held
 
     @staticmethod
     def _check_size(path: Path, shard: Shard) -> None:
@@ -290,7 +299,10 @@ class PreparedSplit:
 def shard_cache(config: Config) -> ShardCache:
     """Where a run keeps copies of remote shards."""
     folder = config.data.cache
-    return ShardCache(None if folder is None else Path(folder), config.data.cache_bytes)
+    always = config.data.copy_shards
+    if always is None:
+        always = config.data.cache_bytes is not None
+    return ShardCache(None if folder is None else Path(folder), config.data.cache_bytes, always)
 
 
 def open_split(config: Config, collection: str, split: str) -> PreparedSplit:
