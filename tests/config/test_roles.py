@@ -17,6 +17,7 @@ CHANGES = {
     "name": "second",
     "run_dir": None,  # the test's own folder
     "corpus.collections.NAME.paths": ["elsewhere/*.jsonl"],
+    "data.copy_shards": True,
     "model.encoder.preset": "qwen3_0p6b",
     "model.decoder.preset": "qwen3_0p6b",
     "model.remat": "full",
