@@ -15,7 +15,13 @@ from lclm_jax.suite.tasks.ruler.generate import generate
 from lclm_jax.suite.tasks.ruler.sources import Sources
 
 HERE = Path(__file__).parent
-SOURCES = Sources()
+ALL, FEW = Sources(), Sources()
+FEW.nouns, FEW.adjectives = ALL.nouns[::10], ALL.adjectives[::10]
+
+
+def few_words(name):
+    """All keys of needles in one task, a hundredth of them in the others: NVIDIA's scripts sort six million."""
+    return name.startswith("niah") and name != "niah_single_1"
 
 
 def theirs(name, length, count, seed, folder):
@@ -38,7 +44,8 @@ def theirs(name, length, count, seed, folder):
         "template": design["template"] + design["answer_prefix"],
         **config["args"],
     }
-    command = [sys.executable, str(HERE / "nvidia_ruler.py"), str(home / f"data/synthetic/{config['task']}.py")]
+    words = "few-words" if few_words(name) else "all-words"
+    command = [sys.executable, str(HERE / "nvidia_ruler.py"), words, str(home / f"data/synthetic/{config['task']}.py")]
     command += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -49,7 +56,7 @@ def theirs(name, length, count, seed, folder):
 @pytest.mark.parametrize("name", TASKS)
 def test_samples_are_equal(name, length, seed, tmp_path):
     wanted = theirs(name, length, 5, seed, tmp_path)
-    ours = generate(name, length, 5, count_tokens, SOURCES, seed)
+    ours = generate(name, length, 5, count_tokens, FEW if few_words(name) else ALL, seed)
     for one, other in zip(ours, wanted, strict=True):
         assert one.prompt("raw") + one.prefix == other["input"]
         assert list(one.answers) == other["outputs"]
