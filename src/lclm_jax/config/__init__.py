@@ -1,6 +1,6 @@
 """The configuration tree: every key declared once, with its default, limits, role and documentation."""
 
-from lclm_jax.config.base import Key, Role, describe_keys, result_values, role_of
+from lclm_jax.config.base import Key, Role, describe_keys, first_release_values, result_values, role_of
 from lclm_jax.config.corpus import CollectionConfig, ColumnsConfig, CorpusConfig
 from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, RowsFor, SourceConfig, SpanConfig, TokenizerConfig
 from lclm_jax.config.devices import MeshConfig, apply_environment
@@ -64,6 +64,7 @@ __all__ = [
     "config_hash",
     "describe_keys",
     "dump_config",
+    "first_release_values",
     "load_config",
     "load_study",
     "override",

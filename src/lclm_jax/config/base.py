@@ -92,22 +92,27 @@ def role_of(tree: type[Tree], dotted: str) -> Role | None:
 
 def result_values(node: Tree) -> JsonObject:
     """``node`` as plain values, less the keys that no result depends on and ``added`` ones at their default."""
-    return _of_results(type(node), node.model_dump(mode="json"))
+    return _kept(type(node), node.model_dump(mode="json"), ("result",))
 
 
-def _of_results(tree: type[Tree], values: ReadOnlyJson) -> JsonObject:
+def first_release_values(node: Tree) -> JsonObject:
+    """``node`` as plain values, less ``added`` keys at their default: what versions that lack them would give."""
+    return _kept(type(node), node.model_dump(mode="json"), (*typing.get_args(Role), None))
+
+
+def _kept(tree: type[Tree], values: ReadOnlyJson, roles: tuple[Role | None, ...]) -> JsonObject:
     kept = {}
     for name, value in values.items():
         field = tree.model_fields[name]
         branch, keyed = branch_of(field.annotation)
         if branch is None:
-            if _role(tree, field) == "result" and not (_is_added(field) and value == field.default):
+            if _role(tree, field) in roles and not (_is_added(field) and value == field.default):
                 kept[name] = value
         elif value is None:
             kept[name] = None
         elif keyed:
-            kept[name] = {inner: _of_results(branch, one) for inner, one in value.items()}
-        elif found := _of_results(branch, value):
+            kept[name] = {inner: _kept(branch, one, roles) for inner, one in value.items()}
+        elif found := _kept(branch, value, roles):
             kept[name] = found
     return kept
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from lclm_jax.config import Config, RunPaths, describe_keys, result_values, role_of
+from lclm_jax.config import Config, RunPaths, describe_keys, first_release_values, result_values, role_of
 from lclm_jax.config.base import Tree
 from lclm_jax.errors import LclmError
 from lclm_jax.types import Json, JsonObject
@@ -57,7 +57,7 @@ def stage_inputs(config: Config, stage: str, values: Callable[[Tree], JsonObject
 
 def _inputs_before_roles(config: Config, stage: str) -> JsonObject:
     """``stage_inputs`` as they were before keys had roles: checkpoints of then hold hashes of them."""
-    inputs = stage_inputs(config, stage, lambda node: node.model_dump(mode="json"))
+    inputs = stage_inputs(config, stage, first_release_values)
     for branch, names in (
         (inputs["model"], ("remat", "attention")),
         (inputs["stages"][stage], ("tokens", "microbatches")),
