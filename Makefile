@@ -42,7 +42,7 @@ DOC_TESTS := $(wildcard tests/docs tests/examples)
 
 test: $(VENV)/.dev-installed
 	$(MAKE) --no-print-directory lint VENV=$(VENV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m 'not slow and not mesh' \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 -m 'not slow and not mesh' \
 	  $(addprefix --ignore=,$(DOC_TESTS))
 
 docs: $(VENV)/.docs-installed

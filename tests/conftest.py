@@ -1,39 +1,48 @@
 """Settings of every test: eight simulated CPU devices, strict ranks, a compilation cache, and tiny models."""
 
 import os
-from importlib.metadata import version
 from pathlib import Path
 
-# Before JAX is imported: the flags are read once. Tests run each program a few times on tiny shapes, so compiling is
-# what they wait for: LLVM optimises nothing (a third of the CPU time of tests/model/test_lclm.py less).
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        # Fusions lowered by LLVM alone, in one module: a train step compiles in 6 s of CPU time instead of 16. Later
-        # releases end the process on the first of these flags.
-        *(
-            ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-            if version("jaxlib").startswith("0.10.")
-            else []
-        ),
-        os.environ.get("XLA_FLAGS", ""),
-    ]
-)
+from tests.compiler_flags import FAST
+
+# Before JAX is imported: the flags are read once.
+os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=8", *FAST, os.environ.get("XLA_FLAGS", "")])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
 import pytest
+from tests.devices import only_one_device
 
 from lclm_jax.config import BackboneConfig, MeshConfig, ModelConfig
 from lclm_jax.parallel import make_mesh, use_mesh
 
-_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "jax"
+_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(__file__).resolve().parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Files that take most of a minute: begun first, so that no worker waits for the last file of the other. With the option
+# --no-loadscope-reorder of pytest-xdist, which would put files of few tests last.
+LONG = (
+    "train/core/test_loop.py",
+    "train/core/test_stages.py",
+    "train/core/test_step.py",
+    "test_pipeline.py",
+    "digests/test_digests.py",
+    "model/test_sharded.py",
+    "model/test_lora.py",
+    "ablate/test_run.py",
+    "interop/test_init_from_hf.py",
+    "parity/test_run.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of long files first."""
+    long = {Path(__file__).parent / name for name in LONG}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture
@@ -41,6 +50,13 @@ def mesh():
     """A mesh of one device, entered."""
     one = make_mesh(MeshConfig(), jax.devices()[:1])
     with use_mesh(one):
+        yield one
+
+
+@pytest.fixture
+def one_device():
+    """JAX has one device; the mesh of it."""
+    with only_one_device() as one:
         yield one
 
 

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import pytest
 from tests.data.helpers import unpack_row
+from tests.devices import only_one_device
 
 from lclm_jax.ablate.jobs import collect, done, jobs_of, open_jobs
 from lclm_jax.ablate.measure import Measurer
 from lclm_jax.ablate.run import StudyTooSmall, check_size, prepare, run_job, run_study
 from lclm_jax.ablate.train_seeds import train_single, train_vmapped
 from lclm_jax.ablate.variants import expand, variant_config
-from lclm_jax.config import MeshConfig, load_study
+from lclm_jax.config import load_study
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.errors import LclmError
-from lclm_jax.parallel import make_mesh
 from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 
 STUDY = """
@@ -62,9 +62,26 @@ def study(tmp_path_factory):
     return tree
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def one_device():
-    return make_mesh(MeshConfig(), jax.devices()[:1])
+    """JAX has one device, for all tests here; the mesh of it."""
+    with only_one_device() as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def first_job(study):
+    """Job 0 and, after it ran, what its training gave."""
+    job, trained = jobs_of(study)[0], []
+
+    def kept(*arguments):
+        trained.append(train_vmapped(*arguments))
+        return trained[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lclm_jax.ablate.run.train_vmapped", kept)
+        run_job(study, job, lambda *_: None)
+    return job, trained[0]
 
 
 def resolved(study, variant, seed):
@@ -87,21 +104,19 @@ def test_all_variants_have_the_same_examples_in_every_row(study):
         assert first and all(spans == first for spans in others)
 
 
-def test_seeds_together_learn_what_each_learns_alone(study, one_device):
-    variant = expand(study)[0]
-    pairs = [resolved(study, variant, seed) for seed in study.seeds]
-    together = train_vmapped([config for config, _ in pairs], pairs[0][1], one_device, lambda *_: None)
-    alone = train_single(pairs[1][0])
+def test_seeds_together_learn_what_each_learns_alone(study, first_job):
+    _, together = first_job
+    config, _ = resolved(study, expand(study)[0], study.seeds[1])
+    alone = train_single(config)
     assert together.losses.shape == (2, 6) and not np.allclose(together.losses[0], together.losses[1], rtol=1e-3)
     np.testing.assert_allclose(together.losses[1], alone.losses[0], rtol=2e-5)
     for ours, theirs in zip(jax.tree.leaves(together.params[1]), jax.tree.leaves(alone.params[0]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
-def test_a_job_is_measured_stored_and_not_run_again(study, caplog, monkeypatch):
+def test_a_job_is_measured_stored_and_not_run_again(study, first_job, caplog, monkeypatch):
     caplog.set_level("INFO")
-    job = jobs_of(study)[0]
-    run_job(study, job, lambda *_: None)
+    job, _ = first_job
     result = done(study, job)
     assert list(result.seeds) == [0, 1] and len(result.measures["held_out_loss"]) == 2
     assert len(result.verbatim_by_depth[0]) == 16 and len(result.curves["train_loss"][0]) == 6
@@ -115,11 +130,11 @@ def test_a_job_is_measured_stored_and_not_run_again(study, caplog, monkeypatch):
     assert done(changed, jobs_of(changed)[0]) is None
 
 
-def test_held_out_loss_is_that_of_the_baseline_s_sources(study, one_device):
+def test_held_out_loss_is_that_of_the_baseline_s_sources(study, first_job, one_device):
     variant = expand(study)[1]
     config, tokenizers = resolved(study, variant, 0)
     base, _ = resolved(study, expand(study)[0], 0)
-    trained = train_vmapped([config], tokenizers, one_device, lambda *_: None)
+    _, trained = first_job  # with another ratio, which no parameter depends on
     values, depths = Measurer(config, base, tokenizers, one_device)(trained.params[0])
     assert values["recovered_share"] == pytest.approx(
         (values["no_context_loss"] - values["latent_loss"]) / (values["no_context_loss"] - values["raw_loss"]),
@@ -151,8 +166,8 @@ with open(sys.argv[2] + "/ran", "a") as file:
 """
 
 
-def test_a_study_stops_at_a_failure_goes_on_and_skips_what_is_done(study, tmp_path):
-    template = jobs_of(study)[0].path
+def test_a_study_stops_at_a_failure_goes_on_and_skips_what_is_done(study, first_job, tmp_path):
+    template = first_job[0].path
     yaml, out, switch = template.parents[3] / "study.yaml", tmp_path / "out", tmp_path / "switch"
     tree = load_study(yaml, [f"run_dir={out}", "seeds=[0, 1]"])
     command = [sys.executable, "-c", STAND_IN, str(yaml), str(out), str(switch), "[4.0, 4.2]", str(template)]

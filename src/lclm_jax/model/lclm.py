@@ -189,6 +189,7 @@ def _output(params: Params, model: ModelConfig) -> tuple[jax.Array, jax.Array | 
     return table_VD, memory_rows_3D, memory_ids(model) if memory_rows_3D is not None else None
 
 
+@functools.lru_cache(maxsize=128)  # asked for many times while a stage starts, and tracing takes a second
 def _boxes(model: ModelConfig) -> Params:
     """Shapes of ``_declare``; the key is made inside, as a mesh may stand for devices that are not there."""
     return jax.eval_shape(lambda: _declare(model, jax.random.key(0)))

@@ -11,14 +11,13 @@ import sys
 from pathlib import Path
 
 import jax
+from tests.train.core import programs
 
 from lclm_jax.config import MeshConfig, parse_config
 from lclm_jax.data.loading.position import batch_stats
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.core.initial_state import random_params
 from lclm_jax.train.core.loop import run_stage
 from lclm_jax.train.core.stage_run import StageRun
-from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.progress import SilentReporter
 
 spec = importlib.util.spec_from_file_location("train_conftest", Path(__file__).parents[1] / "conftest.py")
@@ -52,7 +51,7 @@ class HandMadeLoader:
         return {"rows_consumed": rows, "index_digest": self.digest, "cursor": [0, 0, [0]]}
 
 
-def run_only(config, reporter=None, probe=None, force=False, hooks=(), make_step=make_train_step, **loader):
+def run_only(config, reporter=None, probe=None, force=False, hooks=(), make_step=programs.train_step, **loader):
     """Train the stage ``only`` on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     run_stage(
@@ -61,7 +60,7 @@ def run_only(config, reporter=None, probe=None, force=False, hooks=(), make_step
             stage="only",
             mesh=mesh,
             open_loader=lambda start: HandMadeLoader(config, start.rows, **loader),
-            initial_params=lambda: random_params(config.model, config.seed, mesh),
+            initial_params=lambda: programs.initial_params(config.model, config.seed, mesh),
             make_step=make_step,
             reporter=reporter or SilentReporter(),
             probe=probe,

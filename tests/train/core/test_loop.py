@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests.train.core import one_stage
+from tests.train.core import one_stage, programs
 
 from lclm_jax.drills.faulty_train import nan_gradients_at
 from lclm_jax.errors import LclmError
@@ -56,6 +56,7 @@ def in_process(config, tmp_path, *arguments):
     cache = jax.config.jax_compilation_cache_dir
     environment = {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
@@ -65,7 +66,7 @@ def in_process(config, tmp_path, *arguments):
 
 def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path, caplog):
     with caplog.at_level("DEBUG", logger="jax._src.dispatch"), jax.log_compiles():
-        one_stage.run_only(config)
+        one_stage.run_only(config, make_step=make_train_step)
     compiles = [line for line in caplog.messages if "Finished XLA compilation of jit(train_step)" in line]
     assert len(compiles) == 1
     killed = config.model_copy(update={"run_dir": str(tmp_path / "killed")})
@@ -233,7 +234,7 @@ def test_a_spike_is_rewound_and_skipped(make_config, tmp_path, monkeypatch):
     config = config.model_copy(update={"run_dir": str(tmp_path / "run")})
 
     def with_spike(*arguments):
-        train_step = make_train_step(*arguments)
+        train_step = programs.train_step(*arguments)
 
         def step(state, batch):
             number = int(jax.device_get(state.step))

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from tests.train.core import programs
 
 from lclm_jax.config import ConfigError
 from lclm_jax.errors import LclmError
@@ -16,7 +17,7 @@ from lclm_jax.train.core.initial_state import fresh_state, params_shardings
 from lclm_jax.train.core.loss import LossSums, loss_sums
 from lclm_jax.train.core.optimizer import make_optimizer
 from lclm_jax.train.core.state import step_key
-from lclm_jax.train.core.step import make_train_step, put_batch
+from lclm_jax.train.core.step import put_batch
 
 LORA = {
     "encoder": {"rank": 2, "targets": ["q", "down"]},
@@ -47,7 +48,7 @@ def host_params(model):
 def run(config, mesh, batches):
     """(state before, state after, metrics by step) on the host."""
     optimizer = make_optimizer(config.train.optimizer, config.stages["only"], abstract_params(config.model))
-    step = make_train_step(config, "only", optimizer, mesh)
+    step = programs.train_step(config, "only", optimizer, mesh)
     params = jax.device_put(host_params(config.model), params_shardings(config.model, mesh))
     with use_mesh(mesh):
         state = fresh_state(params, config.model, optimizer, mesh, seed=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tests.train.core import programs
 
 from lclm_jax.config import MeshConfig, RunPaths, parse_config
 from lclm_jax.data.packing.mixture import RatioSchedule
@@ -109,6 +110,7 @@ def flat(tree):
     return [(path[-1].key, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
+@pytest.mark.usefixtures("one_device")
 def test_lora_added_between_stages(values, tmp_path):
     """A run that was trained without LoRA gets it: fresh leaves, the stages before stay finished, the base frozen."""
     run = values | {"run_dir": str(tmp_path)}
@@ -146,6 +148,7 @@ def by_path(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+@pytest.mark.usefixtures("one_device")
 def test_lora_on_imported_weights(values, tmp_path):
     """The reader of imports is asked for a model without LoRA, which the stage adds."""
     shutil.copytree(Path(values["run_dir"]) / "data", tmp_path / "data")
@@ -166,6 +169,7 @@ def test_lora_on_imported_weights(values, tmp_path):
         assert path == "decoder/memory_rows" or np.array_equal(leaf, after[path]), path
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_stage_of_several_ratios_goes_on_exactly_and_counts_its_compiles(values, tmp_path, monkeypatch):
     def run(name, kill_at=None):
         mixed = stage(8, **EVERYTHING) | {"ratios": [4, 8]}
@@ -175,8 +179,8 @@ def test_a_stage_of_several_ratios_goes_on_exactly_and_counts_its_compiles(value
         if kill_at is not None:
             with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
                 patch.setattr(StepMonitor, "step", dying(StepMonitor.step, kill_at))
-                train(config)
-        train(config)
+                train(config, make_step=programs.train_step)
+        train(config, make_step=programs.train_step)
         return config, list(read_metrics(RunPaths(config).stage("base") / "metrics.jsonl"))
 
     (config, whole), (killed, again) = run("whole"), run("killed", kill_at=5)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.train.core import programs
 
 from lclm_jax.config import OBJECTIVES, MeshConfig
 from lclm_jax.errors import LclmError
@@ -12,7 +13,7 @@ from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.train.core.initial_state import fresh_state, params_shardings
 from lclm_jax.train.core.loss import sum_nll
 from lclm_jax.train.core.optimizer import make_optimizer
-from lclm_jax.train.core.step import make_train_step, put_batch
+from lclm_jax.train.core.step import put_batch
 
 
 @functools.cache
@@ -22,7 +23,7 @@ def host_params(model):
 
 def start(config, mesh):
     optimizer = make_optimizer(config.train.optimizer, config.stages["only"], abstract_params(config.model))
-    step = make_train_step(config, "only", optimizer, mesh)
+    step = programs.train_step(config, "only", optimizer, mesh)
     params = jax.device_put(host_params(config.model), params_shardings(config.model, mesh))
     return fresh_state(params, config.model, optimizer, mesh, seed=0), step
 
