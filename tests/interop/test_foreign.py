@@ -13,7 +13,7 @@ from tests.exporting import export_model
 import tokenizers
 from lclm_jax.cli.main import cli
 from lclm_jax.errors import LclmError
-from lclm_jax.interop.foreign import reread
+from lclm_jax.interop.foreign import older_layout, reread
 from lclm_jax.interop.import_hf import ImportOptions, import_model
 from lclm_jax.interop.load import load_hf
 from lclm_jax.interop.memory_tokens import NewRows
@@ -232,6 +232,9 @@ def test_what_an_older_checkpoint_does_not_say_is_asked_for(older, tmp_path):
     assert (keys["model"]["ratio"], keys["model"]["window"], keys["model"]["pooling"]) == (4, 8, "mean")
     with pytest.raises(CheckpointError, match="says encoder_window_size=8, --window says 16"):
         import_model(source, tmp_path / "in", options=ImportOptions(compression={"mask": "causal", "window": 16}))
+    other = older_layout.translated(source, "owner/lclm_chunk_size16_summary-concat_bst1024-attn_mlp-ov256-causal@v1",
+                                    {"adapter_layers": 2})  # fmt: skip
+    assert list(other.values()) == [16, 1024, "concat", "causal", 256, "attn_mlp", 2]
     for change, message in (
         ({"pooling_token": "mean"}, "the meaning of pooling_token='mean' is not known.*--pooling"),
         ({"chunk_size": None}, "says its compression_ratio; say it with --ratio"),

@@ -53,7 +53,7 @@ def check_files(folder: Path, rows: int) -> None:
     named: JsonObject = {}
     if config.is_file():
         named = read_json(config)
-        known = {*TOKENIZER_HARMLESS, *(name for name in named if name.endswith("_token"))}
+        known = {*TOKENIZER_HARMLESS, *(name for name in named if name.endswith(("_token", "_token_id")))}
         check_keys(config, named, known, TOKENIZER_FIXED, "a tokenizer")
         if isinstance(named.get("add_bos_token"), bool) and named["add_bos_token"] != (tokenizer.bos_id is not None):
             log.warning(

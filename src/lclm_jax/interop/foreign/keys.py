@@ -55,7 +55,7 @@ MODEL_HARMLESS = (
         max_window_layers return_dict id2label label2id num_labels problem_type task_specific_params finetuning_task
         chunk_size_feed_forward tokenizer_class prefix torchscript use_bfloat16 tf_legacy_loss _attn_implementation
         attn_implementation _attn_implementation_autoset _attn_implementation_internal unsloth_version unsloth_fixed
-        gradient_checkpointing keys_to_ignore_at_inference transformers_weights
+        gradient_checkpointing keys_to_ignore_at_inference transformers_weights is_llama_config transformers.js_config
         """
     ),
 )
@@ -72,6 +72,7 @@ MODEL_FIXED: dict[str, tuple[object, ...]] = {
     "compression_config": (None,),
     "auto_map": _EMPTY,
     "rope_interleaved": _OFF,
+    "use_mrope": _OFF,
     "is_encoder_decoder": _OFF,
     "is_decoder": (None, False, True),
     "add_cross_attention": _OFF,

@@ -26,16 +26,16 @@ class _Setting(NamedTuple):
     older: tuple[str, ...]
     """Keys of the older ``model_config.json``."""
     in_name: str
-    """Pattern of a part of the checkpoint's name, the value in group 1."""
+    """Pattern of a word of the checkpoint's name, the value in group 1."""
 
 
 SETTINGS = {
-    "compression_ratio": _Setting(("chunk_size",), r"cs(\d+)"),
-    "encoder_window_size": _Setting(("batch_summary_tokens",), r"bst(\d+)"),
-    "pooling": _Setting(("pooling_token",), r"(summary(?:_mean|_concat)?)"),
-    "encoder_mask_type": _Setting(("embed_mask_type",), r"(causal|bidirectional)"),
-    "boundary_overlap": _Setting(("overlap_tokens",), r"ov(\d+)"),
-    "adapter_type": _Setting((), r"(mlp|attn_mlp|mlp_attn)"),
+    "compression_ratio": _Setting(("chunk_size",), r"(?:cs|chunk_size)[-_]?(\d+)"),
+    "encoder_window_size": _Setting(("batch_summary_tokens",), r"bst[-_]?(\d+)"),
+    "pooling": _Setting(("pooling_token",), r"(summary(?:[-_](?:mean|concat))?)"),
+    "encoder_mask_type": _Setting(("embed_mask_type",), r"(?<!non[-_])(causal|bidirectional)"),
+    "boundary_overlap": _Setting(("overlap_tokens",), r"ov[-_]?(\d+)"),
+    "adapter_type": _Setting((), r"(attn_mlp|mlp_attn|mlp)"),
     "num_adapter_layers": _Setting((), r"(?!)"),
 }
 """Key of today's ``model_config.json`` -> what says it in the older layout."""
@@ -108,10 +108,10 @@ def _said(key: str, values: JsonObject, path: Path, name: str) -> Iterator[tuple
         yield f"{path.name} (use_adapter_attention)", "mlp"
     elif key == "adapter_type" and values.get("use_adapter_attention") and values.get("adapter_order") in _ORDERS:
         yield f"{path.name} (adapter_order)", _ORDERS[values["adapter_order"]]
-    for part in re.split(r"[-/@\s]+", "/".join(name.split("/")[-3:])):
-        if match := re.fullmatch(setting.in_name, part):
-            value = match.group(1)
-            yield f"the name ({part})", int(value) if value.isdigit() else _POOLINGS.get(value, value)
+    called = "/".join(name.split("/")[-3:])
+    for match in re.finditer(rf"(?<![a-zA-Z0-9]){setting.in_name}(?![a-zA-Z0-9])", called):
+        value = match.group(1).replace("summary-", "summary_")
+        yield f"the name ({match.group()})", int(value) if value.isdecimal() else _POOLINGS.get(value, value)
 
 
 def _meaning(key: str, name: str, value: object, path: Path) -> object:

@@ -34,22 +34,14 @@ def read_rope(values: ReadOnlyJson, positions: int, path: Path) -> tuple[float, 
     Raises:
         CheckpointError: two places disagree, the kind is not supported or unknown, or a key that it needs is missing.
     """
-    found = _gathered(values, path)
+    found, conflict = _gathered(values, path)
+    kind = _kind(found, path)
+    if conflict:
+        raise CheckpointError(f"{path}: {conflict}; keep the one that the model was trained with")
     theta = _number(found.pop("rope_theta", DEFAULT_THETA), "rope_theta", path)
     partial = found.pop("partial_rotary_factor", 1.0)
     if partial != 1:
         raise CheckpointError(f"{path}: partial_rotary_factor={shown(partial)} is not supported; it must be 1.0")
-    kind = found.pop("rope_type", None)
-    if kind is None and found.keys() - {_ORIGINAL}:
-        listed = ", ".join(f"{name}={shown(value)}" for name, value in found.items())
-        raise CheckpointError(
-            f"{path}: rotary scaling has {listed} and no rope_type; name one of {', '.join(ROPE_KEYS)}"
-        )
-    kind = kind or "default"
-    if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise CheckpointError(
-            f"{path}: rotary scaling {shown(kind)} is not supported; supported are {', '.join(ROPE_KEYS)}"
-        )
     fields: JsonObject = {"type": kind}
     if "original_positions" in ROPE_KEYS[kind]:
         fields["original_positions"] = _number(found.pop(_ORIGINAL, positions), _ORIGINAL, path)
@@ -58,7 +50,7 @@ def read_rope(values: ReadOnlyJson, positions: int, path: Path) -> tuple[float, 
         fields |= _yarn(found, positions, fields["original_positions"], path)
     for name in ROPE_KEYS[kind]:
         if name not in fields:
-            fields[name] = _needed(found, name, kind, path)
+            fields[name] = _number(found.pop(name), name, path)
     if found:
         listed = ", ".join(f"{name}={shown(value)}" for name, value in found.items())
         raise CheckpointError(
@@ -70,6 +62,30 @@ def read_rope(values: ReadOnlyJson, positions: int, path: Path) -> tuple[float, 
         raise CheckpointError(f"{path}: rotary scaling {shown(fields)}: {error.errors()[0]['msg']}") from None
 
 
+def _kind(found: JsonObject, path: Path) -> str:
+    """The kind of scaling, which ``found`` loses; raises ``CheckpointError`` unless it is supported and complete."""
+    kind = found.pop("rope_type", None)
+    if kind is None and found.keys() - {*TOP}:
+        listed = ", ".join(f"{name}={shown(value)}" for name, value in found.items() if name not in TOP[:2])
+        raise CheckpointError(
+            f"{path}: rotary scaling has {listed} and no rope_type; name one of {', '.join(ROPE_KEYS)}"
+        )
+    kind = kind or "default"
+    if not isinstance(kind, str) or kind not in ROPE_KEYS:
+        raise CheckpointError(
+            f"{path}: rotary scaling {shown(kind)} is not supported; supported are {', '.join(ROPE_KEYS)}"
+        )
+    # YaRN has a default for the others, and for the factor if the original length is known.
+    if kind == "yarn":
+        needed = [] if _ORIGINAL in found else ["factor"]
+    else:
+        needed = [name for name in ROPE_KEYS[kind] if name != "original_positions"]
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise CheckpointError(f"{path}: rotary scaling {kind!r} lacks {missing[0]}; it is needed to build the model")
+    return kind
+
+
 def rope_json(theta: float, scaling: RopeScaling) -> JsonObject:
     """The keys of ``config.json``: transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters."""
     keys = {_NAMES.get(name, name): getattr(scaling, name) for name in ROPE_KEYS[scaling.type]}
@@ -78,8 +94,8 @@ def rope_json(theta: float, scaling: RopeScaling) -> JsonObject:
     return {"rope_theta": theta, "rope_parameters": {"rope_theta": theta, **kind}, **old}
 
 
-def _gathered(values: ReadOnlyJson, path: Path) -> JsonObject:
-    """Every rotary setting that is not null, by its name in transformers 5."""
+def _gathered(values: ReadOnlyJson, path: Path) -> tuple[JsonObject, str]:
+    """Every rotary setting that is not null, by its name in transformers 5; and what two places say differently."""
     used = set(layer_types(values, path) or ["full_attention"])
     places: list[tuple[str, ReadOnlyJson]] = [("", {name: values.get(name) for name in TOP})]
     for place in PLACES:
@@ -94,6 +110,7 @@ def _gathered(values: ReadOnlyJson, path: Path) -> JsonObject:
             raise CheckpointError(f"{path}: {place} lacks {', '.join(sorted(used - by_type.keys()))}; complete it")
         places += [(f"{place}.{name}.", one) for name, one in by_type.items() if name in used and one]
     found: dict[str, tuple[str, object]] = {}
+    conflict = ""
     for place, settings in places:
         if not isinstance(settings, dict):
             raise CheckpointError(f"{path}: {place[:-1]}={shown(settings)} is no object; fetch the file again")
@@ -103,12 +120,9 @@ def _gathered(values: ReadOnlyJson, path: Path) -> JsonObject:
                 continue
             if name in found and found[name][1] != value:
                 first, other = found[name]
-                raise CheckpointError(
-                    f"{path}: {first}={shown(other)}, but {place}{given_name}={shown(value)}; keep the one that the"
-                    " model was trained with"
-                )
+                conflict = conflict or f"{first}={shown(other)}, but {place}{given_name}={shown(value)}"
             found.setdefault(name, (place + given_name, value))
-    return {name: value for name, (_, value) in found.items()}
+    return {name: value for name, (_, value) in found.items()}, conflict
 
 
 def layer_types(values: ReadOnlyJson, path: Path) -> list[str]:
@@ -138,12 +152,6 @@ def _yarn(found: JsonObject, positions: int, original: float, path: Path) -> Jso
 
 def _mscale(factor: float, scale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-
-def _needed(found: JsonObject, name: str, kind: str, path: Path) -> float:
-    if name not in found:
-        raise CheckpointError(f"{path}: rotary scaling {kind!r} lacks {name}; it is needed to build the model")
-    return _number(found.pop(name), name, path)
 
 
 def _number(value: object, name: str, path: Path) -> float:
