@@ -53,7 +53,7 @@ class CollectionConfig(Tree, role="result"):
     """One collection: raw files of one format that become records of one kind."""
 
     format: Format = required(
-        "jsonl (plain, .gz, .zst), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
+        "jsonl (lines or JSON arrays), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
         " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict)."
     )
     paths: tuple[str, ...] = key(

@@ -313,7 +313,28 @@ def test_an_empty_split_is_said(own_corpus, tokenizers, tmp_path, caplog):
     config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"held_out_share": 1e-9})})
     with caplog.at_level("WARNING", "lclm_jax"):
         prepare_corpus(config, tmp_path / "out")
-    assert "documents: nothing falls into held_out of its splits" in caplog.text
+    assert "of its 8 records falls into held_out" in caplog.text
+
+
+def test_rows_of_one_name_are_said(tokenizers, tmp_path, caplog):
+    rows = [{"text": FUNCTION.format(i=i), "id": "same"} for i in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = make_config(tmp_path, tokenizers).model_dump(mode="json")
+    one = {"format": "jsonl", "paths": [str(tmp_path / "a.jsonl")], "columns": {"id": "id"}}
+    values["corpus"] = {"collections": {"documents": one}, "held_out_share": 0.0, "validation_share": 0.0}
+    del values["data"]["sources"]["chat"]
+    with caplog.at_level("WARNING", "lclm_jax"):
+        prepare_corpus(parse_config(values), tmp_path / "out")
+    assert "documents: all 9 records have the same name, 'same', and so the same split" in caplog.text
+
+
+def test_another_corpus_names_the_files_that_changed(own_corpus, tokenizers, tmp_path):
+    config = make_config(own_corpus, tokenizers)
+    prepare_corpus(config, tmp_path / "out")
+    with (own_corpus / "file03.py").open("a") as file:
+        file.write("x = 1\n")
+    with pytest.raises(PreparedError, match=r"another corpus.*documents: file03.py has changed since"):
+        prepare_corpus(config, tmp_path / "out")
 
 
 @pytest.mark.parametrize("call", ["write", "close"])

@@ -52,10 +52,17 @@ class DocumentFilters:
         self._document = engine_module("datatrove.data").Document
 
     def keep(self, document: Document, counter: RejectCounter) -> bool:
-        """Whether every filter keeps ``document``; else it is counted as ``filtered_`` and the filter's reason."""
+        """Whether every filter keeps ``document``; else it is counted as ``filtered_`` and the filter's reason.
+
+        A document about which a filter raises is counted as ``filter_failed``.
+        """
         seen = self._document(text=document.text, id=document.id)
         for name, one in self._filters:
-            result = one.filter(seen)
+            try:
+                result = one.filter(seen)
+            except Exception as error:  # noqa: BLE001 - of a library, which may raise anything about a text
+                counter.reject("filter_failed", document.id, f"{name}: {type(error).__name__}: {error}")
+                return False
             kept, reason = result if isinstance(result, tuple) else (result, None)
             if not kept:
                 counter.note(f"filtered_{reason or name}")

@@ -54,6 +54,8 @@ class Report:
     rejects: list[JsonObject]
     files: list[JsonObject] = field(default_factory=list)
     """Files that cannot be used, or not to their end."""
+    names: list[str] = field(default_factory=list)
+    """The first two names of records that differ."""
 
     def write(self, storage: Storage, part: Part) -> None:
         """Store it: from now on the part is finished."""

@@ -18,6 +18,7 @@ from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.prepare.rows.printed_keys import PrintedKeys
+from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.records import Columns, chat_columns, document_columns
 from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
@@ -34,6 +35,7 @@ from lclm_jax.text.memory_tags import MemoryTagError, split_memory
 from lclm_jax.text.shared_tokenization import SharedTokenization, shared_tokenization
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 
+_NAMES = 2
 _BATCH_CHARACTERS = 1_000_000
 _PROBE_CUTS = 24
 _PROOF_EVERY = 64
@@ -120,11 +122,14 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
     make = {"documents": _document_records, "chat": _chat_records, "function_chat": _function_chat_records}
     kind = "documents" if collection.records == "documents" else "chat"
     writers: dict[str, ShardWriter] = {}
+    names: list[str] = []
     try:
         for split, columns in make[collection.records](part, collection, context, counter):
             if split not in writers:
                 writers[split] = ShardWriter(storage, part.shard(split), kind, context.vocabulary)
             writers[split].add(columns)
+            if len(names) < _NAMES and (name := column_text(columns["id"])) not in names:
+                names.append(name)
         finished = {split: writers.pop(split).finish() for split in part.splits if split in writers}
     finally:
         for writer in writers.values():
@@ -136,6 +141,7 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
         dict(sorted(counter.counts.items())),
         counter.rejects,
         counter.files,
+        names,
     )
     with storage.refusals(part.stem):
         write_sources(storage, part, key, sources)

@@ -13,7 +13,7 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.prepare.corpus import SPLITS, output_folders
 from lclm_jax.data.prepare.deduplication import dedup_stages
-from lclm_jax.data.prepare.file_versions import changed_entries, shown_files, sources_name
+from lclm_jax.data.prepare.file_versions import changed_entries, changed_since, shown_files, sources_name
 from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
 from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
@@ -145,7 +145,7 @@ def finish(plan: Plan) -> JsonObject:
     manifest = _manifest(plan, [report for report in reports if report is not None])
     _remove_leftovers(plan, manifest)
     rejects = _rejects([report for report in reports if report is not None])
-    _check_use(plan, manifest, rejects)
+    _check_use(plan, manifest, rejects, [report for report in reports if report is not None])
     with plan.storage.refusals(MANIFEST):
         if (vocabulary := token_bytes(plan.tokenizers.decoder)) is not None:
             write_vocabulary(plan.storage, vocabulary)
@@ -161,9 +161,11 @@ def finished_manifest(plan: Plan) -> JsonObject | None:
     except PreparedError:
         return None  # absent, damaged or of another format: made anew
     if manifest.get("key") != settings_key(plan.settings, manifest["format"]):
+        changed = changed_since(plan.config, plan.storage)
+        what = f" ({shown_files([changed])})" if changed else ""
         raise PreparedError(
-            f"{plan.storage} was prepared from another corpus or with other settings; delete it or set data.prepared to"
-            " a new folder"
+            f"{plan.storage} was prepared from another corpus or with other settings{what}; delete it or set"
+            " data.prepared to a new folder"
         )
     whole = True
     for shard in _shards(manifest):
@@ -284,8 +286,23 @@ def _rejects(reports: Sequence[Report]) -> list[JsonObject]:
     return [reject for reason in sorted(kept) for reject in kept[reason]]
 
 
-def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject]) -> None:
-    """Refuse a preparation without anything to train on, and warn of splits that are empty though they have a share."""
+def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject], reports: Sequence[Report]) -> None:
+    """Refuse a preparation without anything to train on; warn of names that repeat, and of splits that are empty."""
+    corpus = plan.config.corpus
+    wanted = dict(zip(SPLITS, (1, corpus.validation_share, corpus.held_out_share), strict=True))
+    for name, entries in manifest["collections"].items():
+        own = [report for part, report in zip(plan.parts, reports, strict=True) if part.collection == name]
+        records = sum(entry["records"] for entry in entries.values())
+        names = {one for report in own for one in report.names}
+        if len(names) == 1 and records > 1:
+            logger.warning(
+                "%s: all %d records have the same name, %r, and so the same split; let columns.id (now %r) name a"
+                " column that tells rows apart, or none",
+                *(name, records, names.pop(), corpus.resolved[name].columns.id),
+            )
+        empty = [split for split in SPLITS if wanted[split] and not entries[split]["records"]]
+        if empty and records:
+            logger.warning("%s: none of its %d records falls into %s", name, records, " or ".join(empty))
     splits = [one["train"] for one in manifest["collections"].values()]
     files = [file for group in manifest["files_left_out"].values() for file in group]
     if not any(one["records"] for one in splits):
@@ -294,16 +311,6 @@ def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject]) 
             f"no document of the training split can be used ({left_out(counts, rejects, files)}); check the corpus, its"
             " columns and shares of splits, and the tokenizers"
         )
-    corpus = plan.config.corpus
-    wanted = {
-        "train": True, "validation": corpus.validation_share > 0, "held_out": corpus.held_out_share > 0
-    }  # fmt: skip
-    for name, entries in manifest["collections"].items():
-        empty = [split for split in SPLITS if wanted[split] and not entries[split]["records"]]
-        column = corpus.resolved[name].columns.id
-        why = "it is small, or its shares are" if column is None else f"it is small, or columns.id={column} repeats"
-        if empty:
-            logger.warning("%s: nothing falls into %s of its splits: %s", name, ", ".join(empty), why)
 
 
 def _remove_leftovers(plan: Plan, manifest: JsonObject) -> None:

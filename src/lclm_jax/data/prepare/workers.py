@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NoReturn, cast
@@ -84,7 +85,13 @@ def _hire(start: Callable[..., Callable[[Part], object]], arguments: tuple[objec
     spawn = multiprocessing.get_context("spawn")  # not forked: the trainer's process has threads
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(theirs, start, arguments), daemon=True)
-    process.start()
+    # Ctrl-C of a terminal goes to all its processes; a new one gets what is blocked here, and this one ends it.
+    resource_tracker.ensure_running()  # which would unblock it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     theirs.close()  # so that the pipe ends with the process
     return _Worker(process, ours)
 
@@ -133,7 +140,6 @@ def _death(worker: _Worker, part: Part) -> str:
 
 def _serve(pipe: Connection, start: Callable[..., Callable[[Part], object]], arguments: tuple[object, ...]) -> None:
     """Make the parts that come through ``pipe`` until it ends, which it also does with the other process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the other process ends this one
     signal.signal(signal.SIGTERM, _leave)
     make: Callable[[Part], object] | None = None
     while True:

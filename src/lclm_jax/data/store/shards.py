@@ -6,6 +6,7 @@
     documents/train-00000-of-00002.array_record          one record per document
     documents/train-00000-of-00002.lengths.safetensors   what packing needs to know of each record
     documents/train-00000-of-00002.json                  what was made of one part of the corpus: a finished part
+    documents/part-00000-of-00002.sources.json           the raw files that it was made of: their times and digests
 
 A record is a safetensors dictionary of one-dimensional columns: plain typed data, never a pickle. How its columns are
 written is told by ``packed_records``.

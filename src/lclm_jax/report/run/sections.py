@@ -23,6 +23,7 @@ from lclm_jax.train.checkpoints.provenance import differing_keys
 from lclm_jax.types import Json, JsonObject, ReadOnlyJson
 
 _ANSWERS = 9
+_FILES = 10
 """Prompts that are shown of a run, over all tasks."""
 _CONTEXTS = {"none": "no context", "latents": "latents", "raw": "raw text"}
 
@@ -184,6 +185,10 @@ def _used(report: JsonObject) -> Iterator[list[str]]:
     for collection, splits in prepared.items():
         for split, entry in splits.items():
             yield [f"{collection}, {split}", f"{entry['records']:,} records", _reasons(entry["counts"])]
+    for collection, files in (report["prepared"].get("prepare") or {}).get("files_left_out", {}).items():
+        shown = [f"{file['file']} ({file['reason']}: {file['fault']})" for file in files[:_FILES]]
+        more = [f"and {len(files) - _FILES:,} more files"] if len(files) > _FILES else []
+        yield [f"{collection}, files left out", f"{len(files):,} files", "; ".join(shown + more)]
     for stage, rows in report["rows"].items():
         for source, entry in rows["sources"].items():
             yield [f"{stage}, {source}", f"{entry['examples']:,} examples", _reasons(entry["dropped"])]
