@@ -80,7 +80,8 @@ class LatentStore:
                 raise StoreError(f"{name}={value} must be above 0; leave it out for a store without that limit")
         self.path, self.max_bytes, self.ttl_seconds = Path(path), max_bytes, ttl_seconds
         self._database = Database(self.path, read_only)
-        self._counts = Statistics()
+        self.counts = Statistics()
+        """What this connection has done so far; ``stat`` adds what the store holds."""
         self._touched: dict[str, float] = {}
         self._warned = False
 
@@ -98,9 +99,9 @@ class LatentStore:
             array = _checked(key, code, rows, width, checksum, data)
             if array is None:
                 bad.append(key)
-                self._counts.damaged += 1
+                self.counts.damaged += 1
             elif created < oldest:
-                self._counts.expired += 1
+                self.counts.expired += 1
             else:
                 found[key] = array
         if bad:
@@ -108,8 +109,8 @@ class LatentStore:
             self._delete(bad)
         self._touch(found)
         hits = sum(key in found for key in keys)
-        self._counts.hits += hits
-        self._counts.misses += len(keys) - hits
+        self.counts.hits += hits
+        self.counts.misses += len(keys) - hits
         return [found.get(key) for key in keys]
 
     def put_many(self, items: Iterable[tuple[str, np.ndarray]], code: str = "bfloat16") -> int:
@@ -140,7 +141,7 @@ class LatentStore:
 
     def stat(self) -> Statistics:
         """What the store holds now, and what this connection has done so far."""
-        values = {field.name: getattr(self._counts, field.name) for field in fields(Statistics)}
+        values = {field.name: getattr(self.counts, field.name) for field in fields(Statistics)}
         totals = self._query("SELECT entries, bytes FROM totals")
         documents = self._query("SELECT COUNT(*) FROM documents")
         if totals:
@@ -153,19 +154,22 @@ class LatentStore:
         """Remove entries that are too old or beyond ``max_bytes``; returns how many.
 
         ``compact``: give the freed space back to the file system as well, which copies the whole file. Raises
-        ``sqlite3.Error`` if the file cannot be written.
+        ``StoreError`` if the file cannot be written.
         """
         self._flush()
         removed = 0
-        with self._database.writing() as connection:
-            if self.ttl_seconds is not None:
-                removed += connection.execute("DELETE FROM latents WHERE created < ?", [self._oldest()]).rowcount
-            if self.max_bytes is not None:
-                removed += _drop(connection, self.max_bytes, self.max_bytes)
-        self._counts.dropped += removed
-        if compact:
-            self._database.rows("VACUUM")
-        self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            with self._database.writing() as connection:
+                if self.ttl_seconds is not None:
+                    removed += connection.execute("DELETE FROM latents WHERE created < ?", [self._oldest()]).rowcount
+                if self.max_bytes is not None:
+                    removed += _drop(connection, self.max_bytes, self.max_bytes)
+            self.counts.dropped += removed
+            if compact:
+                self._database.rows("VACUUM")
+            self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot clean the store {self.path}: {error}; see that it can be written") from None
         return removed
 
     def verify(self, remove: bool = True) -> list[str]:
@@ -216,10 +220,13 @@ class LatentStore:
         return kept
 
     def put_document(self, document: Document) -> None:
-        """Keep the record of a document in place of the one it had; raises ``sqlite3.Error`` if that fails."""
+        """Keep the record of a document in place of the one it had; raises ``StoreError`` if that fails."""
         row = (document.digest, document.space, document.title, time.time(), document.json())
-        with self._database.writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO documents VALUES(?,?,?,?,?)", row)
+        try:
+            with self._database.writing() as connection:
+                connection.execute("INSERT OR REPLACE INTO documents VALUES(?,?,?,?,?)", row)
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write the store {self.path}: {error}; see that it can be written") from None
 
     def document(self, digest: str, space: str) -> Document | None:
         """The record of one text (see ``text_digest``) as one encoder read it."""
@@ -272,20 +279,20 @@ class LatentStore:
         try:
             return self._database.rows(statement, values)
         except sqlite3.Error as error:
-            self._counts.failed_reads += 1
+            self.counts.failed_reads += 1
             self._warn("read", error)
             return None
 
     def _insert(self, rows: list[Row]) -> bool:
         if self.read_only:
-            self._counts.failed_writes += len(rows)
+            self.counts.failed_writes += len(rows)
             return False
         if not self.path.exists():
             self._database.revive()
         try:
             self._write(rows)
         except sqlite3.Error as error:
-            self._counts.failed_writes += len(rows)
+            self.counts.failed_writes += len(rows)
             self._warn("write", error)
             self._database.revive()
             return False
@@ -304,7 +311,7 @@ class LatentStore:
                 "UPDATE latents SET used = ? WHERE key = ?", [(t, key) for key, t in touched.items()]
             )
             if self.max_bytes is not None:
-                self._counts.dropped += _drop(connection, self.max_bytes, int(self.max_bytes * FULL_SHARE))
+                self.counts.dropped += _drop(connection, self.max_bytes, int(self.max_bytes * FULL_SHARE))
 
     def _touch(self, keys: Iterable[str]) -> None:
         if self.read_only:

@@ -26,6 +26,11 @@ COMMANDS = {
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
     "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt whose memory spans are compressed."),
     "encode": ("lclm_jax.cli.model", "encode", "Write prompt embeddings, latents included, for vLLM."),
+    "store": (
+        "lclm_jax.cli.store",
+        "store_group",
+        "Keep the latents of documents in a file for later calls and servers.",
+    ),
     "status": ("lclm_jax.cli.status", "status", "Show progress, health and time left of a run, from its files."),
     "report": ("lclm_jax.cli.status", "report", "Write an HTML page about one run, or several side by side."),
     "data": ("lclm_jax.cli.data", "data", "Prepare corpora and inspect packed rows."),

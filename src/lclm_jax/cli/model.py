@@ -10,6 +10,12 @@ from lclm_jax.cli.options import json_option, load_run, run_argument, write_resu
 from lclm_jax.cli.streams import need_output, read_text
 from lclm_jax.errors import LclmError
 
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="File of stored latents: windows that it has are not encoded again, and it gets the others.",
+)
+
 
 @click.command("eval")
 @run_argument
@@ -52,18 +58,25 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
     show_default=True,
     help="Merge LoRA into the weights, or write it to OUT/lora for peft.",
 )
-def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None, ema: bool, lora: str) -> None:
+@click.option("--push", metavar="OWNER/NAME", help="Upload OUT to this hub repository; it is made if it is not there.")
+@click.option("--public", is_flag=True, help="Let everyone see a repository that --push makes.")
+def export(run: Path, out: Path, dtype: str, lora: str, push: str | None, public: bool, **checkpoint) -> None:
     """Write the model of RUN (the folder of a run, its YAML, or an imported LCLM) to OUT in the Hugging Face layout."""
+    from lclm_jax.interop.hub import check_repository, push_folder
     from lclm_jax.interop.runs import export_folder, export_run
 
+    if push is not None:
+        check_repository(push)
     if (run / "model_config.json").is_file():
-        if stage or step is not None or ema:
+        if any(checkpoint.values()) or checkpoint["step"] is not None:
             raise click.UsageError(f"{run} is an imported model: it has no stages, steps or averages")
         export_folder(run, out, dtype, lora)
         click.echo(f"{out}: {run}, {dtype}")
-        return
-    done = export_run(load_run(run), out, dtype, stage, step, lora, ema)
-    click.echo(f"{out}: {done[0]} step {done[1]}, {dtype}")
+    else:
+        done = export_run(load_run(run), out, dtype, lora=lora, **checkpoint)
+        click.echo(f"{out}: {done[0]} step {done[1]}, {dtype}")
+    if push is not None:
+        click.echo(push_folder(out, push, public))
 
 
 @click.command()
@@ -77,11 +90,13 @@ def export(run: Path, out: Path, dtype: str, stage: str | None, step: int | None
 @click.option("--temperature", default=0.0, show_default=True, help="0 decodes greedily.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@store_option
 def generate(
     model: Path,
     prompt: str | None,
     file: BinaryIO | None,
     chat: bool,
+    store: Path | None,
     **sampling,
 ) -> None:
     """Answer one prompt with MODEL, an exported folder; the answer is printed token by token.
@@ -105,7 +120,7 @@ def generate(
     from lclm_jax.inference.sampling import Sampling
 
     settings = Sampling(**sampling)
-    generator = Generator.from_folder(model)
+    generator = Generator.from_folder(model, store=store)
     request = [{"role": "user", "content": prompt}] if chat else prompt
     for piece in generator.stream(request, settings):
         click.echo(piece, nl=False)
@@ -181,8 +196,9 @@ def import_command(
     show_default=True,
     help="pt: the format of the PyTorch project's vLLM script (needs torch).",
 )
+@store_option
 @json_option
-def encode(model: Path, prompts: Path, out: Path, batch_windows: int, file_format: str, json_file: Path | None) -> None:
+def encode(model: Path, prompts: Path, out: Path, json_file: Path | None, **options) -> None:
     """Write prompt embeddings of MODEL, an exported folder, with the latents spliced in: one tensor per prompt.
 
     Each line of the prompts is an object with prompt (text or chat messages) or messages, which may hold memory tags,
@@ -192,9 +208,7 @@ def encode(model: Path, prompts: Path, out: Path, batch_windows: int, file_forma
     from lclm_jax.inference.embeddings import encode_prompts
 
     with progress_bar() as progress:
-        records = encode_prompts(
-            model, prompts, out, file_format=file_format, batch_windows=batch_windows, progress=progress
-        )
+        records = encode_prompts(model, prompts, out, progress=progress, **options)
     totals = {name: sum(record[name] for record in records) for name in ("positions", "latents", "encoder_tokens")}
     write_result(json_file, {"prompts": len(records), **totals})
     click.echo(

@@ -57,6 +57,7 @@ def encode_prompts(
     *,
     file_format: str = "safetensors",
     batch_windows: int = BATCH_WINDOWS,
+    store: Path | None = None,
     progress: Progress | None = None,
 ) -> list[JsonObject]:
     """Encode every prompt of a JSONL file and write the embeddings to ``out``, their metadata to ``out`` + ``.jsonl``.
@@ -70,6 +71,7 @@ def encode_prompts(
         out: file to write; one of an earlier call is replaced.
         file_format: ``safetensors`` (a tensor per id, in the model's dtype) or ``pt`` (see ``torch_file``).
         batch_windows: most windows that the encoder reads at once.
+        store: file of a store of latents: windows that it has are not read again, and it gets the others.
         progress: told of prompts read, then of windows encoded.
 
     Returns:
@@ -95,7 +97,7 @@ def encode_prompts(
         if [(r.get("id"), r.get("source")) for r in records] == [(plan.id, source) for plan in plans]:
             log.info("%s is complete: nothing to do", out)
             return records
-    generator = Generator.from_folder(folder, batch_windows=batch_windows)
+    generator = Generator.from_folder(folder, batch_windows=batch_windows, store=store)
     out.parent.mkdir(parents=True, exist_ok=True)
     shapes = {plan.id: (plan.positions, model.decoder.hidden_size) for plan in plans}
     with TensorStream(out, shapes, generator.model.compute_dtype, source) as stream:

@@ -16,6 +16,7 @@ from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.inference.prompts import Prompt, check_ids, read_example
 from lclm_jax.inference.sampling import Sampling, pick
+from lclm_jax.inference.stored_windows import StoredWindows, open_store
 from lclm_jax.inference.windows import (
     BATCH_WINDOWS,
     SpanEncoder,
@@ -59,6 +60,7 @@ class Generator:
         mesh: devices to run on; None: the first one. Devices that share positions of a row take rows of their own
             here: there is one position at a time to share.
         batch_windows: most windows that the encoder reads at once.
+        store: windows that are kept between calls; None: none are.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Generator:
         encoder_tokenizer: Tokenizer,
         mesh: Mesh | None = None,
         batch_windows: int = BATCH_WINDOWS,
+        store: StoredWindows | None = None,
     ):
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else without_context(mesh)
         self.params = place(params, model, self.mesh)
@@ -77,19 +80,36 @@ class Generator:
         self.encoder_tokenizer = encoder_tokenizer
         # The marker of eos pooling; no other pooling reads it.
         pad_id = encoder_tokenizer.pad_id if model.has_pad_markers else 0
-        self.encoder = SpanEncoder(self.params, model, self.mesh, pad_id, batch_windows)
+        self.encoder = SpanEncoder(self.params, model, self.mesh, pad_id, batch_windows, store)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, batch_windows: int = BATCH_WINDOWS, **changes: Any) -> "Generator":
+    def from_folder(
+        cls,
+        folder: str | Path,
+        batch_windows: int = BATCH_WINDOWS,
+        store: Path | None = None,
+        store_code: str | None = None,
+        **changes: Any,
+    ) -> "Generator":
         """Load an exported or released folder; ``changes`` are keys of ``ModelConfig`` such as ``compute_dtype``.
 
         It computes in bfloat16 if the decoder is stored so, else in float32, unless ``changes`` says otherwise.
+
+        Args:
+            folder: the folder.
+            batch_windows: most windows that the encoder reads at once.
+            store: file of a store of latents: windows that it has are not read again, and it gets the others.
+            store_code: how it keeps vectors (see ``StoredWindows``).
+            **changes: see above.
         """
         folder = Path(folder)
         stored = "bfloat16" if stored_dtype(folder / "decoder") == "bfloat16" else "float32"
         model, params = load_hf(folder, **{"compute_dtype": stored, **changes})
         decoder, encoder = (Tokenizer.from_folder(folder / part) for part in ("decoder", "encoder"))
-        return cls(params, model, decoder, encoder, batch_windows=batch_windows)
+        stored_windows = None
+        if store is not None:
+            stored_windows = StoredWindows(open_store(store), folder, model.compute_dtype, store_code)
+        return cls(params, model, decoder, encoder, batch_windows=batch_windows, store=stored_windows)
 
     def example(self, prompt: Prompt) -> Example:
         """Tokens and spans of a prompt, as ``read_example`` says; raises ``LclmError`` as that does."""

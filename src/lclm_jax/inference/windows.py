@@ -18,6 +18,7 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.packing.windows import WindowTable, marker_tokens, plan_spans
 from lclm_jax.errors import LclmError
+from lclm_jax.inference.stored_windows import StoredWindows
 from lclm_jax.model.adapter import latents_of
 from lclm_jax.model.lclm import embed, encode_pooled
 from lclm_jax.parallel import batch_parts, use_mesh
@@ -61,13 +62,22 @@ class SpanEncoder:
         mesh: devices.
         pad_id: the encoder tokenizer's pad token, the marker of ``eos`` pooling.
         batch_windows: most windows that are in memory at once.
+        store: windows that it has are not read, and it gets those that are; None: all are read.
     """
 
-    def __init__(self, params: Params, model: ModelConfig, mesh: Mesh, pad_id: int, batch_windows: int = BATCH_WINDOWS):
+    def __init__(
+        self,
+        params: Params,
+        model: ModelConfig,
+        mesh: Mesh,
+        pad_id: int,
+        batch_windows: int = BATCH_WINDOWS,
+        store: StoredWindows | None = None,
+    ):
         if batch_windows < 1:
             raise LclmError(f"batch_windows={batch_windows} must be at least 1; the default is {BATCH_WINDOWS}")
         self._params, self._model, self._mesh = params, model, mesh
-        self._pad_id, self.batch_windows = pad_id, batch_windows
+        self._pad_id, self.batch_windows, self.store = pad_id, batch_windows, store
 
     def pooled(self, spans: Sequence[np.ndarray], progress: Callable[[int], None] | None = None) -> list[np.ndarray]:
         """Pooled vectors of every span, each ``[latents, E]`` in the compute dtype (``concat``: width N * E).
@@ -83,17 +93,50 @@ class SpanEncoder:
         width = (model.latent_size,)
         dtype = jax.numpy.dtype(model.compute_dtype)
         pooled = [np.zeros((latent_count(len(span), model.ratio), *width), dtype) for span in spans]
+        if self.store is not None:
+            order = self._from_store(self.store, table, order, spans, pooled)
         for first in range(0, order.size, self.batch_windows):
             chunk = order[first : first + self.batch_windows]
             batch, slots = self._layout(table, chunk, spans)
             with use_mesh(self._mesh):
                 found_BLE = np.asarray(_pool_windows(self._params, batch, model=model))
             for row, (window, slot) in enumerate(zip(chunk, slots, strict=True)):
-                begin, count = table.start[window] // model.ratio, table.latents[window]
-                pooled[table.span[window]][begin : begin + count] = found_BLE[row, slot : slot + count]
+                _part(pooled, table, window, model.ratio)[:] = found_BLE[row, slot : slot + table.latents[window]]
+            if self.store is not None:
+                self.store.put(
+                    self._keys(self.store, table, chunk, spans), [_part(pooled, table, w, model.ratio) for w in chunk]
+                )
             if progress is not None:
                 progress(len(chunk))
         return pooled
+
+    def _keys(
+        self, store: StoredWindows, table: WindowTable, windows: np.ndarray, spans: Sequence[np.ndarray]
+    ) -> list[str]:
+        columns = (table.span, table.left, table.right, table.context, table.stop - table.start)
+        rows = zip(*(column[windows].tolist() for column in columns), strict=True)
+        return store.keys([(spans[span][left:right], skip, count) for span, left, right, skip, count in rows])
+
+    def _from_store(
+        self,
+        store: StoredWindows,
+        table: WindowTable,
+        order: np.ndarray,
+        spans: Sequence[np.ndarray],
+        pooled: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        """Fill in what the store has; returns the windows that it has not."""
+        missing = np.ones(order.size, bool)
+        for first in range(0, order.size, self.batch_windows):
+            chunk = order[first : first + self.batch_windows]
+            for index, (window, vectors) in enumerate(
+                zip(chunk, store.get(self._keys(store, table, chunk, spans)), strict=True), first
+            ):
+                part = _part(pooled, table, window, self._model.ratio)
+                if vectors is not None and vectors.shape == part.shape:
+                    part[:] = vectors
+                    missing[index] = False
+        return order[missing]
 
     def _layout(self, table: WindowTable, chunk: np.ndarray, spans: Sequence[np.ndarray]) -> tuple[Batch, list[int]]:
         """The windows ``chunk`` as rows of one encoder row each, and the latent slot at which each begins."""
@@ -137,6 +180,12 @@ class SpanEncoder:
         step = math.lcm(128, model.ratio)
         width = min(bucket(needed), -(-most // step) * step)
         return -(-max(width, needed) // model.ratio) * model.ratio
+
+
+def _part(pooled: Sequence[np.ndarray], table: WindowTable, window: int, ratio: int) -> np.ndarray:
+    """Where the vectors of a window lie among those of its span."""
+    begin = table.start[window] // ratio
+    return pooled[table.span[window]][begin : begin + table.latents[window]]
 
 
 def prompt_batch(

@@ -12,6 +12,7 @@ import numpy as np
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing_folder
+from lclm_jax.interop.engine_config import write_engine_files
 from lclm_jax.interop.hf_config import backbone_json, write_json
 from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, Tensor, tensor_table
 from lclm_jax.interop.memory_tokens import copy_tokenizer
@@ -49,12 +50,13 @@ def write_model(
 ) -> None:
     """Write ``decoder/``, ``encoder/``, ``adapter/``, ``model_config.json`` and ``processor_config.json``.
 
+    With them, unless the folder has a ``lora/``, the files by which transformers and vLLM load it (``engine_config``).
     One layer of a stacked leaf, or a block of rows of a table, is in memory at a time.
 
     Args:
         leaves: parameters of ``model``, in memory or where they can be read in pieces.
         model: shape and compression, without LoRA.
-        folder: empty folder.
+        folder: empty folder, or one that holds ``lora/``.
         decoder_tokenizer: folder whose tokenizer files are copied to ``decoder/``.
         encoder_tokenizer: the same for ``encoder/``.
         dtype: float32, bfloat16 or float16.
@@ -82,6 +84,8 @@ def write_model(
     _write_side_files(folder / "encoder", model, dtype, encoder_ids, encoder_tokenizer)
     write_json(folder / "model_config.json", model_json(model))
     write_json(folder / "processor_config.json", _processor_json(model))
+    if not (folder / "lora").is_dir():
+        write_engine_files(folder)
 
 
 def model_json(model: ModelConfig) -> JsonObject:

@@ -24,11 +24,28 @@ place of the text. Written by lclm_jax {version} from {origin}, as {dtype}.
 _USE = """
 ## Use
 
-`decoder/` is an ordinary causal language model with its tokenizer, `encoder/` a base model with its own, `adapter/`
-holds the projection, `model_config.json` the compression. transformers and vLLM load the decoder as it is;
-`lclm generate` runs all three:
+Text between `<|memory_start|>` and `<|memory_end|>` is compressed, in any message of a chat. In JAX, with `lclm-jax`:
 
     lclm generate FOLDER --prompt '<|memory_start|>text to compress<|memory_end|>What does it say?'
+"""
+
+_USE_ENGINES = """
+In transformers, with `lclm-serving[transformers]`:
+
+    import lclm_serving
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    model, processor = (auto.from_pretrained("FOLDER") for auto in (AutoModelForCausalLM, AutoProcessor))
+    text = "<|memory_start|>text to compress<|memory_end|>What does it say?"
+    inputs = processor.apply_chat_template([{"role": "user", "content": text}])
+    print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+
+As a server, with `lclm-serving[vllm]`:
+
+    vllm serve FOLDER
+
+`decoder/` is an ordinary causal language model with its tokenizer, `encoder/` a base model with its own, `adapter/`
+holds the projection, `model_config.json` the compression.
 """
 
 _USE_PEFT = """
@@ -61,8 +78,7 @@ def write_card(
         ("", "layers", "hidden", "heads/kv", "head", "mlp", "vocabulary", "tied"), [_tower(*tower) for tower in towers]
     )
     text += "\n## Measured results\n\n" + (_results(evaluation) if evaluation else "None of these weights.\n") + _USE
-    if lora == "peft":
-        text += _USE_PEFT
+    text += _USE_PEFT if lora == "peft" else _USE_ENGINES
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
