@@ -113,7 +113,7 @@ def test_bos_and_stops_survive_an_export(release, make_tiny, random_params, tmp_
     assert (again.bos_id, sorted(again.stop_ids)) == (bos, stops)
     write_card(tmp_path / "out", model, "float32", "merge", "a test", None)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| a text begins with | `<|bos|>` ({bos}) |" in card and f"`<|eot|>` ({end})" in card
+    assert rf"| a text begins with | `<\|bos\|>` ({bos}) |" in card and rf"`<\|eot\|>` ({end})" in card
 
 
 FILES = [

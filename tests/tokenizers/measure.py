@@ -101,7 +101,7 @@ def table(rows: list[Row]) -> str:
             lines.append(f"| {row.name} | refused: {row.refused} ||||||")
             continue
         cells = (
-            row.name, f"{row.ids:,}", f"`{row.bos}`" if row.bos else "none", f"{row.cuts:.0f}",
+            row.name, f"{row.ids:,}", f"`{row.bos}`".replace("|", "\\|") if row.bos else "none", f"{row.cuts:.0f}",
             f"{row.unstable} of {row.pieces:,}", ", ".join(row.lost) or "none",
             f"{row.memory[0]:,} to {row.memory[-1]:,}",
         )  # fmt: skip

@@ -101,7 +101,8 @@ def _texts(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """How texts begin and answers end, where this is not all said by the names of the tokenizer's tokens."""
 
     def shown(*ids: int) -> str:
-        return ", ".join(f"`{tokenizer.decode([index])}` ({index})" for index in ids)
+        texts = [tokenizer.decode([index]).replace("|", "\\|") for index in ids]  # a bar would end the cell
+        return ", ".join(f"`{text}` ({index})" for text, index in zip(texts, ids, strict=True))
 
     if tokenizer.bos_id is not None:
         yield "a text begins with", shown(tokenizer.bos_id)
