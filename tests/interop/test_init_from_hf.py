@@ -120,6 +120,7 @@ def run(lclm, tmp_path):
     return config
 
 
+@pytest.mark.usefixtures("one_device")
 def test_import_train_export(run, lclm, our_logits, tmp_path):
     with pytest.raises(SavedError, match="has no checkpoint; train first"):
         open_params(run)
