@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,10 +75,10 @@ def write_corpus(folder: Path) -> None:
         folder.joinpath(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def lclm(folder: Path, *arguments: str) -> None:
+def lclm(folder: Path, *arguments: str, xla_flags: Sequence[str] = ()) -> None:
     """Run a command in a process of its own, without the flags of the test suite."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "LCLM_"))}
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": " ".join(xla_flags)}
     command = [sys.executable, "-c", "from lclm_jax.cli import main; main()", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.compiler_flags import FAST
 from tests.digests.test_digests import lclm
 
 from lclm_jax.config import load_config
@@ -32,7 +33,7 @@ def test_the_corpus_opens(folder):
 
 def test_the_checkpoint_resumes(folder):
     recorded = [float.fromhex(loss) for loss in json.loads((folder / "recorded.json").read_text())["losses"]]
-    lclm(folder, "train", "run.yaml")
+    lclm(folder, "train", "run.yaml", xla_flags=FAST)
     lines = (folder / "runs/run/stages/only/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
     assert [step["step"] for step in steps] == list(range(10))
