@@ -48,6 +48,12 @@ def test_batch_and_stream_agree_with_single(generator):
         assert "".join(generator.stream(prompt, sampling)) == answer.text
 
 
+def test_an_encoder_without_rows_for_the_ids_of_text_is_refused(generator):
+    small = generator.model.model_copy(update={"encoder": generator.model.encoder.model_copy(update={"vocab_size": 9})})
+    with pytest.raises(LclmError, match=r"model.encoder.vocab_size=9 is below the \d+ ids of its tokenizer"):
+        Generator(generator.params, small, generator.decoder_tokenizer, generator.encoder_tokenizer)
+
+
 def test_stop_tokens_end_a_row_and_are_not_shown(generator):
     free = generator.generate(PROMPTS[:1], Sampling(max_new_tokens=6, stop_ids=()))[0]
     stop = free.ids[2]

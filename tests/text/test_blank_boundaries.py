@@ -17,7 +17,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 PROSE = "the cat sat on the mat. the dog ate  it\nand  slept: 12 times, (or more)!\n" * 20
 
 
-def saved(folder, changes):
+def saved(folder, changes, across=()):
     """A BPE with byte fallback as of Llama 2, with other parts of its ``tokenizer.json``."""
     built = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -26,8 +26,11 @@ def saved(folder, changes):
     values = json.loads(built.to_str())
     values["added_tokens"] = values["added_tokens"][:3]
     values["pre_tokenizer"] = None
+    for left, right in across:  # merges over a blank, as of Gemma 3
+        values["model"]["vocab"] |= {left + right: len(values["model"]["vocab"])}
+        values["model"]["merges"].append([left, right])
     built = tokenizers.Tokenizer.from_str(json.dumps(values | changes))
-    built.add_tokens([AddedToken("<think>", normalized=False)])
+    built.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "\n\n", "▁▁▁")])
     folder.mkdir()
     built.save(str(folder / "tokenizer.json"))
     return Tokenizer(folder)
@@ -43,12 +46,12 @@ def by_kind(tmp_path_factory):
     return {
         "llama 2": saved(root / "prepend", {"normalizer": json.loads(prepend.__getstate__())}),
         "mistral": saved(root / "metaspace", {"normalizer": None, "pre_tokenizer": as_json}),
-        "gemma": saved(root / "gemma", {"normalizer": replace, "pre_tokenizer": gemma}),
+        "gemma": saved(root / "gemma", {"normalizer": replace, "pre_tokenizer": gemma}, [(".", "▁")]),
     }
 
 
 @settings(max_examples=60, deadline=None)
-@given(parts=st.lists(st.one_of(PIECES, st.sampled_from(["<think>", " the", " cat", " <think> "])), max_size=14))
+@given(parts=st.lists(st.one_of(PIECES, st.sampled_from(["<think>", " the", ". ", " <think> "])), max_size=14))
 def test_slices_between_cuts_are_what_their_text_gives(by_kind, parts):
     text = "".join(parts)
     for kind, tokenizer in by_kind.items():

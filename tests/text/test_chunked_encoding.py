@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tests.text.test_cuts import GPT2, LLAMA3, PIECES, TEXT, with_pattern
 
 import tokenizers
-from lclm_jax.text.chunked_encoding import ChunkedEncoder
+from lclm_jax.text import chunked_encoding
+from lclm_jax.text.chunked_encoding import ChunkedEncoder, UnbrokenTextError, long_ids
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from tokenizers import decoders, models, pre_tokenizers
@@ -57,6 +58,41 @@ def test_where_pre_tokens_do_not_end_the_text_stays_whole(one_pre_token):
     found = ChunkedEncoder(one_pre_token, 1)(["a b", "ab", ""])
     assert [one.ids.tolist() for one in found] == [[3, 2], [0, 2], []]
     assert found[0].ends.tolist() == [2, 3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(parts=st.lists(PIECES, max_size=40), chunk=st.integers(1, 6))
+def test_stretches_together_give_what_the_whole_text_gives(byte_level, parts, chunk):
+    text = unicodedata.normalize("NFC", "".join(parts))
+    for tokenizer in byte_level:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunked_encoding, "_STRETCH", 4 * chunk)
+            made = list(ChunkedEncoder(tokenizer, chunk).stretches(text))
+        assert [start for start, _, _ in made] == [0, *(end for _, end, _ in made[:-1])][: len(made)]
+        joined = [(one.ids, one.starts + start, one.ends + start, one.opens) for start, _, one in made]
+        columns = [np.concatenate(column).tolist() for column in zip(*joined, strict=True)] or [[]] * 4
+        assert tuple(columns) == by_the_library(tokenizer, text), text
+
+
+def test_long_texts_are_bounded_or_refused(byte_level, monkeypatch):
+    monkeypatch.setattr(chunked_encoding, "LONGEST", 9000)
+    with pytest.raises(UnbrokenTextError, match=r"10,001 characters without a place .* at most 9,000; break the text"):
+        list(ChunkedEncoder(byte_level[0]).stretches("a" * 10_001))
+    whole, seen, encode = list(ChunkedEncoder(byte_level[0]).stretches("word,+" * 5000)), [], ChunkedEncoder._encode
+    monkeypatch.setattr(ChunkedEncoder, "_encode", lambda self, texts: (seen.append(texts), encode(self, texts))[1])
+    assert len(whole) == 1
+    monkeypatch.setattr(chunked_encoding, "_AT_ONCE", 2)
+    list(ChunkedEncoder(byte_level[0]).stretches("word,+" * 5000))
+    assert max(len(texts) for texts in seen[:4]) == 2  # of the library's tokens few are held at a time
+
+
+def test_long_prompts_have_their_ids(byte_level, monkeypatch):
+    text = "<|im_start|>user\n" + "some words, <|memory|> it's 123\n" * 200 + "<|im_end|>"
+    for tokenizer in byte_level:
+        expected = tokenizer.encode(text).tolist()
+        with monkeypatch.context() as patch:
+            patch.setattr(chunked_encoding, "LONGEST", 5000)
+            assert long_ids(tokenizer, text).tolist() == expected
 
 
 def test_long_texts_are_given_in_chunks(byte_level, monkeypatch):

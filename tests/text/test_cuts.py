@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenizers
+from lclm_jax.text import chunked_encoding, cuts
 from lclm_jax.text.boundaries import byte_positions
+from lclm_jax.text.chunked_encoding import ChunkedEncoder, UnbrokenTextError
 from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import PATTERN, train_tokenizer
@@ -78,6 +80,20 @@ def test_cuts_are_frequent_in_code(tmp_path):
     assert np.quantile(gaps, 0.99) < 10
     lines = np.array([i + 1 for i, c in enumerate(text[:-1]) if c == "\n" and text[i + 1] != "\n"])
     assert np.isin(lines, found.cut_chars).mean() > 0.95
+
+
+def test_long_texts_have_the_same_cuts(finders, monkeypatch):
+    text = Path(argparse.__file__).read_text()[:6000] + TEXT * 20
+    usual = [finder.tokenize([text])[0] for finder in finders]
+    monkeypatch.setattr(cuts, "LONGEST", 1000)
+    monkeypatch.setattr(chunked_encoding, "_STRETCH", 400)
+    for finder, whole in zip(finders, usual, strict=True):
+        monkeypatch.setattr(finder, "_encode", ChunkedEncoder(finder._tokenizer, 100))
+        for name in ("ids", "cuts", "cut_chars"):
+            np.testing.assert_array_equal(getattr(finder.tokenize([text])[0], name), getattr(whole, name))
+    unbroken, short = finders[0].tokenize_each(["x" * 2**21, "short"])
+    assert isinstance(unbroken, UnbrokenTextError)
+    assert short.cut_chars.tolist() == [0, 5]
 
 
 def test_special_strings_of_foreign_text_stay_text(qwen):

@@ -9,7 +9,6 @@ from lclm_jax.errors import LclmError
 from lclm_jax.text.cuts import CutFinder
 from lclm_jax.text.example import (
     DocumentTokens,
-    Outline,
     Segment,
     chat_example,
     chat_outline,
@@ -21,6 +20,7 @@ from lclm_jax.text.example import (
     prompt_example,
 )
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
+from lclm_jax.text.outline import Outline
 from lclm_jax.text.prompts import REPETITION_REQUESTS, reconstruction_example_from_ids, repetition_prompts
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer

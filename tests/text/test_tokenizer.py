@@ -6,7 +6,7 @@ import pytest
 
 import tokenizers
 from lclm_jax.errors import LclmError
-from lclm_jax.text.chat_template import compile_template
+from lclm_jax.text.chats.chat_template import compile_template
 from lclm_jax.text.example import (
     DocumentTokens,
     Segment,
@@ -16,7 +16,7 @@ from lclm_jax.text.example import (
     prompt_example,
 )
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
-from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers, check_vocabularies
 from lclm_jax.text.train_tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "Read the manual; it's short. <|im_end|> héllo\n" * 20]
@@ -58,6 +58,18 @@ def test_offsets_cover_the_text(folder):
     assert len(ids) == len(starts) == len(ends)
     assert (starts[0], ends[-1]) == (0, len(text))
     assert (starts[1:] <= ends[:-1]).all()
+
+
+def test_plain_text_gives_added_tokens_that_are_not_special(folder, tmp_path):
+    built = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    built.add_tokens([tokenizers.AddedToken("<think>", normalized=False)])
+    built.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("<think>", plain=True).tolist() == [300]
+    assert (Tokenizer(folder).plain_vocab_size, tokenizer.plain_vocab_size) == (294, 301)
+    check_vocabularies(301, 301, Tokenizers(tokenizer, tokenizer))
+    with pytest.raises(LclmError, match=r"model.encoder.vocab_size=300 is below the 301 ids"):
+        check_vocabularies(301, 300, Tokenizers(tokenizer, tokenizer))
 
 
 def test_it_travels_to_worker_processes(folder):

@@ -13,8 +13,9 @@ import numpy as np
 
 from lclm_jax.data.packing.counter_rng import draw_key, permutation, uniform
 from lclm_jax.data.store.shards import PreparedError, PreparedSplit
-from lclm_jax.text.example import DocumentTokens, Example, Segment, expand, make_outline
+from lclm_jax.text.example import DocumentTokens, Example, Segment, expand
 from lclm_jax.text.memory_tags import MemoryIds
+from lclm_jax.text.outline import make_outline
 from lclm_jax.text.prompts import RepetitionPrompt
 
 

@@ -20,7 +20,8 @@ from lclm_jax.eval.examples import (
     with_bos,
 )
 from lclm_jax.eval.score import Scorer, Scores
-from lclm_jax.text.example import Segment, expand, make_outline
+from lclm_jax.text.example import Segment, expand
+from lclm_jax.text.outline import make_outline
 from lclm_jax.text.prompts import repetition_prompts
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.types import Params

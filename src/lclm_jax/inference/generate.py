@@ -32,8 +32,9 @@ from lclm_jax.interop.load import load_hf
 from lclm_jax.model.kv_cache import KVCache, init_cache
 from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
 from lclm_jax.parallel import make_mesh, params_sharding, use_mesh, without_context
-from lclm_jax.text.example import Example, expand, make_outline
-from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
+from lclm_jax.text.example import Example, expand
+from lclm_jax.text.outline import make_outline
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers, check_vocabularies
 from lclm_jax.types import Params
 
 
@@ -73,6 +74,9 @@ class Generator:
         batch_windows: int = BATCH_WINDOWS,
         store: StoredWindows | None = None,
     ):
+        check_vocabularies(
+            model.decoder.vocab_size, model.encoder.vocab_size, Tokenizers(decoder_tokenizer, encoder_tokenizer)
+        )
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else without_context(mesh)
         self.params = place(params, model, self.mesh)
         self.model = model

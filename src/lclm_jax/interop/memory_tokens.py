@@ -14,7 +14,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_config import read_json, write_json
 from lclm_jax.interop.hf_weight_map import Tensor
 from lclm_jax.interop.param_source import FolderBlocks
-from lclm_jax.text.chat_template import TEMPLATE_FOLDERS
+from lclm_jax.text.chats.chat_template import TEMPLATE_FOLDERS
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer

@@ -26,7 +26,7 @@ LONGEST = 2**20
 
 _CHUNK = 4096
 _STRETCH = 2**20
-_AT_ONCE = 512
+_AT_ONCE = 64
 """Chunks whose tokens the library holds at a time; it takes some hundred bytes for each."""
 _FOLLOWING = 16
 
@@ -59,12 +59,14 @@ class ChunkedEncoder:
     """Tokenizes many texts at once, on all cores.
 
     Args:
-        tokenizer: The tokenizer; special-token strings in texts are plain characters.
+        tokenizer: The tokenizer.
         chunk: Characters of a chunk, about.
+        plain: Whether special-token strings in texts are plain characters.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chunk: int = _CHUNK):
-        self._backend, self._offsets, self._chunk = tokenizer.backend(plain=True), TokenOffsets(tokenizer), chunk
+    def __init__(self, tokenizer: Tokenizer, chunk: int = _CHUNK, plain: bool = True):
+        self._backend, self._offsets, self._chunk = tokenizer.backend(plain), TokenOffsets(tokenizer), chunk
+        self._plain = plain
         self._of_normal = _without_form_c(self._backend)
         self.blanks = blank_boundaries(tokenizer)
         """The boundaries of a tokenizer without pre-tokens."""
@@ -90,7 +92,10 @@ class ChunkedEncoder:
             UnbrokenTextError: ``LONGEST`` characters without such a place.
         """
         start, count = 0, max(1, _STRETCH // self._chunk)
-        ends = self._ends(text, *((_END, _OTHER_END) if self.blanks is None else (_BLANK_END,)))
+        patterns = [_END if self.blanks is None else _BLANK_END]
+        if self._plain and self.blanks is None:  # else a mark may be inside the string of a special token
+            patterns.append(_OTHER_END)
+        ends = self._ends(text, *patterns)
         while start < len(text):
             bounds = [start, *itertools.islice(ends, count)]
             if len(bounds) <= count:
@@ -172,11 +177,24 @@ class ChunkedEncoder:
 
     def _columns(self, text: str, encoding: tokenizers.Encoding) -> Encoded:
         ids = np.array(encoding.ids, np.int32)
-        if self.blanks is not None:
-            return Encoded(ids, *self._offsets(text, ids, encoding), self.blanks.opens(ids))
         words = np.array(encoding.word_ids, np.float64)  # None becomes nan, which differs from everything
         opens = np.append(True, words[1:] != words[:-1])[: len(words)]
-        return Encoded(ids, *self._offsets(text, ids, encoding), opens)
+        starts, ends = self._offsets(text, ids, encoding)
+        if self.blanks is not None:
+            at_blanks = self.blanks.opens(text, ids, starts)
+            # Beside the blanks an added token, such as a line break, parts a text.
+            opens = opens | at_blanks if self.blanks.adds_none else at_blanks
+        return Encoded(ids, starts, ends, opens)
+
+
+def long_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Ids of a prompt or chat, special-token strings included, int32; a long one is taken in stretches.
+
+    Raises ``UnbrokenTextError`` as ``ChunkedEncoder.stretches`` does.
+    """
+    if len(text) <= LONGEST:
+        return tokenizer.encode(text)
+    return np.concatenate([part.ids for _, _, part in ChunkedEncoder(tokenizer, plain=False).stretches(text)])
 
 
 def batched(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:

@@ -87,8 +87,8 @@ class CutFinder:
         return self._encode.blanks is not None and self._encode.blanks.adds_blank
 
     def _cut(self, texts: Sequence[str], encoded: Sequence[Encoded]) -> list[TokenizedText]:
-        surely = self._encode.blanks is not None
-        candidates = [_Candidates(text, one, surely) for text, one in zip(texts, encoded, strict=True)]
+        at_blanks = self._encode.blanks is not None
+        candidates = [_Candidates(text, one, at_blanks) for text, one in zip(texts, encoded, strict=True)]
         alone = self._alone(set().union(*(one.pieces for one in candidates)))
         return [one.found(alone) for one in candidates]
 
@@ -105,16 +105,18 @@ class CutFinder:
 class _Candidates:
     """Places of one text that may be cuts: some surely, others if a piece of text tokenizes alone as it does here."""
 
-    def __init__(self, text: str, encoded: Encoded, surely: bool):
+    def __init__(self, text: str, encoded: Encoded, at_blanks: bool):
         self._ids, self._starts, self._length = encoded.ids, encoded.starts, len(text)
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         places = 1 + np.flatnonzero(encoded.opens[1:] & (encoded.starts[1:] == encoded.ends[:-1]))
         places = places[~_blank_rest(codes)[self._starts[places]]]
-        if surely:  # one blank alone may be no text at all
-            places = places[self._starts[places] < self._length - 1]
-        self._places = places
+        at_blank = at_blanks & (codes[self._starts[places]] == ord(" "))
+        # One blank alone may be no text at all.
+        kept = ~at_blank | (self._starts[places] < self._length - 1)
+        self._places, at_blank = places[kept], at_blank[kept]
+        places = self._places
         left = codes[self._starts[places] - 1]
-        self._solid = ~_is_space(left) | surely
+        self._solid = ~_is_space(left) | at_blank
         self._lines = np.flatnonzero(_is_newline(left) & ~self._solid)
         # The last safe place, itself included.
         first = np.maximum.accumulate(np.where(self._solid, places, 0))[self._lines]

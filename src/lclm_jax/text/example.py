@@ -10,11 +10,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lclm_jax.text.chat_template import ChatError
+from lclm_jax.text.chats.chat_template import ChatError
 from lclm_jax.text.chats.loss_markers import is_trained_on, without_markers
 from lclm_jax.text.chats.replies import check_ids, check_reply, reply_prompt
 from lclm_jax.text.chats.special_strings import SpecialStrings
+from lclm_jax.text.chunked_encoding import long_ids
 from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
+from lclm_jax.text.outline import Outline, make_outline
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import ReadOnlyJson
 
@@ -29,20 +31,6 @@ class Example:
     """float32 [T]: weight of each token as a target; 0 on tags, placeholders, prompts and the first token."""
     spans: tuple[np.ndarray, ...]
     """Encoder ids of each span, int32, in the order of the text."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outline:
-    """An example before a ratio is chosen: the tags of a span stand side by side, without placeholders."""
-
-    tokens: np.ndarray
-    """int32 [T]."""
-    loss: np.ndarray
-    """float32 [T], as in ``Example``."""
-    gaps: np.ndarray
-    """int32 [spans]: the placeholders of a span go before this index of ``tokens`` (that of its end tag)."""
-    spans: tuple[np.ndarray, ...]
-    """Encoder ids of each span, int32."""
 
 
 def latent_count(span_tokens: int, ratio: int) -> int:
@@ -93,10 +81,10 @@ def outline_pieces(
     for piece in pieces:
         if piece.kind == "span":
             ids = np.array([memory.start, memory.end], np.int32)
-            spans.append(encoder.encode(piece.text))
+            spans.append(long_ids(encoder, piece.text))
             gaps.append(length + 1)
         else:
-            ids = decoder.encode(piece.text)
+            ids = long_ids(decoder, piece.text)
         tokens.append(ids)
         loss.append(np.full(len(ids), raw_loss if piece.kind == "raw" else 0.0, np.float32))
         length += len(ids)
@@ -104,19 +92,6 @@ def outline_pieces(
         tokens, loss = [np.array([bos_id], np.int32), *tokens], [np.zeros(1, np.float32), *loss]
         gaps = [gap + 1 for gap in gaps]
     return make_outline(tokens, loss, gaps, spans)
-
-
-def make_outline(
-    tokens: Sequence[np.ndarray],
-    loss: Sequence[np.ndarray],
-    gaps: Sequence[int] | np.ndarray,
-    spans: Sequence[np.ndarray],
-) -> Outline:
-    """Join tokens and their loss weights; the first token is never a target."""
-    joined = np.concatenate([np.zeros(0, np.int32), *tokens]).astype(np.int32, copy=False)
-    weights = np.concatenate([np.zeros(0, np.float32), *loss]).astype(np.float32, copy=False)
-    weights[:1] = 0
-    return Outline(joined, weights, np.array(gaps, np.int32), tuple(spans))
 
 
 def cpt_example(text: str, decoder: Tokenizer, encoder: Tokenizer, ratio: int) -> Example:
@@ -212,7 +187,7 @@ def chat_example(
 
 def _length(text: str, decoder: Tokenizer) -> int:
     """Decoder tokens of ``text`` without placeholders."""
-    sizes = [2 if piece.kind == "span" else len(decoder.encode(piece.text)) for piece in split_memory(text)]
+    sizes = [2 if piece.kind == "span" else len(long_ids(decoder, piece.text)) for piece in split_memory(text)]
     return sum(sizes)
 
 

@@ -6,8 +6,9 @@ from functools import lru_cache
 import numpy as np
 
 from lclm_jax.errors import LclmError
-from lclm_jax.text.example import DocumentTokens, Example, Segment, expand, make_outline, outline_pieces
+from lclm_jax.text.example import DocumentTokens, Example, Segment, expand, outline_pieces
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, MemoryIds, split_memory
+from lclm_jax.text.outline import make_outline
 from lclm_jax.text.tokenizer import Tokenizer
 
 REPETITION_REQUESTS = (

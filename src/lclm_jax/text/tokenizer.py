@@ -12,7 +12,7 @@ import numpy as np
 
 import tokenizers
 from lclm_jax.errors import LclmError
-from lclm_jax.text.chat_template import ChatTemplates
+from lclm_jax.text.chats.chat_template import ChatTemplates
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
 from lclm_jax.types import JsonObject, ReadOnlyJson
@@ -301,7 +301,7 @@ def check_vocabularies(decoder_rows: int, encoder_rows: int, tokenizers: Tokeniz
     """
     for part, rows, ids in (
         ("decoder", decoder_rows, tokenizers.decoder.vocab_size),
-        # No special token of the encoder occurs in a span, so a table may lack their rows.
+        # No special token occurs in a span, so the encoder's table may lack their rows.
         ("encoder", encoder_rows, tokenizers.encoder.plain_vocab_size),
     ):
         if ids > rows:

@@ -11,7 +11,8 @@ from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.rows import assemble_row
 from lclm_jax.data.store.columns import Ragged
-from lclm_jax.text.example import expand, make_outline
+from lclm_jax.text.example import expand
+from lclm_jax.text.outline import make_outline
 
 START, END, PLACEHOLDER, MARKER = 1, 2, 3, 4
 TOWER = BackboneConfig(

@@ -9,8 +9,10 @@ from lclm_jax.config import parse_config
 from lclm_jax.data.packing.sources import ExampleRef, make_sources
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store.columns import column_text
+from lclm_jax.data.store.records import chat_columns
 from lclm_jax.data.store.shards import PreparedSplit
 from lclm_jax.text.boundaries import boundary_kinds
+from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -116,6 +118,25 @@ def test_passages_come_in_another_order_each_epoch(run):
             order.append(texts)
         orders.append(order)
     assert orders[0] == orders[2] != orders[1]
+
+
+def test_passages_stay_in_their_message(run):
+    source, tokenizer = source_of(run, "qa"), Tokenizer(run.tokenizer.decoder)
+
+    def asked(*passages):
+        tagged = "".join(f"<|memory_start|>{passage}<|memory_end|>\n" for passage in passages)
+        return [{"role": "user", "content": tagged + "which?"}, {"role": "assistant", "content": passages[0]}]
+
+    messages = [*asked("a1", "a2", "a3"), *asked("b1", "b2", "b3")]
+    messages[1]["weight"] = 0  # a reply without loss parts them, too
+    columns = chat_columns("x", messages, chat_outline(messages, tokenizer, tokenizer, replies="all"))
+    orders = set()
+    for variant in range(1, 30):
+        spans = source.example(ExampleRef(0, 0, variant, np.zeros(0, np.int32)), columns).spans
+        texts = [tokenizer.decode(span) for span in spans]
+        assert (sorted(texts[:3]), sorted(texts[3:])) == (["a1", "a2", "a3"], ["b1", "b2", "b3"])
+        orders.add(tuple(texts))
+    assert len(orders) > 10
 
 
 @pytest.mark.parametrize("boundary", ["sentence", "paragraph", "code_block"])

@@ -1,6 +1,6 @@
 import pytest
 
-from lclm_jax.text.chat_template import ChatError, compile_template
+from lclm_jax.text.chats.chat_template import ChatError, compile_template
 from lclm_jax.text.chats.special_strings import SpecialStrings, SpecialTokenError
 
 TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<|user|>", "[INST]")

@@ -29,6 +29,7 @@ from lclm_jax.data.store.shards import PreparedSplit, open_split
 from lclm_jax.errors import LclmError
 from lclm_jax.text.boundaries import FLAGS
 from lclm_jax.text.example import DocumentTokens, Example, Segment, cpt_example_from_ids, expand
+from lclm_jax.text.outline import Outline
 from lclm_jax.text.prompts import (
     RepetitionPrompt,
     continuation_prompts,
@@ -313,9 +314,23 @@ class ChatSource(Source):
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
         outline = chat_outline_of(columns)
         if ref.variant:
-            order = permutation(draw_key("passages", ref.variant), len(outline.spans))
+            order = self._passages(outline, ref.variant)
             outline = replace(outline, spans=tuple(outline.spans[i] for i in order.tolist()))
         return expand(outline, self.setup.model.ratio, self.setup.tokenizers.decoder.memory_ids.placeholder)
+
+    def _passages(self, outline: Outline, variant: int) -> np.ndarray:
+        """The order ``variant`` of the passages: those of one message change places among themselves.
+
+        A reply or a special token of the template lies between two messages.
+        """
+        decoder = self.setup.tokenizers.decoder
+        between = (outline.loss > 0) | np.isin(outline.tokens, np.setdiff1d(decoder.special_ids, decoder.memory_ids))
+        message = np.cumsum(between)[outline.gaps]
+        turns = np.split(np.arange(len(outline.spans)), np.flatnonzero(np.diff(message)) + 1)
+        if len(turns) == 1:
+            return permutation(draw_key("passages", variant), len(outline.spans))
+        keys = [draw_key("passages", variant, turn) for turn in range(len(turns))]
+        return np.concatenate([turn[permutation(key, len(turn))] for key, turn in zip(keys, turns, strict=True)])
 
     def _orders(self, epoch: int, records: np.ndarray) -> np.ndarray:
         """Number of the order of each record's passages, int64; 0: as they are."""

@@ -24,14 +24,15 @@ from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.data.store.vocabulary import TokenBytes, token_bytes
 from lclm_jax.text.boundaries import TokenizedText
-from lclm_jax.text.chat_template import ChatError
+from lclm_jax.text.chats.chat_template import ChatError
 from lclm_jax.text.chats.loss_markers import LossMarkerError
 from lclm_jax.text.chats.replies import EmptyReplyError
 from lclm_jax.text.chats.special_strings import SpecialStrings, SpecialTokenError
 from lclm_jax.text.chunked_encoding import UnbrokenTextError
 from lclm_jax.text.cuts import CutFinder, common_cuts
-from lclm_jax.text.example import Outline, chat_outline, outline_pieces
+from lclm_jax.text.example import chat_outline, outline_pieces
 from lclm_jax.text.memory_tags import MemoryTagError, split_memory
+from lclm_jax.text.outline import Outline
 from lclm_jax.text.shared_tokenization import SharedTokenization, shared_tokenization
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 
@@ -124,7 +125,8 @@ def make_part(part: Part, context: PreparationContext, strict: bool = False) -> 
     writers: dict[str, ShardWriter] = {}
     names: list[str] = []
     try:
-        for split, columns in make[collection.records](part, collection, context, counter):
+        records = make[collection.records](part, collection, context, counter)
+        for split, columns in records:
             if split not in writers:
                 writers[split] = ShardWriter(storage, part.shard(split), kind, context.vocabulary)
             writers[split].add(columns)
@@ -268,7 +270,8 @@ def _chat_records(
 def _chat_outline(chat: RawChat, context: PreparationContext, counter: RejectCounter) -> Outline | None:
     """The outline of a raw chat, or None if it is rejected.
 
-    Reasons: ``special_token``, ``unbalanced_tags``, ``loss_marker``, ``no_loss``, ``empty_reply``, ``template``.
+    Reasons: ``special_token``, ``unbalanced_tags``, ``loss_marker``, ``no_loss``, ``empty_reply``, ``unbroken``,
+    ``template``.
     """
     decoder, encoder, strings = context.decoder, context.encoder, context.special_strings
     try:
@@ -283,6 +286,8 @@ def _chat_outline(chat: RawChat, context: PreparationContext, counter: RejectCou
     except ChatError as error:
         reason = next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "template")
         counter.reject(reason, chat.id, str(error))
+    except UnbrokenTextError as error:
+        counter.reject("unbroken", chat.id, str(error))
     except MemoryTagError as error:
         counter.reject("unbalanced_tags", chat.id, str(error))
     except LossMarkerError as error:

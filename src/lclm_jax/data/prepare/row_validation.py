@@ -29,9 +29,9 @@ def document_of(row: Row, collection: CollectionConfig, counter: RejectCounter) 
         if not isinstance(value, str | bytes):
             raise _Broken("wrong_type", reprlib.repr(value))
         content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-        if len(content) > collection.max_row_bytes:
-            raise _Broken("too_long", _too_long(len(content), collection))
         longest = collection.max_document_bytes
+        if longest is None and len(content) > collection.max_row_bytes:
+            raise _Broken("too_long", _too_long(len(content), collection))
         if longest is not None and len(content) > longest:
             counter.note("cut")
             content = content[:longest]

@@ -300,6 +300,12 @@ def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject], 
                 " column that tells rows apart, or none",
                 *(name, records, names.pop(), corpus.resolved[name].columns.id),
             )
+        if 2 * (uncut := sum(entry["counts"].get("no_inner_cuts", 0) for entry in entries.values())) > records:
+            logger.warning(
+                "%s: %d of %d documents have no cut inside them, so no part of them can be compressed: both tokenizers"
+                " must begin afresh at one place of a text; use tokenizers that split it into words",
+                *(name, uncut, records),
+            )
         empty = [split for split in SPLITS if wanted[split] and not entries[split]["records"]]
         if empty and records:
             logger.warning("%s: none of its %d records falls into %s", name, records, " or ".join(empty))

@@ -7,7 +7,7 @@ import numpy as np
 
 from lclm_jax.data.store.columns import text_column
 from lclm_jax.text.boundaries import TokenizedText, boundary_kinds, byte_positions
-from lclm_jax.text.example import Outline
+from lclm_jax.text.outline import Outline
 
 Columns = dict[str, np.ndarray]
 

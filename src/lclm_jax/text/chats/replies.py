@@ -5,7 +5,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from lclm_jax.text.chat_template import ChatError
+from lclm_jax.text.chats.chat_template import ChatError
 from lclm_jax.text.chats.special_strings import SpecialTokenError
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import ReadOnlyJson

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lclm_jax.text.chat_template import ChatError
+from lclm_jax.text.chats.chat_template import ChatError
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 from lclm_jax.types import JsonObject, ReadOnlyJson
 

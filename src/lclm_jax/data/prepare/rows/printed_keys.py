@@ -3,7 +3,7 @@
 from collections import Counter
 
 from lclm_jax.data.documents import RawChat
-from lclm_jax.text.chat_template import ChatError
+from lclm_jax.text.chats.chat_template import ChatError
 from lclm_jax.text.chats.loss_markers import without_markers
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import JsonObject

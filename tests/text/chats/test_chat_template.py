@@ -4,7 +4,7 @@ import time
 import pytest
 
 from lclm_jax.errors import LclmError
-from lclm_jax.text.chat_template import ChatError, ChatTemplates, compile_template
+from lclm_jax.text.chats.chat_template import ChatError, ChatTemplates, compile_template
 
 USER = [{"role": "user", "content": "hi"}]
 PARTS = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
