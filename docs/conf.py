@@ -41,6 +41,7 @@ nitpick_ignore_regex = [
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_mock_imports = ["lm_eval"]  # its own environment has it
 autodoc_default_options = {"members": True, "undoc-members": False, "ignore-module-all": True}
 toc_object_entries = False
 add_module_names = False

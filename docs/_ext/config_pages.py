@@ -17,6 +17,7 @@ from sphinx.application import Sphinx
 from lclm_jax.config import Config, StudyConfig, describe_keys
 from lclm_jax.config.base import Tree, branch_of
 from lclm_jax.config.renames import GONE, RENAMED
+from lclm_jax.suite.spec import SuiteConfig
 
 _HEAD = """\
 Configuration keys
@@ -39,6 +40,13 @@ Study keys
 ==========
 
 Every key of a study file, which ``lclm ablate`` reads. Paths in it are relative to the folder of the file.
+
+"""
+_SUITE_HEAD = """\
+Suite keys
+==========
+
+Every key of a suite file, which ``lclm suite`` reads. Paths in it are relative to the working directory.
 
 """
 _LIMITS = {
@@ -125,6 +133,7 @@ def _write(app: Sphinx) -> None:
     for name, text in {
         "configuration": _page(_HEAD, Config, "confval") + _old_keys(),
         "study": _page(_STUDY_HEAD, StudyConfig, "studykey"),
+        "suite": _page(_SUITE_HEAD, SuiteConfig, "suitekey"),
     }.items():
         path = folder / f"{name}.rst"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -134,5 +143,6 @@ def _write(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Write the pages before Sphinx looks for them."""
     app.add_object_type("studykey", "studykey", objname="study key", indextemplate="pair: %s; study key")
+    app.add_object_type("suitekey", "suitekey", objname="suite key", indextemplate="pair: %s; suite key")
     app.connect("builder-inited", _write)
     return {"parallel_read_safe": True}

@@ -43,7 +43,7 @@ _KEY = re.compile(rf"((?:{_TOP})(?:\.[A-Za-z_]\w*)+)(?:[=: ].*)?$", re.DOTALL)
 _FILE = re.compile(r"((?:src|tests|configs|launch|docs|examples|benchmarks)/[\w./{},*-]+)$")
 _SOURCE_FILE = re.compile(r"([a-z_]+(?:/[a-z_]+)*\.py)(?::(\w+))?$")
 _PYTHON_NAME = re.compile(r"lclm_jax(?:\.\w+)+$")
-_SHORT_NAME = re.compile(r"(?:kernels|parallel|text|interop|inference|bench|plan|ops|ablate|report)(?:\.\w+)+$")
+_SHORT_NAME = re.compile(r"(?:kernels|parallel|text|interop|inference|bench|plan|ops|ablate|report|suite)(?:\.\w+)+$")
 _SUFFIXES = (".py", ".md", ".yaml", ".json", ".jsonl", ".html")
 _SECTION = "lclm-section"
 _SHELLS = {"bash", "sh", "shell", "console", "none", "text", "default", ""}

@@ -8,7 +8,7 @@ from tests.exporting import export_model
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.suite.systems.lclm_worker import LclmSystem
+from lclm_jax.suite.systems.lclm_worker import load_system
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 def system(folder, context, **settings):
-    return LclmSystem({"model": str(folder), "context": context, "dtype": "float32", **settings})
+    return load_system({"model": str(folder), "context": context, "dtype": "float32", **settings})
 
 
 REQUEST = {"id": "a", "instruction": "Do ", "context": "12345678901", "question": " now?", "prefix": "", "gold": " ok"}

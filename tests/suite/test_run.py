@@ -99,7 +99,7 @@ def test_scores_shares_costs_and_report(suite, tmp_path):
     page = (tmp_path / "report/report.html").read_text()
     assert page.count("data:image/png") == 3
     assert json.loads((tmp_path / "report/results.json").read_text())["rows"][1]["recovered"]["value"] == 0.75
-    assert terminal_rows(found)[1][1][:4] == ["latents", "t", "4", "50.0 [50.0, 50.0] (worse)"]
+    assert terminal_rows(found)[1][1][:5] == ["latents", "t", "4", "50.0 [50.0, 50.0]", "-"]
 
 
 def test_goes_on_after_a_kill_and_measures_only_what_changed(suite):

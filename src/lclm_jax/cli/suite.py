@@ -1,5 +1,6 @@
 """``lclm suite``."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -72,7 +73,8 @@ def _write_report(tree) -> None:
         table.add_column(name, justify="left" if name in ("system", "task") else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # Where there is no terminal the width is free: narrow columns would break numbers in two.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     for name, count in summary.missing.items():
         click.echo(f"{name}: {count:,} samples are not measured yet", err=True)
     click.echo(Path(tree.out) / "report" / "report.html")

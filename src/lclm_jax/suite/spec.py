@@ -25,7 +25,7 @@ TaskKind = Literal[
 SystemKind = Literal["lclm", "openai", "kvpress"]
 
 
-class TaskConfig(Tree, role="result"):
+class TaskConfig(Tree):
     """One benchmark."""
 
     kind: TaskKind = required("Which benchmark.")
@@ -54,7 +54,7 @@ class TaskConfig(Tree, role="result"):
         return self
 
 
-class SystemConfig(Tree, role="result"):
+class SystemConfig(Tree):
     """One system that answers the tasks: a worker process with a model and a way to read the context."""
 
     kind: SystemKind = required("Which worker: an LCLM in JAX, an OpenAI endpoint, NVIDIA's kvpress.")
@@ -87,7 +87,7 @@ class SystemConfig(Tree, role="result"):
         return self
 
 
-class PublishedRow(Tree, role="logging"):
+class PublishedRow(Tree):
     """A published value, shown in a table of its own."""
 
     system: str = required("Method, with its ratio.")
@@ -96,7 +96,7 @@ class PublishedRow(Tree, role="logging"):
     source: str = required("Where it stands, and of which model.")
 
 
-class CostConfig(Tree, role="logging"):
+class CostConfig(Tree):
     """Time and memory, measured in fresh processes."""
 
     lengths: tuple[int, ...] = key((), "Lengths of the prompt in tokens; none: costs are not measured.")
@@ -107,9 +107,9 @@ class CostConfig(Tree, role="logging"):
 class SuiteConfig(Tree):
     """A suite: `lclm suite SUITE.yaml`."""
 
-    name: str = required("Name of the suite: the stem of its YAML file.", role="logging")
-    title: str = key("", "One sentence for the head of the report.", role="logging")
-    out: str = key("runs/suite/{name}", "Folder of everything the suite writes.", role="place")
+    name: str = required("Name of the suite: the stem of its YAML file.")
+    title: str = key("", "One sentence for the head of the report.")
+    out: str = key("runs/suite/{name}", "Folder of everything the suite writes.")
     tasks: dict[str, TaskConfig] = required("Benchmarks by a name of your choice.")
     systems: dict[str, SystemConfig] = required("Systems by a name of your choice.")
     reference: str | None = key(None, "System that the others are compared with; null: the first with raw context.")

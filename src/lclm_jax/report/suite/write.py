@@ -147,14 +147,16 @@ def _heat(summary: Summary, out: Path) -> list[Block]:
 
 
 def terminal_rows(summary: Summary) -> tuple[Sequence[str], list[list[str]]]:
-    """Header and rows of the table that the command prints."""
-    header = ["system", "task", "samples", "score", "recovered share", "positions", "first token", "failed"]
+    """Header and rows of the table that the command prints; ``+``, ``-`` and ``=`` compare with the reference."""
+    header = ["system", "task", "samples", "score", "", "recovered share", "positions", "first token", "failed"]
+    signs = {"better": "+", "worse": "-", "tie": "=", None: ""}
     rows = [
         [
             row.system,
             row.task,
             str(row.samples),
-            tables.interval(row.score, 100) + (f" ({row.verdict})" if row.verdict else ""),
+            tables.interval(row.score, 100),
+            signs[row.verdict],
             tables.interval(row.recovered, 1, 2),
             formatting.NOTHING if row.positions is None else f"{row.positions:,.0f}",
             formatting.NOTHING if row.ttft_seconds is None else f"{row.ttft_seconds:.2f} s",

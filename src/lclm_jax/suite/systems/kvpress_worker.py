@@ -198,7 +198,7 @@ class KvpressSystem:
     def _ids(self, request: JsonObject) -> tuple[list[int], list[int]]:
         """What is prefilled (and compressed), and what is read after it: kvpress' own split of a chat.
 
-        Plain text gets no token of its own, as for the other workers.
+        Plain text begins with the tokens that the tokenizer puts before a text, as for the LCLM.
         """
         context = prompt_of({**request, "question": ""}, self._context)
         question, rest = request["question"], ""
@@ -215,6 +215,8 @@ class KvpressSystem:
             context, rest = chat.split(mark)
         encode = self._tokenizer.encode
         before = encode(context, add_special_tokens=False)
+        if not rest:
+            before = [*encode("")[:1], *before]
         after = encode(question + rest + request["prefix"], add_special_tokens=False)
         if not after:  # a plain text whose question was read with the context
             before, after = before[:-1], before[-1:]

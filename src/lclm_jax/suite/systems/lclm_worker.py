@@ -9,11 +9,13 @@ import numpy as np
 from lclm_jax.errors import LclmError
 from lclm_jax.eval.examples import Target
 from lclm_jax.eval.score import Scorer
+from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.inference.windows import bucket
+from lclm_jax.suite.sample import Context
 from lclm_jax.suite.systems.serve import peak_rss, prompt_of, serve
-from lclm_jax.text.example import Example
-from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
+from lclm_jax.text.example import Example, expand, outline_pieces
+from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, split_memory
 from lclm_jax.types import JsonObject
 
 
@@ -24,21 +26,20 @@ class _Answer(NamedTuple):
 
 
 class LclmSystem:
-    """A loaded model that answers requests.
+    """A model that answers requests.
 
     Args:
-        settings: ``model`` (folder), ``context``, ``ratio``, ``dtype``.
+        generator: the model with its tokenizers.
+        context: how it is given the context: memory, raw, none, truncated.
+        ratio: of a truncation.
 
     Raises:
-        LclmError: there is no such model, or it lacks memory tokens.
+        LclmError: the model lacks memory tokens.
     """
 
-    def __init__(self, settings: JsonObject):
-        import lclm_jax  # the public API leads to every package: a long chain of imports at the top
-
-        self._generator = lclm_jax.load_model(settings["model"], settings.get("dtype"))
-        self._context, self._ratio = settings["context"], float(settings.get("ratio", 1))
-        generator, model = self._generator, self._generator.model
+    def __init__(self, generator: Generator, context: Context, ratio: float = 1.0):
+        self._generator, self._context, self._ratio = generator, context, ratio
+        model = generator.model
         self._tokenizer = generator.decoder_tokenizer
         self._tokenizer.memory_ids  # noqa: B018 - raises LclmError if the vocabulary lacks the memory tokens
         self._chat = len(self._tokenizer.chat_templates) > 0
@@ -74,8 +75,8 @@ class LclmSystem:
         return reply | {"peak_bytes": _peak()}
 
     def _generate(self, request: JsonObject) -> JsonObject:
-        stops = (self._tokenizer.eos_id, self._tokenizer.pad_id)
-        sampling = Sampling(max_new_tokens=request["max_new_tokens"], stop_ids=stops)
+        stops = self._tokenizer.stop_ids
+        sampling = Sampling(max_new_tokens=request["max_new_tokens"])
         found = self._run(request, sampling)
         stopped = bool(found.ids) and found.ids[-1] in stops
         return {
@@ -112,9 +113,14 @@ class LclmSystem:
         return {"nll": float(scores.nll.sum()), "gold_tokens": len(gold), "gold_is_greedy": right}
 
     def _example(self, request: JsonObject) -> Example:
-        return self._generator.example(self._text(request, self._context))
+        text = self._text(request, self._context)
+        if not (request["chat"] and self._chat):
+            return self._generator.example(text)
+        # A chat begins as its template begins it; the reply's first words follow it, so it is rendered already.
+        outline = outline_pieces(split_memory(text), self._tokenizer, self._generator.encoder_tokenizer)
+        return expand(outline, self._generator.model.ratio, self._tokenizer.memory_ids.placeholder)
 
-    def _text(self, request: JsonObject, context: str) -> str:
+    def _text(self, request: JsonObject, context: Context) -> str:
         """The whole prompt, rendered as a chat where the sample and the model allow it."""
         if context == "memory" and request["context"]:
             text = f"{request['instruction']}{MEMORY_START}{request['context']}{MEMORY_END}{request['question']}"
@@ -136,6 +142,17 @@ class LclmSystem:
         return text[: int(ends[int(kept) - half - 1])] + (text[int(starts[-half]) :] if half else "")
 
 
+def load_system(settings: JsonObject) -> LclmSystem:
+    """The system of ``settings``: ``model`` (folder), ``context``, ``ratio``, ``dtype``.
+
+    Raises ``LclmError`` if there is no such model, or it lacks memory tokens.
+    """
+    import lclm_jax  # the public API leads to every package: a long chain of imports at the top
+
+    generator = lclm_jax.load_model(settings["model"], settings.get("dtype"))
+    return LclmSystem(generator, settings["context"], float(settings.get("ratio", 1)))
+
+
 def _peak() -> int:
     """Peak memory: of the accelerator, or of the process where there is none."""
     found = jax.devices()[0].memory_stats() or {}
@@ -143,4 +160,4 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    serve(LclmSystem)
+    serve(load_system)
