@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step and the data path."),
     "ablate": ("lclm_jax.cli.ablate", "ablate", "Train variants on the same batches and compare them over seeds."),
-    "suite": ("lclm_jax.cli.suite", "suite", "Answer benchmarks with several systems: scores, times, memory."),
+    "suite": ("lclm_jax.cli.bench", "suite", "Answer benchmarks with several systems: scores, times, memory."),
     "golden": ("lclm_jax.cli.golden", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 from lclm_jax.report.plots import COLOURS, CYCLE, save, styled
 
@@ -28,7 +29,7 @@ def plot_frontier(path: Path, points: Sequence[Point], cost: str, score: str) ->
     Args:
         path: PNG to write.
         points: one for each system; the interval of a score may be NaN.
-        cost: label of the horizontal axis, which is logarithmic.
+        cost: label of the horizontal axis, which is logarithmic where costs differ widely.
         score: label of the vertical axis.
     """
     with styled(7.2, 4.6):
@@ -40,7 +41,10 @@ def plot_frontier(path: Path, points: Sequence[Point], cost: str, score: str) ->
             if np.isfinite(one.low):
                 axes.vlines(one.cost, one.low, one.high, color=colour, lw=1.2, alpha=0.7)
             axes.plot(one.cost, one.score, marker, color=colour, ms=7, label=one.system, ls="none")
-        axes.set_xscale("log")
+        costs = [one.cost for one in points]
+        if max(costs) > 4 * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(cost)
         axes.set_ylabel(score)
         axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -67,7 +71,7 @@ def plot_heat(path: Path, scores: Mapping[str, Mapping[tuple[int, float], float]
     columns = min(3, len(scores))
     rows = -(-len(scores) // columns)
     with styled(1.2 + 3.1 * columns, 0.8 + 2.5 * rows, grid=False):
-        figure, grid = plt.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        figure, grid = plt.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in grid.flat[len(scores) :]:
             axes.set_visible(False)
         for axes, (name, cells) in zip(grid.flat, scores.items(), strict=False):
@@ -77,9 +81,8 @@ def plot_heat(path: Path, scores: Mapping[str, Mapping[tuple[int, float], float]
             image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="cividis", interpolation="nearest")
             axes.set_title(name, fontsize=9.5, loc="left")
             axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], fontsize=8)
-            axes.set_yticks([-0.5, 4.5, 9.5], ["0 %", "50 %", "100 %"], fontsize=8)
-        for axes in grid[-1]:
             axes.set_xlabel("length (tokens)", fontsize=9)
+            axes.set_yticks([-0.5, 4.5, 9.5], ["0 %", "50 %", "100 %"], fontsize=8)
         for axes in grid[:, 0]:
             axes.set_ylabel("depth of the answer", fontsize=9)
         figure.colorbar(image, ax=grid, label="score", fraction=0.03)

@@ -1,7 +1,7 @@
 """Tables of a suite's report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from lclm_jax.report import formatting
 from lclm_jax.report.document import Cell, Table, plain_table
@@ -23,22 +23,47 @@ def interval(found: Interval | None, scale: float = 1.0, places: int = 1) -> str
 
 def overview(summary: Summary) -> Table:
     """Scores of every system on every task, out of 100, coloured by the paired comparison with the reference."""
-    query_aware = summary.suite.systems
-    header = ["system", *(f"`{task}`" for task in summary.tasks)]
-    rows = []
-    for name in summary.suite.systems:
-        cells = [_name(name, query_aware[name].query_aware)]
-        for task in summary.tasks:
-            row = summary.row(name, task)
-            cells.append(NOTHING if row is None else _score(row))
-        rows.append(cells)
     reference = summary.suite.reference_name
     against = f" Colours compare with `{reference}`, sample by sample; = is a tie." if reference else ""
-    return Table(header, rows, f"Score out of 100, with its 95 % interval over documents.{against}")
+    return _grid(summary, _score, f"Score out of 100, with its 95 % interval over documents.{against}")
 
 
-def _name(name: str, query_aware: bool) -> Cell:
-    return Cell(f"`{name}`" + (" (sees the question)" if query_aware else ""))
+def recovered(summary: Summary) -> Table | None:
+    """Share of the context's gain that each system recovers on the gold answer."""
+    if not any(row.recovered for row in summary.rows):
+        return None
+    caption = (
+        "Recovered share: nats that the context saves on the gold answer, as the system reads it, over those that the"
+        " raw context saves. 0: as without context; 1: as with the raw context."
+    )
+    measured = {row.system for row in summary.rows if row.recovered}
+    return _grid(summary, lambda row: Cell(interval(row.recovered, 1, 2)), caption, measured)
+
+
+def likelihood(summary: Summary) -> Table | None:
+    """Nats per token of the gold answer."""
+    if not any(row.nats_per_token for row in summary.rows):
+        return None
+    return _grid(summary, lambda row: Cell(interval(row.nats_per_token, 1, 3)), "Nats per token of the gold answer.")
+
+
+def _grid(summary: Summary, cell: Callable[[Row], Cell], caption: str, systems: Collection[str] | None = None) -> Table:
+    """Systems by tasks, the more numerous of the two downwards.
+
+    Args:
+        summary: what was measured.
+        cell: the cell of a row.
+        caption: of the table.
+        systems: those to show; None: all.
+    """
+    known = {(row.system, row.task): cell(row) for row in summary.rows}
+    names = [name for name in summary.suite.systems if systems is None or name in systems]
+    shown = {name: f"{name} (sees the question)" if summary.suite.systems[name].query_aware else name for name in names}
+    if len(summary.tasks) > len(names):
+        rows = [[Cell(f"`{task}`"), *(known.get((name, task), NOTHING) for name in names)] for task in summary.tasks]
+        return Table(["task", *shown.values()], rows, caption)
+    rows = [[Cell(f"`{shown[name]}`"), *(known.get((name, task), NOTHING) for task in summary.tasks)] for name in names]
+    return Table(["system", *summary.tasks], rows, caption)
 
 
 def _score(row: Row) -> Cell:
@@ -46,33 +71,6 @@ def _score(row: Row) -> Cell:
         return NOTHING
     tie = " =" if row.verdict == "tie" else ""
     return Cell(interval(row.score, 100) + tie, row.verdict or "")
-
-
-def recovered(summary: Summary) -> Table | None:
-    """Share of the context's gain that each system recovers on the gold answer."""
-    rows = []
-    for name, system in summary.suite.systems.items():
-        found = [summary.row(name, task) for task in summary.tasks]
-        if any(row is not None and row.recovered is not None for row in found):
-            texts = [interval(row.recovered if row else None, 1, 2) for row in found]
-            rows.append([_name(name, system.query_aware), *map(Cell, texts)])
-    caption = (
-        "Recovered share: nats that the context saves on the gold answer, as the system reads it, over those that the"
-        " raw context saves. 0: as without context; 1: as with the raw context."
-    )
-    return Table(["system", *(f"`{task}`" for task in summary.tasks)], rows, caption) if rows else None
-
-
-def likelihood(summary: Summary) -> Table | None:
-    """Nats per token of the gold answer."""
-    if not any(row.nats_per_token for row in summary.rows):
-        return None
-    rows = []
-    for name, system in summary.suite.systems.items():
-        found = [summary.row(name, task) for task in summary.tasks]
-        texts = [interval(row.nats_per_token if row else None, 1, 3) for row in found]
-        rows.append([_name(name, system.query_aware), *map(Cell, texts)])
-    return Table(["system", *(f"`{task}`" for task in summary.tasks)], rows, "Nats per token of the gold answer.")
 
 
 def differences(summary: Summary) -> Table | None:

@@ -8,11 +8,14 @@ import contextlib
 import importlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lclm_jax.errors import LclmError
 from lclm_jax.suite.systems.serve import peak_rss, prompt_of, serve
 from lclm_jax.types import JsonObject
+
+Foreign: TypeAlias = Any
+"""An object of torch, transformers or kvpress: none of them is installed where types are checked."""
 
 PRESSES = {
     "nothing": ("KnormPress", {}),
@@ -59,9 +62,9 @@ class KvpressSystem:
         if self._name in NEEDS_QUESTION and not self._query_aware:
             raise LclmError(f"press {self._name} is guided by the question; set query_aware: true")
         try:
-            self._torch: Any = importlib.import_module("torch")
-            self._transformers: Any = importlib.import_module("transformers")
-            self._kvpress: Any = importlib.import_module("kvpress")
+            self._torch: Foreign = importlib.import_module("torch")
+            self._transformers: Foreign = importlib.import_module("transformers")
+            self._kvpress: Foreign = importlib.import_module("kvpress")
         except ImportError as error:
             raise LclmError(f"{error}; name the interpreter of an environment with kvpress 0.5.5 (python)") from None
         self._load(settings)
@@ -127,13 +130,15 @@ class KvpressSystem:
             reply |= self._generate(request, cache, after, place, prefilled)
         return reply
 
-    def _kept(self, before: list[int], kept: int, press: Any) -> int:
+    def _kept(self, before: list[int], kept: int, press: Foreign) -> int:
         """Positions that take part in attention; a press that masks keeps more in memory."""
         if press is None or self._name not in MASKING:
             return kept
         return round(len(before) * (1 - press.compression_ratio))
 
-    def _generate(self, request: JsonObject, cache: Any, after: list[int], place: int, prefilled: float) -> JsonObject:
+    def _generate(
+        self, request: JsonObject, cache: Foreign, after: list[int], place: int, prefilled: float
+    ) -> JsonObject:
         start = time.perf_counter()
         ids: list[int] = []
         inputs, first = after, 0.0
@@ -156,7 +161,7 @@ class KvpressSystem:
             "seconds": prefilled + time.perf_counter() - start,
         }
 
-    def _likelihood(self, request: JsonObject, cache: Any, after: list[int], place: int) -> JsonObject:
+    def _likelihood(self, request: JsonObject, cache: Foreign, after: list[int], place: int) -> JsonObject:
         gold = self._tokenizer.encode(request["gold"], add_special_tokens=False)
         if not gold or not after:
             raise LclmError("the question or the gold answer has no token")
@@ -170,11 +175,11 @@ class KvpressSystem:
         right = bool((logits.argmax(-1) == targets).all())
         return {"nll": float(nll), "gold_tokens": len(gold), "gold_is_greedy": right}
 
-    def _cut(self, cache: Any, length: int) -> None:
+    def _cut(self, cache: Foreign, length: int) -> None:
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
 
-    def _press(self, before: list[int], request: JsonObject) -> Any:
+    def _press(self, before: list[int], request: JsonObject) -> Foreign:
         if self._name is None:
             return None
         kind, options = PRESSES[self._name]
@@ -224,7 +229,7 @@ class KvpressSystem:
             before, after = after[:1], after[1:]
         return before, after
 
-    def _row(self, ids: list[int]) -> Any:
+    def _row(self, ids: list[int]) -> Foreign:
         return self._torch.tensor([ids], device=self._model.device)
 
 
