@@ -70,7 +70,7 @@ class CollectionConfig(Tree, role="result"):
     max_document_bytes: int | None = key(None, "Longer documents are cut at the last line before; counted.", gt=0)
     max_row_bytes: int = key(
         100_000_000,
-        "Rows with more text than this are left out (too_long): preparing a row takes up to 40 times its bytes.",
+        "Rows with more text than this are left out (too_long): preparing a row takes up to 80 times its bytes.",
         gt=0,
         added=True,
     )
