@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lclm_jax.errors import LclmError
+from lclm_jax.machine import remedy
 
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """Reasons that only writing has, whatever the error names."""
@@ -19,7 +20,7 @@ class WriteError(LclmError, OSError):
     """A file that cannot be written, with the reason of the operating system: a full disk, missing permission."""
 
     def __str__(self) -> str:
-        return f"cannot write {self.filename}: {self.strerror}; free some space or choose another folder"
+        return f"cannot write {self.filename}: {self.strerror}; {remedy(self.errno)}"
 
 
 @contextmanager

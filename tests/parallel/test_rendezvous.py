@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lclm_jax.parallel import rendezvous as roll_call
-from lclm_jax.parallel.rendezvous import ProcessInfo, StartError, ranks, rendezvous
+from lclm_jax.parallel.rendezvous import PeerMonitor, ProcessInfo, StartError, ranks, rendezvous
 
 
 @pytest.fixture
@@ -94,3 +94,13 @@ def test_strangers_are_not_counted(meet, monkeypatch):
 
 def test_ranks():
     assert ranks([1, 2, 3, 7]) == "1-3, 7"
+
+
+def test_a_monitor_that_fails_says_so(monkeypatch, caplog):
+    def broken(self):
+        raise RuntimeError("what nobody foresaw")
+
+    monkeypatch.setattr(PeerMonitor, "_listen", broken)
+    monitor = PeerMonitor(ProcessInfo("localhost:1", 0, 2, "test"), ["a", "b"], {}, lambda what: None)
+    monitor._thread.join(5)
+    assert "no longer listened to (RuntimeError: what nobody foresaw)" in caplog.text

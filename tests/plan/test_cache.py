@@ -57,3 +57,10 @@ def test_results_are_read_back(tmp_path, monkeypatch):
     (path,) = cache.cache_folder().iterdir()
     path.write_bytes(path.read_bytes()[:-4])
     assert cache.load("k") is None
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cache.store("k", CompiledStep("HloModule", 1.0, 2.0, 3.0, 4.0))
+    assert "the compiled plan is not kept: cannot write" in caplog.text and cache.load("k") is None

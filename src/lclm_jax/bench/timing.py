@@ -1,6 +1,5 @@
 """Clocks, peaks measured on the spot, and what a measurement was made on."""
 
-import os
 import platform
 import statistics
 import time
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.bench.cases import Case
+from lclm_jax.machine import cores
 from lclm_jax.types import JsonObject, PyTree
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "torch", "transformers", "tokamax")
@@ -45,7 +45,7 @@ def surroundings() -> JsonObject:
         "devices": jax.device_count(),
         "platform": device.platform,
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "python": platform.python_version(),
         "versions": versions,
     }

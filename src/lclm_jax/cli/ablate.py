@@ -1,6 +1,5 @@
 """``lclm ablate``."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from lclm_jax.cli.options import exit_for_restart_on_signals, set_option
-from lclm_jax.config import StudyConfig, apply_environment, load_study
+from lclm_jax.cli.options import exit_for_restart_on_signals, set_environment, set_option
+from lclm_jax.config import StudyConfig, load_study
 
 if TYPE_CHECKING:
     from lclm_jax.ablate.jobs import Job
@@ -68,7 +67,7 @@ def _run_job(tree: StudyConfig, jobs: "list[Job]", number: int) -> None:
     if not 0 <= number < len(jobs):
         raise click.BadParameter(f"{number} is not a job of {tree.name}; its jobs are 0 to {len(jobs) - 1}")
     config = variant_config(tree, jobs[number].variant, jobs[number].seeds[0])
-    apply_environment(config.environment, os.environ)  # before anything imports JAX
+    set_environment(config)
 
     from lclm_jax.ablate.run import prepare, run_job
     from lclm_jax.cli.progress_bar import progress_bar

@@ -1,6 +1,5 @@
 """``lclm data``: prepare corpora, inspect packed rows."""
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 
 from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
 from lclm_jax.config import Config, RunPaths, load_config
+from lclm_jax.machine import cores
 
 if TYPE_CHECKING:
     from lclm_jax.data.loading.loader import Loader
@@ -51,7 +51,7 @@ def prepare(
     tree = load_config(config, overrides)
     if share is not None:  # several workers share the folder, so none of them claims the run
         train_missing_tokenizer(tree)
-        made = prepare_worker_parts(tree, share, log_progress(), workers or os.cpu_count() or 1, strict)
+        made = prepare_worker_parts(tree, share, log_progress(), workers or cores(), strict)
         click.echo(f"share {share}: made {made} parts in {RunPaths(tree).prepared}")
         return
     with own_run(tree, claim=False):
@@ -156,7 +156,7 @@ def index(config: Path, stage: str | None, workers: int | None, overrides: tuple
     Stored blocks are kept: after an interruption, rerun the same command to resume.
     """
     tree = load_config(config, overrides)
-    build_indices(tree, list(tree.stages) if stage is None else [stage_of(tree, stage)], workers or os.cpu_count() or 1)
+    build_indices(tree, list(tree.stages) if stage is None else [stage_of(tree, stage)], workers or cores())
 
 
 @data.command()

@@ -11,6 +11,7 @@ import click
 
 from lclm_jax.cli.streams import drop_output, open_missing_streams
 from lclm_jax.errors import LclmError
+from lclm_jax.machine import allow_open_files, nobody_reads, remedy
 from lclm_jax.version import __version__
 
 # command -> (module, attribute, one line of help); the module is imported when the command runs.
@@ -46,6 +47,10 @@ COMMANDS = {
     "suite": ("lclm_jax.cli.bench", "suite", "Answer benchmarks with several systems: scores, times, memory."),
     "golden": ("lclm_jax.cli.golden", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
+_COMPUTING = {"pipeline", "train", "eval", "export", "generate", "encode", "plan", "bench", "ablate", "golden"}
+"""Commands that start JAX."""
+_EXIT_PIPE = 128 + signal.SIGPIPE
+"""What a shell shows for a program that ends because nobody reads its output any more."""
 
 
 class LazyGroup(click.Group):
@@ -62,6 +67,15 @@ class LazyGroup(click.Group):
         module, attribute, _ = COMMANDS[cmd_name]
         return getattr(importlib.import_module(module), attribute)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; click would end it without a word where any pipe or connection breaks."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if nobody_reads():  # such as `| head`: nothing is wrong, and there is nobody to tell
+                os._exit(_EXIT_PIPE)
+            raise LclmError(f"a connection was closed by its other end ({error}); rerun the command") from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
@@ -71,21 +85,31 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="lclm")
 @click.option("-v", "--verbose", is_flag=True, help="Also log details that are of interest to developers.")
-def cli(verbose: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, verbose: bool) -> None:
     """Pretrain latent context language models: compress long prompts before the decoder sees them."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("lclm_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
     # One line for every shape that is compiled is of interest to developers alone.
     logging.getLogger("lclm_jax.kernels").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    asks_for_help = any(word in ("-h", "--help") for word in sys.argv)
+    if os.environ.get("XLA_FLAGS") and context.invoked_subcommand in _COMPUTING and not asks_for_help:
+        from lclm_jax.parallel.backend import check_xla_flags
+
+        check_xla_flags()
 
 
 def main() -> None:
     """Run the command line; user errors become one or two lines and exit status 1."""
     open_missing_streams()
     sys.excepthook = _show_defect
+    allow_open_files()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C
     try:
-        cli.main(standalone_mode=False)
+        _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the rest of the output
+        os._exit(_EXIT_PIPE)
     except click.exceptions.Abort:
         click.echo("interrupted; finished work is kept: rerun the same command to resume", err=True)
         drop_output()
@@ -101,10 +125,25 @@ def main() -> None:
         sys.exit(1)
 
 
+def _run() -> None:
+    """Run the command; an exception with which JAX does not start becomes an error that says why."""
+    try:
+        cli.main(standalone_mode=False)
+    except (RuntimeError, AssertionError) as error:
+        if "jax" not in sys.modules:
+            raise
+        from lclm_jax.parallel.backend import backend_error
+
+        if (found := backend_error(error)) is None:
+            raise
+        raise found from error
+
+
 def _message(error: LclmError | OSError) -> str:
     """What ``error`` says; an error of the operating system gets a hint, as it has none of its own."""
-    if isinstance(error, OSError) and not isinstance(error, LclmError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}; check the path, its permissions and the free space"
+    if isinstance(error, OSError) and not isinstance(error, LclmError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {remedy(error.errno)}"
     return str(error)
 
 

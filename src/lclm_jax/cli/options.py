@@ -34,8 +34,17 @@ json_option = click.option(
 def load_for_devices(config: Path, overrides: tuple[str, ...], cluster: Path | None) -> Config:
     """The configuration of a command that uses devices; sets its environment, so call it before JAX is imported."""
     tree = load_config(config, overrides, cluster)
-    apply_environment(tree.environment, os.environ)
+    set_environment(tree)
     return tree
+
+
+def set_environment(config: Config) -> None:
+    """Set the environment of ``config``, before anything imports JAX; raises ``LclmError`` if XLA would not take it."""
+    apply_environment(config.environment, os.environ)
+    if "XLA_FLAGS" in config.environment:
+        from lclm_jax.parallel.backend import check_xla_flags
+
+        check_xla_flags()
 
 
 def write_result(json_file: Path | None, result: object) -> None:

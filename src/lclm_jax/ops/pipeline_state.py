@@ -131,7 +131,8 @@ class PipelineState:
             last = stop.wait(_SAMPLE_SECONDS)
             now = time.monotonic()
             entry["wall_seconds"] = round(before + now - begin, 3)
-            entry["peak_memory_bytes"] = max(entry["peak_memory_bytes"], _resident_bytes(process))
+            with suppress(psutil.Error, OSError):  # a look less; time goes on being counted
+                entry["peak_memory_bytes"] = max(entry["peak_memory_bytes"], _resident_bytes(process))
             if now - saved > _SAVE_SECONDS:
                 saved = now
                 with suppress(LclmError):  # a full disk is reported when the step ends

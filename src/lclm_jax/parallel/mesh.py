@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from lclm_jax.config.devices import MeshConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.parallel.backend import start_devices
 
 AXES = ("replica", "fsdp", "context", "tensor")
 
@@ -23,9 +24,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Arrange ``devices`` (default: all of JAX's) as ``config`` says.
 
     Raises:
-        LclmError: a size is not positive (or -1, once), or the product is not the number of devices.
+        LclmError: a size is not positive (or -1, once), the product is not the number of devices, or JAX has none
+            (``BackendError``).
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = start_devices() if devices is None else list(devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]

@@ -116,7 +116,7 @@ class PeerMonitor:
     ) -> None:
         self._process, self._hosts, self._connections, self._on_lost = process, hosts, connections, on_lost
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="rendezvous", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="rendezvous", daemon=True)
         self._thread.start()
 
     def leave(self, failure: str | None = None) -> None:
@@ -147,6 +147,17 @@ class PeerMonitor:
 
     def _named(self, rank: int, what: str) -> str:
         return f"process {rank} of {self._process.total} ({self._hosts[rank]}) {what}"
+
+    def _watch(self) -> None:
+        try:
+            self._listen()
+        except Exception as error:  # noqa: BLE001 - JAX's heartbeats watch on, only slower
+            if not self._left.is_set():
+                logger.warning(
+                    "the other processes are no longer listened to (%s: %s); a lost one is noticed later",
+                    type(error).__name__,
+                    error,
+                )
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,8 +13,11 @@ from typing import NamedTuple
 
 import jax
 
+from lclm_jax import machine
 from lclm_jax.files import replacing
 from lclm_jax.plan.roofline import Wiring
+
+logger = logging.getLogger(__name__)
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc")
@@ -46,7 +50,7 @@ class CompiledStep:
 
 def cache_folder() -> Path:
     """``lclm-jax/plans`` in the user's cache folder (``XDG_CACHE_HOME``, by default ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lclm-jax" / "plans"
+    return machine.cache_folder("lclm-jax/plans")
 
 
 def key_of(lowered: LoweredStep) -> str:
@@ -75,9 +79,12 @@ def load(key: str) -> CompiledStep | None:
 
 
 def store(key: str, result: CompiledStep) -> None:
-    """Keep ``result`` under ``key``; it appears at once or not at all."""
-    with replacing(_path(key), shared=True) as part, gzip.open(part, "wt", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(result), file)
+    """Keep ``result`` under ``key``; it appears at once or not at all, which only costs the time to compile again."""
+    try:
+        with replacing(_path(key), shared=True) as part, gzip.open(part, "wt", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(result), file)
+    except OSError as error:
+        logger.warning("the compiled plan is not kept: %s", error)
 
 
 def _path(key: str) -> Path:

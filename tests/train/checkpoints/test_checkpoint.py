@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 
@@ -9,6 +10,7 @@ import pytest
 from lclm_jax.config import CheckpointConfig, MeshConfig
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
+from lclm_jax.train.checkpoints import checkpoint
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from lclm_jax.train.core.initial_state import abstract_state, fresh_state, params_shardings
 from lclm_jax.train.core.optimizer import make_optimizer
@@ -191,3 +193,82 @@ def test_changed_files_and_changed_values_are_found(setup, tmp_path):
         with pytest.raises(DamagedCheckpoint, match="the values of params/decoder/memory_rows are not those saved"):
             checkpoints.restore(1, abstract)
         assert checkpoints.set_aside(1).name.startswith("damaged-1-") and checkpoints.steps() == []
+
+
+def test_an_old_checkpoint_that_stays_is_named_and_is_no_failed_save(setup, tmp_path, monkeypatch, caplog):
+    _, _, state = setup
+    remove = checkpoint.shutil.rmtree
+    kept = tmp_path / "deleted-1"
+
+    def busy(path, **options):
+        if path == kept:
+            remove(path / "params")
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path / ".nfs01"))
+        remove(path, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    with Checkpoints(tmp_path, CheckpointConfig(keep_last=1)) as checkpoints:
+        for step in range(1, 5):
+            checkpoints.save(state, step, {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [4] and kept.is_dir(), "what is left in part does not count, the others go"
+    said = f"the old checkpoint {kept} cannot be deleted (Device or resource busy); training goes on"
+    assert caplog.text.count(said) == 1
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove)
+    with Checkpoints(tmp_path, CheckpointConfig(keep_last=1)) as checkpoints:
+        checkpoints.save(state, 5, {})
+    assert not kept.exists(), "tried again"
+
+
+def test_an_old_checkpoint_that_cannot_be_renamed_stays_whole(setup, tmp_path, monkeypatch, caplog):
+    _, _, state = setup
+    rename = checkpoint.Path.rename
+
+    def refused(path, target):
+        if path.name == "1":
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(checkpoint.Path, "rename", refused)
+    with Checkpoints(tmp_path, CheckpointConfig(keep_last=1)) as checkpoints:
+        for step in range(1, 4):
+            checkpoints.save(state, step, {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3]
+        checkpoints.check(1)
+    assert f"the old checkpoint {tmp_path / '1'} cannot be deleted (Operation not permitted)" in caplog.text
+
+
+def test_a_save_that_was_complete_is_only_sealed_when_it_is_tried_again(setup, tmp_path, monkeypatch):
+    _, _, state = setup
+    write = checkpoint.write_manifest
+
+    def once(folder):
+        monkeypatch.setattr(checkpoint, "write_manifest", write)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Checkpoints(tmp_path, SETTINGS) as checkpoints:
+        monkeypatch.setattr(checkpoint, "write_manifest", once)
+        checkpoints.save(state, 1, {})
+        with pytest.raises(CheckpointError, match=r"input/output error|Input/output error.*look at the machine's log"):
+            checkpoints.wait()
+        checkpoints.save(state, 1, {})
+        checkpoints.wait()
+        assert checkpoint.has_manifest(tmp_path / "1")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "(disk quota exceeded); .*: the quota is used up"),
+        (ValueError("RESOURCE_EXHAUSTED: writing: No space left on device"), "(disk full); .*: free some space"),
+        (ValueError('Error writing "x": Permission denied'), "(permission denied); .*check the path"),
+        (RuntimeError("a barrier timed out"), "(a barrier timed out); .*: look at the storage"),
+    ],
+)
+def test_why_a_save_failed_and_what_to_do(tmp_path, error, words):
+    checkpoints = Checkpoints(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        checkpoints._failure = error
+        checkpoints.folder.mkdir()
+        checkpoints.raise_failure()

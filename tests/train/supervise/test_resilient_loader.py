@@ -1,3 +1,4 @@
+import errno
 import threading
 from typing import ClassVar
 
@@ -62,3 +63,23 @@ def test_damaged_data_are_not_tried_again():
     with feeder(fail, first=12) as batches, pytest.raises(LclmError, match="shard 3 is damaged"):
         next(batches)
     assert Rows.opened == [(12, 10)]
+
+
+def test_a_killed_worker_is_explained(caplog):
+    bad = ["Worker process was terminated unexpectedly with exit code -9. Search the logs above"]
+
+    def fail(row):
+        if row == 4 and bad:
+            raise RuntimeError(bad.pop())
+
+    with feeder(fail) as batches:
+        assert [next(batches)[0] for _ in range(2)] == [0, 4]
+    assert "the loader died (a data worker was killed by SIGKILL, most likely because memory ran out (" in caplog.text
+
+
+def test_what_the_operating_system_refuses_has_its_own_advice():
+    def fail(row):
+        raise OSError(errno.EMFILE, "Too many open files", "shard")
+
+    with feeder(fail) as batches, pytest.raises(DataStalled, match=r"Too many open files.*ulimit -n"):
+        next(batches)

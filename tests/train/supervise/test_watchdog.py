@@ -24,3 +24,14 @@ def test_without_a_limit_it_never_barks(tmp_path):
     with Watchdog(None, tmp_path / "stacks.txt", lambda status: 1 / 0) as watchdog:
         watchdog.beat("at step 1")
     assert not (tmp_path / "stacks.txt").exists()
+
+
+def test_it_ends_the_process_where_no_stacks_can_be_written(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    ended = []
+    with Watchdog(0.05, tmp_path / "file" / "stacks.txt", ended.append):
+        end = time.monotonic() + 5
+        while not ended and time.monotonic() < end:
+            time.sleep(0.02)
+    assert ended == [75]
+    assert "stacks of all threads: cannot be written (" in caplog.text

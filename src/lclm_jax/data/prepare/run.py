@@ -22,6 +22,7 @@ from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, 
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.data.store.vocabulary import token_bytes, write_vocabulary
 from lclm_jax.errors import LclmError
+from lclm_jax.machine import cores
 from lclm_jax.progress import log_progress
 from lclm_jax.text.tokenizer import Tokenizers, check_vocabularies
 from lclm_jax.types import JsonObject
@@ -359,10 +360,10 @@ def train_run_tokenizer(config: Config) -> JsonObject:
 def prepare_data(config: Config, workers: int | None = None, strict: bool = False) -> JsonObject:
     """Prepare the corpus of a run, after training its tokenizer if it has none yet; returns the manifest.
 
-    ``workers``: processes; None: one per core of this machine.
+    ``workers``: processes; None: one per core that this job may use.
     """
     train_missing_tokenizer(config)
-    manifest = prepare_corpus(config, None, log_progress(), workers or os.cpu_count() or 1, strict)
+    manifest = prepare_corpus(config, None, log_progress(), workers or cores(), strict)
     for collection, splits in manifest["collections"].items():
         counts: Counter[str] = sum((Counter(split["counts"]) for split in splits.values()), Counter())
         noted = "".join(f", {reason} {count}" for reason, count in sorted(counts.items()))

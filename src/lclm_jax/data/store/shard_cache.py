@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from lclm_jax.machine import cache_folder
+
 Fetch = Callable[[Path], None]
 
 
@@ -45,7 +47,7 @@ class ShardCache(NamedTuple):
         """The folder."""
         if self.folder is not None:
             return self.folder
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lclm_jax" / "shards"
+        return cache_folder("lclm_jax/shards")
 
     def hold(self, name: str, size: Callable[[], int], fetch: Fetch) -> HeldFile:
         """The copy ``name``; one that is not there is made by ``fetch``, which writes ``size()`` bytes at a path.

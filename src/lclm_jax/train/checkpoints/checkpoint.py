@@ -9,8 +9,10 @@ A save is *sealed* in the background: its files are read back into a manifest of
 checkpoints go. A damaged one is renamed to ``damaged-STEP-...`` and the one before is used; nothing of it is deleted.
 """
 
+import errno
 import functools
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -26,6 +28,7 @@ from jax.tree_util import KeyEntry
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.errors import LclmError
+from lclm_jax.machine import remedy
 from lclm_jax.parallel import broadcast_from_process_0
 from lclm_jax.train.checkpoints.integrity import defect, fingerprint, has_manifest, write_manifest
 from lclm_jax.train.core.freeze import path_name
@@ -40,6 +43,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 CHUNK_BYTES = 2**20
 # Tables and heads are cut to chunks of at most this size, so that they too can be read in pieces.
 TABLE_CHUNK_BYTES = 2**24
+# Names of old checkpoints that are being deleted begin so.
+_DELETED = "deleted-"
 # What Orbax and tensorstore raise when a file cannot be written or read.
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
@@ -67,6 +72,8 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._sealing: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._undeletable: set[Path] = set()
+        """Folders that were named as such."""
         if settings is None and not broadcast_from_process_0(f"is {self.folder}", self.folder.is_dir()):
             return
         options = ocp.CheckpointManagerOptions(
@@ -123,17 +130,16 @@ class Checkpoints:
         self.wait()
         rest = {"step": state.step, "rng": state.rng, "opt_state": state.opt_state}
         meta = {**meta, "fingerprint": fingerprint({"params": state.params, **rest})}
+        items = ocp.args.Composite(
+            params=ocp.args.PyTreeSave(state.params, save_args=_by_layer(state.params)),
+            rest=ocp.args.PyTreeSave(rest),
+            meta=ocp.args.JsonSave(meta),
+        )
         try:
             self._manager.reload()  # a checkpoint may have been set aside since
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.PyTreeSave(state.params, save_args=_by_layer(state.params)),
-                    rest=ocp.args.PyTreeSave(rest),
-                    meta=ocp.args.JsonSave(meta),
-                ),
-                force=True,
-            )
+            # It is there if an earlier try failed after it was complete: then it is only sealed.
+            if jax.process_count() > 1 or step not in self.steps():
+                self._manager.save(step, args=items, force=True)
         except _STORAGE_ERRORS as error:
             self._fail_save(error)
         self._sealing = threading.Thread(target=self._seal, args=(step,), name=f"seal checkpoint {step}")
@@ -159,12 +165,34 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 write_manifest(self.folder / str(step))
-                keep = retained(self._sealed_steps(), self._settings.keep_last, self._settings.keep_every)
-                for old in self._sealed_steps():
-                    if old not in keep:
-                        shutil.rmtree(self.folder / str(old))
-        except _STORAGE_ERRORS as error:
+                self._delete_old()
+        except Exception as error:  # noqa: BLE001 - raised again by the thread that trains
             self._failure = error
+
+    def _delete_old(self) -> None:
+        """Delete checkpoints that are not kept, and what could not be deleted before.
+
+        One that stays is no fault of the new checkpoint: it is named once. Each is renamed first, so that one that is
+        deleted in part does not count as a checkpoint.
+        """
+        assert self._settings is not None
+        sealed = self._sealed_steps()
+        keep = retained(sealed, self._settings.keep_last, self._settings.keep_every)
+        old = [self.folder / str(step) for step in sealed if step not in keep]
+        for path in [*old, *self.folder.glob(f"{_DELETED}*")]:
+            folder = path
+            try:
+                if path in old:
+                    folder = path.rename(path.with_name(f"{_DELETED}{path.name}"))
+                shutil.rmtree(folder)
+            except OSError as error:
+                if folder not in self._undeletable:
+                    self._undeletable.add(folder)
+                    logger.warning(
+                        "the old checkpoint %s cannot be deleted (%s); training goes on: delete it by hand",
+                        folder,
+                        error.strerror or error,
+                    )
 
     def seal(self, step: int) -> None:
         """Write the manifest of a checkpoint that was killed before it got one; call it once its values are checked."""
@@ -250,7 +278,7 @@ class Checkpoints:
         kept = self.steps()
         intact = f"the checkpoint of step {max(kept)} is intact" if kept else "there is no earlier checkpoint"
         raise CheckpointError(
-            f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: free some space, then"
+            f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: {_remedy(error)}, then"
             " rerun the same command to resume"
         ) from error
 
@@ -324,6 +352,23 @@ def _hush_late_callbacks() -> None:
 def _line(error: BaseException) -> str:
     """The first line of what ``error`` says."""
     text = str(error).strip() or type(error).__name__
-    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-        return "disk full"  # the libraries' own line begins with the file and is often longer than what is kept of it
+    if (said := _reason(error)) is not None:  # the libraries' own line is often longer than what is kept of it
+        return "disk full" if said == errno.ENOSPC else os.strerror(said).lower()
     return text.splitlines()[0][:300]
+
+
+def _reason(error: BaseException) -> int | None:
+    """The error of the operating system (``errno``) that a library tells of in words; None: another one."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text and "quota" not in text:
+        return errno.ENOSPC
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EFBIG)
+    return next((number for number in known if os.strerror(number).lower() in text.lower()), None)
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about a save that failed."""
+    number = error.errno if isinstance(error, OSError) and error.errno else _reason(error)
+    if number is None:
+        return "look at the storage"
+    return remedy(number)

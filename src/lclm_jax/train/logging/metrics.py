@@ -14,6 +14,7 @@ import numpy as np
 from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
+from lclm_jax.machine import remedy
 from lclm_jax.train.logging.records import Record, read_metrics, working_seconds
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class MetricsLog:
         if error is not None:
             raise LclmError(
                 f"cannot write {self._path} ({error.strerror}), {len(self._waiting)} lines are lost; checkpoints are"
-                " intact: free some space, then rerun the same command to resume"
+                f" intact: {remedy(error.errno)}; then rerun the same command to resume"
             ) from error
 
     def _flush(self) -> OSError | None:

@@ -3,13 +3,14 @@
 A request is noted here and acted on by the loop after the step in progress, on all processes at the same step.
 """
 
+import http.client
 import logging
+import math
 import os
 import signal
 import subprocess
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS = 10.0
+_ANSWER_SECONDS = 30
 
 
 class StopRequest:
@@ -45,7 +47,11 @@ def stop_requests(settings: StopConfig) -> Iterator[StopRequest]:
 
     The first SIGTERM, SIGUSR1 or Ctrl-C asks; a second of any of them ends the process at once. With several processes
     SIGTERM is left to JAX's preemption service, which agrees on one step for all, and the other reasons raise SIGTERM.
+
+    Raises:
+        LclmError: ``LCLM_DEADLINE`` is not a time.
     """
+    deadline = job_deadline()
     request, over = StopRequest(), threading.Event()
     alone = jax.process_count() == 1
     previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -69,7 +75,9 @@ def stop_requests(settings: StopConfig) -> Iterator[StopRequest]:
         else:
             handler = signal.signal(signal.SIGUSR1, lambda number, frame: pass_on("SIGUSR1"))
             previous[signal.SIGUSR1] = handler
-    thread = threading.Thread(target=_watch, args=(settings, pass_on, over), name="stop requests", daemon=True)
+    thread = threading.Thread(
+        target=_watch, args=(settings, deadline, pass_on, over), name="stop requests", daemon=True
+    )
     thread.start()
     try:
         yield request
@@ -79,22 +87,57 @@ def stop_requests(settings: StopConfig) -> Iterator[StopRequest]:
 
 
 def job_deadline() -> float | None:
-    """When the cluster job ends, in seconds since the epoch; None: it does not say.
+    """When the cluster job ends, in seconds since the epoch; None: it is not known.
 
-    Reads ``LCLM_DEADLINE`` and ``SLURM_JOB_END_TIME`` (epochs), or asks ``flux job timeleft``.
+    Reads ``LCLM_DEADLINE``, which a person sets, and ``SLURM_JOB_END_TIME``, or asks ``flux job timeleft``.
+
+    Raises:
+        LclmError: ``LCLM_DEADLINE`` is not a time. What a scheduler says beside the mark is only warned of.
     """
-    for name in ("LCLM_DEADLINE", "SLURM_JOB_END_TIME"):
-        if text := os.environ.get(name):
-            if not text.isdigit():
-                raise LclmError(f"{name}={text!r} is not a time; set it to seconds since the epoch")
-            return float(text)
-    if os.environ.get("FLUX_JOB_ID"):
-        command = ["flux", "job", "timeleft"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip().isdigit():
-            return time.time() + float(done.stdout)
-        logger.warning("flux job timeleft gave no time (%s): the end of the job is unknown", done.stderr.strip())
-    return None
+    if (own := own_deadline()) is not None:
+        return own
+    if text := os.environ.get("SLURM_JOB_END_TIME", "").strip():
+        end = _number(text)
+        if end is not None and end > time.time():
+            return end
+        logger.warning(
+            "SLURM_JOB_END_TIME=%r is not a time to come: the end of the job is not known; LCLM_DEADLINE can say it",
+            text,
+        )
+    return _flux_deadline() if os.environ.get("FLUX_JOB_ID") else None
+
+
+def own_deadline() -> float | None:
+    """``LCLM_DEADLINE`` in seconds since the epoch; None: it is not set. Raises ``LclmError`` if it is not a time."""
+    text = os.environ.get("LCLM_DEADLINE", "").strip()
+    value = _number(text)
+    if text and (value is None or value < 0):
+        raise LclmError(
+            f"LCLM_DEADLINE={text!r} is not a time; set it to seconds since the epoch, as `date +%s` prints them"
+        )
+    return value
+
+
+def _number(text: str) -> float | None:
+    """``text`` as a number; None if it is none, or infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _flux_deadline() -> float | None:
+    command = ["flux", "job", "timeleft"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
+        left, said = _number(done.stdout.strip()), done.stderr.strip() or done.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        left, said = None, str(error)
+    if left is None:
+        logger.warning("flux job timeleft gave no time (%s): the end of the job is not known", said)
+        return None
+    return time.time() + left
 
 
 def maintenance_notice(host: str) -> str | None:
@@ -107,7 +150,7 @@ def maintenance_notice(host: str) -> str | None:
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
                 said = answer.read().decode("utf-8", "replace").strip()
-        except (urllib.error.URLError, TimeoutError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             logger.debug("metadata server %s: %s", host, error)
             return None
         if said != nothing:
@@ -115,16 +158,26 @@ def maintenance_notice(host: str) -> str | None:
     return None
 
 
-def _watch(settings: StopConfig, pass_on: Callable[[str], None], over: threading.Event) -> None:
-    deadline = job_deadline()
+def _watch(settings: StopConfig, deadline: float | None, pass_on: Callable[[str], None], over: threading.Event) -> None:
+    """Look for a reason to stop now and then, until there is one; an error of a look does not end the watch."""
     host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
+    told = ""
     while not over.is_set():
-        reason = None
-        if deadline is not None and deadline - time.time() < settings.before_end_seconds:
-            reason = f"the job ends in {max(0.0, deadline - time.time()):.0f} s"
-        elif settings.cloud_notice == "gce":
-            reason = maintenance_notice(host)
+        try:
+            reason = _reason(settings, deadline, host)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job's end must still be noticed
+            reason = None
+            if str(error) != told:
+                told = str(error)
+                logger.warning("watching for the end of the job: %s: %s; watching on", type(error).__name__, error)
         if reason:
             pass_on(reason)
             return
         over.wait(_POLL_SECONDS)
+
+
+def _reason(settings: StopConfig, deadline: float | None, host: str) -> str | None:
+    """Why to stop now; None: there is no reason."""
+    if deadline is not None and deadline - time.time() < settings.before_end_seconds:
+        return f"the job ends in {max(0.0, deadline - time.time()):.0f} s"
+    return maintenance_notice(host) if settings.cloud_notice == "gce" else None

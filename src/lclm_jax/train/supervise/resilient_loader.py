@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import jax
 from lclm_jax.batch import Batch
 from lclm_jax.data.loading.position import BatchLoader, BatchStats, Position
 from lclm_jax.errors import LclmError
+from lclm_jax.machine import explain_death, remedy
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class ResilientLoader:
 
     def __next__(self) -> tuple[Batch, BatchStats]:
         for attempt in range(1, _ATTEMPTS + 1):
-            fault = None
+            fault, advice = None, "check the disk and the workers"
             try:
                 taken = self._queue.get(timeout=self._timeout)
             except queue.Empty:
@@ -78,16 +80,25 @@ class ResilientLoader:
                     taken, LclmError | ValueError | StopIteration
                 ):  # wrong or damaged data stay so: no second try
                     raise taken
-                fault = f"the loader died ({type(taken).__name__}: {str(taken).splitlines()[0] if str(taken) else ''})"
+                fault = f"the loader died ({_cause(taken)})"
+                if isinstance(taken, OSError) and taken.errno:
+                    advice = remedy(taken.errno)
             where = f"process {jax.process_index()} at row {self._row} (step {self._row // self._batch_rows})"
             if attempt == _ATTEMPTS:
-                raise DataStalled(f"{where}: {fault}, {_ATTEMPTS} times in a row; check the disk and the workers")
+                raise DataStalled(f"{where}: {fault}, {_ATTEMPTS} times in a row; {advice}")
             logger.warning("%s: %s; reopening the loader", where, fault)
             self._over.set()
             # A stalled loader may also stall when it is closed: it must not take the loop with it.
             threading.Thread(target=self.loader.close, daemon=True).start()
             self._start()
         raise AssertionError("unreachable")
+
+
+def _cause(error: Exception) -> str:
+    """The first line of ``error``; of a killed worker, what killed it."""
+    if died := re.search(r"exit code (-\d+)", str(error)):
+        return f"a data worker was {explain_death(int(died[1]))}"
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _pump(loader: BatchLoader, out: queue.Queue[_Entry], over: threading.Event) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -59,15 +60,20 @@ class Watchdog:
 
     def _bark(self, waited: float) -> None:
         rank = f"process {jax.process_index()} of {jax.process_count()}"
-        self._stacks.parent.mkdir(parents=True, exist_ok=True)
-        with self._stacks.open("w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        stacks: Path | str = self._stacks
+        try:
+            self._stacks.parent.mkdir(parents=True, exist_ok=True)
+            with self._stacks.open("w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:  # the process must end all the same: a full disk may be why it hangs
+            stacks = f"cannot be written ({error.strerror})"
         logger.error(
             "%s: no progress for %.0f s while %s (train.watchdog_seconds=%g); stacks of all threads: %s. Exiting with"
             " status %d: rerun the same command to resume from the newest checkpoint",
-            rank, waited, self._doing, self._limit, self._stacks, EXIT_RETRY,
+            rank, waited, self._doing, self._limit, stacks, EXIT_RETRY,
         )  # fmt: skip
-        sys.stderr.flush()
-        for child in psutil.Process().children(recursive=True):
-            child.kill()  # data workers would outlive an exit that runs no handlers
+        with suppress(OSError, psutil.Error):
+            sys.stderr.flush()
+            for child in psutil.Process().children(recursive=True):
+                child.kill()  # data workers would outlive an exit that runs no handlers
         self._end(EXIT_RETRY)
