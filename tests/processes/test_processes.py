@@ -153,3 +153,36 @@ def test_an_error_of_one_process_ends_all(train, prepared):
         statuses, texts = launch("train", DEMO, *settings(folder), processes=2).wait(timeout=60)
     assert statuses == [1, 75], texts
     assert "process 0 of 2 (" in texts[1] and "failed: " in texts[1]
+
+
+def test_a_truncated_local_copy_of_one_process_is_used_by_none(train, tmp_path):
+    local = ("train.checkpoint={every_steps: 100}", f"train.checkpoint.local_dir={tmp_path / 'local'}")
+    more = ("stages.base.steps=24", *local, "train.checkpoint.local_every_steps=2")
+    whole = losses(train("whole", 2, 1, *more))
+    folder, launched = train.start("cut", 2, 1, *more)
+    wait_for_steps(folder, launched, 9)
+    for process in launched.processes:
+        process.kill()
+    launched.wait(timeout=60)
+    copies = sorted(
+        (tmp_path / "local").rglob("*.process-1-of-2.safetensors"), key=lambda path: int(path.name.split(".")[0])
+    )
+    steps = [int(path.name.split(".")[0]) for path in copies]
+    copies[-1].write_bytes(copies[-1].read_bytes()[:-100])
+    _, launched = train.start("cut", 2, 1, *more)
+    statuses, texts = launched.wait()
+    assert statuses == [0, 0], texts
+    assert f"resuming from the emergency checkpoint of step {steps[0]}" in texts[0], texts
+    assert f"{copies[-1].name} cannot be used" in texts[1]
+    assert losses(folder) == whole
+    assert not list((tmp_path / "local").rglob("*.safetensors")), "the stage is finished"
+
+
+def test_two_processes_undo_spikes_together(train):
+    spike = "train.spike={window: 4, deviations: 0.01, patience: 1, rewind: true, max_rewinds: 20}"
+    folder = train("spiky", 2, 1, "stages.base.steps=12", spike)
+    rewinds = json.loads((folder / "stages" / "base" / "rewinds.json").read_text())
+    records = [json.loads(line) for line in (folder / "stages" / "base" / "metrics.jsonl").read_text().splitlines()]
+    assert rewinds and [record["step"] for record in records if record["skipped"]] == sorted(
+        first for first, _ in rewinds
+    )

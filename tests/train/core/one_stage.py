@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from tests.train.core import programs
 
 from lclm_jax.config import MeshConfig, parse_config
+from lclm_jax.config.train import parse_skip_range
 from lclm_jax.data.loading.position import batch_stats
 from lclm_jax.parallel import make_mesh
 from lclm_jax.train.core.loop import run_stage
@@ -68,6 +70,29 @@ def run_only(config, reporter=None, probe=None, force=False, hooks=(), make_step
             force=force,
         )
     )
+
+
+def quick_step(losses=None, nonfinite=()):
+    """Makes train steps that only count, without a model to compile; ``losses``: of some updates, others are near 1."""
+
+    def make_step(config, stage, optimizer, mesh):
+        skips = [parse_skip_range(text) for text in config.stages[stage].skip_steps]
+        finite_rows = jax.device_put(np.ones(config.stages[stage].batch_rows, bool))
+
+        def step(state, batch):
+            number = int(jax.device_get(state.step))
+            values = {
+                "loss_nats": (losses or {}).get(number, 1 + 0.01 * number),
+                "nonfinite": number in nonfinite,
+                "skipped": any(first <= number <= last for first, last in skips),
+            }
+            metrics = {name: jax.device_put(np.float32(value)) for name, value in values.items()}
+            after = jax.device_put(np.int32(number + 1), state.step.sharding)
+            return state._replace(step=after), {**metrics, "finite_rows": finite_rows}
+
+        return step
+
+    return make_step
 
 
 def main(path, kill_before=None):

@@ -1,9 +1,11 @@
 """Probes in the loop: when they run, what they write, and that training does not notice."""
 
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from tests.train.core import one_stage
 
 from lclm_jax.model.lclm import abstract_params
@@ -11,6 +13,7 @@ from lclm_jax.ops.goodput import goodput
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints
 from lclm_jax.train.checkpoints.provenance import checkpoints_folder
 from lclm_jax.train.logging.events import read_events
+from lclm_jax.train.logging.progress import SilentReporter
 from lclm_jax.train.logging.records import MEASURED, read_metrics
 
 
@@ -49,3 +52,29 @@ def test_probes_change_nothing_but_the_time(make_config, tmp_path):
     seconds = goodput(records, happened)
     assert abs(seconds["evaluation"] - sum(event["seconds"] for event in events)) < 0.5
     assert not (tmp_path / "plain" / "stages" / "only" / "probes.jsonl").exists()
+
+
+def test_a_probe_that_a_stop_left_out_is_made_at_the_restart(make_config, tmp_path):
+    config = make_config(steps=5, batch_rows=2, train={"probe": {"every_steps": 2}})
+    whole, cut = (config.model_copy(update={"run_dir": str(tmp_path / name)}) for name in ("whole", "cut"))
+
+    def probe(params):
+        return {"context_nats/raw": float(sum(abs(leaf).sum() for leaf in jax.tree.leaves(params)))}
+
+    quick = one_stage.quick_step()
+
+    class Asking(SilentReporter):
+        def step(self, record):
+            if record["step"] == 0:
+                signal.raise_signal(signal.SIGTERM)
+
+    def probed(name):
+        lines = read_metrics(tmp_path / name / "stages" / "only" / "probes.jsonl")
+        return [(one["step"], one["context_nats/raw"]) for one in lines]
+
+    one_stage.run_only(whole, probe=probe, make_step=quick)
+    with pytest.raises(SystemExit):
+        one_stage.run_only(cut, Asking(), probe=probe, make_step=quick)
+    assert probed("cut") == []
+    one_stage.run_only(cut, probe=probe, make_step=quick)
+    assert probed("cut") == probed("whole") and [step for step, _ in probed("cut")] == [2, 4, 5]

@@ -325,3 +325,80 @@ def test_hooks_are_told_of_their_steps_and_change_nothing(config, tmp_path):
         saved = checkpoints.restore_params(6, abstract_params(config.model))
     np.testing.assert_array_equal(saved["adapter"]["fc1"]["bias"], params[1])
     assert records(hooked)[3]["hooks_seconds"] > 0
+
+
+SPIKING = one_stage.quick_step({5: 99, 6: 99})
+"""A spike in updates 5 and 6."""
+
+
+@pytest.fixture
+def spiky(make_config, tmp_path):
+    """A configuration that notices ``SPIKING``; keys of ``train.spike`` and ``train.checkpoint`` as arguments."""
+
+    def make(checkpoint=None, **spike):
+        spike = {"window": 4, "deviations": 20, "patience": 2, **spike}
+        train = {"checkpoint": {"every_steps": 3, **(checkpoint or {})}, "spike": spike}
+        return make_config(steps=8, batch_rows=2, train=train).model_copy(update={"run_dir": str(tmp_path / "run")})
+
+    return make
+
+
+class AskingAt(SilentReporter):
+    """Raises SIGTERM when it is told of a step."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def step(self, record):
+        if record["step"] == self._step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def of_kind(config, *kinds):
+    return [event for event in read_events(Path(config.run_dir) / "stages/only") if event["kind"] in kinds]
+
+
+def test_a_rewind_also_undoes_local_copies(spiky, tmp_path):
+    local = {"local_dir": str(tmp_path / "local"), "local_every_steps": 1}
+    config = spiky(local, rewind=True)
+    one_stage.run_only(config, make_step=SPIKING)
+    assert [record["step"] for record in records(config) if record["skipped"]] == [5, 6]
+    assert [event["step"] for event in of_kind(config, "begin")] == [0, 5]
+    assert not list((tmp_path / "local").rglob("*.safetensors")), "the stage is finished"
+
+
+def test_a_spike_is_noticed_over_a_restart(spiky):
+    config = spiky()
+    with pytest.raises(SystemExit):
+        one_stage.run_only(config, AskingAt(4), make_step=SPIKING)
+    with Checkpoints(checkpoints_folder(config, "only")) as checkpoints:
+        assert checkpoints.latest() == 6
+    one_stage.run_only(config, make_step=SPIKING)
+    (event,) = of_kind(config, "spike")
+    assert (event["first"], event["last"]) == (5, 6)
+
+
+def test_a_request_to_stop_during_a_rewind_is_kept(spiky, monkeypatch):
+    config, add = spiky(rewind=True), loop.add_rewind
+
+    def interrupted(folder, rewind):
+        signal.raise_signal(signal.SIGTERM)
+        add(folder, rewind)
+
+    monkeypatch.setattr(loop, "add_rewind", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        one_stage.run_only(config, make_step=SPIKING)
+    assert stopped.value.code == 75
+    assert [(event["kind"], event["step"]) for event in of_kind(config, "begin", "stop")] == [("begin", 0), ("stop", 3)]
+    monkeypatch.setattr(loop, "add_rewind", add)
+    one_stage.run_only(config, make_step=SPIKING)
+    assert [record["step"] for record in records(config) if record["skipped"]] == [5, 6]
+
+
+def test_updates_that_are_not_finite_are_counted_over_a_restart(config):
+    config = config.model_copy(update={"train": config.train.model_copy(update={"max_nonfinite_steps": 4})})
+    bad = one_stage.quick_step(nonfinite=(2, 3, 4, 5))
+    with pytest.raises(SystemExit):
+        one_stage.run_only(config, AskingAt(2), make_step=bad)
+    with pytest.raises(TrainingDiverged, match="not finite in the last 4 steps"):
+        one_stage.run_only(config, make_step=bad)

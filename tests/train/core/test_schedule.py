@@ -44,12 +44,17 @@ def test_all_golden_schedules():
 
 
 @pytest.mark.parametrize(("steps", "warmup", "fraction"), [(50, 7, 0.7), (200, 7, 0.8), (1000, 250, 0.35)])
-def test_a_cosine_that_ends_between_two_steps(steps, warmup, fraction):
-    """Relative error at every step, down to a floor of zero."""
+def test_a_cosine_over_a_part_takes_whole_steps(steps, warmup, fraction):
+    """Relative error at every step, down to a floor of zero; the PyTorch implementation rounds the steps down."""
     step = np.arange(warmup, steps + 1)
-    done = np.clip((step - warmup) / ((steps - warmup) * fraction), 0, 1)
+    done = np.clip((step - warmup) / int((steps - warmup) * fraction), 0, 1)
     expected = 1e-3 * 0.5 * (1 + np.cos(np.pi * done))
     np.testing.assert_allclose(Schedule(1e-3, steps, warmup, cosine_fraction=fraction)(step), expected, rtol=1e-6)
+
+
+def test_the_floor_is_reached_in_the_last_whole_step():
+    schedule = Schedule(1e-3, 50, 3, 1e-6, cosine_fraction=0.7)  # 47 steps after the warm-up, 32.9 of them
+    assert schedule(34) > 1.001e-6 and schedule(35) == schedule(50) == np.float32(1e-6)
 
 
 def test_constant_and_warm_up_longer_than_the_run():

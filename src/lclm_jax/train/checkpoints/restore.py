@@ -12,7 +12,7 @@ from lclm_jax.data.loading.position import BatchLoader
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
 from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
-from lclm_jax.train.checkpoints.provenance import check_provenance
+from lclm_jax.train.checkpoints.provenance import check_provenance, checkpoints_folder, parent_of
 from lclm_jax.train.core.initial_state import abstract_state, fresh_state, with_fresh_lora, without_missing_lora
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.stage_run import StageRun
@@ -21,20 +21,52 @@ from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
+_FOLDED = "folded"
+"""The key of stage k is that of the seed with k folded in (k = 0: that of the seed)."""
+
 
 def starting_state(
     run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: EmergencyCheckpoints
-) -> tuple[TrainState, JsonObject | None]:
-    """The state to resume from and the JSON stored with it; None for a stage that starts."""
+) -> tuple[TrainState, JsonObject | None, JsonObject]:
+    """The state to resume from, the JSON stored with it (None for a stage that starts), and what of it never changes.
+
+    ``stage_keys`` says how the random key of the stage follows from the seed. Runs that were begun before it was stored
+    go on as they did: stage k of seed s had the key of the seed s + k, which was also that of stage k - 1 of s + 1.
+    """
+    state, meta = _resumed(run, optimizer, checkpoints, copies)
+    rule = _stage_keys(run) if meta is None else meta.get("stage_keys")
+    if state is None:
+        number, seed = list(run.config.stages).index(run.stage), run.config.seed
+        place = (seed, number) if rule == _FOLDED else (seed + number, 0)
+        state = fresh_state(run.initial_params(), run.config.model, optimizer, run.mesh, *place)
+    return state, meta, {} if rule is None else {"stage_keys": rule}
+
+
+def _stage_keys(run: StageRun) -> str | None:
+    """The rule of a stage that starts: that of the stage before it."""
+    parent = parent_of(run.config, run.stage)
+    if parent is None:
+        return _FOLDED
+    with Checkpoints(checkpoints_folder(run.config, parent)) as checkpoints:
+        latest = checkpoints.latest()
+        return _FOLDED if latest is None else checkpoints.meta(latest).get("stage_keys")
+
+
+def _resumed(
+    run: StageRun, optimizer: Optimizer, checkpoints: Checkpoints, copies: EmergencyCheckpoints
+) -> tuple[TrainState | None, JsonObject | None]:
+    """The newest state that can be used, and the JSON stored with it; None if there is none."""
     model = run.config.model
     abstract = abstract_state(model, optimizer, run.mesh)
     damaged: list[str] = []
     latest = checkpoints.latest()
     newer = copies.newest()
-    if newer is not None and newer > (latest or 0) and (found := copies.restore(newer, abstract)) is not None:
-        check_provenance(run.config, run.stage, found[1]["provenance"], run.force)
-        logger.info("%s: resuming from the emergency checkpoint of step %d", run.stage, newer)
-        return found
+    while newer is not None and newer > (latest or 0):
+        if (found := copies.restore(newer, abstract)) is not None:
+            check_provenance(run.config, run.stage, found[1]["provenance"], run.force)
+            logger.info("%s: resuming from the emergency checkpoint of step %d", run.stage, newer)
+            return found
+        newer = copies.newest(below=newer)
     while latest is not None:
         try:
             return _restore(run, abstract, checkpoints, latest)
@@ -49,8 +81,7 @@ def starting_state(
             f"every checkpoint of stage {run.stage} is damaged ({', '.join(damaged)}); delete"
             f" {checkpoints.folder.parent} to train the stage again, or restore a copy of one"
         )
-    seed = run.config.seed + list(run.config.stages).index(run.stage)
-    return fresh_state(run.initial_params(), model, optimizer, run.mesh, seed), None
+    return None, None
 
 
 def _restore(run: StageRun, abstract: TrainState, checkpoints: Checkpoints, step: int) -> tuple[TrainState, JsonObject]:

@@ -6,10 +6,12 @@ from typing import Self
 
 import jax
 
+from lclm_jax.parallel import broadcast_from_process_0
 from lclm_jax.train.core.hooks import Hook, Pause, StepInfo
 from lclm_jax.train.core.stage_run import StageRun
 from lclm_jax.train.logging.events import Events
 from lclm_jax.train.logging.metrics import MetricsLog
+from lclm_jax.train.logging.records import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,16 @@ class InTrainingEval:
         if self._run.probe is None:
             return []
         return [Hook(self._run.config.train.probe.every_steps, self._measure, at_end=True)]
+
+    def catch_up(self, info: StepInfo) -> None:
+        """Evaluate the state that is resumed from if that is due and was not done: a request to stop came first.
+
+        All processes call it; the first one's file counts.
+        """
+        for hook in self.hooks():
+            done = any(record["step"] == info.step for record in read_metrics(self._run.folder / NAME))
+            if not broadcast_from_process_0(f"evaluated {info.stage}", done) and info.step and hook.is_due(info):
+                self._measure(info)
 
     def _measure(self, info: StepInfo) -> None:
         assert self._run.probe is not None

@@ -94,10 +94,12 @@ def _lora_labels(model: ModelConfig, paths: Collection[str]) -> PyTree:
     return jax.tree_util.tree_map_with_path(label, abstract_params(model))
 
 
-def fresh_state(params: PyTree, model: ModelConfig, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainState:
-    """State at step 0 around ``params`` (sharded arrays, given up to the state)."""
+def fresh_state(
+    params: PyTree, model: ModelConfig, optimizer: Optimizer, mesh: Mesh, seed: int, stage: int = 0
+) -> TrainState:
+    """State at step 0 around ``params`` (sharded arrays, given up to the state); the rest as ``initial_state``."""
     make = jax.jit(
-        lambda tree: initial_state(tree, optimizer, seed),
+        lambda tree: initial_state(tree, optimizer, seed, stage),
         out_shardings=state_shardings(model, optimizer, mesh),
         donate_argnums=0,
     )
@@ -105,7 +107,11 @@ def fresh_state(params: PyTree, model: ModelConfig, optimizer: Optimizer, mesh: 
     return state
 
 
-def initial_state(params: PyTree, optimizer: Optimizer, seed: int) -> TrainState:
-    """State at step 0 around ``params`` (arrays or tracers); ``seed`` is that of the stage."""
-    rng = jax.random.key_data(jax.random.key(seed))
+def initial_state(params: PyTree, optimizer: Optimizer, seed: int, stage: int = 0) -> TrainState:
+    """State at step 0 of stage number ``stage`` (from 0) around ``params`` (arrays or tracers).
+
+    No two pairs of ``seed`` and ``stage`` share a random key.
+    """
+    key = jax.random.key(seed)
+    rng = jax.random.key_data(jax.random.fold_in(key, stage) if stage else key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)

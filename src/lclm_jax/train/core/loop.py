@@ -3,12 +3,13 @@
 What happens every so many steps is a hook: ``_hooks`` lists the built-in ones, ``StageRun.hooks`` those of the user.
 """
 
+import functools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from pathlib import Path
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,9 +18,9 @@ from jax.sharding import Mesh
 from lclm_jax.config import config_hash
 from lclm_jax.data.loading.position import Position
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.parallel import use_mesh
+from lclm_jax.parallel import broadcast_from_process_0, use_mesh
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints
-from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints
+from lclm_jax.train.checkpoints.emergency_checkpoint import emergency_checkpoints
 from lclm_jax.train.checkpoints.provenance import checkpoints_folder, provenance
 from lclm_jax.train.checkpoints.restore import check_rows, set_aside, starting_state
 from lclm_jax.train.checkpoints.saver import CheckpointPolicy, Saver
@@ -63,11 +64,19 @@ def run_stage(run: StageRun) -> None:
         DataStalled: the loader gave nothing in time, several times in a row.
         Interrupted: the run was asked to stop; the state was saved.
     """
-    while True:
-        try:
-            return _run_once(run)
-        except RewindRequested as rewind:
-            _prepare_rewind(run, rewind)
+    with ExitStack() as stack:
+
+        @functools.cache
+        def listen() -> StopRequest:  # a request that comes while a spike is undone is kept
+            return stack.enter_context(stop_requests(run.config.train.stop))
+
+        while True:
+            try:
+                return _run_once(run, listen)
+            except RewindRequested as rewind:
+                step = _prepare_rewind(run, rewind)
+            if jax.process_count() == 1 and (reason := listen().reason) is not None:
+                _stopped(run, step, reason, Events(run.folder))
 
 
 def run_steps(
@@ -113,45 +122,56 @@ def run_steps(
                     hook.call(info)
 
 
-def _run_once(run: StageRun) -> None:
-    """Open what a stage needs, restore its state, and make the steps that are left."""
+def _run_once(run: StageRun, listen: Callable[[], StopRequest]) -> None:
+    """Open what a stage needs, restore its state, and make the steps that are left.
+
+    ``listen`` is called once there is something to save.
+    """
     opened = time.time()
     train, stage = run.config.train, run.config.stages[run.stage]
     events = Events(run.folder, writes=jax.process_index() == 0)
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(use_mesh(run.mesh))
-        watchdog = enter(Watchdog(train.watchdog_seconds, run.folder / f"stacks-process-{jax.process_index()}.txt"))
+        watchdog = enter(_watchdog(run))
         checkpoints = enter(Checkpoints(checkpoints_folder(run.config, run.stage), train.checkpoint))
-        local = train.checkpoint.local_dir
-        emergency = enter(EmergencyCheckpoints(Path(local) / run.config.name / run.stage if local else None))
         watchdog.beat("restoring", PATIENCE)
+        emergency = enter(emergency_checkpoints(run.config, run.stage, begin=True))
         optimizer = make_optimizer(train.optimizer, stage, abstract_params(run.config.model))
         with memory_advice(run.config, run.stage, run.mesh):
-            state, meta = starting_state(run, optimizer, checkpoints, emergency)
+            state, meta, kept = starting_state(run, optimizer, checkpoints, emergency)
         first = meta["step"] if meta else 0
+        emergency.delete_after(first)
         start = Position.from_state(meta) if meta else Position()
         loader = enter(ResilientLoader(run.open_loader, start, stage.batch_rows, train.data_timeout_seconds))
-        stop = enter(stop_requests(train.stop))
+        stop = listen()
         forced = check_rows(run, checkpoints, meta, loader.loader)
         _note_beginning(run, events, first, opened, forced)
         first_row = start.rows - first * stage.batch_rows
         monitor = enter(StepMonitor(run, first, first_row, loader.loader, checkpoints, watchdog, events))
+        monitor.remember(meta or {})
         evaluation = enter(InTrainingEval(run, first, monitor.pause, events))
 
         def make_meta(done: int) -> JsonObject:
             data = loader.loader.state(first_row + done * stage.batch_rows)
-            return _meta(run, done, data, forced)
+            return _meta(run, done, {**data, **kept, **monitor.memory()}, forced)
 
         policy = CheckpointPolicy(checkpoints, train.checkpoint, events)
         saver = Saver(policy, emergency, train.checkpoint.local_every_steps, make_meta, monitor.pause)
         stopping = _stop_hook(run, stop, checkpoints, saver, events)
         users = (_users_hook(hook, monitor) for hook in run.hooks)
         hooks = [*users, stopping, *evaluation.hooks(), *saver.hooks()]
-        config = with_skips(run.config, run.stage, read_rewinds(run.folder))
-        train_step = run.make_step(config, run.stage, optimizer, run.mesh)
+        rewinds = broadcast_from_process_0(f"rewinds of {run.stage}", read_rewinds(run.folder))
+        train_step = run.make_step(with_skips(run.config, run.stage, rewinds), run.stage, optimizer, run.mesh)
+        evaluation.catch_up(StepInfo(run.stage, first, stage.steps, state, monitor.record))
         run_steps(run, state, range(first, stage.steps), train_step, loader, monitor, hooks)
+        emergency.delete_all()
         events.write("end", step=stage.steps)
+
+
+def _watchdog(run: StageRun) -> Watchdog:
+    stacks = run.folder / f"stacks-process-{jax.process_index()}.txt"
+    return Watchdog(run.config.train.watchdog_seconds, stacks)
 
 
 def _stop_hook(run: StageRun, stop: StopRequest, checkpoints: Checkpoints, saver: Saver, events: Events) -> Hook:
@@ -161,11 +181,16 @@ def _stop_hook(run: StageRun, stop: StopRequest, checkpoints: Checkpoints, saver
         if not _is_stop_due(stop, checkpoints, info.step) or info.is_last:
             return
         saver.save(info, final=True)
-        events.write("stop", step=info.step, reason=stop.reason or "another process was asked to")
-        logger.warning("%s: stopped at step %d and saved; rerun the same command to resume", run.stage, info.step)
-        raise Interrupted(run.stage, info.step)
+        _stopped(run, info.step, stop.reason or "another process was asked to", events)
 
     return Hook(1, stop_if_asked)
+
+
+def _stopped(run: StageRun, step: int, reason: str, events: Events) -> NoReturn:
+    """Leave training, as the state of ``step`` is saved."""
+    events.write("stop", step=step, reason=reason)
+    logger.warning("%s: stopped at step %d and saved; rerun the same command to resume", run.stage, step)
+    raise Interrupted(run.stage, step)
 
 
 def _is_stop_due(stop: StopRequest, checkpoints: Checkpoints, done: int) -> bool:
@@ -213,20 +238,31 @@ def _devices(mesh: Mesh) -> str:
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
 
 
-def _prepare_rewind(run: StageRun, rewind: RewindRequested) -> None:
-    """Set aside what was saved since the spike began, and remember to skip it."""
+def _prepare_rewind(run: StageRun, rewind: RewindRequested) -> int:
+    """Set aside what was saved since the spike began, and remember to skip it; the step to resume from.
+
+    Folders are read by the first process alone, so that all do the same. Should it be interrupted, the spike comes
+    again from what is left.
+    """
     limit = run.config.train.spike.max_rewinds
-    if len(read_rewinds(run.folder)) >= limit:
-        raise TrainingDiverged(
-            f"stage {run.stage}: {rewind}, after {limit} rewinds (train.spike.max_rewinds); lower the learning rates"
-        )
-    with Checkpoints(checkpoints_folder(run.config, run.stage), run.config.train.checkpoint) as checkpoints:
-        for step in [step for step in checkpoints.steps() if step > rewind.first]:
-            set_aside(checkpoints, step, "rewound")
-        latest = checkpoints.latest() or 0
+    with _watchdog(run) as watchdog:
+        watchdog.beat("undoing a loss spike", PATIENCE)
+        rewinds = broadcast_from_process_0(f"rewinds of {run.stage}", read_rewinds(run.folder))
+        if len(rewinds) >= limit:
+            raise TrainingDiverged(
+                f"stage {run.stage}: {rewind}, after {limit} rewinds (train.spike.max_rewinds); lower the learning"
+                " rates"
+            )
+        emergency_checkpoints(run.config, run.stage).delete_after(rewind.first)
+        with Checkpoints(checkpoints_folder(run.config, run.stage), run.config.train.checkpoint) as checkpoints:
+            newer = [step for step in checkpoints.steps() if step > rewind.first]
+            for step in broadcast_from_process_0(f"rewound {run.stage}", newer):
+                set_aside(checkpoints, step, "rewound")
+            latest = checkpoints.latest() or 0
         logger.warning("stage %s: %s; resuming from step %s and skipping them", run.stage, rewind, latest)
-    if jax.process_index() == 0:
-        add_rewind(run.folder, rewind)
-        Events(run.folder).write("rewind", first=rewind.first, last=rewind.last)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("rewind")
+        if jax.process_index() == 0:
+            add_rewind(run.folder, rewind)
+            Events(run.folder).write("rewind", first=rewind.first, last=rewind.last)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("rewind")
+    return latest

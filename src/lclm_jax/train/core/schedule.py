@@ -25,7 +25,8 @@ class Schedule:
         min_lr: floor that the cosine reaches, an absolute learning rate.
         kind: ``cosine``, ``constant`` or ``wsd`` (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395) after the
             warm-up.
-        cosine_fraction: share of the steps after the warm-up that the cosine takes; the floor follows.
+        cosine_fraction: share of the steps after the warm-up that the cosine takes, in whole steps, rounded down; the
+            floor follows.
         decay_share: share of all steps that the decay of ``wsd`` takes, linear to ``min_lr`` at the last step.
     """
 
@@ -47,11 +48,9 @@ class Schedule:
             left = xp.clip((self.steps - now) / np.float32(max(self.steps * self.decay_share, 1.0)), 0.0, 1.0)
             after = self.min_lr + (self.peak - self.min_lr) * left
         else:
-            length = max((self.steps - self.warmup) * self.cosine_fraction, 1.0)
-            # sin^2 of what is left, not 1 + cos of what is done, and whole steps before the fraction of one: no
-            # cancellation in float32 near the floor.
-            whole, part = divmod(self.warmup + length, 1)
-            left = xp.clip((np.float32(whole) - now + np.float32(part)) / np.float32(length), 0.0, 1.0)
+            length = max(int((self.steps - self.warmup) * self.cosine_fraction), 1)
+            # sin^2 of what is left, not 1 + cos of what is done: no cancellation in float32 near the floor.
+            left = xp.clip((np.float32(self.warmup + length) - now) / np.float32(length), 0.0, 1.0)
             after = self.min_lr + (self.peak - self.min_lr) * xp.sin(np.float32(np.pi / 2) * left) ** 2
         rising = now * np.float32(self.peak / max(self.warmup, 1))
         rate: jax.Array = xp.where(now < self.warmup, rising, after).astype(np.float32)

@@ -19,6 +19,7 @@ from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, va
 from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints
+from lclm_jax.train.checkpoints.emergency_checkpoint import emergency_checkpoints
 from lclm_jax.train.checkpoints.provenance import (
     check_provenance,
     checkpoints_folder,
@@ -33,6 +34,7 @@ from lclm_jax.train.core.stage_run import MakeStep, Probe, StageRun
 from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.progress import Reporter, make_reporter
 from lclm_jax.train.logging.trackers import Reporters, open_trackers
+from lclm_jax.train.supervise.preemption import own_deadline
 from lclm_jax.types import Params
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ def train(
     """
     if only_stage is not None and only_stage not in config.stages:
         raise LclmError(f"stage {only_stage!r} is unknown; {suggestion(only_stage, config.stages)}")
+    own_deadline()  # a wrong one is refused before anything is opened
     tokenizers = load_tokenizers(config)
     config = resolve(config, tokenizers)
     mesh = make_mesh(config.mesh)
@@ -106,6 +109,7 @@ def _train_stages(config: Config, only_stage: str | None, shared: _Shared) -> No
     for stage in [only_stage] if only_stage else config.stages:
         if finished(config, stage, shared.force):
             logger.info("%s: finished before", stage)
+            emergency_checkpoints(config, stage).delete_all()  # a crash may have come before the end did it
             continue
         parent = parent_of(config, stage)
         if parent is not None and not finished(config, parent, shared.force):

@@ -9,6 +9,7 @@ import numpy as np
 from lclm_jax.config import Config
 from lclm_jax.config.train import SpikeConfig
 from lclm_jax.files import write_text
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 NAME = "rewinds.json"
 """Beside the checkpoints of a stage: the steps that it skips."""
@@ -28,6 +29,15 @@ class SpikeDetector:
         self._settings = settings
         self._losses: deque[float] = deque(maxlen=settings.window)
         self._run: list[int] = []
+
+    def history(self) -> JsonObject:
+        """Plain values to be stored with a checkpoint: the ordinary losses, and the steps of a spike so far."""
+        return {"losses": list(self._losses), "spike": list(self._run)}
+
+    def recall(self, history: ReadOnlyJson) -> None:
+        """Go on from ``history``; an empty one (of an earlier version) is none."""
+        self._losses.extend(history.get("losses", ()))
+        self._run = list(history.get("spike", ()))
 
     def step(self, step: int, loss: float) -> tuple[int, int] | None:
         """(first, last) step of a spike that has just lasted long enough to count; else None."""

@@ -25,7 +25,9 @@ class NonfiniteSteps:
 
     def __init__(self, stage_folder: Path, loader: BatchLoader, batch_rows: int, first_row: int):
         self.folder = stage_folder / "nonfinite"
-        self._loader, self._batch_rows, self._in_a_row = loader, batch_rows, 0
+        self._loader, self._batch_rows = loader, batch_rows
+        self.in_a_row = 0
+        """Bad steps up to the newest."""
         self._first_row = first_row
 
     def step(self, step: int, record: Record, finite_rows: np.ndarray) -> int:
@@ -34,18 +36,18 @@ class NonfiniteSteps:
         The file names the rows whose own loss was not finite or, where only the gradient was not, all rows.
         """
         if not record["nonfinite"]:
-            self._in_a_row = 0
+            self.in_a_row = 0
             return 0
-        self._in_a_row += 1
+        self.in_a_row += 1
         first = self._first_row + step * self._batch_rows
         rows = first + np.flatnonzero(~finite_rows)
         kind = "loss" if rows.size else "gradient"
         if not rows.size:
             rows = first + np.arange(self._batch_rows)
-        logger.warning("step %d: %s not finite, update skipped (%d in a row)", step, kind, self._in_a_row)
+        logger.warning("step %d: %s not finite, update skipped (%d in a row)", step, kind, self.in_a_row)
         if jax.process_index() == 0 and len(list(self.folder.glob("*.json"))) < _KEPT:
             self._write(step, kind, rows.tolist(), record)
-        return self._in_a_row
+        return self.in_a_row
 
     def _write(self, step: int, kind: str, rows: list[int], record: Record) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from lclm_jax.train.supervise.nonfinite import NonfiniteSteps
 from lclm_jax.train.supervise.out_of_memory import memory_advice
 from lclm_jax.train.supervise.stragglers import StragglerMonitor
 from lclm_jax.train.supervise.watchdog import Watchdog
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,16 @@ class StepMonitor:
     def __exit__(self, *_: object) -> None:
         self._run.reporter.finish()
         self._log.close()
+
+    def memory(self) -> JsonObject:
+        """What a checkpoint stores, so that a restart watches on as if there had been none."""
+        return {"watched": {**self._spikes.history(), "nonfinite": self._nonfinite.in_a_row}}
+
+    def remember(self, meta: ReadOnlyJson) -> None:
+        """Watch on from ``memory`` in the JSON of a checkpoint; those of earlier versions have none."""
+        watched = meta.get("watched", {})
+        self._spikes.recall(watched)
+        self._nonfinite.in_a_row = watched.get("nonfinite", 0)
 
     def beat(self, doing: str, patient: bool = False) -> None:
         """Tell the watchdog what comes next; ``patient``: it may take ``PATIENCE`` times as long."""
