@@ -1,11 +1,15 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from lclm_jax.ablate import statistics
+from lclm_jax.ablate.effects import Effect
+from lclm_jax.ablate.results import MEASURES
 from lclm_jax.ablate.statistics import Interval
+from lclm_jax.ablate.summary import MeasureSummary, _corrected
 from lclm_jax.errors import LclmError
 
 # The worked example of docs/explanation/statistics.md.
@@ -126,3 +130,25 @@ def test_intervals_cover_as_often_as_claimed():
     intervals = [Interval(*statistics.mean_interval(row.tolist(), 0.9)) for row in draws]
     covered = np.mean([abs(one.mean) <= one.half_width for one in intervals])
     assert covered == pytest.approx(0.9, abs=0.02)  # over four standard errors
+
+
+def test_a_comparison_that_is_made_twice_counts_once():
+    base = {0: 1.0, 1: 2.0, 2: 3.0}
+    near, far = (statistics.paired({s: v - d[s] for s, v in base.items()}, base, "lower", 0.95) for d in (
+        (0.10, 0.11, 0.16), (0.5, 0.52, 0.51)))  # fmt: skip
+    for made in ([near, far], [near, far, near]):
+        found = statistics.corrected(made, "lower", 0.95)
+        assert [one.holm_p_value for one in found[:2]] == pytest.approx([near.p_value, 2 * far.p_value])
+        assert all(one.holm_p_value == found[0].holm_p_value for one in found[2:])
+
+
+def test_main_effects_and_comparisons_are_corrected_together():
+    base = {0: 1.0, 1: 2.0, 2: 3.0}
+    one, other = (
+        statistics.paired({s: v - d * (1 + s / 10) for s, v in base.items()}, base, "lower", 0.95) for d in (1, 2)
+    )
+    effect = Effect("factor", "level", "against", 2, replace(other, p_value=0.04))
+    primary = MeasureSummary("train_loss", MEASURES["train_loss"], {}, {}, {"a": replace(one, p_value=0.03)}, None, [])
+    primary, (found,) = _corrected(primary, [effect], "lower", 0.95)
+    assert primary.comparisons["a"].holm_p_value == pytest.approx(0.06)
+    assert found.comparison.holm_p_value == pytest.approx(0.06) and found.comparison.holm_verdict == "tie"

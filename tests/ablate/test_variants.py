@@ -84,6 +84,21 @@ def test_a_budget_is_divided_as_the_base_divides_its_steps(study, budget, steps)
     assert tuple(stage.steps for stage in config.stages.values()) == steps
 
 
+def test_what_is_counted_in_steps_keeps_its_share_of_a_budget(study):
+    changes = "settings: {stages.one.warmup_steps: 6, stages.one.mixture_changes: {15: {cpt: 1}},"
+    changes += " stages.one.skip_steps: ['12-14', '20']}\n"
+    by_budget = {}
+    for budget in ("", "steps: 400\n", "steps: 4\n"):
+        tree = study(FACTORS + changes + budget)
+        one = variant_config(tree, expand(tree)[1], 0).stages["one"]
+        by_budget[budget] = (one.warmup, dict(one.mixture_changes), one.skip_steps)
+    assert by_budget == {
+        "": (6, {15: {"cpt": 1.0}}, ("12-14", "20")),
+        "steps: 400\n": (60, {150: {"cpt": 1.0}}, ("120-149", "200-209")),
+        "steps: 4\n": (1, {2: {"cpt": 1.0}}, ("1-1",)),
+    }
+
+
 def test_the_budget_is_the_same_when_a_stage_is_taken_out(study):
     tree = study("design: list\nsteps: 100\nvariants: {short: {stages.two: null}}\n")
     assert {name: stage.steps for name, stage in variant_config(tree, expand(tree)[1], 0).stages.items()} == {

@@ -1,7 +1,6 @@
 """Runs a study: first the shared data, then baseline and pilot, the check of its size, and the other variants."""
 
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from lclm_jax.ablate.variants import BASELINE, expand, pilot_of, shared_config, 
 from lclm_jax.config import Config, StudyConfig
 from lclm_jax.data.prepare.run import prepare_data
 from lclm_jax.errors import LclmError
+from lclm_jax.machine import cores
 from lclm_jax.ops.run_folder import own_run
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
@@ -156,8 +156,8 @@ def _environment() -> dict[str, str]:
     device = jax.devices()[0]
     kind = f"{jax.device_count()} x {device.device_kind}"
     if device.platform == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        kind = f"CPU, {cores} core{'s' if cores > 1 else ''}"
+        count = cores()
+        kind = f"CPU, {count} core{'s' if count > 1 else ''}"
     python = ".".join(map(str, sys.version_info[:3]))
     return {"lclm_jax": __version__, "jax": jax.__version__, "python": python, "devices": kind}
 

@@ -113,11 +113,18 @@ def compare_all(
         for name, one in values.items()
         if name != baseline and not diverged(one)
     }
-    corrected = holm([one.p_value for one in found.values()])
-    return {
-        name: replace(one, holm_p_value=p, holm_verdict=_verdict(one.difference, p < 1 - confidence, better))
-        for (name, one), p in zip(found.items(), corrected, strict=True)
-    }
+    return dict(zip(found, corrected(list(found.values()), better, confidence), strict=True))
+
+
+def corrected(made: Sequence[Comparison], better: Direction, confidence: float) -> list[Comparison]:
+    """The comparisons that are ``made`` together, after Holm's correction; one that is made twice counts once."""
+    distinct = {(one.difference, one.sd, one.p_value): one.p_value for one in made}
+    adjusted = dict(zip(distinct, holm(list(distinct.values())), strict=True))
+    found = [(one, adjusted[one.difference, one.sd, one.p_value]) for one in made]
+    return [
+        replace(one, holm_p_value=p, holm_verdict=_verdict(one.difference, p < 1 - confidence, better))
+        for one, p in found
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

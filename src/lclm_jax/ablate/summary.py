@@ -10,7 +10,7 @@ from lclm_jax.ablate import statistics
 from lclm_jax.ablate.effects import Effect, interactions, main_effects
 from lclm_jax.ablate.published import PublishedRow, compare_published
 from lclm_jax.ablate.results import MEASURES, Measure, VariantResult
-from lclm_jax.ablate.statistics import Comparison, Interval, Values
+from lclm_jax.ablate.statistics import Comparison, Direction, Interval, Values, corrected
 from lclm_jax.ablate.variants import Variant, pilot_of
 from lclm_jax.config.study import Measurement, StudyConfig
 from lclm_jax.errors import LclmError
@@ -68,6 +68,7 @@ class Summary:
     order: Sequence[str]
     """Variants by the primary measure, best first; then those that diverged, then those that have not run."""
     effects: Sequence[Effect]
+    """Corrected (Holm) together with the comparisons of the primary measure."""
     interactions: Sequence[Effect]
     sizing: Sizing | None
     published: Sequence[Sequence[PublishedRow]]
@@ -129,15 +130,18 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
     direction = primary.measure.better or "lower"
     sound = {name: one for name, one in primary.values.items() if name in primary.intervals}
     designed = [one for one in variants if one.name not in study.variants]
+    primary, effects = _corrected(
+        primary, main_effects(designed, sound, direction, study.confidence), direction, study.confidence
+    )
     return Summary(
         study,
         variants,
         results,
-        measures,
+        [primary, *measures[1:]],
         missing,
         diverged,
         _order(variants, primary),
-        main_effects(designed, sound, direction, study.confidence),
+        effects,
         interactions(designed, sound, direction, study.confidence),
         _sizing(study, primary, variants[0].name),
         [
@@ -147,6 +151,18 @@ def summarise(study: StudyConfig, variants: Sequence[Variant], results: Mapping[
             for one in study.published
         ],
     )
+
+
+def _corrected(
+    primary: MeasureSummary, effects: Sequence[Effect], better: Direction, confidence: float
+) -> tuple[MeasureSummary, list[Effect]]:
+    """The comparisons of the variants and the main effects after one correction: a reader takes verdicts from both."""
+    made = [*primary.comparisons.values(), *(one.comparison for one in effects)]
+    found = corrected(made, better, confidence)
+    count = len(primary.comparisons)
+    comparisons = dict(zip(primary.comparisons, found[:count], strict=True))
+    together = [one._replace(comparison=compared) for one, compared in zip(effects, found[count:], strict=True)]
+    return replace(primary, comparisons=comparisons), together
 
 
 def _check_seeds(results: Mapping[str, VariantResult]) -> None:

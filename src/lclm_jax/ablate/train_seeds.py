@@ -123,7 +123,7 @@ def _train_stage(
     first, number = configs[0], list(configs[0].stages).index(name)
     settings = first.stages[name]
     optimizer = make_optimizer(first.train.optimizer, settings, abstract_params(first.model))
-    states = [initial_state(one, optimizer, config.seed + number) for one, config in zip(params, configs, strict=True)]
+    states = [initial_state(one, optimizer, config.seed, number) for one, config in zip(params, configs, strict=True)]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     train_step = jax.jit(jax.vmap(train_step_function(first, name, optimizer)), donate_argnums=0)
     losses, tokens, seconds, compiling, compiled = [], 0.0, 0.0, 0.0, set()

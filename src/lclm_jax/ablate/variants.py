@@ -7,8 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lclm_jax.config import Config, ConfigError, StudyConfig, config_hash, override, parse_config, read_yaml, role_of
+from lclm_jax.config import (
+    Config,
+    ConfigError,
+    StageConfig,
+    StudyConfig,
+    config_hash,
+    override,
+    parse_config,
+    read_yaml,
+    role_of,
+)
 from lclm_jax.config.base import suggestion
+from lclm_jax.config.train import parse_skip_range
 from lclm_jax.types import Json, JsonObject, ReadOnlyJson
 
 BASELINE = "baseline"
@@ -133,7 +144,7 @@ def _name(levels: Mapping[str, str], first: Mapping[str, str]) -> str:
 
 
 def _budgeted(config: Config, study: StudyConfig) -> Config:
-    """``config`` with the study's steps or tokens, divided over its stages as they were."""
+    """``config`` with the study's steps or tokens, divided over its stages as they were (``_scaled``)."""
     total = sum(stage.steps for stage in config.stages.values())
     stages = {}
     for name, stage in config.stages.items():
@@ -144,5 +155,24 @@ def _budgeted(config: Config, study: StudyConfig) -> Config:
             steps = study.tokens * share / (stage.batch_rows * config.pack(name).row_length)
         else:
             steps = stage.steps
-        stages[name] = stage.model_copy(update={"steps": max(1, round(steps))})
+        stages[name] = _scaled(stage, max(1, round(steps)))
     return config.model_copy(update={"stages": stages})
+
+
+def _scaled(stage: StageConfig, steps: int) -> StageConfig:
+    """``stage`` with ``steps`` steps; what else it counts in steps keeps its share of them."""
+    if steps == stage.steps:
+        return stage
+
+    def scaled(step: int) -> int:
+        return round(step * steps / stage.steps)
+
+    skips = []
+    for first, last in map(parse_skip_range, stage.skip_steps):
+        if scaled(last + 1) > scaled(first):
+            skips.append(f"{scaled(first)}-{scaled(last + 1) - 1}")
+    changes = {max(1, scaled(step)): mixture for step, mixture in sorted(stage.mixture_changes.items())}
+    warmup = None if stage.warmup_steps is None else scaled(stage.warmup_steps)
+    return stage.model_copy(
+        update={"steps": steps, "warmup_steps": warmup, "mixture_changes": changes, "skip_steps": tuple(skips)}
+    )

@@ -52,7 +52,7 @@ def _rows(index: RowIndex, rows: int) -> tuple[np.ndarray, ...]:
     """Positions, encoder tokens and raw tokens of every example; fills of every row."""
     pack, parts = index.maker.sources[0].setup.pack, []
     for block in index.blocks(rows):
-        last = min(len(block), rows - block.cursor.row)
+        last = min(len(block), index.origin.row + rows - block.cursor.row)
         ends = block.columns["rows"][: last + 1]
         tokens, encoder, raw = (block.columns[n][: ends[-1]] for n in ("tokens", "encoder_tokens", "raw_tokens"))
         sums = [np.diff(np.append(0, np.cumsum(one, dtype=np.int64))[ends]) for one in (tokens, encoder)]

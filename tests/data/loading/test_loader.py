@@ -1,4 +1,5 @@
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import pytest
 from tests.data.helpers import unpack_row
 
 from lclm_jax.config import OBJECTIVES
-from lclm_jax.data.loading.index_summary import index_info
+from lclm_jax.data.loading import workers
+from lclm_jax.data.loading.blocks import BlockMaker
+from lclm_jax.data.loading.index_summary import index_info, read_info
 from lclm_jax.data.loading.loader import RecordCache, make_loader
 from lclm_jax.data.loading.position import Position, batch_stats
 from lclm_jax.data.loading.row_index import RowIndexError
@@ -193,3 +196,50 @@ def test_the_record_cache_keeps_to_its_budget(run, edited):
     assert 0 < len(cache._records) < len({record for _, record in wanted})
     assert cache._records.currsize <= 20_000
     assert len(RecordCache(1).get(wanted)) == 12
+
+
+def test_other_rows_go_on_without_those_before_being_made(run, small_blocks, tmp_path, monkeypatch):
+    values, tokenizers = run
+    old = small_blocks(values, stage={"steps": 30})
+    new = small_blocks(values, stage={"steps": 30, "mixture": {"cpt": 1.0}})
+    with make_loader(old, "mixed", tokenizers, index_folder=tmp_path / "old") as loader:
+        state = loader.state(20 * 8) | {"step": 20}
+    made, make = [], BlockMaker.__call__
+
+    def counted(maker, cursor):
+        made.append(cursor.block)
+        return make(maker, cursor)
+
+    monkeypatch.setattr(BlockMaker, "__call__", counted)
+    forced = {"start": Position.from_state(state)}
+    with make_loader(new, "mixed", tokenizers, index_folder=tmp_path / "new", **forced) as loader:
+        first = [next(loader)[0] for _ in range(3)]
+        kept = loader.state() | {"step": 23}
+        assert min(made) > 5 and len(made) < 10
+        assert kept["index_digest"] == loader.digest and kept["rows_consumed"] == 23 * 8
+        assert loader.info(new.stages["mixed"])["rows"] == 240
+        with pytest.raises(RowIndexError, match=r"row 0 was made with other settings; those of now begin at row \d+"):
+            loader.row(0)
+    assert read_info(tmp_path / "new")["rows"] == 240
+    rest = batches(new, tokenizers, start=Position.from_state(kept), index_folder=tmp_path / "again")
+    assert_equal(first + rest, batches(new, tokenizers, index_folder=tmp_path / "third", **forced))
+    assert len(first + rest) == 10
+    with make_loader(new, "mixed", tokenizers, start=Position.from_state(kept), index_folder=tmp_path / "b") as loader:
+        assert loader.digest == kept["index_digest"]
+        sent = pickle.loads(pickle.dumps(loader.indices[4]))
+        assert [one.record for one in sent.row(200)] == [one.record for one in loader.indices[4].row(200)]
+
+
+@pytest.mark.parametrize(("free", "words"), [(10**6, "3 data workers hand on batches of 2.0 MB"), (10**7, None)])
+def test_too_little_shared_memory_is_said_before_a_worker_dies(monkeypatch, caplog, free, words):
+    monkeypatch.setattr(workers, "shared_memory_free", lambda: free)
+    if words:
+        with pytest.raises(LclmError, match=words):
+            workers.check_shared_memory(3, 2, 2 * 10**6)
+    else:
+        workers.check_shared_memory(3, 2, 2 * 10**6)
+        assert "10.0 MB free" in caplog.text and "a worker that finds it full is killed" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(workers, "shared_memory_free", lambda: 10**9)
+    workers.check_shared_memory(3, 2, 2 * 10**6)
+    assert not caplog.text

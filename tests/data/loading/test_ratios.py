@@ -8,7 +8,7 @@ import pytest
 from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.position import Position
-from lclm_jax.data.packing.mixture import RatioSchedule
+from lclm_jax.data.packing.mixture import RatioSchedule, mixtures_by_row
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.errors import LclmError
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
@@ -135,6 +135,20 @@ def test_ratios_take_different_records_of_an_epoch(config):
         info = loader.info(config.stages["s"])
         assert info["rows"] == STEPS * ROWS
         assert info["decoder_fill"] > 0.6
+
+
+def test_a_mixture_changes_at_its_step_whatever_the_ratios(config, tmp_path):
+    values = config.model_dump(mode="json")
+    values["data"]["sources"]["repeat"] = {**values["data"]["sources"]["cpt"], "objective": "reconstruction"}
+    values["data"]["pack"]["block_examples"] = 12
+    values["stages"]["s"] |= {"steps": 120, "ratios": [4, 8, 16], "mixture_changes": {"60": {"repeat": 1}}}
+    with open_loader(parse_config(values), index_folder=tmp_path) as loader:
+        kinds = [{one["source"] for one in loader.describe(step * ROWS)} for step in range(120)]
+    assert all(kind == {"cpt"} for kind in kinds[:60])
+    assert all(kind == {"repeat"} for kind in kinds[75:]), "it holds from the next block of each ratio's rows"
+    later = mixtures_by_row(parse_config(values), "s", (0, 3))
+    values["stages"]["s"]["steps"] = 20
+    assert mixtures_by_row(parse_config(values), "s", (0, 3)) == later, "how long the stage is changes no row"
 
 
 def test_impossible_ratios_are_refused(config):

@@ -34,7 +34,7 @@ def index_info(index: RowIndex, rows: int) -> JsonObject:
     dropped: list[Counter[str]] = [Counter() for _ in sources]
     consumed = (0,) * len(sources)
     for block in index.blocks(rows):
-        last = min(len(block), rows - block.cursor.row)
+        last = min(len(block), index.origin.row + rows - block.cursor.row)
         totals += _totals(block.columns, int(block.columns["rows"][last]), len(sources))
         for source, counts in zip(sources, dropped, strict=True):
             counts.update(block.dropped[source.name])
@@ -100,7 +100,7 @@ def write_info(path: Path, info: ReadOnlyJson) -> None:
 
 def read_info(folder: Path) -> JsonObject:
     """What ``stage_info`` stored of the index under ``folder``; raises ``RowIndexError`` if there is none."""
-    for path in folder.glob("*/info.json"):
+    for path in [*folder.glob("*/from-*/info.json"), *folder.glob("*/info.json")]:
         return json.loads(path.read_text(encoding="utf-8"))
     raise RowIndexError(f"{folder} holds no row index; train the stage first")
 

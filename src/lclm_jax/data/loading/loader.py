@@ -9,6 +9,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ import numpy as np
 from absl import flags
 from cachetools import LRUCache
 
-from lclm_jax.batch import Batch, check_batch_rows
+from lclm_jax.batch import Batch, batch_shapes, check_batch_rows
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
 from lclm_jax.data.loading.index_summary import merge_info, stage_info, write_info
 from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
 from lclm_jax.data.loading.row_index import RowIndex, open_index
-from lclm_jax.data.loading.workers import end_with_parent, owned
-from lclm_jax.data.packing.mixture import RatioSchedule
+from lclm_jax.data.loading.workers import check_shared_memory, end_with_parent, owned
+from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
 from lclm_jax.data.store.records import EXAMPLE_COLUMNS, Columns
@@ -180,10 +181,7 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
     @property
     def digest(self) -> str:
         """Digest of all that the order of rows depends on."""
-        if not self.maker.schedule.listed:
-            return self.maker.indices[0].digest
-        values = [[index.digest, ratio] for ratio, index in self.indices.items()]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        return _digest(self.maker.indices, self.maker.schedule)
 
     def info(self, stage: StageConfig) -> JsonObject:
         """What the first rows of the stage hold, those of all ratios together; see ``stage_info``."""
@@ -196,7 +194,7 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
             if steps
         ]
         together = merge_info(infos)
-        write_info(self.maker.indices[0].folder.parents[1] / "mixed" / "info.json", together)
+        write_info(self.maker.indices[0].home.parents[1] / "mixed" / "info.json", together)
         return together
 
     def describe(self, row: int) -> list[JsonObject]:
@@ -222,9 +220,10 @@ class Loader(Iterator[tuple[Batch, BatchStats]]):
             rows = self.maker.first_row + self._done * self.maker.batch_rows
         cursors = []
         for index, count in zip(self.maker.indices, self.maker.rows_before(rows), strict=True):
-            cursor = index.block_of(max(count - 1, 0)).cursor
-            cursors.append([*cursor[:2], list(cursor.consumed)])
-        of_blocks = {"cursors": cursors} if self.maker.schedule.listed else {"cursor": cursors[0]}
+            cursors.append(_plain(index.block_of(max(count - 1, index.origin.row)).cursor))
+        of_blocks: JsonObject = {"cursors": cursors} if self.maker.schedule.listed else {"cursor": cursors[0]}
+        if any(index.origin.row for index in self.maker.indices):
+            of_blocks["origins"] = [_plain(index.origin) for index in self.maker.indices]
         return {"rows_consumed": rows, "index_digest": self.digest, **of_blocks}
 
     def close(self) -> None:
@@ -272,12 +271,56 @@ def make_loader(
         own = config.model_copy(update={"model": config.model.model_copy(update={"ratio": ratio})})
         sources = make_sources(own, stage, tokenizers, split, (number, len(schedule.ratios)))
         indices.append(open_index(own, stage, sources, folder / f"ratio-{ratio}" if schedule.listed else folder))
+    indices = _continued(indices, schedule, start)
     first_row = step * rows if schedule.listed else start.rows
     maker = BatchMaker(tuple(indices), schedule, rows, first_row, host, RecordCache())
     # After a forced change of batch_rows, the number of updates no longer follows from the number of rows.
     batches = max(0, config.stages[stage].steps - (step if start.step is None else start.step))
+    if config.data.workers:
+        buffered = max(1, config.data.prefetch // config.data.workers)
+        check_shared_memory(config.data.workers, buffered, _shared_bytes(config, stage, rows // parts * len(host[0])))
     loader = Loader(maker, batches, config.data.workers, config.data.prefetch)
     if start.cursors and start.index_digest == loader.digest:
         for index, cursor in zip(indices, start.cursors, strict=True):
             index.add_cursor(cursor)
     return loader
+
+
+def _continued(indices: list[RowIndex], schedule: RatioSchedule, start: Position) -> list[RowIndex]:
+    """``indices``, or where a stage was or is forced to go on with other rows, such as begin where it went on.
+
+    Without it, all blocks before would be made to find the place, in vain, as nothing of them was trained on.
+    """
+    if start.origins and len(start.origins) == len(indices):
+        known = [index.continued(origin) for index, origin in zip(indices, start.origins, strict=True)]
+        if _digest(known, schedule) == start.index_digest:
+            return known
+    if start.index_digest in (None, _digest(indices, schedule)) or len(start.cursors) != len(indices):
+        return indices
+    if not any(cursor.row for cursor in start.cursors):  # there is nothing to count
+        return indices
+    length = indices[0].maker.sources[0].setup.pack.row_length
+    places = [
+        index.maker.mixture.cursor_near(cursor.row, length)
+        for index, cursor in zip(indices, start.cursors, strict=True)
+    ]
+    return [index.continued(place) for index, place in zip(indices, places, strict=True)]
+
+
+def _shared_bytes(config: Config, stage: str, rows: int) -> int:
+    """Bytes of a batch of ``rows`` rows that its worker hands on through shared memory."""
+    model = config.model.model_copy(update={"ratio": min(config.stages[stage].ratios or (config.model.ratio,))})
+    shapes = batch_shapes(model, config.pack(stage), rows).values()
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes]
+    return sum(size for size in sizes if size >= _SHARED_BYTES)
+
+
+def _digest(indices: Sequence[RowIndex], schedule: RatioSchedule) -> str:
+    if not schedule.listed:
+        return indices[0].digest
+    values = [[index.digest, ratio] for ratio, index in zip(schedule.ratios, indices, strict=True)]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _plain(cursor: Cursor) -> list[int | list[int]]:
+    return [cursor.block, cursor.row, list(cursor.consumed)]

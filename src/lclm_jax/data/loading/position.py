@@ -21,13 +21,19 @@ class Position(NamedTuple):
     """The index that ``cursors`` belong to; of another one they are not used."""
     step: int | None = None
     """Updates already made; None: as many as ``rows`` take."""
+    origins: tuple[Cursor, ...] = ()
+    """Where the indices begin, one for each ratio, if the stage was forced to go on with other rows; else none."""
 
     @classmethod
     def from_state(cls, state: ReadOnlyJson) -> "Position":
         """What ``Loader.state`` said, from a checkpoint."""
         stored = state.get("cursors", [state["cursor"]] if "cursor" in state else [])  # none: of an earlier version
-        cursors = tuple(Cursor(block, row, tuple(consumed)) for block, row, consumed in stored)
-        return cls(state["rows_consumed"], cursors, state.get("index_digest") if cursors else None, state.get("step"))
+        cursors, origins = (
+            tuple(Cursor(block, row, tuple(consumed)) for block, row, consumed in listed)
+            for listed in (stored, state.get("origins", ()))
+        )
+        digest = state.get("index_digest") if cursors else None
+        return cls(state["rows_consumed"], cursors, digest, state.get("step"), origins)
 
 
 class BatchStats(NamedTuple):

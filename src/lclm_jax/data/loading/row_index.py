@@ -4,6 +4,7 @@ A folder whose name is the digest of all that the rows depend on::
 
     index.json               the digest, what it was made from, and the size of a block
     blocks/000/000012.rows   rows of one block: plain columns, memory-mapped
+    from-DIGEST/             the same settings, for a stage that was forced to go on with them (``RowIndex.continued``)
 
 A block is a pure function of where it begins (``Cursor``), so it is made when a row of it is first wanted, by whichever
 process that is, and kept for all others. Nothing is held in memory but the blocks in use: opening an index, finding a
@@ -27,10 +28,11 @@ from lclm_jax.config import Config, PackConfig, RowsFor, result_values
 from lclm_jax.data.loading.blocks import Block, BlockMaker, read_about, read_block, write_block
 from lclm_jax.data.packing.block_sizing import make_mixture, size_blocks
 from lclm_jax.data.packing.counter_rng import draw_key
-from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture
+from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture, mixtures_by_row
 from lclm_jax.data.packing.sources import ExampleRef, Source
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
+from lclm_jax.machine import remedy
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ _OLDER_FORMATS = (3,)
 _OPEN_BLOCKS = 4
 _IN_FOLDER = 1000
 _EMPTY_BLOCKS = 100
+_CONTINUED = "from-"
 
 
 class RowIndexError(LclmError):
@@ -55,25 +58,44 @@ class RowIndex:
         digest: SHA-256 of all that the order of rows depends on, not of how many rows are stored.
         maker: Makes the block at a cursor.
         cursors: Where some blocks begin; of the first block, and of those that are stored, it is known anyway.
+        origin: Where the first block begins; None: at row 0, with nothing taken of any source.
     """
 
-    def __init__(self, folder: str | Path, digest: str, maker: BlockMaker, cursors: Sequence[Cursor] = ()):
+    def __init__(
+        self,
+        folder: str | Path,
+        digest: str,
+        maker: BlockMaker,
+        cursors: Sequence[Cursor] = (),
+        origin: Cursor | None = None,
+    ):
         self.folder, self.digest, self.maker = Path(folder), digest, maker
         self._lock = threading.RLock()
         self._open: LRUCache[int, Block] = LRUCache(_OPEN_BLOCKS)
-        zero = Cursor(0, 0, (0,) * len(maker.sources))
-        self._cursors = {one.block: one for one in (zero, *cursors)}
+        self.origin = origin or Cursor(0, 0, (0,) * len(maker.sources))
+        self._cursors = {one.block: one for one in (self.origin, *cursors)}
         self._known = sorted({*self._cursors, *self._stored()})
 
     def __reduce__(self):
-        return RowIndex, (self.folder, self.digest, self.maker, [self._cursors[max(self._cursors)]])
+        return RowIndex, (self.folder, self.digest, self.maker, [self._cursors[max(self._cursors)]], self.origin)
+
+    def continued(self, origin: Cursor) -> "RowIndex":
+        """An index of the same settings whose first block begins at ``origin``: for a stage that goes on with them."""
+        digest = digest_of({"digest": self.digest, "origin": list(origin)})
+        return RowIndex(self.folder / f"{_CONTINUED}{digest[:16]}", digest, self.maker, origin=origin)
+
+    @property
+    def home(self) -> Path:
+        """The folder of the index that begins at row 0, of the same settings."""
+        return self.folder.parent if self.folder.name.startswith(_CONTINUED) else self.folder
 
     def row(self, row: int) -> list[ExampleRef]:
         """The examples of one row, in order.
 
         Raises:
             IndexError: ``row`` is negative.
-            RowIndexError: The stage has no such row: a source whose rule is ``stop`` ended, or all did.
+            RowIndexError: The stage has no such row: a source whose rule is ``stop`` ended, or all did; or the row is
+                before the first of the index.
         """
         return self.block_of(row).row(row)
 
@@ -88,6 +110,8 @@ class RowIndex:
         """The block that holds ``row``; raises as ``row``."""
         if row < 0:
             raise IndexError(f"row {row} is negative; rows count from 0")
+        if row < self.origin.row:
+            raise RowIndexError(f"row {row} was made with other settings; those of now begin at row {self.origin.row}")
         with self._lock:
             for block in self._open.values():
                 if block.cursor.row <= row < block.after.row:
@@ -106,9 +130,9 @@ class RowIndex:
             return block
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """The blocks that hold rows 0 to ``rows`` - 1, in turn; those not yet stored are made."""
-        row = 0
-        while row < rows:
+        """The blocks that hold the first ``rows`` rows, in turn; those not yet stored are made."""
+        row = self.origin.row
+        while row < self.origin.row + rows:
             block = self.block_of(row)
             yield block
             row = block.after.row
@@ -158,7 +182,9 @@ class RowIndex:
                 " (data.sources.NAME.when_exhausted, data.sources.NAME.epochs)"
             ) from None
         except OSError as error:
-            raise RowIndexError(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+            raise RowIndexError(
+                f"cannot write the row index {path}: {error.strerror}; {remedy(error.errno)}"
+            ) from error
         return block
 
     def add(self, block: Block) -> Block:
@@ -168,7 +194,9 @@ class RowIndex:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_block(path, block)
         except OSError as error:
-            raise RowIndexError(f"cannot write the row index {path}: {error.strerror}; free some space") from error
+            raise RowIndexError(
+                f"cannot write the row index {path}: {error.strerror}; {remedy(error.errno)}"
+            ) from error
         self.add_cursor(block.cursor)
         self.add_cursor(block.after)
         return block
@@ -212,7 +240,7 @@ def open_index(config: Config, stage: str, sources: Sequence[Source], folder: st
             if other != own:
                 shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
-        raise RowIndexError(f"cannot write the row index {own}: {error.strerror}; free some space") from error
+        raise _unwritable(own, error) from error
     except LclmError as error:
         raise RowIndexError(str(error)) from None
     return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, sizing)))
@@ -246,23 +274,27 @@ def _stored_sizing(folder: Path, digest: str) -> JsonObject | None:
 
 def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> JsonObject:
     """All that the rows of a stage depend on, except how many are wanted."""
-    model, tokenizers, settings = config.planned(config.model), sources[0].setup.tokenizers, config.stages[stage]
+    model, setup = config.planned(config.model), sources[0].setup
     return {
         "format": FORMAT,
         "seed": config.seed,
         "stage": stage,
-        "mixture": [[step * settings.batch_rows, dict(sorted(one.items()))] for step, one in settings.mixtures],
+        "mixture": [[row, dict(sorted(one.items()))] for row, one in mixtures_by_row(config, stage, setup.part)],
         "sources": [source.inputs() for source in sources],
         "model": {name: getattr(model, name) for name in RowsFor.model_fields},
         "pack": result_values(config.pack(stage)),
-        "tokenizers": [tokenizers.decoder.digest, tokenizers.encoder.digest],
-        "part": list(sources[0].setup.part),
+        "tokenizers": [setup.tokenizers.decoder.digest, setup.tokenizers.encoder.digest],
+        "part": list(setup.part),
     }
 
 
 def digest_of(inputs: JsonObject) -> str:
     """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _unwritable(path: Path, error: OSError) -> RowIndexError:
+    return RowIndexError(f"cannot write the row index {path}: {error.strerror}; {remedy(error.errno)}")
 
 
 def _write_json(path: Path, values: JsonObject) -> None:

@@ -1,5 +1,6 @@
 """Worker processes of the loader that leave nothing behind: they end with the trainer, and so does their memory."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -9,9 +10,39 @@ from types import FrameType
 import numpy as np
 
 from lclm_jax.batch import Batch
+from lclm_jax.errors import LclmError
+from lclm_jax.machine import SHARED_MEMORY, shared_memory_free
+
+logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 60.0
 """How long a worker keeps serving its trainer after SIGTERM, which the trainer may have received as well."""
+
+
+def check_shared_memory(workers: int, buffered: int, batch_bytes: int) -> None:
+    """Warn if shared memory may not hold the batches under way, refuse if it cannot hold one of each worker.
+
+    A worker that finds it full is killed by the system, without a word.
+
+    Args:
+        workers: worker processes.
+        buffered: batches that each makes ahead.
+        batch_bytes: bytes of a batch that go through shared memory.
+
+    Raises:
+        LclmError: there is too little.
+    """
+    free = shared_memory_free()
+    if free is None or free >= workers * (buffered + 2) * batch_bytes:
+        return
+    room = (
+        f"{workers} data workers hand on batches of {batch_bytes / 1e6:.1f} MB through {SHARED_MEMORY}, which has"
+        f" {free / 1e6:.1f} MB free; give the job more (docker run --shm-size=16g, in Kubernetes an emptyDir of medium"
+        " Memory there), or lower data.workers (0: no shared memory)"
+    )
+    if free < workers * batch_bytes:
+        raise LclmError(room)
+    logger.warning("%s: a worker that finds it full is killed", room)
 
 
 def end_with_parent(number: int, count: int) -> None:

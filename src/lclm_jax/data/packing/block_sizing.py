@@ -7,7 +7,7 @@ import numpy as np
 
 from lclm_jax.config import Config, PackConfig
 from lclm_jax.data.packing.counter_rng import Shuffle, draw_key
-from lclm_jax.data.packing.mixture import Mixture, Supply
+from lclm_jax.data.packing.mixture import Mixture, Supply, mixtures_by_row
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
 from lclm_jax.data.packing.sources import Source
 from lclm_jax.errors import LclmError
@@ -110,8 +110,7 @@ def make_mixture(config: Config, stage: str, sources: Sequence[Source], sizing: 
 
 
 def _weights(config: Config, stage: str, sources: Sequence[Source]) -> list[tuple[int, list[float]]]:
-    settings = config.stages[stage]
     return [
-        (step * settings.batch_rows, [weights.get(source.name, 0.0) for source in sources])
-        for step, weights in settings.mixtures
+        (row, [weights.get(source.name, 0.0) for source in sources])
+        for row, weights in mixtures_by_row(config, stage, sources[0].setup.part)
     ]

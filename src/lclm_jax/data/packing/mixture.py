@@ -76,6 +76,16 @@ class Mixture:
         """Records of each source before ``block`` if its first weights hold and no source is exhausted till then."""
         return tuple(int(block * rate + phase) for rate, phase in zip(self._rates(0, ()), self._phase, strict=True))
 
+    def cursor_near(self, row: int, row_length: int) -> Cursor:
+        """Where a block begins, about, if all before it are full: nothing has to be counted.
+
+        Args:
+            row: Rows before it.
+            row_length: Decoder positions of a row.
+        """
+        block = int(row * row_length / self._positions)
+        return Cursor(block, row, self.consumed_before(block))
+
     def taken(self, cursor: Cursor) -> tuple[range, ...]:
         """Which records of its order, all epochs together, the block at ``cursor`` takes of each source.
 
@@ -134,7 +144,7 @@ class RatioSchedule:
         self.ratios = tuple(sorted(weights))
         """The different ratios, ascending."""
         weight = np.array([weights[ratio] for ratio in self.ratios], np.float64)
-        steps = settings.steps if len(self.ratios) > 1 else 0
+        steps = max(settings.steps, *settings.mixture_changes, 0) if len(self.ratios) > 1 else 0
         draws = uniform(draw_key("ratios", config.seed, stage), np.arange(steps))
         self._which = np.searchsorted(np.cumsum(weight / weight.sum())[:-1], draws, side="right")
         drawn = self._which[:, None] == np.arange(weight.size)[None]
@@ -154,3 +164,21 @@ class RatioSchedule:
     def steps_before(self, step: int) -> list[int]:
         """How many of the steps before ``step`` have each of ``ratios``."""
         return [step] if len(self.ratios) == 1 else self._before[step].tolist()
+
+
+def mixtures_by_row(config: Config, stage: str, part: tuple[int, int]) -> list[tuple[int, dict[str, float]]]:
+    """(row, mixture) from which row on each mixture of ``stage`` holds in one of its row indices.
+
+    A step of another ratio takes no row of this index, so the row follows from the steps that drew this index's ratio.
+
+    Args:
+        config: The run.
+        stage: Name of a stage.
+        part: (k, n): the index of ratio k of n.
+    """
+    settings = config.stages[stage]
+    number, count = part
+    if count == 1:
+        return [(step * settings.batch_rows, mixture) for step, mixture in settings.mixtures]
+    schedule = RatioSchedule(config, stage)
+    return [(schedule.steps_before(step)[number] * settings.batch_rows, mixture) for step, mixture in settings.mixtures]

@@ -121,17 +121,22 @@ def effects(found: Sequence[Effect], places: int, heading: str, verdicts: bool) 
     for one in found:
         compared = one.comparison
         verdict = compared.verdict if verdicts else ("tie" if compared.verdict == "tie" else "differ")
-        rows.append(
-            [
-                Cell(f"{one.factor}: {one.level}"),
-                Cell(one.against, "soft"),
-                Cell(str(one.pairs)),
-                Cell(formatting.signed(compared, places), compared.verdict if verdicts else ""),
-                Cell(verdict, compared.verdict if verdicts else ""),
-                Cell(formatting.p_value(compared.p_value)),
+        row = [
+            Cell(f"{one.factor}: {one.level}"),
+            Cell(one.against, "soft"),
+            Cell(str(one.pairs)),
+            Cell(formatting.signed(compared, places), compared.verdict if verdicts else ""),
+            Cell(verdict, compared.verdict if verdicts else ""),
+            Cell(formatting.p_value(compared.p_value)),
+        ]
+        if verdicts:
+            row += [
+                Cell(formatting.p_value(compared.holm_p_value)),
+                Cell(compared.holm_verdict, compared.holm_verdict),
             ]
-        )
-    return Table([heading, "against", "pairs", "difference", "verdict", "p"], rows)
+        rows.append(row)
+    corrected = ["p, Holm", "verdict, Holm"] if verdicts else []
+    return Table([heading, "against", "pairs", "difference", "verdict", "p", *corrected], rows)
 
 
 def published(config: PublishedConfig, rows: Sequence[PublishedRow]) -> Table:
