@@ -85,7 +85,7 @@ class BackboneConfig(Tree, role="result"):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: object) -> object:
-        if not isinstance(values, dict) or not (preset := values.get("preset")):
+        if not isinstance(values, dict) or not isinstance(preset := values.get("preset"), str):
             return values
         if preset not in BACKBONES:
             raise ValueError(f"preset {preset!r} is unknown; {suggestion(preset, BACKBONES)}")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,7 @@ class Tokenizer:
             self._config = names | self._config
         self._home = home
         self._parsing, self._put_before = _build(self._json, self.folder)
+        _check_ids(self._parsing.get_vocab(with_added_tokens=False), self.folder)
 
     @classmethod
     def from_folder(cls, path: str | Path, chat_template: str | None = None) -> "Tokenizer":
@@ -88,8 +89,11 @@ class Tokenizer:
         return self._parsing.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def token_id(self, token: str) -> int | None:
-        """Id of one vocabulary entry, or None."""
-        return self._parsing.token_to_id(token)
+        """Id of one vocabulary entry, or None; None too for what no vocabulary holds: half characters, no text."""
+        try:
+            return self._parsing.token_to_id(token)
+        except (UnicodeEncodeError, TypeError):  # names come from files of others
+            return None
 
     @cached_property
     def vocab_size(self) -> int:
@@ -246,6 +250,18 @@ def _build(source: bytes, folder: Path) -> tuple[tokenizers.Tokenizer, list[int]
     # A post-processor only adds special tokens and trims offsets; cut points need untrimmed ones.
     built.post_processor = None
     return built, put_before
+
+
+def _check_ids(vocabulary: Mapping[str, int], folder: Path) -> None:
+    """Raise ``LclmError`` if tokens share an id: one of them could not be told from the other."""
+    if len(set(vocabulary.values())) == len(vocabulary):
+        return
+    owners: dict[int, str] = {}
+    for token, index in vocabulary.items():
+        if index in owners:
+            both = f"{owners[index]!r} and {token!r}"
+            raise LclmError(f"tokenizer {folder} gives {both} the same id, {index}; export the tokenizer again")
+        owners[index] = token
 
 
 def _with_added_tokens(source: str, listed: dict[str, int], wanted: Sequence[str], folder: Path) -> bytes:

@@ -81,7 +81,7 @@ class _Item:
         try:
             self._metadata = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
             self._names = [_name(entry["key_metadata"]) for entry in self._metadata["tree_metadata"].values()]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{folder.parent} holds no readable parameters ({error}); use another checkpoint"
             ) from None
