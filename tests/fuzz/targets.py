@@ -240,7 +240,7 @@ class Targets:
     def _is_usable(self, text: str) -> bool:
         """Whether nothing speaks against a text: it has tokens to learn, no half characters and no zero bytes."""
         whole = text == text.encode("utf-8", "replace").decode() and "\0" not in text
-        return whole and len(self._tokenizer.encode(_plain(text).strip(), plain=True)) > 1
+        return whole and len(self._tokenizer.encode(_plain(text).strip().strip("\ufeff"), plain=True)) > 1
 
 
 def _plain(text: str) -> str:
