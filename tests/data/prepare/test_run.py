@@ -164,6 +164,17 @@ def test_same_bytes_again_and_after_an_interruption(corpus, tokenizers, tmp_path
     assert prepare_corpus(config, tmp_path / "b") == whole
 
 
+def test_a_folder_of_another_chat_template_is_refused(corpus, tokenizers, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizers[0], folder)
+    config = make_config(corpus, (folder, *tokenizers[1:]))
+    prepare_corpus(config, tmp_path / "out")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# printed otherwise #}")
+    with pytest.raises(PreparedError, match=r"other settings; delete it or set data.prepared"):
+        prepare_corpus(config, tmp_path / "out")
+
+
 def test_folder_of_other_settings_is_refused(corpus, tokenizers, tmp_path):
     prepare_corpus(make_config(corpus, tokenizers), tmp_path)
     with pytest.raises(PreparedError, match=r"other settings; delete it or set data.prepared"):

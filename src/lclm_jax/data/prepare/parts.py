@@ -3,11 +3,11 @@
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from lclm_jax.config import Config, result_values
+from lclm_jax.config import CollectionConfig, Config, result_values
 from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.corpus import SPLITS, list_collection, output_folders, split_of
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
@@ -127,14 +127,27 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
             name: {"sha256": tokenizer.digest, "vocab_size": tokenizer.vocab_size}
             for name, tokenizer in tokenizers.items()
         },
+        "chat_templates": _chat_templates(config, collections.values(), tokenizers["decoder"]),
         "tokenized_once": None if shared is None else {"unless_text_has": list(shared.differing)},
     }
+
+
+_LATER = ("chat_templates", "tokenized_once")
+"""Settings that format 2 did not record."""
+
+
+def _chat_templates(config: Config, collections: Iterable[CollectionConfig], decoder: Tokenizer) -> str | None:
+    """SHA-256 of the templates that chats are printed by, and of the chosen name; None where there are no chats."""
+    if all(one.records == "documents" for one in collections):
+        return None
+    chosen = [config.tokenizer.chat_template, dict(decoder.chat_templates.sources)]
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
 def settings_key(settings: JsonObject, made_as: int = FORMAT) -> str:
     """SHA-256 of the settings, as shards of the format ``made_as`` recorded them."""
     if made_as < FORMAT:
-        settings = {name: value for name, value in settings.items() if name != "tokenized_once"} | {"format": made_as}
+        settings = {name: value for name, value in settings.items() if name not in _LATER} | {"format": made_as}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

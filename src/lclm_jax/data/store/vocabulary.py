@@ -14,6 +14,10 @@ VOCABULARY = "vocabulary.safetensors"
 """The bytes of every token of the decoder's tokenizer: columns ``offsets`` int64 and ``data`` uint8."""
 
 
+_STRETCH = 2**16
+"""Tokens whose text is put together at once."""
+
+
 class TokenBytes(NamedTuple):
     """Token ``i`` is ``data[offsets[i] : offsets[i + 1]]``."""
 
@@ -28,7 +32,14 @@ class TokenBytes(NamedTuple):
         return np.diff(self.offsets)
 
     def text(self, ids: np.ndarray) -> np.ndarray:
-        """UTF-8 bytes of the text of ``ids`` (integers [tokens]), uint8."""
+        """UTF-8 bytes of the text of ``ids`` (integers [tokens]), uint8.
+
+        Put together in stretches, which bounds the memory that a long text takes.
+        """
+        stretches = [self._stretch(ids[start : start + _STRETCH]) for start in range(0, len(ids), _STRETCH)]
+        return np.concatenate([np.zeros(0, np.uint8), *stretches])
+
+    def _stretch(self, ids: np.ndarray) -> np.ndarray:
         sizes = self.lengths[ids]
         ends = np.cumsum(sizes)
         places = np.arange(int(ends[-1]) if ends.size else 0)
