@@ -80,6 +80,7 @@ def test_scores_shares_costs_and_report(suite, tmp_path):
     assert (latents.difference.value, latents.difference.documents, latents.verdict) == (-0.5, 2, "worse")
     # 5 nats without context, 2 with latents, 1 raw: (5 - 2) / (5 - 1).
     assert latents.recovered.value == 0.75
+    assert latents.gain_is_known
     assert raw.recovered is None
     assert latents.nats_per_token.value == 1.0
     # 5 characters in ceil(5 / 4) = 2 positions.

@@ -1,5 +1,6 @@
 """What a suite has found, as plain values: a row for each system and task, comparisons, costs, failures."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +36,15 @@ class Row:
     """Of the gold answer."""
     recovered: Interval | None
     """Share of the context's gain in nats on the gold answer."""
+    gain_is_known: bool
+    """Whether the raw context's own gain is above 0 by its interval; a share of a gain that is not says nothing."""
     positions: float | None
     """Decoder positions of a prompt, on average."""
     effective_ratio: float | None
     """Raw tokens of all prompts over the positions that they took."""
     cache_bytes: float | None
     ttft_seconds: float | None
+    """Median: the first sample of a length also compiles."""
     tokens_per_s: float | None
 
     def as_dict(self) -> JsonObject:
@@ -164,10 +168,11 @@ def _row(
             else None
         ),
         recovered=_recovered(suite, name, nats, answered, clusters),
+        gain_is_known=_gain_is_known(suite, answered, clusters),
         positions=taken / len(sizes) if sizes else None,
         effective_ratio=sum(mine[one]["raw_tokens"] for one in sizes) / taken if sizes else None,
         cache_bytes=_mean(_values(mine, "cache_bytes")),
-        ttft_seconds=_mean(_values(mine, "ttft_seconds")),
+        ttft_seconds=statistics.median(firsts) if (firsts := _values(mine, "ttft_seconds").values()) else None,
         tokens_per_s=_rate(mine.values()),
     )
 
@@ -184,6 +189,17 @@ def _recovered(
         return None
     without, whole = (_values(answered[one], "nll") for one in (none, raw))
     return recovered_share(without, nats, whole, clusters)
+
+
+def _gain_is_known(suite: SuiteConfig, answered: Mapping[str, Records], clusters: Mapping[str, str]) -> bool:
+    none, raw = suite.no_context_name, suite.reference_name
+    if none is None or raw is None:
+        return False
+    without, whole = (_values(answered[one], "nll") for one in (none, raw))
+    shared = [one for one in clusters if one in without and one in whole]
+    if not shared:
+        return False
+    return mean_interval([without[one] - whole[one] for one in shared], [clusters[one] for one in shared]).low > 0
 
 
 def _values(records: Records, name: str) -> dict[str, float]:

@@ -34,10 +34,16 @@ def recovered(summary: Summary) -> Table | None:
         return None
     caption = (
         "Recovered share: nats that the context saves on the gold answer, as the system reads it, over those that the"
-        " raw context saves. 0: as without context; 1: as with the raw context."
+        " raw context saves. 0: as without context; 1: as with the raw context; ?: the raw context itself saves nothing"
+        " that can be told from 0, so its shares say nothing."
     )
     measured = {row.system for row in summary.rows if row.recovered}
-    return _grid(summary, lambda row: Cell(interval(row.recovered, 1, 2)), caption, measured)
+    return _grid(summary, _share, caption, measured)
+
+
+def _share(row: Row) -> Cell:
+    unsure = row.recovered is not None and not row.gain_is_known
+    return Cell(interval(row.recovered, 1, 2) + (" ?" if unsure else ""), "soft" if unsure else "")
 
 
 def likelihood(summary: Summary) -> Table | None:
