@@ -20,7 +20,6 @@ from lclm_jax.types import JsonObject
 _MAX_NEW_TOKENS = 256
 
 
-@register_model("lclm")
 class LclmModel(LM):
     """Loglikelihood and generation with everything before the last paragraph of a prompt compressed.
 
@@ -70,6 +69,8 @@ class LclmModel(LM):
             request |= {"context": context, "question": found + rest}
         return request | {"chat": False, "max_new_tokens": 1, "generate": False} | changes
 
+
+register_model("lclm")(LclmModel)
 
 if __name__ == "__main__":
     lm_eval.__main__.cli_evaluate()

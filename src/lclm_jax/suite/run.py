@@ -29,7 +29,7 @@ _HOPELESS = 5
 
 
 def run_suite(suite: SuiteConfig, progress: Progress) -> None:
-    """Measure what is not measured yet; results lie in ``suite.out``, and a rerun after any kill goes on from there.
+    """Measure what is not measured yet; results lie in the folder ``out``, and a rerun after any kill goes on there.
 
     Everything that can be known beforehand is checked before the first answer: data, scorers, endpoints, environments,
     lengths. A sample that fails is a record with ``error``, tried again by the next run.

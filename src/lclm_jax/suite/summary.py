@@ -98,7 +98,7 @@ class Summary:
 
 
 def summarise(suite: SuiteConfig) -> Summary:
-    """Read what ``suite.out`` holds so far; systems and samples without a record are counted as missing."""
+    """Read what the folder of ``suite`` holds so far; systems and samples without a record are counted as missing."""
     path = Path(suite.out) / "samples.jsonl"
     samples = [Sample.from_json(one) for one in list(read_lines(path))[1:]] if path.exists() else []
     found = {name: _records(suite, name, samples) for name in suite.systems}

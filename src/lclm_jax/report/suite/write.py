@@ -15,7 +15,7 @@ from lclm_jax.suite.summary import Summary, summarise
 
 
 def write_report(suite: SuiteConfig) -> Summary:
-    """Write everything that ``suite.out`` holds so far to its folder ``report``; what is missing is said.
+    """Write everything that the folder of ``suite`` holds so far to its ``report/``; what is missing is said.
 
     Returns:
         What the report says, as plain values.
