@@ -232,8 +232,10 @@ class Targets:
         for record in split.read_many(range(len(split))):
             text = column_text(record["text"])
             assert np.array_equal(record["decoder_ids"], self._tokenizer.encode(text, plain=True))
-            # Blank lines before a text are left out, and nothing else.
-            assert known is None or any(one.endswith(text) and not one[: -len(text)].strip() for one in known), text
+            # Blank lines and a byte order mark before a text are left out, and nothing else.
+            assert known is None or any(
+                one.endswith(text) and not one[: -len(text)].strip("\ufeff\r\n\t ") for one in known
+            )
             found.append(text)
         return found
 
