@@ -1,14 +1,12 @@
-"""What is said when JAX cannot start, and of flags that XLA would end the process on."""
+"""What is said when JAX cannot start."""
 
 import os
 import subprocess
 import sys
 
 import pytest
-from jax._src import xla_bridge
 
-from lclm_jax.parallel import backend
-from lclm_jax.parallel.backend import BackendError, backend_error, check_xla_flags
+from lclm_jax.parallel.backend import BackendError, backend_error
 
 
 @pytest.mark.parametrize(
@@ -37,22 +35,3 @@ def test_only_errors_of_the_start_are_explained():
     with pytest.raises(AssertionError) as raised:
         scope["backends"]()
     assert isinstance(backend_error(raised.value), BackendError)
-
-
-@pytest.fixture
-def not_started(monkeypatch):
-    """As if no device had been touched."""
-    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
-
-
-def test_a_flag_that_xla_does_not_know_is_named(monkeypatch, not_started):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_no_such_flag=1")
-    with pytest.raises(BackendError, match=r"XLA does not take XLA_FLAGS \(Unknown flags? .*--xla_no_such_flag=1"):
-        check_xla_flags()
-
-
-def test_simulated_devices_are_not_asked_about(monkeypatch, not_started):
-    monkeypatch.setattr(backend.subprocess, "run", lambda *_, **__: pytest.fail("XLA was asked"))
-    for flags in ("", "--xla_force_host_platform_device_count=8"):
-        monkeypatch.setenv("XLA_FLAGS", flags)
-        check_xla_flags()

@@ -94,7 +94,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     logging.getLogger("lclm_jax.kernels").setLevel(logging.DEBUG if verbose else logging.WARNING)
     asks_for_help = any(word in ("-h", "--help") for word in sys.argv)
     if os.environ.get("XLA_FLAGS") and context.invoked_subcommand in _COMPUTING and not asks_for_help:
-        from lclm_jax.parallel.backend import check_xla_flags
+        from lclm_jax.xla_flags import check_xla_flags
 
         check_xla_flags()
 

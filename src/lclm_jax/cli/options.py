@@ -42,7 +42,7 @@ def set_environment(config: Config) -> None:
     """Set the environment of ``config``, before anything imports JAX; raises ``LclmError`` if XLA would not take it."""
     apply_environment(config.environment, os.environ)
     if "XLA_FLAGS" in config.environment:
-        from lclm_jax.parallel.backend import check_xla_flags
+        from lclm_jax.xla_flags import check_xla_flags
 
         check_xla_flags()
 

@@ -1,10 +1,6 @@
 """JAX's backend: why it cannot start on this machine, in words that say what to do."""
 
-import functools
-import os
 import re
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
@@ -19,9 +15,6 @@ _REMEDIES = {
     "rocm": "needs an AMD driver and JAX's plugin for ROCm",
 }
 _ALIASES = {"gpu": "cuda"}
-_KNOWN_GOOD = re.compile(r"--xla_force_host_platform_device_count=[1-9][0-9]*")
-_PROBE = "import jaxlib.xla_client as client; client.CompileOptions().executable_build_options.debug_options"
-_PROBE_SECONDS = 120
 
 
 class BackendError(LclmError):
@@ -66,40 +59,6 @@ def start_devices() -> list[jax.Device]:
         if (found := backend_error(error)) is None:
             raise
         raise found from error
-
-
-def check_xla_flags() -> None:
-    """Refuse flags of ``XLA_FLAGS`` that XLA would not take: it ends the process on them, when it first reads them.
-
-    XLA is asked in a process of its own, unless only simulated devices are set.
-
-    Raises:
-        BackendError: names the flag.
-    """
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    if all(_KNOWN_GOOD.fullmatch(flag) for flag in flags) or xla_bridge.backends_are_initialized():
-        return
-    if (reason := _refusal(os.environ["XLA_FLAGS"])) is not None:
-        raise BackendError(
-            f"XLA does not take XLA_FLAGS ({reason}); correct it, or unset it (a cluster file sets it by the key"
-            " environment)"
-        )
-
-
-@functools.cache
-def _refusal(flags: str) -> str | None:
-    """What XLA says against ``flags``; None: it takes them, or nothing is known of them."""
-    command, environment = [sys.executable, "-c", _PROBE], {**os.environ, "XLA_FLAGS": flags}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_PROBE_SECONDS, env=environment
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if not done.returncode or "Traceback" in done.stderr:  # which would be an error of the probe's own
-        return None
-    said = [line.partition("] ")[2] or line for line in done.stderr.splitlines() if "--" in line]
-    return said[0].strip() if said else f"it ends with status {done.returncode}"
 
 
 def _first_line(error: BaseException) -> str:
