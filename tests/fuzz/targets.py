@@ -233,9 +233,8 @@ class Targets:
             text = column_text(record["text"])
             assert np.array_equal(record["decoder_ids"], self._tokenizer.encode(text, plain=True))
             # Blank lines and a byte order mark before a text are left out, and nothing else.
-            assert known is None or any(
-                one.endswith(text) and not one[: -len(text)].strip("\ufeff\r\n\t ") for one in known
-            )
+            before = [] if known is None else [one[: -len(text)] for one in known if one.endswith(text)]
+            assert known is None or any(not one.replace("\ufeff", "").strip() for one in before), text
             found.append(text)
         return found
 
