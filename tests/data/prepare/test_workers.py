@@ -85,13 +85,3 @@ def test_what_a_part_raises_reaches_the_call(tmp_path, monkeypatch, fault, kind,
     ours.close()
     worker.join(5)
     assert not worker.is_alive()
-
-
-def test_the_limit_of_memory_is_that_of_the_job(tmp_path):
-    total = psutil.virtual_memory().total
-    assert workers.memory_limit(tmp_path) == total
-    (tmp_path / "memory.max").write_text("max\n")
-    assert workers.memory_limit(tmp_path) == total
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory/memory.limit_in_bytes").write_text("1000000\n")
-    assert workers.memory_limit(tmp_path) == 10**6

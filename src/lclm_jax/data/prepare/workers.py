@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import NoReturn, cast
-
-import psutil
 
 from lclm_jax.data.prepare.parts import Part
 from lclm_jax.errors import LclmError
+from lclm_jax.machine import memory_bytes
 
 _POLITE_SECONDS = 5.0
 _NAMES = 3
@@ -130,24 +128,13 @@ def _death(worker: _Worker, part: Part) -> str:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return (
             f"{had} was killed by SIGKILL, most likely because memory ran out: it took up to {peak / 2**30:.1f} GiB of"
-            f" {memory_limit() / 2**30:.1f} GiB for all; use fewer --workers, give the job more memory,"
+            f" {memory_bytes() / 2**30:.1f} GiB for all; use fewer --workers, give the job more memory,"
             " or divide long documents"
         )
     if status < 0:
         name = signal.Signals(-status).name
         return f"{had} was killed by {name}: a library crashed; move aside what it cannot read, or report it"
     return f"{had} ended with status {status}"
-
-
-def memory_limit(control_group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that all processes of the job may take: the machine's, or less by its control group (version 2 or 1)."""
-    limits = [psutil.virtual_memory().total]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int((control_group / name).read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue  # not of this version, or "max"
-    return min(limits)
 
 
 def _serve(pipe: Connection, start: Callable[..., Callable[[Part], object]], arguments: tuple[object, ...]) -> None:
