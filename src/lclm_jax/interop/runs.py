@@ -5,12 +5,14 @@ from pathlib import Path
 
 from lclm_jax.config import Config, ModelConfig, RunPaths
 from lclm_jax.errors import LclmError
+from lclm_jax.files import write_text
 from lclm_jax.interop.export import SHARD_BYTES, new_export, write_model
 from lclm_jax.interop.load import open_parts, read_model
 from lclm_jax.interop.lora import ExportedLeaves, read_peft, with_lora_of, write_peft
 from lclm_jax.interop.model_card import write_card
 from lclm_jax.interop.param_source import JoinedLeaves, Leaves, LeavesInFolders
 from lclm_jax.text.run_tokenizers import resolve
+from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.checkpoints.run_params import latest_checkpoint, open_params
 
 LORA_CHOICES = ("merge", "peft")
@@ -55,6 +57,8 @@ def export_run(
     tokenizers = dict(decoder_tokenizer=paths.decoder_tokenizer, encoder_tokenizer=paths.encoder_tokenizer)
     with new_export(out_dir) as part:
         _write(leaves, config.model, part, dtype, lora, tokenizers)
+        if (name := config.tokenizer.chat_template) is not None:
+            make_default_template(part, name)
         model = with_lora_of(config.model, leaves.shapes)
         write_card(
             part, model, dtype, lora, f"{config.name}, {stage}, step {step}{', averaged' if ema else ''}", results
@@ -74,6 +78,20 @@ def export_folder(folder: Path, out_dir: Path, dtype: str = "float32", lora: str
     with new_export(out_dir) as part:
         _write(JoinedLeaves(stored, read_peft(folder, model)), model, part, dtype, lora, tokenizers)
         write_card(part, model, dtype, lora, f"the imported model {folder.name}", None)
+
+
+def make_default_template(folder: Path, name: str) -> None:
+    """Put the chat template ``name`` of an export in the place of its default: it is the one that was trained on.
+
+    Raises:
+        LclmError: the decoder's tokenizer has no template of this name.
+    """
+    sources = Tokenizer.from_folder(folder / "decoder").chat_templates.sources
+    if name not in sources:
+        raise LclmError(f"tokenizer.chat_template={name!r} is not one of {', '.join(sorted(sources)) or 'none'}")
+    for home in (folder / "decoder", folder):
+        if home.name == "decoder" or (home / "tokenizer.json").is_file():
+            write_text(home / "chat_template.jinja", sources[name])
 
 
 def _write(leaves: Leaves, model: ModelConfig, part: Path, dtype: str, lora: str, tokenizers: dict[str, Path]) -> None:
