@@ -98,7 +98,7 @@ class _Item:
         driver = "zarr3" if self._metadata.get("use_zarr3") else "zarr"
         try:
             return ts.open({"driver": driver, "kvstore": store}, open=True, read=True).result()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a name that is no text
             raise _damaged(self.folder, path, error) from error
 
 
