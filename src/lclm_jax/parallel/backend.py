@@ -43,7 +43,7 @@ def backend_error(error: BaseException) -> BackendError | None:
 
 def _present() -> list[str]:
     """Platforms that JAX has the software and this machine the hardware for."""
-    absent = {"interpreter"}
+    absent = {"interpreter", "proxy"}  # of JAX itself: they need another program
     if not hardware_utils.has_visible_nvidia_gpu():
         absent.add("cuda")
     if not hardware_utils.num_available_tpu_chips_and_device_id()[0]:

@@ -179,7 +179,8 @@ def test_a_wrong_column_is_named_with_those_that_are_there(raw, tmp_path):
 def test_strict_stops_at_the_first_bad_row(raw, tmp_path):
     with pytest.raises(BadRow, match=r"a.jsonl:\d+: invalid_json"):
         prepare_corpus(make_config(raw, tmp_path), strict=True)
-    with pytest.raises(BadRow, match=r"a.jsonl:\d+: invalid_json"):
+    # Of two processes, the one that has the chats may come to its bad row before.
+    with pytest.raises(BadRow, match=r"(a.jsonl:\d+: invalid_json|sft.jsonl:\d+: unbalanced_tags)"):
         prepare_corpus(make_config(raw, tmp_path), strict=True, workers=2)
     assert prepare_corpus(make_config(raw, tmp_path))  # goes on where it stopped
 

@@ -1,11 +1,11 @@
 """Compact codings of integer columns: what a column holds decides how it is written; all of them are bytes.
 
-``varint``  ids: seven bits a byte, the lowest first, the high bit set on all bytes of a number but its last (LEB128).
-            Vocabularies of byte pairs are ordered by frequency, so that common tokens take one or two bytes.
-``bits``    ascending places: bit k of byte k // 8, the lowest first, is set where k is one of them.
-``deltas``  ascending places far apart: the first and the differences, as varints.
-``flags``   mostly zeros of up to three bits: a varint for each other value, 8 * its distance from the one before plus
-            itself, and one for the end of the column.
+- ``varint``: ids. Seven bits a byte, the lowest first, the high bit set on all bytes of a number but its last (LEB128).
+  Vocabularies of byte pairs are ordered by frequency, so that common tokens take one or two bytes.
+- ``bits``: ascending places. Bit k of byte k // 8, the lowest first, is set where k is one of them.
+- ``deltas``: ascending places far apart. The first and the differences, as varints.
+- ``flags``: mostly zeros, else up to three bits. A varint for each other value, 8 * its distance from the one before
+  plus itself, and one for the end of the column.
 
 Every coding is free of context, so lists of many records stand end to end in a file and any of them is read alone.
 """
