@@ -7,7 +7,6 @@ tokenized as a whole. Like cuts, this rests on patterns that never look behind a
 
 import copy
 import itertools
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -251,7 +250,7 @@ def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray | None:
 
     (Texts come in form C already.)
     """
-    settings = json.loads(tokenizer.json)
+    settings = tokenizer.settings
     if (settings.get("decoder") or {}).get("type") != "ByteLevel":
         return None
     if (settings.get("normalizer") or {}).get("type") not in (None, "NFC"):

@@ -5,7 +5,6 @@ added tokens that are not special; special tokens, templates and post-processing
 tokenizers of the published recipe differ in added tokens alone.
 """
 
-import json
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ def shared_tokenization(decoder: Tokenizer, encoder: Tokenizer) -> SharedTokeniz
     """How the two tokenizers agree on plain text; None if they may differ on any text."""
     if decoder.digest == encoder.digest:
         return SharedTokenization(())
-    first, second = json.loads(decoder.json), json.loads(encoder.json)
+    first, second = decoder.settings, encoder.settings
     if _plain_model(first) != _plain_model(second):
         return None
     one, other = _plain_added(first), _plain_added(second)

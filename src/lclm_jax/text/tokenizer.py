@@ -62,6 +62,14 @@ class Tokenizer:
         return plain
 
     @property
+    def settings(self) -> JsonObject:
+        """``json`` parsed; raises ``LclmError`` for what only the library's laxer parser takes."""
+        try:
+            return json.loads(self._json)
+        except (ValueError, RecursionError) as error:
+            raise LclmError(f"{self.folder}: its tokenizer.json is no valid JSON ({error}); export it again") from None
+
+    @property
     def json(self) -> bytes:
         """The content of ``tokenizer.json``, or what takes its place for a SentencePiece model."""
         return self._json

@@ -1,6 +1,5 @@
 """The bytes of text that each id of a byte-level tokenizer stands for: its tokens end to end are the text."""
 
-import json
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +47,7 @@ class TokenBytes(NamedTuple):
 
 def token_bytes(tokenizer: Tokenizer) -> TokenBytes | None:
     """The bytes of every id; None if the tokenizer is not byte-level, or changes more of a text than Unicode's form."""
-    settings = json.loads(tokenizer.json)
+    settings = tokenizer.settings
     if (settings.get("decoder") or {}).get("type") != "ByteLevel":
         return None
     if (settings.get("normalizer") or {}).get("type") not in (None, "NFC"):
