@@ -1,9 +1,11 @@
 import json
+import signal
 import time
 
 import pytest
 
 from lclm_jax.errors import LclmError
+from lclm_jax.text.chats import chat_template
 from lclm_jax.text.chats.chat_template import ChatError, ChatTemplates, compile_template
 
 USER = [{"role": "user", "content": "hi"}]
@@ -51,6 +53,15 @@ def test_the_template_is_chosen_as_transformers_does_or_by_name(tmp_path):
 def test_whatever_a_template_raises_is_about_its_chat(tmp_path, source, words):
     with pytest.raises(ChatError, match=words):
         templates(tmp_path, source).render(USER, {})
+
+
+def test_a_template_that_does_not_end_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.2)
+    endless = "{% set many = range(99999) %}{% for a in many %}{% for b in many %}{% endfor %}{% endfor %}"
+    with pytest.raises(ChatError, match=r"more than 0\.2 s over one chat"):
+        templates(tmp_path, endless).render(USER, {})
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert templates(tmp_path, "{{ messages[0].content }}").render(USER, {}) == USER[0]["content"]
 
 
 def test_the_date_is_fixed_and_nothing_random_is_there(monkeypatch):

@@ -5,7 +5,10 @@ What a template prints depends on its input alone: the date is fixed, and nothin
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +23,9 @@ from lclm_jax.types import ReadOnlyJson
 
 TODAY = date(2024, 7, 26)
 """The date that ``strftime_now`` gives, on every day: the one that Llama 3's template prints where it has no clock."""
+
+RENDER_SECONDS = 60.0
+"""Longest that a template may take over one chat; a megabyte takes a real one less than a second."""
 
 _FILE = "chat_template.jinja"
 TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
@@ -119,7 +125,8 @@ class _ChatTemplate:
     def render(self, messages: Sequence[ReadOnlyJson], variables: Mapping[str, object]) -> str:
         """Text of ``messages``."""
         try:
-            return self._template.render(messages=list(messages), **variables)
+            with _time_limit(RENDER_SECONDS):
+                return self._template.render(messages=list(messages), **variables)
         except Exception as error:  # noqa: BLE001 - a foreign program: whatever it raises concerns this chat alone
             what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             raise ChatError(f"chat template of {self._folder}: {what}; check the messages' roles and keys") from None
@@ -137,8 +144,8 @@ def as_parts(message: ReadOnlyJson) -> ReadOnlyJson:
 def compile_template(source: str) -> Template:
     """Compile a chat template; raises ``LclmError`` on a syntax error.
 
-    A template comes from a foreign folder: the sandbox keeps it from touching anything but its own variables. A
-    template that never ends is not stopped.
+    A template comes from a foreign folder: the sandbox keeps it from touching anything but its own variables, and
+    rendering ends after ``RENDER_SECONDS``.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_printable
@@ -152,6 +159,29 @@ def compile_template(source: str) -> Template:
         return environment.from_string(source)
     except (TemplateError, RecursionError) as error:
         raise LclmError(f"the chat template does not compile: {error}; fix {_FILE}") from None
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise ``TimeoutError`` in the block after ``seconds`` of wall-clock time.
+
+    Python delivers signals to its main thread alone, which is where preparation and command line render. In another
+    thread, or where the process has a timer of its own, the block is not limited.
+    """
+    if threading.current_thread() is not threading.main_thread() or any(signal.getitimer(signal.ITIMER_REAL)):
+        yield
+        return
+
+    def expired(_signal: int, _frame: object) -> NoReturn:
+        raise TimeoutError(f"it took more than {seconds:g} s over one chat; a template must end")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def strftime_today(form: str) -> str:
