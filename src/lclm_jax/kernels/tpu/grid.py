@@ -177,7 +177,7 @@ class At(NamedTuple):
     def each_pair(self, fold: Fold) -> None:
         """``fold(rows, keys, mask_Tr)`` for every pair of tiles that the code names, as slices of the blocks.
 
-        ``mask_Tr`` is None where all queries of the block see all its keys.
+        ``mask_Tr`` is None where all queries of the tile see all its keys. A step of such pairs alone is unrolled.
         """
         t = self.grid.tiling
         everything = np.array(2 ** (2 * t.q_tiles * t.k_tiles) - 1, np.uint32).astype(np.int32)
@@ -198,10 +198,16 @@ class At(NamedTuple):
         by_queries = self.grid.by_queries
         bit = code_bit(i, j, t.k_tiles) if by_queries else code_bit(j, i, t.q_tiles)
 
-        @pl.when(jax.lax.shift_right_logical(self.code, bit) & 1 != 0)
-        def visited() -> None:
-            rows, keys = pl.ds(i * t.rows, t.rows), pl.ds(pl.multiple_of(j * t.k_tile, t.k_tile), t.k_tile)
+        pair = jax.lax.shift_right_logical(self.code, bit) & 3
+        rows, keys = pl.ds(i * t.rows, t.rows), pl.ds(pl.multiple_of(j * t.k_tile, t.k_tile), t.k_tile)
+
+        @pl.when(pair == 1)
+        def some() -> None:
             fold(rows, keys, self._mask(rows, keys))
+
+        @pl.when(pair == 3)
+        def whole() -> None:
+            fold(rows, keys, None)
 
     def _mask(self, rows: Positions, keys: Positions) -> jax.Array:
         """[tile's keys, tile's query rows] bool."""

@@ -1,25 +1,32 @@
-"""JAX's splash attention on TPUs, with segments and padding as ours are.
+"""JAX's splash attention on TPUs, with segments and padding as ours are, and blocks between segments skipped.
 
-Splash schedules its blocks from the static mask (causal or full) and masks the segments inside them, so on a packed
-row it does the work of the whole triangle.
+Splash makes its schedule, the list of blocks to visit, from a static mask (causal or full), and masks segments inside
+the blocks: on a packed row that is the work of the whole triangle. The kernels read the schedule from scalar memory at
+run time, so here it is computed from the segment ids of each row.
 """
 
 import functools
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
-    splash_attention_mask,
     splash_attention_mask_info,
 )
 
+from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.platform import device_kind
 from lclm_jax.kernels.request import SAVED, AttentionRequest
 
 LANES = 128
+
+Visited = jax.Array | np.ndarray
+"""[blocks of queries, blocks of keys] bool."""
+
+MAX_BLOCKS = 128
+"""Blocks of a row: two numbers for each pair of them fill an eighth of a core's scalar memory of 1 MiB."""
 
 
 def unsupported_reason(request: AttentionRequest) -> str | None:
@@ -51,85 +58,131 @@ def run(
     """As ``attention.attention``; ``interpret``: on any platform, slowly."""
     assert offset_B is None and segments[0] is segments[1]
     length, segments_BS = q_BSHd.shape[1], _padded(segments[0])
-    size = segments_BS.shape[1]
-    blocks = block_sizes(size, q_BSHd.dtype.name, device_kind())
-    kernel = _kernel(causal, size, blocks, interpret)
+    sizes = block_sizes(segments_BS.shape[1], q_BSHd.dtype.name, device_kind())
     q_BHSd = _padded(q_BSHd * q_BSHd.shape[3] ** -0.5).swapaxes(1, 2)  # splash leaves the scale to its caller
     k_BKTd, v_BKTd = (_padded(x_BTKd).swapaxes(1, 2) for x_BTKd in (k_BTKd, v_BTKd))
 
-    def row(q_HSd: jax.Array, k_KTd: jax.Array, v_KTd: jax.Array, segments_S: jax.Array) -> jax.Array:
+    def row(
+        visited: tuple[Visited, Visited], q_HSd: jax.Array, k_KTd: jax.Array, v_KTd: jax.Array, segments_S: jax.Array
+    ) -> jax.Array:
         ids = splash_attention_kernel.SegmentIds(segments_S, segments_S)
-        out_HSd = kernel(q_HSd, k_KTd, v_KTd, ids)
+        out_HSd = _kernel(causal, sizes, visited, interpret)(q_HSd, k_KTd, v_KTd, ids)
         assert isinstance(out_HSd, jax.Array)  # and no residuals
         return out_HSd
 
-    out_BSHd = jax.vmap(row)(q_BHSd, k_BKTd, v_BKTd, segments_BS).swapaxes(1, 2)
+    arrays = (q_BHSd, k_BKTd, v_BKTd, segments_BS)
+    if sizes.forward == sizes.backward == segments_BS.shape[1]:  # nothing to skip: one schedule for all rows
+        whole = np.ones((1, 1), bool)
+        out_BHSd = jax.vmap(functools.partial(row, (whole, whole)))(*arrays)
+    else:
+        visited = [visited_blocks(segments_BS, size, causal) for size in (sizes.forward, sizes.backward)]
+        if segments_BS.shape[0] == 1:  # over several schedules Pallas loops, and copies what each row reads and writes
+            out_BHSd = row(*jax.tree.map(lambda x: x[0], (visited, *arrays)))[None]
+        else:
+            out_BHSd = jax.vmap(row)(visited, *arrays)
+    out_BSHd = out_BHSd.swapaxes(1, 2)
     # To splash padding is a segment like others: its queries see its keys. They return zeros and take no gradient.
     return jnp.where((segments_BS != 0)[:, :, None, None], out_BSHd, 0)[:, :length]
 
 
-def block_sizes(length: int, dtype: str, kind: str) -> splash_attention_kernel.BlockSizes:
-    """Blocks as large as fit VMEM (larger ones read keys less often), keys computed in parts of at most 512.
+class BlockSizes(NamedTuple):
+    """Positions of a block, of queries and of keys, and keys that are computed at a time."""
+
+    forward: int
+    backward: int
+    part: int
+
+
+def block_sizes(length: int, dtype: str, kind: str) -> BlockSizes:
+    """Blocks for rows of ``length``, a multiple of 128, on devices of ``kind``.
+
+    Smaller blocks skip more, larger ones take less time for what they visit: by the rates that tokamax 0.0.17 ships
+    (``tokamax/data/autotuning``, splash, heads of 128) a block of 1,024 takes 1.7 us on v5p and 3.0 us on v6e, one of
+    2,048, with four times the work, 5.6 us and 6.9 us. So packed rows take least time with 1,024 on v5p and 2,048 on
+    v6e, whose backward has no room for that. Keys are computed in parts of 256 on v5p and 512 on v6e, as fastest there.
+    """
+    small = 512 if dtype == "float32" else 1024
+    large = 2048 if "v6" in kind and dtype == "bfloat16" else small
+    most = (max(size, -(-length // MAX_BLOCKS)) for size in (large, small))
+    forward, backward = (_divisor(length, -(-size // LANES) * LANES) for size in most)
+    return BlockSizes(forward, backward, 256 if "v5" in kind else 512)
+
+
+def visited_blocks(segments_BS: jax.Array, block: int, causal: bool) -> jax.Array:
+    """[B, blocks, blocks] bool: whether some query of block i may see a key of block j.
+
+    The diagonal always counts: to splash, every query has a key.
+    """
+    rows, length = segments_BS.shape
+    order_BS = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], (rows, length))
+    tiles = summarise(segments_BS, order_BS, block)
+    return (tile_pairs(tiles, tiles, causal) != 0) | jnp.eye(length // block, dtype=bool)[None]
+
+
+def _kernel(
+    causal: bool, sizes: BlockSizes, visited: tuple[Visited, Visited], interpret: bool
+) -> splash_attention_kernel.SplashAttentionKernel:
+    """Splash for one row, put together from its schedules.
 
     The fused backward writes a partial gradient of the queries per block of keys, gigabytes at our lengths, so the
     gradients of queries and of keys come from two kernels.
     """
-    most = 512 if dtype == "float32" else 1024
-    block = _divisor(length, most)
-    large = _divisor(length, 2048) if "v6" in kind and dtype == "bfloat16" else block
-    large_part, part = _divisor(large, 512), _divisor(block, 512)
-    return splash_attention_kernel.BlockSizes(
-        block_q=large,
-        block_kv=large,
-        block_kv_compute=large_part,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=part,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
+    forward_ij, backward_ij = visited
+    order = np.arange(forward_ij.shape[0] * sizes.forward, dtype=np.int32) if causal else None
 
+    def schedule(visited_ij: Visited, data_next: jax.Array) -> splash_attention_mask_info.MaskInfo:
+        block_mask = jnp.asarray(visited_ij, jnp.int32)[None]
+        return splash_attention_mask_info.MaskInfo(data_next[None], None, block_mask, None, order)
 
-def _kernel(
-    causal: bool, length: int, blocks: splash_attention_kernel.BlockSizes, interpret: bool
-) -> splash_attention_kernel.SplashAttentionKernel:
-    """Splash for rows of ``length``.
-
-    It is put together from its schedules as numpy arrays: splash's own constructor makes device arrays, which a
-    program compiled for devices that are not there cannot.
-    """
-    backward = blocks.block_q_dkv  # of the queries' gradient too
-    assert backward is not None
-    forward, function = _schedule(causal, length // blocks.block_q, False)
-    dq, _ = _schedule(causal, length // backward, False)
-    dkv, _ = _schedule(causal, length // backward, True)
-    order = np.arange(length, dtype=np.int32) if causal else None
     return splash_attention_kernel.SplashAttentionKernel(
-        *(info._replace(q_sequence=order) for info in (forward, dq, dkv)),
-        block_sizes=blocks,
+        schedule(forward_ij, next_keys(forward_ij)),
+        schedule(backward_ij, next_keys(backward_ij)),
+        schedule(backward_ij, next_queries(backward_ij)),
+        block_sizes=splash_attention_kernel.BlockSizes(
+            block_q=sizes.forward,
+            block_kv=sizes.forward,
+            block_kv_compute=_divisor(sizes.forward, sizes.part),
+            block_q_dkv=sizes.backward,
+            block_kv_dkv=sizes.backward,
+            block_kv_dkv_compute=_divisor(sizes.backward, sizes.part),
+            block_q_dq=sizes.backward,
+            block_kv_dq=sizes.backward,
+        ),
         is_mqa=False,
         save_residuals=False,
         mask_value=splash_attention_kernel.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
         residual_checkpoint_name=SAVED,
-        mask_function=function,
+        mask_function=_causal if causal else None,
         interpret=interpret,
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _schedule(
-    causal: bool, blocks: int, by_keys: bool
-) -> tuple[splash_attention_mask_info.MaskInfo, Callable[..., jax.Array] | None]:
-    """(which pairs of blocks to visit, function of the mask inside them) for every head alike.
+def _causal(query_order: jax.Array, key_order: jax.Array) -> jax.Array:
+    """The mask inside a block."""
+    return query_order >= key_order
 
-    Splash looks at every element of a mask to classify blocks: minutes at 131,072. Which blocks of a triangle are
-    empty, full or cut depends on their number alone, so it is shown one with two positions a block.
+
+def next_keys(visited_ij: Visited) -> jax.Array:
+    """[i, j]: the block of keys to have in memory at step (i, j) of the grid: of the next visited step, if not of this.
+
+    The grid runs over all j of block i of the queries, then of block i + 1. After the last visited step nothing moves.
     """
-    kind = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
-    mask = splash_attention_mask.MultiHeadMask([kind((2 * blocks, 2 * blocks))])
-    process = splash_attention_mask_info.process_mask_dkv if by_keys else splash_attention_mask_info.process_mask
-    return process(mask, (2, 2))
+    blocks = visited_ij.shape[1]
+    steps = jnp.arange(visited_ij.size, dtype=jnp.int32)
+    following = jax.lax.cummin(jnp.where(visited_ij.reshape(-1), steps, visited_ij.size), reverse=True)
+    return jnp.where(following < visited_ij.size, following % blocks, blocks - 1).reshape(visited_ij.shape)
+
+
+def next_queries(visited_ij: Visited) -> jax.Array:
+    """[i, j]: the block of queries at step i of block j of the keys: the next visited one, after the last one itself.
+
+    The grid runs over the steps of every head before it goes on to the next block of keys.
+    """
+    blocks = visited_ij.shape[0]
+    place = jnp.broadcast_to(jnp.arange(blocks, dtype=jnp.int32)[:, None], visited_ij.shape)
+    following = jax.lax.cummin(jnp.where(visited_ij, place, blocks), axis=0, reverse=True)
+    return jnp.minimum(following, jnp.where(visited_ij, place, 0).max(0, keepdims=True))
 
 
 def _divisor(length: int, most: int) -> int:

@@ -1,0 +1,110 @@
+"""The blocks that splash visits: those between segments are skipped, and the right ones are in memory."""
+
+import functools
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.kernels.backends import anything, arrays, runs
+
+from lclm_jax.bench.simulated import simulated_sources
+from lclm_jax.config import load_config
+from lclm_jax.data.loading.blocks import BlockMaker
+from lclm_jax.data.packing.block_sizing import make_mixture, size_blocks
+from lclm_jax.data.packing.mixture import Cursor
+from lclm_jax.kernels.masks import allowed_BST
+from lclm_jax.kernels.reference_attention import reference_attention
+from lclm_jax.kernels.tpu import splash
+from lclm_jax.kernels.tpu.splash import (
+    MAX_BLOCKS,
+    BlockSizes,
+    block_sizes,
+    next_keys,
+    next_queries,
+    visited_blocks,
+)
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
+from lclm_jax.text.train_tokenizer import train_tokenizer
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(segments=runs(32) | anything(32), causal=st.booleans())
+def test_no_visible_pair_is_skipped(segments, causal):
+    visited = np.asarray(visited_blocks(jnp.asarray(segments), 4, causal))
+    mask = np.asarray(allowed_BST(segments, segments, causal, None)).reshape(2, 8, 4, 8, 4)
+    assert visited[mask.any((2, 4))].all()
+    assert visited[:, np.arange(8), np.arange(8)].all()
+    assert not (causal and np.triu(visited[0], 1).any())
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(visited=st.lists(st.booleans(), min_size=36, max_size=36))
+def test_what_is_in_memory_is_what_the_next_visited_step_needs(visited):
+    visited = np.array(visited).reshape(6, 6) | np.eye(6, dtype=bool)
+    keys, queries = np.asarray(next_keys(visited)), np.asarray(next_queries(visited))
+    steps = [(i, j) for i in range(6) for j in range(6)]
+    for number, (i, j) in enumerate(steps):
+        following = [b for a, b in steps[number:] if visited[a, b]]
+        assert keys[i, j] == (following[0] if following else 5)
+        column = np.flatnonzero(visited[:, j])
+        assert queries[i, j] == min((a for a in column if a >= i), default=column.max())
+
+
+@pytest.mark.parametrize(("rows", "causal"), [(1, True), (2, True), (2, False)])
+def test_skipping_changes_nothing(monkeypatch, rows, causal):
+    monkeypatch.setattr(splash, "block_sizes", lambda *_: BlockSizes(128, 256, 128))
+    q, k, v, weights = arrays(0, (rows, 512, 2, 1, 64))
+    segments = np.stack([np.repeat([3, 1, 7, 0], sizes) for sizes in ((100, 160, 140, 112), (260, 120, 132, 0))])
+    segments = jnp.asarray(segments[:rows], jnp.int32)
+
+    def results(run):
+        def loss(q, k, v):
+            out = run(q, k, v, (segments, segments), causal)
+            return (out * weights).sum(), out
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+
+    found, wanted = results(functools.partial(splash.run, interpret=True)), results(reference_attention)
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["TPU v5", "TPU v6 lite"])
+@pytest.mark.parametrize("length", [128, 16_384, 131_072, 524_288, 128 * 1031])
+def test_scalar_memory_holds_the_schedule_of_any_row(kind, length):
+    for size in block_sizes(length, "bfloat16", kind)[:2]:
+        assert length % size == 0
+        assert length // size <= MAX_BLOCKS or size == 128
+
+
+@pytest.fixture(scope="module")
+def packed_rows(tmp_path_factory):
+    """Segments of 500 rows of the published layout, int32, from simulated documents."""
+    config, stage = load_config("configs/experiments/0.6b-4b-cs16-mean-w1024-causal-mlp-O0.yaml"), "stage2"
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["any text"], 512, folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    sources = simulated_sources(config, stage, Tokenizers(tokenizer, tokenizer), 1e9)
+    mixture = make_mixture(config, stage, sources, size_blocks(config, stage, sources))
+    make, cursor, rows = BlockMaker(sources, mixture, config.pack(stage), 0), Cursor(0, 0, (0,) * len(sources)), []
+    while len(rows) < 500:
+        block = make(cursor)
+        cursor, ends = block.after, block.columns["rows"]
+        for first, last in pairwise(ends):
+            sizes = block.columns["tokens"][first:last]
+            ids = np.repeat(np.arange(1, sizes.size + 1, dtype=np.int32), sizes)
+            rows.append(np.pad(ids, (0, 16_384 - ids.size)))
+    return np.stack(rows[:500])
+
+
+def test_packed_rows_take_at_most_1_4_times_the_visible_work(packed_rows):
+    sizes = np.stack([np.bincount(row, minlength=200)[1:] for row in packed_rows]).astype(np.float64)
+    visible = (sizes * (sizes + 1) / 2).sum()
+    visited = np.asarray(visited_blocks(jnp.asarray(packed_rows), 512, True)).sum(dtype=np.float64) * 512**2
+    assert visited <= 1.4 * visible
+    static = len(packed_rows) * 16_384**2 / 2
+    assert 0.2 < visible / static < 0.4, "rows of several segments"
