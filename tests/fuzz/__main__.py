@@ -1,12 +1,14 @@
 """``python -m tests.fuzz``: draw inputs of every target in turn until the time is up; ends at the first failure.
 
-An input that takes more than a minute, or more than 4 GiB, ends the program with the place where it was.
+An input that takes more than a minute of processor time or ten minutes of waiting, or more than 4 GiB, ends the program
+with the place where it was.
 """
 
 import faulthandler
 import logging
 import os
 import resource
+import signal
 import tempfile
 import time
 import warnings
@@ -22,6 +24,7 @@ from tests.fuzz.targets import Targets
 ROUND = 50
 """Inputs of a target before the next one has its turn."""
 HANG_SECONDS = 60
+"""Of processor time: a machine may be busy with other work."""
 MOST_BYTES = 4 * 2**30
 
 
@@ -33,6 +36,7 @@ def main(seconds: float, only: tuple[str, ...], first_seed: int) -> None:
     """Fuzz readers, chats, tokenizers, configurations, model folders and checkpoints."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    faulthandler.register(signal.SIGPROF, chain=True)  # and then the signal ends the process
     counts: dict[str, int] = {}
     end, number = time.monotonic() + seconds, first_seed
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +61,8 @@ def _round(name: str, targets: Targets, number: int, counts: dict[str, int]) -> 
     @settings(max_examples=ROUND, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(10 * HANG_SECONDS, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
         counts[name] = counts.get(name, 0) + 1
         targets.all[name](data)
 
@@ -65,6 +70,7 @@ def _round(name: str, targets: Targets, number: int, counts: dict[str, int]) -> 
         run()
     finally:
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,10 @@ def run(
         whole = np.ones((1, 1), bool)
         out_BHSd = jax.vmap(functools.partial(row, (whole, whole)))(*arrays)
     else:
-        visited = [visited_blocks(segments_BS, size, causal) for size in (sizes.forward, sizes.backward)]
+        visited = (
+            visited_blocks(segments_BS, sizes.forward, causal),
+            visited_blocks(segments_BS, sizes.backward, causal),
+        )
         if segments_BS.shape[0] == 1:  # over several schedules Pallas loops, and copies what each row reads and writes
             out_BHSd = row(*jax.tree.map(lambda x: x[0], (visited, *arrays)))[None]
         else:
