@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from lclm_jax.bench.flops import step_flops
+from lclm_jax.bench.flops import prompt_flops, step_flops
 from lclm_jax.config import StageConfig
 
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 0, 0]])
@@ -38,6 +38,26 @@ def test_bidirectional_windows_see_more(make_model):
     causal, both = (needed(make_model(mask=mask), adapter=1.0) for mask in ("causal", "bidirectional"))
     e = make_model().encoder
     assert both - causal == 4 * (16 + 4 - 13) * e.num_heads * e.head_dim * e.num_layers
+
+
+def test_a_prompt_is_read_once_and_its_last_position_has_a_head(make_model):
+    model = make_model()
+    c, e, full = model.decoder, model.encoder, model.window
+    text, span = 5, full + model.ratio  # a full window and one of a single latent
+    latents = span // model.ratio
+    kernels = [
+        t.num_layers * t.hidden_size * (2 * (t.num_heads + t.num_kv_heads) * t.head_dim + 3 * t.mlp_size)
+        for t in (e, c)
+    ]
+    adapter = c.hidden_size * (e.hidden_size + c.hidden_size)
+    products = span * kernels[0] + latents * adapter + (text + latents) * kernels[1] + c.vocab_size * c.hidden_size
+    windows = sum(size * (size + 1) / 2 for size in (full, model.ratio))
+    pairs = (text + latents) * (text + latents + 1) / 2
+    attention = [4 * t.num_layers * t.num_heads * t.head_dim for t in (e, c)]
+    expected = 2 * products + windows * attention[0] + pairs * attention[1]
+    assert prompt_flops(model, text, span) == pytest.approx(expected)
+    alone = 2 * (text * kernels[1] + c.vocab_size * c.hidden_size) + text * (text + 1) / 2 * attention[1]
+    assert prompt_flops(model, text) == pytest.approx(alone)
 
 
 def test_products_agree_with_what_the_compiler_counts(make_model):

@@ -52,6 +52,23 @@ def step_flops(model: ModelConfig, stage: StageConfig, encoder: np.ndarray, deco
     return sum(part.step for part in parts)
 
 
+def prompt_flops(model: ModelConfig, text: int, span: int = 0) -> float:
+    """Of reading one prompt up to its first new token; the head reads one position.
+
+    Args:
+        model: its configuration.
+        text: tokens that the decoder reads as they are, tags included.
+        span: encoder tokens of a memory span beside them; 0: there is none.
+    """
+    sizes, latents = kernel_sizes(model), -(-span // model.ratio)
+    decoder = np.ones((1, text + latents), np.int32)
+    windows = np.arange(-(-span // model.window) * model.window).reshape(-1, model.window) < span
+    head = model.decoder.vocab_size * model.decoder.hidden_size
+    products = span * sizes["encoder"] + latents * sizes["adapter"] + decoder.size * sizes["decoder"] + head
+    pairs = _attention(model.encoder, windows.astype(np.int32), model.mask == "causal")
+    return 2.0 * products + pairs + _attention(model.decoder, decoder, True)
+
+
 def kernel_sizes(model: ModelConfig) -> dict[str, int]:
     """Elements of the matrices that every position of a part (of the adapter: every latent) is multiplied with."""
     params = abstract_params(model.plain)

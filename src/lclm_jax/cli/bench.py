@@ -13,7 +13,7 @@ from lclm_jax.types import JsonObject
 
 @click.group()
 def bench() -> None:
-    """Benchmark kernels, the train step (beside PyTorch) and the data path."""
+    """Benchmark kernels, the train step (beside PyTorch), the data path and a server."""
 
 
 @bench.command("kernels")
@@ -199,6 +199,93 @@ def _show_preparation(tree: Config, max_bytes: int, json_file: Path | None) -> N
     for name, size in pace.sizes.items():
         click.echo(f"{name:20} {size / pace.tokens:10.3f} bytes a token")
     write_result(json_file, pace.as_json())
+
+
+@bench.command("serve")
+@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--python",
+    type=click.Path(path_type=Path),
+    default=Path(sys.executable),
+    help="Interpreter of an environment with vLLM and lclm-serving; default: this one.",
+)
+@click.option(
+    "--shape",
+    type=click.Choice(["demo", "smollm2"]),
+    default="smollm2",
+    show_default=True,
+    help="Without MODELS: shape of the untrained ones that are made.",
+)
+@click.option("--ratio", "ratios", multiple=True, type=int, default=(4, 16), show_default=True, help="Their ratios.")
+@click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=click.IntRange(min=16),
+    default=(1024, 2048, 4096, 8192),
+    show_default=True,
+    help="Tokens of a document; may be given several times.",
+)
+@click.option("--new-tokens", type=click.IntRange(min=2), default=16, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Documents of each length.")
+@click.option(
+    "--memory/--no-memory", default=True, show_default=True, help="Measure peaks of memory, on three servers more."
+)
+@click.option(
+    "--option", "options", multiple=True, help="One more argument of the server, such as --option=--dtype=bfloat16."
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("bench-serve"),
+    show_default=True,
+    help="Where untrained models, stores and logs of servers go.",
+)
+@json_option
+def serve(
+    models: tuple[Path, ...], shape: str, ratios: tuple[int, ...], folder: Path, json_file: Path | None, **wanted
+) -> None:
+    """Time answers of `vllm serve` to raw text, to compressed text, and from stored latents, side by side.
+
+    MODELS are exports; without any, untrained ones are made, as the values of weights change no time. Every way has
+    documents that are new to the server; second questions are about the same document. Beside the speed of compressed
+    text stands the ratio of the operations that raw and compressed prompts need.
+    """
+    from lclm_jax.bench.serve import ServeBench, bench_serve
+    from lclm_jax.bench.untrained import untrained_export
+
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = list(models) or [untrained_export(shape, ratio, folder / f"{shape}-{ratio}x") for ratio in ratios]
+    result = bench_serve(chosen, ServeBench(**wanted), folder)
+    write_result(json_file, result)
+    _show_serve(result)
+
+
+def _show_serve(result: JsonObject) -> None:
+    from lclm_jax.bench.serve import WAYS
+
+    for model in result["models"]:
+        click.echo(f"{model['model']}: {model['ratio']}x, windows of {model['window']}; vLLM {model['vllm']}")
+        click.echo(
+            f"{'tokens':>8} {'first token':28} {'seconds':>8} {'least':>8} {'most':>8} {'tokens/s':>9} {'positions':>9}"
+        )
+        for row in model["rows"]:
+            for way, name in WAYS.items():
+                one = row[way]
+                low, high = one["spread_s"]
+                click.echo(
+                    f"{row['tokens']:8,} {name:28} {one['first_token_s']:8.3f} {low:8.3f} {high:8.3f}"
+                    f" {one['tokens_per_s']:9.1f} {one['positions']:9,}"
+                )
+            click.echo(
+                f"{'':8} compressed is {row['speedup']:.2f} times as fast as raw text, {row['share_of_flops']:.2f} of"
+                f" what operations promise ({row['flops']:.2f}); stored latents {row['stored_speedup']:.2f} times as"
+                " fast as compressed"
+            )
+        for way, peak in model.get("memory", {}).items():
+            click.echo(
+                f"{'':8} {WAYS[way]}: {peak['grown_bytes'] / 1e6:,.0f} MB above {peak['before_bytes'] / 1e6:,.0f} MB"
+            )
 
 
 @click.command()
