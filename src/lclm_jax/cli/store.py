@@ -63,11 +63,11 @@ def search(store: Path, query: str, model: Path, code: str | None, limit: int) -
 
     The encoder was not trained to be searched, so this finds texts of the same kind rather than answers.
     """
-    from lclm_jax.inference.documents import search_documents
+    from lclm_jax.inference.documents import DocumentIndex
     from lclm_jax.inference.generate import Generator
 
     generator = Generator.from_folder(model, store=store, store_code=code)
-    for hit in search_documents(generator, query, limit):
+    for hit in DocumentIndex(generator).search(query, limit):
         click.echo(f"{hit.score:.3f}  {hit.title}  characters {hit.start} to {hit.stop}")
 
 

@@ -94,30 +94,47 @@ def add_documents(generator: Generator, paths: Sequence[Path], progress: Progres
     return counts
 
 
-def search_documents(generator: Generator, query: str, limit: int = 5) -> list[Hit]:
-    """Windows of the store's documents whose vectors are most like those of ``query``, best first.
+class DocumentIndex:
+    """The windows of the documents in a generator's store, to be searched; read once.
 
-    The mean over all windows is taken off first: vectors of one encoder share a large part.
+    Windows are compared by the means of their vectors, all of them with the query's. The mean over all windows is taken
+    off first: vectors of one encoder share a large part.
+
+    Args:
+        generator: with a store.
     """
-    stored = _store_of(generator)
-    ids = generator.encoder_tokenizer.encode(query)
-    if not len(ids):
-        raise LclmError("the query has no token; write some text")
-    wanted = np.asarray(generator.encoder.pooled([ids])[0], np.float32).mean(0)
-    places, means = [], []
-    for document in stored.store.documents(stored.space):
-        for place, vectors in zip(document.places, stored.get(document.keys), strict=True):
-            if vectors is not None:
-                places.append((document.title, *place))
-                means.append(vectors.mean(0))
-    if not means:
-        return []
-    table = np.stack(means)
-    centre = table.mean(0)
-    table, wanted = table - centre, wanted - centre
-    lengths = np.linalg.norm(table, axis=1) * np.linalg.norm(wanted)
-    scores = table @ wanted / np.maximum(lengths, 1e-12)
-    return [Hit(float(scores[i]), *places[i]) for i in np.argsort(-scores, kind="stable")[:limit]]
+
+    def __init__(self, generator: Generator):
+        stored = _store_of(generator)
+        self._generator = generator
+        self._places: list[tuple[str, int, int]] = []
+        means = []
+        for document in stored.store.documents(stored.space):
+            for place, vectors in zip(document.places, stored.get(document.keys), strict=True):
+                if vectors is not None:
+                    self._places.append((document.title, *place))
+                    means.append(vectors.mean(0))
+        table_WE = np.stack(means) if means else np.zeros((0, generator.model.latent_size), np.float32)
+        self._centre_E = table_WE.mean(0) if means else np.zeros(table_WE.shape[1], np.float32)
+        self._table_WE = _unit(table_WE - self._centre_E)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def search(self, query: str, limit: int = 5) -> list[Hit]:
+        """Windows whose vectors are most like those of ``query``, best first; raises ``LclmError`` for an empty one."""
+        ids = self._generator.encoder_tokenizer.encode(query)
+        if not len(ids):
+            raise LclmError("the query has no token; write some text")
+        wanted_E = np.asarray(self._generator.encoder.pooled([ids])[0], np.float32).mean(0)
+        scores_W = self._table_WE @ _unit(wanted_E - self._centre_E)
+        best = np.argsort(-scores_W, kind="stable")[:limit]
+        return [Hit(float(scores_W[index]), *self._places[index]) for index in best]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """``vectors`` [..., E] of length 1; zeros stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _store_of(generator: Generator) -> StoredWindows:
