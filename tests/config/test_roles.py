@@ -114,12 +114,15 @@ def test_checkpoints_of_before_roles_resume(config, stage):
 def test_result_values_are_those_of_the_dump(config):
     """In its order, too: they are stored in the row index."""
     source = config.data.sources["web"]
-    assert list(result_values(source).items()) == list(source.model_dump(mode="json").items())
+    dumped = source.model_dump(mode="json")
+    del dumped["category"]  # came later, so it is left out at its default
+    assert list(result_values(source).items()) == list(dumped.items())
     collection = config.corpus.collections["web"]
     later = {
         "paths": True,
         "max_row_bytes": True,
         "message": True,
         "columns": {"system"},
+        **dict.fromkeys(("where", "train_on", "compress_reasoning"), True),
     }  # their defaults change nothing
     assert result_values(collection) == collection.model_dump(mode="json", exclude=later)

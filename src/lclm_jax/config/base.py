@@ -109,7 +109,8 @@ def _kept(tree: type[Tree], values: ReadOnlyJson, roles: tuple[Role | None, ...]
             if _role(tree, field) in roles and not (_is_added(field) and value == field.default):
                 kept[name] = value
         elif value is None:
-            kept[name] = None
+            if not _is_added(field):
+                kept[name] = None
         elif keyed:
             kept[name] = {inner: _kept(branch, one, roles) for inner, one in value.items()}
         elif found := _kept(branch, value, roles):

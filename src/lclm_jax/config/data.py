@@ -82,6 +82,11 @@ class SourceConfig(Tree, role="result"):
         "repeat", "After its epochs: begin another; leave its share to the other sources; or end the stage."
     )
     epochs: int = key(1, "Passes over the collection before drop or stop.", gt=0)
+    category: str | None = key(
+        None,
+        "Sources of one category share rows where data.pack.by_category is set; null: the source's name.",
+        added=True,
+    )
 
 
 class PackConfig(Tree, role="result"):
@@ -91,6 +96,11 @@ class PackConfig(Tree, role="result"):
     encoder_rows: int = key(16, "M: encoder rows that travel with a row.", gt=0)
     encoder_row_length: int = key(1024, "R: positions of an encoder row; a multiple of model.ratio.", gt=0)
     block_examples: int = key(32768, "Examples that are shuffled and packed together, at most.", gt=0)
+    by_category: bool = key(
+        False,
+        "A row holds examples of one category of sources alone; false: of any, which fills rows better.",
+        added=True,
+    )
 
 
 class RowsFor(Tree, role="result"):

@@ -54,6 +54,20 @@ def test_both_budgets_run_out_together():
     assert spans.values.sum() / (len(rows) * 9 * 128) > 0.85
 
 
+def test_rows_hold_examples_of_one_group_alone():
+    rng = np.random.default_rng(0)
+    tokens, groups = rng.integers(10, 90, 300), rng.integers(0, 3, 300)
+    spans = Ragged.from_sizes(np.ones(300, int), np.maximum(1, tokens // 2))
+    packer = RowPacker(4, PackConfig(row_length=256, encoder_rows=2, encoder_row_length=128))
+    windows = ExampleWindows(spans, model())
+    some = np.arange(0, 300, 2)
+    rows = packer.pack_apart(some, groups, tokens, windows)
+    assert sorted(i for row in rows for i in row) == some.tolist()
+    assert all(len(set(groups[row])) == 1 for row in rows)
+    together = packer.pack_apart(some, np.zeros(300, int), tokens, windows)
+    assert together == packer.pack(some, tokens, windows), "one group is packed as ever"
+
+
 @pytest.mark.parametrize("room", [1024, 200])
 def test_rows_are_nearly_full(room):
     rng = np.random.default_rng(0)

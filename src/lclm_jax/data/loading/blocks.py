@@ -14,7 +14,7 @@ from lclm_jax.config import PackConfig
 from lclm_jax.data.packing.counter_rng import draw_key, permutation
 from lclm_jax.data.packing.mixture import Cursor, Mixture
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
-from lclm_jax.data.packing.sources import EXAMPLE_COLUMNS, ExampleRef, Plan, Source, join_plans
+from lclm_jax.data.packing.sources import EXAMPLE_COLUMNS, ExampleRef, Plan, Source, join_plans, row_groups
 from lclm_jax.data.store.columns import join, map_columns, read_metadata
 from lclm_jax.files import replacing
 from lclm_jax.types import JsonObject
@@ -67,7 +67,8 @@ class BlockMaker:
         columns, spans = join_plans(plans)
         windows = ExampleWindows(spans, self.sources[0].setup.plan_model)
         usable, kept = self._usable(columns, windows, dropped), []
-        rows = self._packer.pack(usable, columns["tokens"], windows)
+        groups = row_groups(self.sources)[columns["source"]]
+        rows = self._packer.pack_apart(usable, groups, columns["tokens"], windows)
         kept = [rows[i] for i in permutation(draw_key(self._key, cursor.block), len(rows)).tolist()]
         ends = np.append(0, np.cumsum([len(row) for row in kept])).astype(np.int64)
         after = Cursor(cursor.block + 1, cursor.row + len(kept), tuple(places.stop for places in taken))

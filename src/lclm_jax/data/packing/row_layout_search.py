@@ -10,7 +10,7 @@ from lclm_jax.config import Config, PackConfig
 from lclm_jax.data.packing.block_sizing import make_mixture, size_blocks
 from lclm_jax.data.packing.mixture import Cursor
 from lclm_jax.data.packing.row_packer import ExampleWindows, RowPacker
-from lclm_jax.data.packing.sources import Source, join_plans
+from lclm_jax.data.packing.sources import Source, join_plans, row_groups
 
 DECODER_FILL, ENCODER_FILL = 0.98, 0.90
 _EXAMPLES = 8192
@@ -126,7 +126,7 @@ class _Sample:
         columns, windows, dropped = self._planned(sources)
         tokens, packer = columns["tokens"], RowPacker(sources[0].setup.plan_model.ratio, pack)
         usable, reasons = packer.find_packable(tokens, windows)
-        rows = packer.pack(usable, tokens, windows)
+        rows = packer.pack_apart(usable, row_groups(sources)[columns["source"]], tokens, windows)
         kept = np.array([example for row in rows[:-1] or rows for example in row], np.int64)
         count, dropped = max(len(rows) - 1, 1), dropped + len(reasons)
         return LayoutFill(

@@ -124,6 +124,13 @@ class RowPacker:
             rows.append(row.examples)
         return rows
 
+    def pack_apart(
+        self, examples: np.ndarray, groups: np.ndarray, tokens: np.ndarray, windows: ExampleWindows
+    ) -> list[list[int]]:
+        """As ``pack``, with no two of different ``groups`` (int, for each of ``tokens``) in one row."""
+        own = groups[examples]
+        return [row for one in np.unique(own) for row in self.pack(examples[own == one], tokens, windows)]
+
     def _next(self, row: _Row, stock: "_Stock", windows: ExampleWindows) -> int | None:
         """Take the example that suits ``row`` best out of ``stock``; None if none fits."""
         least_waste, found = row.free, None

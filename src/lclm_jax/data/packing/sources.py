@@ -87,6 +87,13 @@ def join_plans(plans: Sequence[tuple[int, Plan]]) -> tuple[dict[str, np.ndarray]
     return columns, join([plan.spans for _, plan in plans])
 
 
+def row_groups(sources: Sequence["Source"]) -> np.ndarray:
+    """Number of the group of each source, int64 [sources]: only examples of one group share a row."""
+    if not sources[0].setup.pack.by_category:
+        return np.zeros(len(sources), np.int64)
+    return np.unique([source.config.category or source.name for source in sources], return_inverse=True)[1]
+
+
 class Source(ABC):
     """One collection under one objective; see ``make_sources``."""
 
