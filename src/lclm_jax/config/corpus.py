@@ -49,6 +49,24 @@ class MessageConfig(Tree, role="result"):
     )
 
 
+class ReasoningConfig(Tree, role="result"):
+    """Rows whose reply is an analysis and an answer: for a share of them the analysis is compressed (records: chat)."""
+
+    share: float = key(0.5, "Share of the rows, chosen by a hash of the id or the messages.", ge=0, le=1)
+    keep_last: int = key(
+        128, "Last decoder tokens of a reply that stay raw where neither tags nor a separator end its analysis.", gt=0
+    )
+    separators: tuple[str, ...] = key(
+        (), "Texts at which an answer begins, such as Final Answer:, where no thinking tags end the analysis."
+    )
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not all(self.separators):
+            raise ValueError(f"separators={list(self.separators)} holds an empty text; remove it")
+        return self
+
+
 class CollectionConfig(Tree, role="result"):
     """One collection: raw files of one format that become records of one kind."""
 
@@ -67,6 +85,17 @@ class CollectionConfig(Tree, role="result"):
     )
     columns: ColumnsConfig = key(ColumnsConfig(), "Columns of the rows.")
     message: MessageConfig = key(MessageConfig(), "Keys of the messages.")
+    where: dict[str, tuple[str, ...]] = key(
+        {},
+        "Read the rows alone whose columns have one of these values, such as {sub_dataset: [wildchat, dolci_think]}.",
+        added=True,
+    )
+    train_on: Literal["replies", "last_reply"] = key(
+        "replies", "Replies of a chat with loss: every one of the assistant, or the last alone.", added=True
+    )
+    compress_reasoning: ReasoningConfig | None = key(
+        None, "Compress the analysis of the last reply in a share of the rows; null: rows as they are.", added=True
+    )
     max_document_bytes: int | None = key(None, "Longer documents are cut at the last line before; counted.", gt=0)
     max_row_bytes: int = key(
         100_000_000,
@@ -88,6 +117,14 @@ class CollectionConfig(Tree, role="result"):
             raise ValueError(f"format={self.format} with paths={list(self.paths)}: name the files to read")
         if (self.filters or self.dedup) and self.records != "documents":
             raise ValueError(f"filters and dedup work on documents, not on records={self.records}; remove them")
+        chat_keys = {"compress_reasoning": self.compress_reasoning, "train_on": self.train_on != "replies"}
+        for name, given in chat_keys.items():
+            if given and self.records != "chat":
+                raise ValueError(f"{name} is about the replies of chats, not about records={self.records}; remove it")
+        if self.where and self.by_file:
+            raise ValueError(f"where={self.where} asks for columns, which format={self.format} has not; remove it")
+        if empty := [column for column, values in self.where.items() if not values]:
+            raise ValueError(f"where.{empty[0]} has no value, so no row would be read; name one, or remove it")
         return self
 
     @property

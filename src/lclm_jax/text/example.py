@@ -10,9 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lclm_jax.text.chats.chat_template import ChatError
-from lclm_jax.text.chats.loss_markers import is_trained_on, without_markers
-from lclm_jax.text.chats.replies import check_ids, check_reply, reply_prompt
+from lclm_jax.text.chats.rendered import RenderedChat, render_trained
+from lclm_jax.text.chats.replies import check_ids
 from lclm_jax.text.chats.special_strings import SpecialStrings
 from lclm_jax.text.chunked_encoding import long_ids
 from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
@@ -143,31 +142,18 @@ def chat_outline(
         LossMarkerError: a mark cannot be honoured.
     """
     chat = [*messages] if target is None else [*messages, {"role": "assistant", "content": target}]
-    if not chat or chat[-1]["role"] != "assistant":
-        role = chat[-1]["role"] if chat else None
-        raise ChatError(f"a chat to train on ends with the assistant's reply, not with {role!r}; add it or a target")
-    trained = [is_trained_on(message) and message["role"] == "assistant" for message in chat]
-    chat = [without_markers(message) for message in chat]
-    whole = decoder.render_chat(chat, tools=tools)
-    outline = outline_pieces(split_memory(whole), decoder, encoder)
+    return rendered_outline(render_trained(chat, decoder, replies, tools, strings), decoder, encoder, strings)
+
+
+def rendered_outline(
+    chat: RenderedChat, decoder: Tokenizer, encoder: Tokenizer, strings: SpecialStrings | None = None
+) -> Outline:
+    """Tokenize a rendered chat; arguments and errors as of ``chat_outline``."""
+    outline = outline_pieces(split_memory(chat.text), decoder, encoder)
     if strings is not None:
-        strings.check(chat, tools, whole, lambda chat, tools: decoder.render_chat(chat, tools=tools))
-        check_ids(outline.tokens, outline.spans, strings.in_text(whole), (decoder, encoder))
-    last = len(chat) - 1
-    for end in [last] if replies == "last" else range(len(chat)):
-        if not trained[end]:
-            continue
-        answered = whole if end == last else decoder.render_chat(chat[: end + 1], tools=tools)
-        prompt = reply_prompt(chat[: end + 1], answered, decoder, tools)
-        if answered.startswith(prompt) and whole.startswith(answered):
-            outline.loss[_length(prompt, decoder) : _length(answered, decoder)] = 1
-            if strings is not None:
-                check_reply(chat[: end + 1], answered.removeprefix(prompt), prompt, decoder, tools)
-        elif end == last:
-            raise ChatError(
-                f"the chat template of {decoder.folder} renders the reply elsewhere than after its generation prompt;"
-                " use a template whose prompt is a prefix of the whole chat"
-            )
+        check_ids(outline.tokens, outline.spans, strings.in_text(chat.text), (decoder, encoder))
+    for start, stop in chat.trained:
+        outline.loss[_length(chat.text[:start], decoder) : _length(chat.text[:stop], decoder)] = 1
     tags = decoder.memory_ids
     outline.loss[np.isin(outline.tokens, (tags.start, tags.end))] = 0
     return outline

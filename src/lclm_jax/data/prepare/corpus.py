@@ -11,6 +11,7 @@ from lclm_jax.data.prepare.readers import list_entries, read_rows
 from lclm_jax.data.prepare.readers.local_files import same_file
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.prepare.row_validation import chat_of, document_of
+from lclm_jax.data.prepare.rows.selection import RowSelection
 from lclm_jax.errors import LclmError
 
 SPLITS = ("train", "validation", "held_out")
@@ -91,12 +92,14 @@ def read_chats(
 
 def _rows(entries: Iterable[Entry], collection: CollectionConfig, counter: RejectCounter) -> Iterator[Row]:
     """The rows that can be read; what cannot is counted, files that give nothing by name."""
+    selection = RowSelection(collection, counter)
     for entry in entries:
         found = False
         for row in read_rows(entry, collection):
             found = True
             if isinstance(row, Row):
-                yield row
+                if selection.takes(row):
+                    yield row
             elif row.whole:
                 counter.reject_file(row.reason, row.place, row.excerpt)
             else:

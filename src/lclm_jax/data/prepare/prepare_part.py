@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.prepare.rows.printed_keys import PrintedKeys
+from lclm_jax.data.prepare.rows.reasoning import ReasoningPolicy, row_name
 from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.records import Columns, chat_columns, document_columns
 from lclm_jax.data.store.shard_writer import ShardWriter
@@ -26,11 +28,12 @@ from lclm_jax.data.store.vocabulary import TokenBytes, token_bytes
 from lclm_jax.text.boundaries import TokenizedText
 from lclm_jax.text.chats.chat_template import ChatError
 from lclm_jax.text.chats.loss_markers import LossMarkerError
+from lclm_jax.text.chats.rendered import render_trained
 from lclm_jax.text.chats.replies import EmptyReplyError
 from lclm_jax.text.chats.special_strings import SpecialStrings, SpecialTokenError
 from lclm_jax.text.chunked_encoding import UnbrokenTextError
 from lclm_jax.text.cuts import CutFinder, common_cuts
-from lclm_jax.text.example import chat_outline, outline_pieces
+from lclm_jax.text.example import chat_outline, outline_pieces, rendered_outline
 from lclm_jax.text.memory_tags import MemoryTagError, split_memory
 from lclm_jax.text.outline import Outline
 from lclm_jax.text.shared_tokenization import SharedTokenization, shared_tokenization
@@ -258,16 +261,24 @@ def _function_chat_records(
 def _chat_records(
     part: Part, collection: CollectionConfig, context: PreparationContext, counter: RejectCounter
 ) -> Iterator[Placed]:
-    printed = PrintedKeys(context.decoder)
+    printed, policy = PrintedKeys(context.decoder), None
+    if collection.compress_reasoning is not None:
+        policy = ReasoningPolicy(collection.compress_reasoning, context.decoder, counter)
     for chat in read_chats(part.entries, collection, context.config.corpus, counter):
-        outline = _chat_outline(chat.raw, context, counter)
+        outline = _chat_outline(chat.raw, collection, policy, context, counter)
         if outline is not None:
             printed.look(chat.raw)
             yield chat.split, chat_columns(chat.raw.id, chat.raw.messages, outline)
     counter.counts.update(printed.unprinted())
 
 
-def _chat_outline(chat: RawChat, context: PreparationContext, counter: RejectCounter) -> Outline | None:
+def _chat_outline(
+    chat: RawChat,
+    collection: CollectionConfig,
+    policy: ReasoningPolicy | None,
+    context: PreparationContext,
+    counter: RejectCounter,
+) -> Outline | None:
     """The outline of a raw chat, or None if it is rejected.
 
     Reasons: ``special_token``, ``unbalanced_tags``, ``loss_marker``, ``no_loss``, ``empty_reply``, ``unbroken``,
@@ -279,7 +290,12 @@ def _chat_outline(chat: RawChat, context: PreparationContext, counter: RejectCou
             if (found := strings.forbidden(chat.tagged)) is not None:
                 raise SpecialTokenError(f"{found!r} in the text; remove it from the row")
             return outline_pieces(split_memory(chat.tagged), decoder, encoder, raw_loss=1.0)
-        outline = chat_outline(chat.messages, decoder, encoder, replies="all", tools=chat.tools, strings=strings)
+        messages = chat.messages if policy is None else policy.untagged(chat.messages)
+        replies: Literal["last", "all"] = "all" if collection.train_on == "replies" else "last"
+        rendered = render_trained(messages, decoder, replies, chat.tools, strings)
+        if policy is not None:
+            rendered = policy.compress(rendered, row_name(chat, messages, collection.columns.id is not None))
+        outline = rendered_outline(rendered, decoder, encoder, strings)
         if outline.loss.any():
             return outline
         counter.reject("no_loss", chat.id, "every reply is marked as not to be trained on")

@@ -17,6 +17,7 @@ from lclm_jax.data.prepare.file_versions import changed_entries, changed_since, 
 from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
 from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
 from lclm_jax.data.prepare.reject_counter import left_out
+from lclm_jax.data.prepare.rows.selection import unclaimed
 from lclm_jax.data.prepare.workers import make_in_processes
 from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
 from lclm_jax.data.store.storage import PreparedError, Storage
@@ -310,6 +311,8 @@ def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject], 
         empty = [split for split in SPLITS if wanted[split] and not entries[split]["records"]]
         if empty and records:
             logger.warning("%s: none of its %d records falls into %s", name, records, " or ".join(empty))
+    for line in unclaimed(corpus, manifest["collections"]):
+        logger.warning("%s", line)
     splits = [one["train"] for one in manifest["collections"].values()]
     files = [file for group in manifest["files_left_out"].values() for file in group]
     if not any(one["records"] for one in splits):

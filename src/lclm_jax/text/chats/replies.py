@@ -36,7 +36,12 @@ def reply_prompt(
         if before or answered.startswith(prompt):
             return prompt
     other = decoder.render_chat([{"role": reply["role"], "content": _OTHER}], tools=tools)
-    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(answered, other, strict=False)))
+    return common_start(answered, other)
+
+
+def common_start(first: str, second: str) -> str:
+    """The longest text with which both begin."""
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def check_reply(
