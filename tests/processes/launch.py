@@ -44,11 +44,8 @@ def free_port():
         return server.getsockname()[1]
 
 
-def launch(*arguments, processes=1, devices=1, skip=(), before=None, **variables):
-    """``lclm`` with ``arguments`` in ``processes`` processes of ``devices`` simulated devices each, less ``skip``.
-
-    ``before``: number of a process -> code that it runs first.
-    """
+def launch(*arguments, processes=1, devices=1, skip=(), **variables):
+    """``lclm`` with ``arguments`` in ``processes`` processes of ``devices`` simulated devices each, less ``skip``."""
     port, started = free_port(), []
     for rank in range(processes):
         if rank in skip:
@@ -67,8 +64,7 @@ def launch(*arguments, processes=1, devices=1, skip=(), before=None, **variables
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(rank),
             }
-        code = f"{(before or {}).get(rank, '')}\nfrom lclm_jax.cli import main; main()"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
+        command = [sys.executable, "-c", "from lclm_jax.cli import main; main()", *map(str, arguments)]
         started.append(
             subprocess.Popen(
                 command, env=environment | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
