@@ -40,12 +40,12 @@ def test_programs_execute_the_flops_of_the_formula(name, report):
     topology = parse_topology(name)
     if not can_compile(topology):
         pytest.skip(f"needs {', '.join(GPU_PACKAGES)}")
-    plan = plan_stage(four_layers(topology.num_chips), "all", topology, reuse=False)
+    plan = plan_stage(four_layers(topology.num_devices), "all", topology, reuse=False)
     assert plan.fits
     program = plan.program
     assert not program.unknown_kernels
     assert program.executed_flops == pytest.approx(plan.formula_flops, rel=0.05)
-    assert program.executed_flops > plan.model_flops / topology.num_chips
+    assert program.executed_flops > plan.model_flops / topology.num_devices
     report(
         f"plan, four layers each, {name}",
         peak_GB=program.peak_bytes / 1e9,

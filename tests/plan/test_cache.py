@@ -12,7 +12,7 @@ from lclm_jax.plan.topologies import parse_topology
 def devices_of_the_tests():
     """Programs for the CPU devices of the tests, called nodes of GPUs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "compile_only_devices", lambda topology: jax.devices()[: topology.num_chips])
+        patch.setattr(compiled, "compile_only_devices", lambda topology: jax.devices()[: topology.num_devices])
         yield
 
 

@@ -21,7 +21,7 @@ from lclm_jax.report.plan_tables import stages_table
 def on_cpu(monkeypatch):
     """Compile for the eight CPU devices of the tests, called a node of GPUs."""
     monkeypatch.setattr(plans, "can_compile", lambda topology: True)
-    monkeypatch.setattr(compiled, "compile_only_devices", lambda topology: jax.devices()[: topology.num_chips])
+    monkeypatch.setattr(compiled, "compile_only_devices", lambda topology: jax.devices()[: topology.num_devices])
     return parse_topology("h100:8")
 
 

@@ -11,12 +11,12 @@ def wiring(name, **sizes):
     """Devices of a topology in their natural order, x fastest."""
     topology = parse_topology(name)
     devices = []
-    for number in range(topology.num_chips):
-        inside, coords = number % topology.chips_per_slice, []
+    for number in range(topology.num_devices):
+        inside, coords = number % topology.devices_per_slice, []
         for side in topology.shape:
             inside, rest = divmod(inside, side)
             coords.append(rest)
-        part = number // topology.chips_per_slice if topology.chip.dimensions else 0  # nodes of GPUs are one to JAX
+        part = number // topology.devices_per_slice if topology.chip.dimensions else 0  # nodes of GPUs are one to JAX
         devices.append(SimpleNamespace(id=number, coords=coords, slice_index=part))
     shape = {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1} | sizes
     return Wiring(topology, shape, devices)
@@ -30,7 +30,7 @@ def gather(group, payload=1e9):
     ("name", "links"), [("v5p:4x4x4", 6), ("v5p:2x2x2", 3), ("v5e:8x8", 2), ("v5e:16x16", 4), ("v5e:8x16", 3)]
 )
 def test_links_of_a_whole_slice(name, links):
-    place = wiring(name, fsdp=parse_topology(name).num_chips)
+    place = wiring(name, fsdp=parse_topology(name).num_devices)
     collective = gather(range(len(place.devices)))
     assert place.seconds(collective) == pytest.approx(
         collective.received_bytes / (links * place.topology.chip.link_bytes_per_s)

@@ -17,7 +17,7 @@ def test_meshes_fill_the_chips_and_slices_lie_along_replica(config, name):
     found = meshes(config, topology)
     assert found
     for mesh in found:
-        assert mesh.replica * mesh.fsdp * mesh.context * mesh.tensor == topology.num_chips
+        assert mesh.replica * mesh.fsdp * mesh.context * mesh.tensor == topology.num_devices
         assert mesh.replica % topology.slices == 0
 
 

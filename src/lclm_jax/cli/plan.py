@@ -73,7 +73,7 @@ def plan(
         raise click.BadParameter(f"{stage!r} is not a stage of {config}; its stages are {', '.join(tree.stages)}")
     stages = [stage] if stage else list(tree.stages)
     if rows_per_chip is not None:
-        tree = with_rows(tree, max(1, round(rows_per_chip * topology.num_chips)))
+        tree = with_rows(tree, max(1, round(rows_per_chip * topology.num_devices)))
     if options["search"]:
         _search(tree, stages[-1] if stage is None else stage, topology, options)
     else:

@@ -176,7 +176,7 @@ class ModelConfig(Tree, role="result"):
         "full",
         "Activation checkpointing: what the backward pass recomputes. none: nothing; full: every block; attention:"
         " every block but attention; decoder_attention: every block but the decoder's attention; dots: all but"
-        " products with weights.",
+        " products with weights; dots_attention: all but these and attention.",
         role="layout",
     )
     embedding_std: float = key(0.02, "Standard deviation of embedding rows that start at random.", gt=0)

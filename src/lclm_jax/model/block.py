@@ -217,7 +217,7 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
     block: Callable[..., nn.Module] = Block
     if options.remat.recomputes:
         # A scanned body is optimised on its own; only unrolled blocks could be merged with their recomputation.
-        block = nn.remat(Block, policy=_saveable(options.remat), prevent_cse=not options.scan_layers)
+        block = nn.remat(Block, policy=saveable(options.remat), prevent_cse=not options.scan_layers)
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -229,16 +229,17 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
 
 
 @functools.cache
-def _saveable(remat: RematPolicy) -> Callable[..., bool]:
+def saveable(remat: RematPolicy) -> Callable[..., bool]:
     """What the backward pass finds saved, for ``jax.checkpoint``; products with weights have no batch dimensions.
 
     The kernels name their output and log-sum-exp: saving both spares the forward kernel, the output alone would not.
     """
     policies = jax.checkpoint_policies
-    if remat.saves_dots:
-        assert not remat.saves_attention, "attention's own products have batch dimensions: give the pair a policy"
-        return policies.dots_with_no_batch_dims_saveable
-    return policies.save_only_these_names(SAVED) if remat.saves_attention else policies.nothing_saveable
+    dots = policies.dots_with_no_batch_dims_saveable if remat.saves_dots else policies.nothing_saveable
+    if not remat.saves_attention:
+        return dots
+    attention = policies.save_only_these_names(SAVED)
+    return policies.save_from_both_policies(dots, attention) if remat.saves_dots else attention
 
 
 def attention_context(config: BackboneConfig, segments_BS: jax.Array, positions_BS: jax.Array) -> AttentionContext:

@@ -1,4 +1,4 @@
-"""What one chip can do, from its maker's data sheet; bytes and FLOPs a second, one direction of a link."""
+"""What one JAX device can do, from its maker's data sheet; bytes and FLOPs a second, one direction of a link."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Peak rates of one chip. Real programs reach a part of them; the plan's times are lower bounds."""
+    """Peak rates of one JAX device of a kind of chip. Real programs reach a part of them: they bound times from below."""
 
     name: str
-    """As topologies name it: v4, v5e, v5p, v6e, h100."""
+    """As topologies name it: v4, v5e, v5p, v6e, tpu7x, h100, h200, b200, gb200."""
     flops: float
     """bfloat16 FLOP/s of the matrix units, dense."""
     hbm_bytes_per_s: float
@@ -24,6 +24,8 @@ class Chip(NamedTuple):
     """Of the torus of fast links; 0: all chips of a node hang on one switch."""
     source: str
     """Where the figures come from."""
+    devices: int = 1
+    """JAX devices of one chip: both cores of a TPU7x are devices of their own, each with half of everything."""
 
 
 _TPU = "https://cloud.google.com/tpu/docs/{}; links: https://jax-ml.github.io/scaling-book/tpus"
@@ -35,10 +37,15 @@ CHIPS = {
         Chip("v5e", 197e12, 819e9, 15.75 * GIB, 45e9, 3.125e9, 2, _TPU.format("v5e")),
         Chip("v5p", 459e12, 2765e9, 95.73 * GIB, 90e9, 6.25e9, 3, _TPU.format("v5p")),
         Chip("v6e", 918e12, 1640e9, 31.24 * GIB, 90e9, 12.5e9, 2, _TPU.format("v6e")),
+        Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, 94.74 * GIB, 100e9, 12.5e9, 3, _TPU.format("tpu7x"), devices=2),
         Chip("h100", 989.4e12, 3350e9, 79.1 * GIB, 450e9, 50e9, 0, "NVIDIA H100 SXM data sheet; 400 Gb/s of network"),
+        Chip("h200", 989.4e12, 4800e9, 139.8 * GIB, 450e9, 50e9, 0, "NVIDIA H200 SXM data sheet; 400 Gb/s of network"),
+        Chip("b200", 2250e12, 8000e9, 166.0 * GIB, 900e9, 50e9, 0, "NVIDIA DGX B200 data sheet, dense; 400 Gb/s a GPU"),
+        Chip("gb200", 2500e12, 8000e9, 171.5 * GIB, 900e9, 50e9, 0, "NVIDIA GB200 NVL72 data sheet, dense; 400 Gb/s"),
     )
 }
-"""Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50; of the H100: what nvidia-smi shows."""
+"""Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50; of H100 and H200: what nvidia-smi shows; of
+B200 and GB200: the data sheet's, less 1 %."""
 
 _KINDS = {
     "TPU v4": "v4",
@@ -48,8 +55,11 @@ _KINDS = {
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
     "NVIDIA H100 80GB HBM3": "h100",
-    "NVIDIA H200": "h100",  # the same arithmetic with more memory
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA GB200": "gb200",
 }
 """``jax.Device.device_kind`` -> chip."""
 

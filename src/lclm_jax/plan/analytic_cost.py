@@ -37,7 +37,7 @@ def analytic_cost(config: Config, stage: str, topology: Topology) -> AnalyticCos
     flops = step_flops(config.model, config.stages[stage], config.pack(stage), backend_of(config, topology)).executed
     received = {axis: count for axis, count in _collective_bytes(config, stage, topology).items() if count}
     seconds = sum(_seconds(axis, count, mesh_sizes(config, topology), topology) for axis, count in received.items())
-    share = flops / topology.num_chips
+    share = flops / topology.num_devices
     return AnalyticCost(share, received, share / topology.chip.flops, seconds)
 
 
@@ -52,13 +52,13 @@ def mesh_sizes(config: Config, topology: Topology) -> dict[str, int]:
     given = 1
     for size in sizes.values():
         given *= size if size > 0 else 1
-    return {axis: size if size > 0 else max(1, topology.num_chips // given) for axis, size in sizes.items()}
+    return {axis: size if size > 0 else max(1, topology.num_devices // given) for axis, size in sizes.items()}
 
 
 def _collective_bytes(config: Config, stage: str, topology: Topology) -> dict[str, float]:
     """Bytes along each axis in a step."""
     sizes = mesh_sizes(config, topology)
-    whole = topology.chip.dimensions > 0 and sizes["fsdp"] * sizes["context"] == topology.chips_per_slice
+    whole = topology.chip.dimensions > 0 and sizes["fsdp"] * sizes["context"] == topology.devices_per_slice
     return _bytes_of_weights(config, stage, sizes, whole) | _bytes_of_positions(config, stage, sizes)
 
 
@@ -108,4 +108,4 @@ def _seconds(axis: str, count: float, sizes: dict[str, int], topology: Topology)
     if axis == "replica":
         return count / chip.dcn_bytes_per_s
     crosses = sizes["replica"] % topology.slices != 0  # parameters are cut over slices
-    return fast + (count / topology.chips_per_slice / chip.dcn_bytes_per_s if crosses else 0.0)
+    return fast + (count / topology.devices_per_slice / chip.dcn_bytes_per_s if crosses else 0.0)

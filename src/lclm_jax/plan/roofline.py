@@ -93,7 +93,7 @@ def slice_of(device: jax.Device, topology: Topology) -> int:
         return 0
     # All GPUs are one slice to JAX, whatever their nodes.
     number = getattr(device, "slice_index", None) if topology.chip.dimensions else None
-    return int(number) if number is not None else device.id // topology.chips_per_slice
+    return int(number) if number is not None else device.id // topology.devices_per_slice
 
 
 def roofline(cost: ProgramCost, wiring: Wiring) -> Roofline:

@@ -49,7 +49,7 @@ def meshes(config: Config, topology: Topology) -> list[MeshConfig]:
 
     Slow links carry the replica axis. The context axis stays as configured: it is for rows that fit no other way.
     """
-    context, chips = max(1, config.mesh.context), topology.chips_per_slice
+    context, chips = max(1, config.mesh.context), topology.devices_per_slice
     model = config.model
     found: list[MeshConfig] = []
     for tensor in (1, 2, 4, 8):

@@ -1,8 +1,8 @@
 """Names of slices and clusters, and their devices for compilation without hardware.
 
 ``v5p:4x4x4`` is a slice by its shape; ``v5p-128`` is the product's name of the same slice: v4 and v5p count two cores a
-chip, v5e and v6e count chips. ``2xv5e-256`` is two slices. ``h100:8`` is one node of GPUs, ``h100:8x8`` eight nodes of
-eight.
+chip, v5e and v6e count chips; slices of tpu7x go by shape. ``2xv5e-256`` is two slices. ``h100:8`` is one node of GPUs,
+``h100:8x8`` eight nodes of eight; likewise h200, b200 and gb200.
 """
 
 import math
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 GPU_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc")
 """What compiles for GPUs, without one."""
 
-_NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<kind>v4|v5e|v5p|v6e|h100)(?::(?P<shape>\d+(?:x\d+)*)|-(?P<count>\d+))")
+_NAME = re.compile(rf"(?:(?P<slices>\d+)x)?(?P<kind>{'|'.join(CHIPS)})(?::(?P<shape>\d+(?:x\d+)*)|-(?P<count>\d+))")
+
+_COMPILED_GPUS = ("h100", "h200")
+"""GPUs with a description for XLA here: both are Hoppers with the same units."""
 
 # chips -> shape of the slice that is rented under that number (cloud.google.com/tpu/docs: v4, v5p; v5e, v6e).
 _SHAPES_3D = {
@@ -40,14 +43,19 @@ class Topology(NamedTuple):
     slices: int = 1
 
     @property
-    def chips_per_slice(self) -> int:
-        """Chips joined by fast links."""
-        return math.prod(self.shape)
+    def devices_per_slice(self) -> int:
+        """JAX devices joined by fast links."""
+        return math.prod(self.shape) * self.chip.devices
 
     @property
     def num_chips(self) -> int:
-        """Chips in all; each is one JAX device."""
-        return self.chips_per_slice * self.slices
+        """Chips in all."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def num_devices(self) -> int:
+        """JAX devices in all."""
+        return self.devices_per_slice * self.slices
 
     @property
     def wrap(self) -> tuple[bool, ...]:
@@ -60,7 +68,8 @@ class Topology(NamedTuple):
     def name(self) -> str:
         """The name by shape, one for each topology."""
         if self.chip.dimensions == 0:
-            return f"{self.chip.name}:{self.slices}x{self.shape[0]}" if self.slices > 1 else f"h100:{self.shape[0]}"
+            nodes = f"{self.slices}x" if self.slices > 1 else ""
+            return f"{self.chip.name}:{nodes}{self.shape[0]}"
         several = f"{self.slices}x" if self.slices > 1 else ""
         return f"{several}{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
@@ -70,7 +79,8 @@ def parse_topology(name: str) -> Topology:
     match = _NAME.fullmatch(name.strip().lower())
     if match is None:
         raise LclmError(
-            f"topology {name!r} is unknown; write v5p:4x4x4, v5p-128, v5e-256, v6e:8x8, 2xv5e-256, h100:8 or h100:8x8"
+            f"topology {name!r} is unknown; write v5p:4x4x4, v5p-128, v5e-256, v6e:8x8, tpu7x:4x4x4, 2xv5e-256, h100:8,"
+            " h200:8, b200:8 or gb200:8x8"
         )
     chip, slices = CHIPS[match["kind"]], int(match["slices"] or 1)
     shape = tuple(map(int, match["shape"].split("x"))) if match["shape"] else _named_shape(chip, int(match["count"]))
@@ -128,6 +138,8 @@ def compile_only_devices(topology: Topology) -> "list[jax.Device]":
 
 def can_compile(topology: Topology) -> bool:
     """Whether a compiler for a topology is installed; that for GPUs is optional, libtpu is taken for granted."""
+    if topology.chip.dimensions == 0 and topology.chip.name not in _COMPILED_GPUS:
+        return False
     return topology.chip.dimensions > 0 or all(find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
 
 
@@ -146,26 +158,37 @@ def _tpu_devices(topology: Topology) -> "list[jax.Device]":
         platform="tpu",
         wrap=wrap,
         chips_per_host_bounds=(min(2, shape[0]), min(2, shape[1]), 1),
-        chip_config_name="megacore" if topology.chip.dimensions == 3 else "default",
+        chip_config_name="megacore" if topology.chip.name in ("v4", "v5p") else "default",
         num_slices=topology.slices,
     ).devices
 
 
 def _gpu_devices(topology: Topology) -> "Sequence[jax.Device]":
-    """GPUs described by the plugin's own target configuration; one process for each node."""
+    """GPUs described by a target configuration of the compiler; one process for each node."""
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(
         topology.chip.name,
         platform="cuda",
-        target_config=Path(__file__).with_name("h100.textproto").read_text(encoding="utf-8"),
-        topology=f"1x{topology.slices}x{topology.chips_per_slice}",
+        target_config=_target(topology.chip),
+        topology=f"1x{topology.slices}x{topology.devices_per_slice}",
     ).devices
+
+
+def _target(chip: Chip) -> str:
+    """What XLA is told of a GPU: an H100, or one with the memory of ``chip``."""
+    text = Path(__file__).with_name("h100.textproto").read_text(encoding="utf-8")
+    if chip.name == "h100":
+        return text
+    text = re.sub(r"device_memory_size: \d+", f"device_memory_size: {int(chip.hbm_bytes)}", text)
+    return re.sub(r"memory_bandwidth: \d+", f"memory_bandwidth: {int(chip.hbm_bytes_per_s)}", text)
 
 
 def _named_shape(chip: Chip, count: int) -> tuple[int, ...]:
     if chip.dimensions == 0:
         return (count,)
+    if chip.devices > 1:
+        raise LclmError(f"{chip.name}-{count} is no slice known by number; write its shape: {chip.name}:4x4x4")
     shapes, cores = (_SHAPES_3D, 2) if chip.dimensions == 3 else (_SHAPES_2D, 1)
     if count % cores or count // cores not in shapes:
         known = ", ".join(f"{chip.name}-{chips * cores}" for chips in shapes)

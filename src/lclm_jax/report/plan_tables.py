@@ -1,5 +1,6 @@
 """Plans as tables, and as one JSON document."""
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -64,7 +65,7 @@ def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
         ("GB a chip: temporaries", _gb(program.temporary_bytes)),
         ("GB a chip: peak", _gb(program.peak_bytes)),
         ("GB a chip: peak by formula", _gb(plan.formula_peak_bytes)),
-        ("TFLOP a chip: model", f"{plan.model_flops / plan.choice.chips / 1e12:.1f}"),
+        ("TFLOP a chip: model", f"{plan.model_flops / math.prod(plan.choice.mesh.values()) / 1e12:.1f}"),
         ("TFLOP a chip: executed", f"{program.executed_flops / 1e12:.1f}"),
         ("TFLOP a chip: executed, by formula", f"{plan.formula_flops / 1e12:.1f}"),
     ]

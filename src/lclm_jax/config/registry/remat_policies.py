@@ -24,6 +24,7 @@ REMAT_POLICIES: dict[str, RematPolicy] = {
     "decoder_attention": RematPolicy(saves_attention=True, encoder="full"),
     "attention": RematPolicy(saves_attention=True),
     "dots": RematPolicy(saves_dots=True),
+    "dots_attention": RematPolicy(saves_attention=True, saves_dots=True),
     "none": RematPolicy(recomputes=False, saves_attention=True, saves_dots=True),
 }
 
