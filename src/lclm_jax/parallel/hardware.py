@@ -6,7 +6,7 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Peak rates of one JAX device of a kind of chip. Real programs reach a part of them: they bound times from below."""
+    """Peak rates of one JAX device of a kind of chip. Real programs reach a part of them: times are lower bounds."""
 
     name: str
     """As topologies name it: v4, v5e, v5p, v6e, tpu7x, h100, h200, b200, gb200."""
@@ -44,8 +44,8 @@ CHIPS = {
         Chip("gb200", 2500e12, 8000e9, 171.5 * GIB, 900e9, 50e9, 0, "NVIDIA GB200 NVL72 data sheet, dense; 400 Gb/s"),
     )
 }
-"""Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50; of H100 and H200: what nvidia-smi shows; of
-B200 and GB200: the data sheet's, less 1 %."""
+"""Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50; of H100 and H200: what nvidia-smi shows;
+of B200 and GB200: the data sheet's, less 1 %."""
 
 _KINDS = {
     "TPU v4": "v4",
