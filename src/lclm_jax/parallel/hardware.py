@@ -44,8 +44,10 @@ CHIPS = {
         Chip("gb200", 2500e12, 8000e9, 171.5 * GIB, 900e9, 50e9, 0, "NVIDIA GB200 NVL72 data sheet, dense; 400 Gb/s"),
     )
 }
-"""Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50. Of H100 and H200: what nvidia-smi shows.
-Of B200 and GB200: the data sheet's, less 1 %."""
+"""Memory of TPUs: "available HBM" in the out-of-memory message of libtpu 0.0.50.
+
+Of H100 and H200: what nvidia-smi shows. Of B200 and GB200: the data sheet's, less 1 %.
+"""
 
 _KINDS = {
     "TPU v4": "v4",
