@@ -66,7 +66,8 @@ def _packages() -> dict[str, Package]:
     add("pipeline", "the steps from corpus to report", *everything, "ops", "report")
     add("parity", "golden cases: our numbers beside those of the PyTorch implementation", *everything)
     add("drills", "fault injection: a run is disturbed and must lose nothing", *everything, "ops")
-    add("api", "the public Python API", *(set(rows) - {"parity", "drills"}))
+    add("doctor", "checks of a job before it runs: versions, devices, links, storage, clocks, limits", *core, "train")
+    add("api", "the public Python API", *(set(rows) - {"parity", "drills", "doctor"}))
     add("cli", "the `lclm` command", *(set(rows) - {"cli"}))
     add("__main__", "`python -m lclm_jax`", "cli")
     return rows

@@ -82,6 +82,16 @@ def allow_open_files() -> None:
         logger.debug("the limit of open files stays: %s", error)
 
 
+def open_files_limit() -> int | None:
+    """Files that this process may have open at once; None: no limit, or none that is known."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def nobody_reads() -> bool:
     """Whether standard output is a pipe whose other end is closed, as behind ``| head``."""
     poll = select.poll()

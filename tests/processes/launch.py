@@ -44,8 +44,11 @@ def free_port():
         return server.getsockname()[1]
 
 
-def launch(*arguments, processes=1, devices=1, skip=(), **variables):
-    """``lclm`` with ``arguments`` in ``processes`` processes of ``devices`` simulated devices each, less ``skip``."""
+def launch(*arguments, processes=1, devices=1, skip=(), before=None, **variables):
+    """``lclm`` with ``arguments`` in ``processes`` processes of ``devices`` simulated devices each, less ``skip``.
+
+    ``before``: number of a process -> code that it runs first.
+    """
     port, started = free_port(), []
     for rank in range(processes):
         if rank in skip:
@@ -64,7 +67,8 @@ def launch(*arguments, processes=1, devices=1, skip=(), **variables):
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(rank),
             }
-        command = [sys.executable, "-c", "from lclm_jax.cli import main; main()", *map(str, arguments)]
+        code = f"{(before or {}).get(rank, '')}\nfrom lclm_jax.cli import main; main()"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
         started.append(
             subprocess.Popen(
                 command, env=environment | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

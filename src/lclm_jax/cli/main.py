@@ -35,7 +35,12 @@ COMMANDS = {
     "status": ("lclm_jax.cli.status", "status", "Show progress, health and time left of a run, from its files."),
     "report": ("lclm_jax.cli.status", "report", "Write an HTML page about one run, or several side by side."),
     "data": ("lclm_jax.cli.data", "data", "Prepare corpora and inspect packed rows."),
-    "chaos": ("lclm_jax.cli.chaos", "chaos", "Inject faults into a run and verify bit-exact recovery."),
+    "doctor": (
+        "lclm_jax.cli.checks",
+        "doctor",
+        "Check versions, devices, links, storage and limits before a job runs.",
+    ),
+    "chaos": ("lclm_jax.cli.checks", "chaos", "Inject faults into a run and verify bit-exact recovery."),
     "config": ("lclm_jax.cli.config", "config", "Show the resolved configuration, and document every key."),
     "plan": (
         "lclm_jax.cli.plan",
@@ -45,7 +50,7 @@ COMMANDS = {
     "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step and the data path."),
     "ablate": ("lclm_jax.cli.ablate", "ablate", "Train variants on the same batches and compare them over seeds."),
     "suite": ("lclm_jax.cli.bench", "suite", "Answer benchmarks with several systems: scores, times, memory."),
-    "golden": ("lclm_jax.cli.golden", "golden", "Compare with stored outputs of the PyTorch implementation."),
+    "golden": ("lclm_jax.cli.checks", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 _COMPUTING = {"pipeline", "train", "eval", "export", "generate", "encode", "plan", "bench", "ablate", "golden"}
 """Commands that start JAX."""

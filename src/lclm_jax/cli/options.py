@@ -62,6 +62,12 @@ def load_run(run: Path) -> Config:
     return config.model_copy(update={"run_dir": str(run)}) if run.is_dir() else config
 
 
+def default_resume() -> str:
+    """``--resume`` where it is not given: LCLM_RESUME, else ``required`` in a job that was restarted, else ``auto``."""
+    restarts = (os.environ.get(name, "") for name in ("LCLM_RESTARTS", "SLURM_RESTART_COUNT"))
+    return os.environ.get("LCLM_RESUME") or ("required" if any(one not in ("", "0") for one in restarts) else "auto")
+
+
 def exit_for_restart_on_signals() -> None:
     """From now on SIGTERM and SIGUSR1 end this process at once with status 75: nothing is lost, a rerun resumes.
 

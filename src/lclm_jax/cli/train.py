@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from lclm_jax.cli.checks import preflight, wants_preflight
 from lclm_jax.cli.options import (
     cluster_option,
     config_argument,
+    default_resume,
     exit_for_restart_on_signals,
     json_option,
     load_for_devices,
@@ -51,6 +53,13 @@ def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], jso
 @click.option(
     "--from", "source", metavar="RUN[@STAGE[@STEP]]", help="Start from the parameters of this run (init.run)."
 )
+@click.option(
+    "--resume",
+    type=click.Choice(["required", "auto", "never"]),
+    default=default_resume,
+    help="required: run_dir must hold this run; never: it must not. Default: LCLM_RESUME, else auto, but required after"
+    " a restart (LCLM_RESTARTS or SLURM_RESTART_COUNT above 0).",
+)
 @click.option("--force", is_flag=True, help="Resume from a checkpoint even if settings or data have changed since.")
 @click.option("--profile", metavar="FIRST-LAST", help="Profile these steps of each stage, for XProf or Perfetto.")
 @click.option(
@@ -91,8 +100,10 @@ def train(
 
     with ExitStack() as run:
         run.enter_context(join_processes(tree.train.processes))
+        if wants_preflight():
+            preflight(tree)
         if jax.process_index() == 0:
-            run.enter_context(own_run(tree, force))
+            run.enter_context(own_run(tree, force, resume=look["resume"]))
         run.enter_context(_memory_table(tree))
         train_stages(tree, stage, read_imports=imported_params, make_probe=Probe, force=force)
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from filelock import FileLock, Timeout
@@ -11,9 +12,12 @@ from filelock import FileLock, Timeout
 from lclm_jax.config import Config, RunPaths, dump_config, parse_config, role_of
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
+from lclm_jax.train.logging import events
 from lclm_jax.types import Json, JsonObject
 
 logger = logging.getLogger(__name__)
+
+Resume = Literal["required", "auto", "never"]
 
 
 @contextmanager
@@ -45,23 +49,86 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def own_run(config: Config, force: bool = False, claim: bool = True) -> Iterator[None]:
+def own_run(config: Config, force: bool = False, claim: bool = True, resume: Resume = "auto") -> Iterator[None]:
     """Work alone in the run's folder.
 
     Args:
         config: of the run.
+        resume: what has to be there already, see ``check_resume``.
         force: whatever was changed.
         claim: claim the folder (``claim_run``) before anything is made. If not, a folder that is claimed already is
             compared, and a new one is left to the caller, who claims it when something is in it: settings with which a
             run fails at once can then be mended.
 
     Raises:
-        LclmError: another process works in the folder, or it belongs to another configuration.
+        LclmError: another process works in the folder, it belongs to another configuration, or ``resume`` forbids it.
     """
+    check_resume(config, resume)
     with locked(RunPaths(config).root):
         if claim or RunPaths(config).resolved_config.exists():
             claim_run(config, force)
         yield
+
+
+def check_resume(config: Config, resume: Resume) -> None:
+    """Whether the run may begin, or go on, as ``resume`` says; looks at its folder and changes nothing.
+
+    ``required``: the folder has to be this run's. A launcher that restarts a run says so: an empty folder is then one
+    that was not mounted, or another one. ``never``: nothing may have been trained in it. ``auto``: both may be. In any
+    case a stage that has written a checkpoint does not begin again because its checkpoints are gone.
+
+    Raises:
+        LclmError: it may not; the message says what would do.
+    """
+    paths = RunPaths(config)
+    if resume == "required" and not paths.resolved_config.exists():
+        raise LclmError(
+            f"--resume required: run_dir={paths.root} holds no run, so this would start from step 0; mount the storage"
+            " that the run was begun on, or use --resume auto if nothing was trained yet"
+        )
+    for stage in config.stages:
+        folder = paths.stage(stage)
+        happened = list(events.read_events(folder))
+        checkpoints = folder / "checkpoints"
+        names = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
+        saved = sorted(int(name) for name in names if name.isdigit())
+        if resume == "never" and (saved or happened):
+            step = f"step {saved[-1]}" if saved else "begun"
+            raise LclmError(
+                f"--resume never: run_dir={paths.root} holds a run (stage {stage}: {step}); set run_dir to a new"
+                " folder, or use --resume auto to go on with it"
+            )
+        lost = _committed(happened, config.train.checkpoint.local_dir is not None)
+        if lost and not saved and not any(name.startswith(("damaged-", "rewound-")) for name in names):
+            raise LclmError(
+                f"stage {stage} had a checkpoint of step {lost}, and {checkpoints} is empty; restore it, or delete"
+                f" {folder} to train the stage again from step 0"
+            )
+
+
+def _committed(happened: list[JsonObject], copies: bool) -> int:
+    """Newest step of which the events of a stage prove that a checkpoint was written whole; 0: of none.
+
+    The last save may not have been completed. What a rewind set aside is not missed.
+
+    Args:
+        happened: events of the stage, in order.
+        copies: the stage also resumes from copies on local disks, so that a resumption proves no checkpoint.
+    """
+    newest, begun = 0, 0
+    for event in happened:
+        match event["kind"]:
+            case "save":
+                newest, begun = max(newest, begun, event["step"] if event.get("final") else 0), event["step"]
+            case "save_failed":
+                begun = 0
+            case "begin" if event["step"] and not copies:
+                newest, begun = max(newest, event["step"]), 0
+            case "begin":
+                begun = 0
+            case "rewind":
+                newest, begun = 0, 0
+    return newest
 
 
 def claim_run(config: Config, force: bool = False) -> None:

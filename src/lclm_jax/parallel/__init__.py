@@ -1,7 +1,13 @@
 """Mesh, the one sharding table, and multi-process start-up."""
 
 from lclm_jax.parallel.mesh import AXES, batch_parts, make_mesh, row_parts, use_mesh, without_context
-from lclm_jax.parallel.processes import EXIT_LOST, broadcast_from_process_0, join_processes
+from lclm_jax.parallel.processes import (
+    EXIT_LOST,
+    broadcast_from_process_0,
+    gather_to_process_0,
+    join_processes,
+    wait_for_all,
+)
 from lclm_jax.parallel.sharding import (
     ENCODER_ROWS,
     axis_names,
@@ -26,6 +32,7 @@ __all__ = [
     "batch_sharding",
     "broadcast_from_process_0",
     "constrain",
+    "gather_to_process_0",
     "join_processes",
     "logical_shard_map",
     "make_mesh",
@@ -34,6 +41,7 @@ __all__ = [
     "spec_for",
     "use_mesh",
     "validate_mesh",
+    "wait_for_all",
     "widest",
     "without_context",
 ]

@@ -66,7 +66,12 @@ _KINDS = {
 """``jax.Device.device_kind`` -> chip."""
 
 
+def chip_of(device_kind: str) -> str | None:
+    """Name in ``CHIPS`` of a device by its ``device_kind``; None if it is not known, as for a CPU."""
+    return _KINDS.get(device_kind)
+
+
 def peak_flops(device_kind: str) -> float | None:
-    """bfloat16 FLOP/s of a device by its ``device_kind``; None if it is not known, as for a CPU: no peak, no MFU."""
-    chip = _KINDS.get(device_kind)
+    """bfloat16 FLOP/s of a device by its ``device_kind``; None if it is not known: no peak, no MFU."""
+    chip = chip_of(device_kind)
     return CHIPS[chip].flops if chip else None

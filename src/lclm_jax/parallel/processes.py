@@ -88,6 +88,33 @@ def broadcast_from_process_0(what: str, value: Value) -> Value:
     return cast(Value, json.loads(client.blocking_key_value_get(key, _FOREVER_MS)))
 
 
+def gather_to_process_0(what: str, value: Value) -> list[Value] | None:
+    """In process 0 the values of all processes, in the order of their numbers; None in the others.
+
+    All processes call it equally often for the same ``what``, with values that JSON can hold. Process 0 waits for all:
+    ``join_processes`` ends it if one is lost.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    client = distributed.global_state.client
+    assert client is not None, "several processes are connected by jax.distributed"
+    key = f"lclm/gathered/{what}/{next(_agreements[what])}"
+    if jax.process_index() != 0:
+        client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+        return None
+    others = (client.blocking_key_value_get(f"{key}/{rank}", _FOREVER_MS) for rank in range(1, jax.process_count()))
+    return [value, *(cast(Value, json.loads(text)) for text in others)]
+
+
+def wait_for_all(what: str) -> None:
+    """Return once all processes have come here; nothing but the coordination service takes part."""
+    if jax.process_count() == 1:
+        return
+    client = distributed.global_state.client
+    assert client is not None, "several processes are connected by jax.distributed"
+    client.wait_at_barrier(f"lclm/barrier/{what}/{next(_agreements[what])}", _FOREVER_MS)
+
+
 def find_process(timeout: float = 300) -> ProcessInfo | None:
     """What this process knows of itself among the others; None if it is alone.
 

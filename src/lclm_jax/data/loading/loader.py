@@ -278,7 +278,7 @@ def make_loader(
     batches = max(0, config.stages[stage].steps - (step if start.step is None else start.step))
     if config.data.workers:
         buffered = max(1, config.data.prefetch // config.data.workers)
-        check_shared_memory(config.data.workers, buffered, _shared_bytes(config, stage, rows // parts * len(host[0])))
+        check_shared_memory(config.data.workers, buffered, shared_bytes(config, stage, rows // parts * len(host[0])))
     loader = Loader(maker, batches, config.data.workers, config.data.prefetch)
     if start.cursors and start.index_digest == loader.digest:
         for index, cursor in zip(indices, start.cursors, strict=True):
@@ -307,7 +307,7 @@ def _continued(indices: list[RowIndex], schedule: RatioSchedule, start: Position
     return [index.continued(place) for index, place in zip(indices, places, strict=True)]
 
 
-def _shared_bytes(config: Config, stage: str, rows: int) -> int:
+def shared_bytes(config: Config, stage: str, rows: int) -> int:
     """Bytes of a batch of ``rows`` rows that its worker hands on through shared memory."""
     model = config.model.model_copy(update={"ratio": min(config.stages[stage].ratios or (config.model.ratio,))})
     shapes = batch_shapes(model, config.pack(stage), rows).values()
