@@ -61,6 +61,21 @@ split() {
   done <<<"$marked"
 }
 
+# resume_setting: what the job is told about resuming and about the checks before it; see lclm train --resume.
+resume_setting() {
+  export LCLM_RESUME=${LCLM_RESUME:-} LCLM_PREFLIGHT=${LCLM_PREFLIGHT:-}
+  case $LCLM_RESUME in '' | required | auto | never) ;; *) die "LCLM_RESUME=$LCLM_RESUME is none of required, auto, never" ;; esac
+}
+
+# on_bucket ARGUMENTS...: whether the run's folder is a URL, so that nothing has to be mounted for it.
+on_bucket() {
+  local one
+  for one in "$@"; do
+    [[ $one =~ ^run_dir=(gs|s3):// ]] && return 0
+  done
+  return 1
+}
+
 tries=${LCLM_SUBMIT_TRIES:-5}
 
 # retry PATTERN COMMAND...: run it; while what it says on standard error matches PATTERN, wait and try again.

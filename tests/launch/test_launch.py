@@ -1,5 +1,6 @@
 """Launchers: what they would run, the manifests against published schemas, the shell against shellcheck."""
 
+import importlib.util
 import json
 import os
 import re
@@ -73,14 +74,167 @@ def test_local_and_slurm():
     assert re.match(rf"\+ sbatch --nodes=32 --time=1:00:00 \S*/lclm.sbatch {CONFIG}", done.stdout)
 
 
+def gke(kind, *arguments, **variables):
+    """(JobSet, its Job, pod specification, container of the run) of a dry run, valid against the schemas."""
+    done = launch("gke.sh", "--dry-run", kind, *(arguments or ARGUMENTS), **VARIABLES | variables)
+    assert done.returncode == 0, done.stderr
+    jobset = validate("jobset", done.stdout)
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    return jobset, job, pod, container
+
+
+def environment_of(container):
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+
+
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
 def test_gke(kind):
-    done = launch("gke.sh", "--dry-run", kind, *ARGUMENTS, **VARIABLES)
-    assert done.returncode == 0, done.stderr
-    job = validate("jobset", done.stdout)
-    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["args"] == ["train", *ARGUMENTS]
+    jobset, job, pod, container = gke(kind)
+    assert container["args"] == ["train", *ARGUMENTS]
     assert pod["terminationGracePeriodSeconds"] == 600
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 10
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    # An error fails the job at once; 75 and disruptions start the pod again and count nowhere; a crash restarts all.
+    exits = [
+        (
+            one["action"],
+            *(one["onExitCodes"]["values"] if "onExitCodes" in one else [one["onPodConditions"][0]["type"]]),
+        )
+        for one in job["podFailurePolicy"]["rules"]
+    ]
+    assert exits == [("FailJob", 1, 2), ("Ignore", 75), ("Ignore", "DisruptionTarget")]
+    assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+    attempt = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"}}
+    assert environment_of(container)["LCLM_RESTARTS"] == attempt
+    volumes = {one["name"]: one for one in pod["volumes"]}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi" if kind == "tpu" else "64Gi"}
+    assert pod.get("hostNetwork", False) == (kind == "tpu") and "priorityClassName" not in pod
+
+
+TPUS = {
+    "v5e": ("tpu-v5-lite-podslice", "16x16", 64),
+    "v5p": ("tpu-v5p-slice", "4x4x4", 16),
+    "v6e": ("tpu-v6e-slice", "16x16", 64),
+    "tpu7x": ("tpu7x", "4x4x8", 32),
+}
+
+
+@pytest.mark.parametrize("kind", TPUS)
+def test_slices_of_each_tpu(kind):
+    accelerator, topology, hosts = TPUS[kind]
+    shape = {"GKE_TPU_ACCELERATOR": accelerator, "GKE_TPU_TOPOLOGY": topology, "GKE_HOSTS": ""}
+    _, job, pod, container = gke("tpu", **shape)
+    assert (job["completions"], container["resources"]["limits"]["google.com/tpu"]) == (hosts, 4)
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": accelerator,
+        "cloud.google.com/gke-tpu-topology": topology,
+    }
+    assert pod["dnsPolicy"] == "ClusterFirstWithHostNet"
+    done = launch("gke.sh", "--dry-run", "tpu", CONFIG, **VARIABLES | shape | {"GKE_HOSTS": "7"})
+    assert done.returncode == 2 and f"{hosts} hosts of 4, not GKE_HOSTS=7" in done.stderr
+
+
+def test_a3_mega_has_the_daemon_and_networks_of_tcpxo():
+    _, job, pod, container = gke("gpu")
+    (daemon,) = pod["initContainers"]
+    assert daemon["restartPolicy"] == "Always", "a sidecar ends with the run"
+    assert daemon["image"].endswith("/tcpgpudmarxd-dev:v1.0.21") and "privileged" not in daemon["securityContext"]
+    assert {one["mountPath"] for one in daemon["volumeMounts"]} == {"/usr/local/nvidia", "/hostsysfs", "/hostprocsysfs"}
+    annotations = job["template"]["metadata"]["annotations"]
+    interfaces = json.loads(annotations["networking.gke.io/interfaces"])
+    assert [one["network"] for one in interfaces] == ["default", *(f"vpc{number}" for number in range(1, 9))]
+    devices = yaml.safe_load(annotations["devices.gke.io/container.tcpxo-daemon"])
+    assert len(devices) == 11 and {"path": "/dev/dmabuf_import_helper"} in devices
+    variables = environment_of(container)
+    assert variables["NCCL_FASTRAK_LLCM_DEVICE_DIRECTORY"] == "/dev/aperture_devices"
+    assert kubernetes(container["command"][2]) == 'source $NCCL_LIB_DIR/nccl-env-profile.sh && exec lclm "$@"'
+    assert container["securityContext"] == {"runAsUser": 0, "capabilities": {"add": ["IPC_LOCK"]}}
+    assert "/dev/aperture_devices" in {one["mountPath"] for one in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("accelerator", ["nvidia-h200-141gb", "nvidia-b200"])
+def test_a3_ultra_and_a4_have_gib(accelerator):
+    _, job, pod, container = gke("gpu", GKE_GPU_ACCELERATOR=accelerator)
+    interfaces = json.loads(job["template"]["metadata"]["annotations"]["networking.gke.io/interfaces"])
+    assert [one["network"] for one in interfaces] == ["default", "gvnic-1", *(f"rdma-{number}" for number in range(8))]
+    assert "set_nccl_env.sh" in container["command"][2] and "initContainers" not in pod
+    assert {"name": "gib", "hostPath": {"path": "/home/kubernetes/bin/gib"}} in pod["volumes"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-accelerator"] == accelerator
+
+
+def test_the_command_of_a_gpu_pod_passes_its_arguments_on():
+    _, _, _, container = gke("gpu", CONFIG, *AWKWARD)
+    command = [kubernetes(one) for one in (*container["command"], *container["args"])]
+    script = command[2].replace("source $NCCL_LIB_DIR/nccl-env-profile.sh && exec lclm", "printf '%s\\0'")
+    done = subprocess.run([*command[:2], script, *command[3:]], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0")[:-1] == ["train", CONFIG, *AWKWARD]
+
+
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+def test_what_a_cluster_may_ask_for(kind):
+    asked = {"GKE_QUEUE": "lclm", "GKE_QUEUE_PRIORITY": "lclm-long", "GKE_PRIORITY": "high", "GKE_SPOT": "1",
+             "GKE_RESERVATION": "mine", "GKE_LOCAL_DISK": "1", "GKE_HOST_NETWORK": "1", "GKE_SHM": "100Gi",
+             "LCLM_PREFLIGHT": "1", "LCLM_RESUME": "never", "LCLM_MAX_RESTARTS": "3"}  # fmt: skip
+    jobset, _, pod, container = gke(kind, **asked)
+    assert jobset["metadata"]["labels"] == {
+        "kueue.x-k8s.io/queue-name": "lclm",
+        "kueue.x-k8s.io/priority-class": "lclm-long",
+    }
+    assert jobset["spec"]["suspend"] and jobset["spec"]["failurePolicy"]["maxRestarts"] == 3
+    assert pod["priorityClassName"] == "high"
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert pod["nodeSelector"]["cloud.google.com/reservation-name"] == "mine"
+    assert "cloud.google.com/gke-spot" in {one["key"] for one in pod["tolerations"]}
+    local = {one["name"]: one for one in pod["volumes"]}["local"]["hostPath"]
+    assert local == {"path": "/mnt/stateful_partition/kube-ephemeral-ssd/lclm", "type": "DirectoryOrCreate"}
+    assert {"name": "local", "mountPath": "/local"} in container["volumeMounts"]
+    variables = environment_of(container)
+    assert (variables["LCLM_PREFLIGHT"], variables["LCLM_RESUME"]) == ("1", "never")
+    if kind == "gpu":  # pods on the network of the host are given no interfaces, and reach the devices themselves
+        assert container["securityContext"]["privileged"]
+        assert (
+            "networking.gke.io/interfaces"
+            not in jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["annotations"]
+        )
+
+
+def test_where_a_run_lies_on_gke():
+    _, job, pod, container = gke("tpu", GKE_CLAIM="", GKE_BUCKET="bucket")
+    csi = {one["name"]: one for one in pod["volumes"]}["runs"]["csi"]
+    assert csi["driver"] == "gcsfuse.csi.storage.gke.io" and csi["volumeAttributes"]["bucketName"] == "bucket"
+    assert job["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    _, _, pod, container = gke("gpu", CONFIG, "--set", "run_dir=gs://bucket/runs/x", GKE_CLAIM="")
+    assert "runs" not in {one["name"] for one in pod["volumes"]} and container["workingDir"] == "/tmp"
+    for variables, words in (({"GKE_CLAIM": ""}, "GKE_CLAIM is not set"), ({"GKE_BUCKET": "b"}, "are both set")):
+        done = launch("gke.sh", "--dry-run", "gpu", CONFIG, **VARIABLES | variables)
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_the_queue_of_kueue_is_what_jobs_name():
+    documents = list(yaml.safe_load_all((LAUNCH / "gke" / "kueue.yaml").read_text()))
+    for document in documents:
+        validate("kueue", yaml.safe_dump(document))
+    by_kind = {document["kind"]: document for document in documents}
+    flavours = by_kind["ClusterQueue"]["spec"]["resourceGroups"][0]["flavors"]
+    assert [one["name"] for one in flavours] == [by_kind["ResourceFlavor"]["metadata"]["name"]]
+    assert by_kind["LocalQueue"]["spec"]["clusterQueue"] == by_kind["ClusterQueue"]["metadata"]["name"]
+    assert by_kind["ResourceFlavor"]["spec"]["nodeLabels"].items() <= gke("tpu")[2]["nodeSelector"].items()
+
+
+def test_conditions_in_a_template():
+    spec = importlib.util.spec_from_file_location("render", LAUNCH / "render.py")
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    text = "a\n  # if X\nb ${X}\n  # if Y=1|2\nc\n  # end\n# end\n# if Z\nd ${NOT_SET}\n# end\n"
+    assert render.render(text, {"X": "x", "Y": "2", "Z": ""}) == "a\nb x\nc\n"
+    assert render.render(text, {"Y": "2"}) == "a\n"
+    for broken in ("# if X\n", "# end\n"):
+        with pytest.raises(ValueError, match="without its"):
+            render.render(broken, {})
 
 
 def test_the_schemas_notice_a_misspelt_key():
