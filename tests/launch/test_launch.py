@@ -98,14 +98,10 @@ def test_gke(kind):
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     # An error fails the job at once; 75 and disruptions start the pod again and count nowhere; a crash restarts all.
-    exits = [
-        (
-            one["action"],
-            *(one["onExitCodes"]["values"] if "onExitCodes" in one else [one["onPodConditions"][0]["type"]]),
-        )
-        for one in job["podFailurePolicy"]["rules"]
-    ]
-    assert exits == [("FailJob", 1, 2), ("Ignore", 75), ("Ignore", "DisruptionTarget")]
+    rules = job["podFailurePolicy"]["rules"]
+    assert [one["action"] for one in rules] == ["FailJob", "Ignore", "Ignore"]
+    assert [one["onExitCodes"]["values"] for one in rules[:2]] == [[1, 2], [75]]
+    assert rules[2]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     attempt = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"}}
     assert environment_of(container)["LCLM_RESTARTS"] == attempt
@@ -178,7 +174,7 @@ def test_what_a_cluster_may_ask_for(kind):
     asked = {"GKE_QUEUE": "lclm", "GKE_QUEUE_PRIORITY": "lclm-long", "GKE_PRIORITY": "high", "GKE_SPOT": "1",
              "GKE_RESERVATION": "mine", "GKE_LOCAL_DISK": "1", "GKE_HOST_NETWORK": "1", "GKE_SHM": "100Gi",
              "LCLM_PREFLIGHT": "1", "LCLM_RESUME": "never", "LCLM_MAX_RESTARTS": "3"}  # fmt: skip
-    jobset, _, pod, container = gke(kind, **asked)
+    jobset, job, pod, container = gke(kind, **asked)
     assert jobset["metadata"]["labels"] == {
         "kueue.x-k8s.io/queue-name": "lclm",
         "kueue.x-k8s.io/priority-class": "lclm-long",
@@ -196,10 +192,7 @@ def test_what_a_cluster_may_ask_for(kind):
     assert (variables["LCLM_PREFLIGHT"], variables["LCLM_RESUME"]) == ("1", "never")
     if kind == "gpu":  # pods on the network of the host are given no interfaces, and reach the devices themselves
         assert container["securityContext"]["privileged"]
-        assert (
-            "networking.gke.io/interfaces"
-            not in jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["annotations"]
-        )
+        assert "networking.gke.io/interfaces" not in job["template"]["metadata"]["annotations"]
 
 
 def test_where_a_run_lies_on_gke():

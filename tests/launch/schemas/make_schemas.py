@@ -1,7 +1,7 @@
 """Write the schemas from packages of PyPI; README.md has their versions and licences.
 
 No package has those of Kueue and of Ray's operator: the fields that the manifests use are written down here, after
-their API references (kueue.sigs.k8s.io/docs/reference/kueue.v1beta2, docs.ray.io: RayJob, ray.io/v1), closed to other keys.
+their API references (kueue.sigs.k8s.io/docs/reference/kueue.v1beta2, docs.ray.io: RayJob, ray.io/v1), closed to others.
 
 pip install skypilot==0.14.1 kubeflow-trainer-api==2.3.0 kubernetes-validate==1.37.0
 python make_schemas.py [NAME ...]
