@@ -26,6 +26,8 @@ def test_imports_and_sizes(path):
     assert not tops & NEVER
     if path.is_relative_to(SOURCE / "lclm_store"):
         assert tops <= {*sys.stdlib_module_names, "numpy", "lclm_store"}
+    if path.is_relative_to(SOURCE / "lclm_agent"):
+        assert tops <= {*sys.stdlib_module_names, "httpx2", "mcp", "lclm_store", "lclm_agent"}
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

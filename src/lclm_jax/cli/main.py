@@ -26,6 +26,7 @@ COMMANDS = {
     "import": ("lclm_jax.cli.model", "import_command", "Import pretrained weights for a run to start from."),
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
     "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt whose memory spans are compressed."),
+    "expand": ("lclm_jax.cli.data", "expand", "Ask a model questions whose compressed segments it may expand."),
     "encode": ("lclm_jax.cli.model", "encode", "Write prompt embeddings, latents included, for vLLM."),
     "store": (
         "lclm_jax.cli.store",
@@ -52,7 +53,19 @@ COMMANDS = {
     "suite": ("lclm_jax.cli.bench", "suite", "Answer benchmarks with several systems: scores, times, memory."),
     "golden": ("lclm_jax.cli.checks", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
-_COMPUTING = {"pipeline", "train", "eval", "export", "generate", "encode", "plan", "bench", "ablate", "golden"}
+_COMPUTING = {
+    "pipeline",
+    "train",
+    "eval",
+    "export",
+    "generate",
+    "expand",
+    "encode",
+    "plan",
+    "bench",
+    "ablate",
+    "golden",
+}
 """Commands that start JAX."""
 _EXIT_PIPE = 128 + signal.SIGPIPE
 """What a shell shows for a program that ends because nobody reads its output any more."""

@@ -24,6 +24,11 @@ class TokenizerConfig(Tree, role="result"):
         " is one, else default.",
         added=True,
     )
+    tools: bool = key(
+        False,
+        "Give the tokenizer that is trained (vocab_size) a chat template that prints tools, calls and results.",
+        added=True,
+    )
 
     @model_validator(mode="after")
     def _check(self):
@@ -31,6 +36,11 @@ class TokenizerConfig(Tree, role="result"):
             raise ValueError(
                 f"tokenizer.decoder={self.decoder!r} and tokenizer.vocab_size={self.vocab_size}: exactly one is"
                 " needed; name a tokenizer folder, or the size of one to train"
+            )
+        if self.tools and self.vocab_size is None:
+            raise ValueError(
+                f"tokenizer.tools=true with tokenizer.decoder={self.decoder!r}: a folder brings its template; leave"
+                " tools out"
             )
         return self
 

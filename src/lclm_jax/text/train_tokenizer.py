@@ -22,7 +22,7 @@ PATTERN = (
 _SMALLEST = 256 + len(SPECIAL_TOKENS)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Path:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path, tools: bool = False) -> Path:
     """Train on ``texts`` and save ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``.
 
     The same texts in the same order give the same bytes. Special-token strings in the texts are plain characters.
@@ -31,6 +31,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) 
         texts: training texts.
         vocab_size: rows, special tokens included; fewer are made if the texts hold too few pairs to merge.
         out_dir: folder to write.
+        tools: whether its chat template prints tools, calls and results, in the form of Hermes and Qwen.
 
     Returns:
         ``out_dir``.
@@ -62,7 +63,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) 
     if not counted.characters:
         raise LclmError("no text to train a tokenizer on; the training split of the corpus is empty: check corpus")
     built.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return _save(built, Path(out_dir))
+    return _save(built, Path(out_dir), "chats/chatml_tools.jinja" if tools else "chatml.jinja")
 
 
 class _Counted:
@@ -78,7 +79,7 @@ class _Counted:
             yield text
 
 
-def _save(built: tokenizers.Tokenizer, folder: Path) -> Path:
+def _save(built: tokenizers.Tokenizer, folder: Path, chat_template: str) -> Path:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": IM_END,
@@ -89,7 +90,7 @@ def _save(built: tokenizers.Tokenizer, folder: Path) -> Path:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 131072,
     }
-    template = files("lclm_jax.text").joinpath("chatml.jinja").read_text(encoding="utf-8")
+    template = files("lclm_jax.text").joinpath(chat_template).read_text(encoding="utf-8")
     write_text(folder / "chat_template.jinja", template)
     write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     write_text(

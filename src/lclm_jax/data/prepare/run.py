@@ -350,7 +350,7 @@ def train_run_tokenizer(config: Config) -> JsonObject:
     documents = read_corpus(config.corpus, ("train",), counter, most, output_folders(config))
     texts = (document.text for document in documents)
     try:
-        folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer)
+        folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer, config.tokenizer.tools)
     except LclmError as error:
         raise LclmError(
             f"{error} ({left_out(counter.counts, counter.rejects, counter.files)})" if counter.counts else str(error)
