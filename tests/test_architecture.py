@@ -60,6 +60,8 @@ def _packages() -> dict[str, Package]:
     add("bench", "kernels, the train step and the data path beside the alternatives of libraries",
         *core, "train", "interop", "kernels", "plan")  # fmt: skip
     add("suite", "benchmarks of long context: tasks, systems, scores, times, memory", *everything)
+    add("agent", "skim and expand: tasks and traces to train on, the agent's loop on the JAX generator",
+        *everything, "suite")  # fmt: skip
     add("ops", "the folder of a run: its lock, its finished steps, its status and goodput", *everything)
     add("ablate", "studies: variants, seeds trained together, paired statistics", *everything, "ops")
     add("report", "pages, plots and tables of runs, studies and plans", *everything, "ops", "ablate", "plan", "suite")

@@ -62,6 +62,22 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--ratios", type=int, nargs="+", default=[16], help="compression ratios (default 16)")
     compared.add_argument("--conversations", type=int, default=20, help="default 20")
     compared.add_argument("--turns", type=int, default=60, help="of a conversation (default 60)")
+
+    play = _add(commands, "play", _play, "a page: paste a document, see what it takes, ask, and watch it expand")
+    _served(play)
+    play.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone")
+    play.add_argument("--port", type=int, default=8080, help="default 8080; 0: a free one")
+    play.add_argument("--words", type=int, default=384, help="words of a segment, at most (default 384)")
+    play.add_argument("--reply-tokens", type=int, default=256, help="tokens of one reply (default 256)")
+
+    served = _add(commands, "mcp", _mcp, "serve documents to other agents by MCP, on standard input and output")
+    served.add_argument(
+        "store", type=Path, help="file of a store of latents, or a new one; it keeps texts too"
+    )
+    served.add_argument("--add", nargs="*", type=Path, default=[], metavar="FILE", help="text files to add first")
+    served.add_argument("--stored", action="store_true", help="take the texts of what lclm store add put into STORE")
+    served.add_argument("--ask", action="store_true", help="also offer the tool ask, answered by the served model")
+    _served(served)
     return parser
 
 
@@ -172,6 +188,34 @@ def _compare(chosen: argparse.Namespace) -> None:
 
     found = compare(chosen.kind, chosen.budget, chosen.ratios, chosen.conversations, chosen.turns)
     sys.stdout.write(table(found) + "\n")
+
+
+def _play(chosen: argparse.Namespace) -> None:
+    from lclm_agent.play import Playground, server
+
+    with (
+        _endpoint(chosen) as model,
+        server(Playground(model, chosen.words, chosen.reply_tokens), chosen.host, chosen.port) as page,
+    ):
+        sys.stdout.write(f"http://{chosen.host}:{page.server_address[1]}/ asks {model.model}; Ctrl-C ends it\n")
+        sys.stdout.flush()
+        page.serve_forever()
+
+
+def _mcp(chosen: argparse.Namespace) -> None:
+    from contextlib import ExitStack
+
+    from lclm_agent.library import Library
+    from lclm_agent.mcp_server import make_server
+
+    with ExitStack() as opened:
+        library = opened.enter_context(Library(chosen.store))
+        for name, text in read_files(chosen.add):
+            library.add(name, text)
+        if chosen.stored:
+            library.add_stored()
+        model = opened.enter_context(_endpoint(chosen)) if chosen.ask else None
+        make_server(library, model).run()
 
 
 if __name__ == "__main__":

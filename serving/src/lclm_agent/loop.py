@@ -4,7 +4,7 @@ The chat only ever grows at its end, so a server with prefix caching prefills in
 last reply and the expanded text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,9 +90,15 @@ class Conversation:
 
     def ask(self, question: str) -> Outcome:
         """Ask, expand as the model wants within the budget, and return the answer; raises what the model raises."""
+        outcome = Outcome(question)
+        for _ in self.rounds(question, outcome):
+            pass
+        return outcome
+
+    def rounds(self, question: str, outcome: Outcome) -> Iterator[Round]:
+        """The same, round by round; ``outcome`` grows with them."""
         if not question.strip():
             raise AgentError("the question is empty; write one")
-        outcome = Outcome(question)
         sent = self._opening(question)
         tools = self.protocol.tools if self.budget.rounds else None
         left = self.budget.rounds
@@ -104,10 +110,12 @@ class Conversation:
                     self.messages[-1] = assistant(Reply(reply.content))
                 outcome.rounds.append(Round(tuple(sent), reply, ()))
                 outcome.answer = self._answer(reply)
-                return outcome
+                yield outcome.rounds[-1]
+                return
             left -= 1
             texts, expanded = self._texts([wanted for _, wanted in turn.wanted])
             outcome.rounds.append(Round(tuple(sent), reply, expanded))
+            yield outcome.rounds[-1]
             if left == 0 or self._spent(outcome):
                 left = 0
                 texts[-1] = f"{texts[-1]}\n\n{USED_UP}"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from lclm_agent.chat import EXPAND, Message, Reply, final
@@ -22,8 +22,9 @@ class Turn(NamedTuple):
 class ExpandProtocol(Protocol):
     """One way to ask for segments."""
 
-    tools: Sequence[dict[str, Any]] | None
-    """What the server is told."""
+    @property
+    def tools(self) -> Sequence[dict[str, Any]] | None:
+        """What the server is told."""
 
     def opening(self, segments: Sequence[Segment], question: str) -> list[Message]:
         """The chat up to the first reply."""
@@ -46,7 +47,7 @@ def plain_opening(segments: Sequence[Segment], question: str) -> list[Message]:
 class NativeTools:
     """The tool ``expand`` of the OpenAI API; the answer may begin with ``FINAL:``."""
 
-    tools = (EXPAND,)
+    tools: Sequence[dict[str, Any]] | None = (EXPAND,)
 
     def opening(self, segments: Sequence[Segment], question: str) -> list[Message]:
         """The segments and the question in one message."""
@@ -81,7 +82,7 @@ _MOST_PER_TURN = 64
 class PlainText:
     """Lines ``EXPAND: 3, 7`` and ``ANSWER: ...``, for models and servers without tool calls."""
 
-    tools = None
+    tools: Sequence[dict[str, Any]] | None = None
 
     def opening(self, segments: Sequence[Segment], question: str) -> list[Message]:
         """The segments, the rules and the question in one message."""
@@ -107,7 +108,7 @@ class PlainText:
         return [{"role": "user", "content": shown}]
 
 
-PROTOCOLS: dict[str, type[NativeTools] | type[PlainText]] = {"tools": NativeTools, "text": PlainText}
+PROTOCOLS: dict[str, Callable[[], ExpandProtocol]] = {"tools": NativeTools, "text": PlainText}
 """Both, by name."""
 
 
