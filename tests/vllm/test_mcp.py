@@ -1,5 +1,6 @@
 """The MCP server by the official client, in the process and as the command."""
 
+import os
 import sys
 
 import anyio
@@ -49,6 +50,7 @@ def test_documents_are_added_searched_and_expanded(tmp_path):
 def test_the_command_serves_on_standard_streams(tmp_path, arguments):
     (tmp_path / "notes.txt").write_text(TEXT)
     command = ["-m", "lclm_agent.command", "mcp", "store.db", *arguments]
-    parameters = StdioServerParameters(command=sys.executable, args=command, cwd=str(tmp_path))
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parameters = StdioServerParameters(command=sys.executable, args=command, cwd=str(tmp_path), env=environment)
     names, found = called(parameters, ("expand", {"document": "notes.txt", "segment_id": "1"}))
     assert "expand" in names and "ask" not in names and "opens at nine" in found[0][1]

@@ -71,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("--reply-tokens", type=int, default=256, help="tokens of one reply (default 256)")
 
     served = _add(commands, "mcp", _mcp, "serve documents to other agents by MCP, on standard input and output")
-    served.add_argument(
-        "store", type=Path, help="file of a store of latents, or a new one; it keeps texts too"
-    )
+    served.add_argument("store", type=Path, help="file of a store of latents, or a new one; it keeps texts too")
     served.add_argument("--add", nargs="*", type=Path, default=[], metavar="FILE", help="text files to add first")
     served.add_argument("--stored", action="store_true", help="take the texts of what lclm store add put into STORE")
     served.add_argument("--ask", action="store_true", help="also offer the tool ask, answered by the served model")

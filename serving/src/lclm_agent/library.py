@@ -77,9 +77,7 @@ class Library:
     def add(self, title: str, text: str, words: int = WORDS) -> Entry:
         """Keep a text; one that is there already gets the new title. Raises ``AgentError`` for one that is empty."""
         if len(text) > MAX_CHARACTERS:
-            raise AgentError(
-                f"the document has {len(text):,} characters, above {MAX_CHARACTERS:,}; split it"
-            )
+            raise AgentError(f"the document has {len(text):,} characters, above {MAX_CHARACTERS:,}; split it")
         segments, digest = number_segments(cut(text, words)), text_digest(text)
         try:
             with self._connection:

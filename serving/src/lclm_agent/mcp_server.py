@@ -62,7 +62,7 @@ def make_server(library: Library, model: Any = None) -> Any:
             hits = library.search(query, limit)
         except AgentError as error:
             raise told(error) from None
-        return [{name: escape(value) for name, value in hit._asdict().items()} for hit in hits]
+        return [{**hit._asdict(), "title": escape(hit.title), "excerpt": escape(hit.excerpt)} for hit in hits]
 
     @server.tool()
     def expand(document: str, segment_id: str) -> str:
