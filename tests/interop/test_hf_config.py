@@ -71,6 +71,10 @@ def test_rotary_scaling_has_the_defaults_of_transformers(tmp_path):
     assert scaling.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
 
 
+def test_keys_that_newer_versions_of_transformers_write_for_gguf(tmp_path):
+    assert read(tmp_path, unk_token_id=0, _model_name_or_path="a name") == read(tmp_path)
+
+
 REFUSED = [
     (
         {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}},

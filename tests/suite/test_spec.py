@@ -3,7 +3,8 @@
 import pytest
 
 from lclm_jax.errors import LclmError
-from lclm_jax.suite.spec import load_suite
+from lclm_jax.suite.spec import SystemConfig, load_suite
+from lclm_jax.suite.store import key_of
 
 SUITE = """
 tasks:
@@ -28,6 +29,30 @@ def test_roles_and_names(tmp_path):
     assert suite.tasks["needles"].seed == 42
 
 
+def test_records_of_systems_without_newer_keys_are_found_again():
+    """Digest of the settings before ``cache_bits`` was there."""
+    old = SystemConfig(kind="kvpress", model="m", press="snapkv", ratio=4)
+    assert "cache_bits" not in old.settings("python")
+    assert key_of(old.settings("python")) == key_of(
+        {
+            "kind": "kvpress",
+            "model": "m",
+            "context": "raw",
+            "ratio": 4.0,
+            "press": "snapkv",
+            "query_aware": False,
+            "url": None,
+            "dtype": None,
+        }
+    )
+    assert old.model_copy(update={"cache_bits": 4}).settings()["cache_bits"] == 4
+
+
+def test_a_quantized_cache_is_no_reference(tmp_path):
+    suite = load(tmp_path, SUITE.replace("  raw:", "  quantized: {kind: kvpress, model: m, cache_bits: 4}\n  raw:"))
+    assert suite.reference_name == "raw"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -35,6 +60,7 @@ def test_roles_and_names(tmp_path):
         ("samples: 2", "sample: 2", "unknown key tasks.needles.sample; did you mean 'samples'"),
         ("lengths: [1024], ", "", "tasks.needles: a ruler task needs lengths"),
         ("context: memory", "press: snapkv", "systems.lclm: press=snapkv belongs to a kvpress system"),
+        ("context: memory", "cache_bits: 4", "systems.lclm: cache_bits=4 belongs to a kvpress system"),
         ("context: memory", "ratio: 4", "systems.lclm: ratio=4 has no meaning without a press or a truncation"),
         ("context: memory", "url: http://x", "systems.lclm: url is the address of an openai system"),
         ("kind: ruler, lengths: [1024]", "kind: gsm8k", "tasks.needles: gsm8k needs data"),

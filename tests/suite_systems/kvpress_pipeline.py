@@ -10,8 +10,8 @@ from lclm_jax.suite.systems.kvpress_worker import KvpressSystem
 
 settings, requests = json.load(sys.stdin)
 out = []
-for press in settings.pop("presses"):
-    system = KvpressSystem({**settings, "press": press})
+for press, bits in settings.pop("runs"):
+    system = KvpressSystem({**settings, "press": press, "cache_bits": bits})
     pipeline = transformers.pipeline(
         "kv-press-text-generation", model=system._model, tokenizer=system._tokenizer, device="cpu"
     )
@@ -22,7 +22,8 @@ for press in settings.pop("presses"):
             question=request["question"],
             answer_prefix=request["prefix"],
             press=system._press(before, request),
+            cache=system._empty_cache(),
             max_new_tokens=request["max_new_tokens"],
         )["answer"]
-        out.append({"press": press, "before": len(before), "theirs": theirs, **system.answer(request)})
+        out.append({"press": press, "bits": bits, "before": len(before), "theirs": theirs, **system.answer(request)})
 sys.stdout.write("\nRESULT" + json.dumps(out) + "\n")

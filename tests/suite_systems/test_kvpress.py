@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("KVPRESS_PYTHON", str(ROOT / ".venv-kvpress/bin/python"))
 # Presses that mask (kvzip, adakv) find no keys to mask with in a model as tiny as this one.
 PRESSES = ["snapkv", "expected_attention", "streaming_llm", "tova", "knorm", "compactor", "keydiff", "lagkv"]
+QUANTIZED = [[None, 4], [None, 2], ["snapkv", 4]]
+"""(press, bits of the cache)."""
 RATIO = 4
 REQUESTS = [
     {
@@ -57,7 +59,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     settings = {"model": str(folder / "decoder"), "context": "raw", "ratio": RATIO, "dtype": "float32"}
-    settings["presses"] = [None, "nothing", *PRESSES]
+    settings["runs"] = [[press, None] for press in (None, "nothing", *PRESSES)] + QUANTIZED
     done = subprocess.run(
         [PYTHON, str(ROOT / "tests/suite_systems/kvpress_pipeline.py")],
         input=json.dumps([settings, REQUESTS]),
@@ -70,16 +72,30 @@ def found(folder):
     return json.loads(line.removeprefix("RESULT"))
 
 
-@pytest.mark.parametrize("press", [None, "nothing", *PRESSES])
-def test_answers_equal_those_of_the_pipeline(found, press):
-    rows = [row for row in found if row["press"] == press]
+def rows_of(found, press, bits=None):
+    return [row for row in found if (row["press"], row["bits"]) == (press, bits)]
+
+
+@pytest.mark.parametrize(("press", "bits"), [[press, None] for press in (None, "nothing", *PRESSES)] + QUANTIZED)
+def test_answers_equal_those_of_the_pipeline(found, press, bits):
+    rows = rows_of(found, press, bits)
+    assert len(rows) == len(REQUESTS)
     assert [row["answer"] for row in rows] == [row["theirs"] for row in rows]
+
+
+def test_a_quantized_cache_is_near_the_whole_one_and_smaller(found):
+    whole, four, two = ([row["nll"] for row in rows_of(found, None, bits)] for bits in (None, 4, 2))
+    assert four != whole
+    assert np.abs(np.subtract(four, whole)).mean() < np.abs(np.subtract(two, whole)).mean()
+    for full, small in zip(rows_of(found, None), rows_of(found, None, 4), strict=True):
+        assert small["positions"] == full["positions"]
+        assert small["cache_bytes"] < full["cache_bytes"] / 3
 
 
 def test_a_press_that_does_nothing_reproduces_the_uncompressed_row(found):
     def rows(press):
         names = ("answer", "nll", "positions", "cache_bytes", "finish")
-        return [{name: row[name] for name in names} for row in found if row["press"] == press]
+        return [{name: row[name] for name in names} for row in rows_of(found, press)]
 
     assert rows("nothing") == rows(None)
 
@@ -88,14 +104,14 @@ def test_a_press_that_does_nothing_reproduces_the_uncompressed_row(found):
 def test_budget_is_that_of_the_latents(found, folder, press):
     """240 digits: 60 latents and 2 tags of an LCLM, as many positions of a press; the rest is read in full."""
     latents = load_system({"model": str(folder), "context": "memory", "dtype": "float32"})
-    for request, row in zip(REQUESTS, [row for row in found if row["press"] == press], strict=True):
+    for request, row in zip(REQUESTS, rows_of(found, press), strict=True):
         assert row["raw_tokens"] - row["positions"] == 240 - 62
         assert row["positions"] == latents.count(request)["positions"]
 
 
 def test_uncompressed_row_is_that_of_jax(found, folder):
     raw = load_system({"model": str(folder), "context": "raw", "dtype": "float32"})
-    for request, row in zip(REQUESTS, [row for row in found if row["press"] is None], strict=True):
+    for request, row in zip(REQUESTS, rows_of(found, None), strict=True):
         ours = raw.answer(request)
         assert ours["answer"] == row["answer"]
         assert ours["positions"] == row["positions"]

@@ -20,9 +20,8 @@ def costs_path(out: str) -> Path:
 
 def cost_key(suite: SuiteConfig, system: SystemConfig, length: int) -> str:
     """What identifies a measurement."""
-    settings = system.model_dump(mode="json", exclude={"timeout_seconds", "retries", "api_key_variable"})
     costs = suite.costs.model_dump(mode="json", exclude={"lengths"})
-    return key_of(settings, costs, {"length": length})
+    return key_of(system.settings(), costs, {"length": length})
 
 
 def measure_costs(suite: SuiteConfig, progress: Callable[[str, int, int], None]) -> None:

@@ -144,10 +144,9 @@ def results_of(suite: SuiteConfig, name: str) -> Path:
 
 def record_key(suite: SuiteConfig, system: SystemConfig, sample: Sample) -> str:
     """What identifies an answer: the system's settings, the sample's text, what is measured."""
-    settings = system.model_dump(mode="json", exclude={"timeout_seconds", "retries", "python", "api_key_variable"})
     measured = {"likelihood": suite.likelihood, "generate": suite.generate}
     judged = suite.judge.model_dump(mode="json") if suite.judge and sample.extra["scorer"] == JUDGED else {}
-    return key_of(settings, sample.as_json(), measured, judged)
+    return key_of(system.settings("python"), sample.as_json(), measured, judged)
 
 
 def _open_samples(

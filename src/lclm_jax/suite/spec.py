@@ -6,7 +6,7 @@ from typing import Literal
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
-from lclm_jax.config.base import Tree, key, required, suggestion
+from lclm_jax.config.base import Tree, first_release_values, key, required, suggestion
 from lclm_jax.errors import LclmError
 from lclm_jax.suite.sample import Context
 from lclm_jax.types import JsonObject
@@ -65,6 +65,11 @@ class SystemConfig(Tree):
     ratio: float = key(1.0, "Raw tokens per position that the context may take: of a press or of a truncation.", ge=1)
     press: str | None = key(None, "Press of kvpress, such as snapkv; null: none, the whole cache.")
     query_aware: bool = key(False, "Let the press see the question; such rows stand in a column of their own.")
+    cache_bits: Literal[2, 4] | None = key(
+        None,
+        "Bits of the prefill's keys and values in the cache of a kvpress system (quanto); null: as the model's.",
+        added=True,
+    )
     python: str | None = key(None, "Interpreter of the worker; null: this one. kvpress has an environment of its own.")
     url: str | None = key(None, "Base address of the endpoint, such as http://localhost:8000/v1.")
     api_key_variable: str | None = key(None, "Environment variable that holds the key of the endpoint.")
@@ -78,6 +83,8 @@ class SystemConfig(Tree):
             raise ValueError("url is the address of an openai system: give it there, and only there")
         if self.press is not None and self.kind != "kvpress":
             raise ValueError(f"press={self.press} belongs to a kvpress system, not to {self.kind}")
+        if self.cache_bits is not None and self.kind != "kvpress":
+            raise ValueError(f"cache_bits={self.cache_bits} belongs to a kvpress system, not to {self.kind}")
         if self.kind == "kvpress" and self.context in ("memory", "truncated"):
             raise ValueError(f"a kvpress system reads raw text, or none, not context={self.context}")
         if self.ratio > 1 and self.press is None and self.context != "truncated":
@@ -85,6 +92,16 @@ class SystemConfig(Tree):
         if self.query_aware and self.press is None:
             raise ValueError("query_aware belongs to a press; name one, or delete it")
         return self
+
+    def settings(self, *without: str) -> JsonObject:
+        """The settings that a record is found by again, less those that change no result."""
+        unimportant = {"timeout_seconds", "retries", "api_key_variable", *without}
+        return {name: value for name, value in first_release_values(self).items() if name not in unimportant}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it reads the raw context and keeps all of it."""
+        return self.context == "raw" and self.press is None and self.cache_bits is None
 
 
 class PublishedRow(Tree):
@@ -146,7 +163,7 @@ class SuiteConfig(Tree):
     @property
     def reference_name(self) -> str | None:
         """The system that the others are compared with."""
-        whole = [name for name, one in self.systems.items() if one.context == "raw" and one.press is None]
+        whole = [name for name, one in self.systems.items() if one.is_whole]
         return self.reference or (whole[0] if whole else None)
 
     @property

@@ -44,14 +44,14 @@ PICKS_TOKENS: dict[str, tuple[object, ...]] = {
 }
 """What changes which tokens come, which generation here does not do, and the values with which it is off."""
 
-_IDS = _names("bos_token_id eos_token_id pad_token_id decoder_start_token_id sep_token_id")
+_IDS = _names("bos_token_id eos_token_id pad_token_id unk_token_id decoder_start_token_id sep_token_id")
 
 MODEL_HARMLESS = (
     *_SAMPLING,
     *_IDS,
     *_names(
         """
-        _name_or_path name_or_path architectures torch_dtype dtype initializer_range pretraining_tp
+        _name_or_path name_or_path _model_name_or_path architectures torch_dtype dtype initializer_range pretraining_tp
         max_window_layers return_dict id2label label2id num_labels problem_type task_specific_params finetuning_task
         chunk_size_feed_forward tokenizer_class prefix torchscript use_bfloat16 tf_legacy_loss _attn_implementation
         attn_implementation _attn_implementation_autoset _attn_implementation_internal unsloth_version unsloth_fixed

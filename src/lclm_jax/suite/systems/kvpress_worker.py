@@ -2,10 +2,14 @@
 
 The budget is counted in positions: of a context of T tokens at ratio r, ceil(T / r) positions are kept, and two for the
 tags that an LCLM has; the chat's own tokens and the instruction, which an LCLM reads in full, are added.
+
+With ``cache_bits`` the keys and values of the prefill are kept in so many bits (transformers' cache with
+optimum-quanto), with or without a press.
 """
 
 import contextlib
 import importlib
+import math
 import time
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,22 +43,26 @@ HUB_WEIGHTS = {"fastkvzip", "kvzap", "duo_attention", "expected_attention_stats"
 MASKING = {"kvzip", "adakv"}
 """Presses that mask positions instead of evicting them: all stay in memory."""
 NEEDS_QUESTION = {"finch"}
+GROUP = 64
+"""Values that share a scale and a zero point in a quantized cache, at most."""
 
 
 class KvpressSystem:
     """A decoder with one press.
 
     Args:
-        settings: ``model`` (folder), ``press`` (None: the whole cache), ``ratio``, ``context``, ``query_aware``.
+        settings: ``model`` (folder), ``press`` (None: the whole cache), ``ratio``, ``context``, ``query_aware``,
+            ``cache_bits`` (None: the model's type).
 
     Raises:
-        LclmError: kvpress is missing, the press is unknown or needs weights from the hub, or there is no model.
+        LclmError: kvpress (or, for ``cache_bits``, optimum-quanto) is missing, the press is unknown or needs weights
+            from the hub, or there is no model.
     """
 
     def __init__(self, settings: JsonObject):
         self._name, self._ratio = settings.get("press"), float(settings.get("ratio", 1))
         self._query_aware = bool(settings.get("query_aware"))
-        self._context = settings["context"]
+        self._context, self._bits = settings["context"], settings.get("cache_bits")
         if self._name in HUB_WEIGHTS:
             raise LclmError(f"press {self._name} needs weights from the hub, which this worker does not fetch")
         if self._name is not None and self._name not in PRESSES:
@@ -65,17 +73,24 @@ class KvpressSystem:
             self._torch: Foreign = importlib.import_module("torch")
             self._transformers: Foreign = importlib.import_module("transformers")
             self._kvpress: Foreign = importlib.import_module("kvpress")
+            if self._bits is not None:
+                importlib.import_module("optimum.quanto")
         except ImportError as error:
             raise LclmError(f"{error}; name the interpreter of an environment with kvpress 0.5.5 (python)") from None
         self._load(settings)
         config = self._model.config
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._position_bytes = 2 * config.num_hidden_layers * heads * size * self._model.dtype.itemsize
+        values, width = 2 * config.num_hidden_layers * heads * size, self._model.dtype.itemsize
+        self._position_bytes = values * width
+        self._kept_bytes = self._position_bytes
+        if self._bits is not None:
+            self._group = math.gcd(GROUP, heads * size)
+            self._kept_bytes = values * self._bits // 8 + 2 * values // self._group * width
         self.facts = {
             "max_positions": config.max_position_embeddings,
             "ratio": self._ratio,
-            "position_bytes": self._position_bytes,
+            "position_bytes": self._kept_bytes,
             "masks": self._name in MASKING,
             "kvpress": importlib.import_module("importlib.metadata").version("kvpress"),
             "transformers": self._transformers.__version__,
@@ -113,19 +128,19 @@ class KvpressSystem:
     def _answer(self, request: JsonObject) -> JsonObject:
         start = time.perf_counter()
         before, after = self._ids(request)
-        cache = self._transformers.DynamicCache()
         press = self._press(before, request)
-        with press(self._model) if press is not None else contextlib.nullcontext():
-            self._model.model(input_ids=self._row(before), past_key_values=cache)
+        cache = self._prefilled(before, press)
         prefilled = time.perf_counter() - start
         kept = cache.get_seq_length()
         # A press that moves its keys to new positions goes on from there, any other from the true ones.
         place = kept if getattr(press, "rerotate_keys", False) else len(before) - int(self._name == "finch")
         reply: JsonObject = {"positions": self._kept(before, kept, press) + len(after)}
-        reply |= {"raw_tokens": len(before) + len(after), "cache_bytes": (kept + len(after)) * self._position_bytes}
+        reply |= {"raw_tokens": len(before) + len(after), "cache_bytes": kept * self._kept_bytes}
+        reply["cache_bytes"] += len(after) * self._position_bytes
         if request.get("gold"):
             reply |= self._likelihood(request, cache, after, place)
-            self._cut(cache, kept)
+            if request.get("generate"):
+                cache = self._cut(cache, kept) if self._bits is None else self._prefilled(before, press)
         if request.get("generate"):
             reply |= self._generate(request, cache, after, place, prefilled)
         return reply
@@ -175,9 +190,24 @@ class KvpressSystem:
         right = bool((logits.argmax(-1) == targets).all())
         return {"nll": float(nll), "gold_tokens": len(gold), "gold_is_greedy": right}
 
-    def _cut(self, cache: Foreign, length: int) -> None:
+    def _prefilled(self, before: list[int], press: Foreign) -> Foreign:
+        """The cache of what is read before the question."""
+        cache = self._empty_cache()
+        with press(self._model) if press is not None else contextlib.nullcontext():
+            self._model.model(input_ids=self._row(before), past_key_values=cache)
+        return cache
+
+    def _empty_cache(self) -> Foreign:
+        if self._bits is None:
+            return self._transformers.DynamicCache()
+        options = {"nbits": self._bits, "q_group_size": self._group}
+        return self._transformers.QuantizedCache(backend="quanto", config=self._model.config, **options)
+
+    def _cut(self, cache: Foreign, length: int) -> Foreign:
+        """The cache without what was read after ``length``; a quantized one cannot be cut."""
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+        return cache
 
     def _press(self, before: list[int], request: JsonObject) -> Foreign:
         if self._name is None:
