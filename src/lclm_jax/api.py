@@ -16,6 +16,7 @@ from lclm_jax.config import Config, RunPaths, apply_environment, load_config
 from lclm_jax.config.registry.adapters import ADAPTERS, AdapterRow
 from lclm_jax.config.registry.poolings import POOLINGS, PoolingRow
 from lclm_jax.errors import LclmError
+from lclm_jax.paths import local_copy, store_errors, to_path
 
 if TYPE_CHECKING:
     from lclm_jax.inference.generate import Generator
@@ -127,10 +128,10 @@ def load_model(folder: str | Path, compute_dtype: Literal["float32", "bfloat16"]
     """
     from lclm_jax.inference.generate import Generator
 
-    folder = Path(folder)
+    folder = to_path(folder)
     changes: JsonObject = {} if compute_dtype is None else {"compute_dtype": compute_dtype}
     if (folder / "model_config.json").is_file():
-        return Generator.from_folder(folder, **changes)
+        return Generator.from_folder(local_copy(folder), **changes)
     config = load_run(folder)
     apply_environment(config.environment, os.environ)
 
@@ -147,8 +148,10 @@ def load_model(folder: str | Path, compute_dtype: Literal["float32", "bfloat16"]
 
 def load_run(run: str | Path) -> Config:
     """The configuration stored in the folder of a run, or in a YAML; raises ``LclmError`` if there is none."""
-    run = Path(run)
-    if not run.is_dir():
+    run = to_path(run)
+    with store_errors(run):
+        is_folder = run.is_dir()
+    if not is_folder:
         return load_config(run)
     if not (run / "config.yaml").is_file():
         raise LclmError(
@@ -180,7 +183,7 @@ def export_run(
     """
     from lclm_jax.interop import runs
 
-    folder = RunPaths(config).export if out is None else Path(out)
+    folder = RunPaths(config).export if out is None else to_path(out)
     runs.export_run(config, folder, dtype, lora=lora)
     return folder
 

@@ -64,10 +64,13 @@ def check_batch_rows(stage: str, rows: int, microbatches: int, parts: int) -> No
         LclmError: they do not; the message says what would.
     """
     if rows % microbatches or rows // microbatches % parts:
+        fit = [count for count in range(1, rows // microbatches + 1) if rows // microbatches % count == 0]
+        near = [*[count for count in fit if count < parts][-1:], *[count for count in fit if count > parts][:1]]
+        devices = "" if rows % microbatches else f", or take devices for {' or '.join(map(str, near))} parts"
         raise LclmError(
             f"stages.{stage}: batch_rows={rows} / microbatches={microbatches} = {rows / microbatches:g} rows, which is"
             f" not a multiple of the {parts} parts that the mesh makes of a batch (mesh.replica * mesh.fsdp); make"
-            f" stages.{stage}.batch_rows a multiple of {parts * microbatches}"
+            f" stages.{stage}.batch_rows a multiple of {parts * microbatches}{devices}"
         )
 
 

@@ -1,9 +1,10 @@
-"""Files and folders that are written whole or not at all: the one place that does it."""
+"""Files and folders that are written whole or not at all: the one place that does it, on disks and in buckets."""
 
 import errno
 import json
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from lclm_jax.errors import LclmError
 from lclm_jax.machine import remedy
+from lclm_jax.paths import file_system, is_remote, send_folder, store_errors
 
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """Reasons that only writing has, whatever the error names."""
@@ -27,7 +29,8 @@ class WriteError(LclmError, OSError):
 def replacing(path: Path, *, shared: bool = False, durable: bool = True) -> Iterator[Path]:
     """A path beside ``path`` to write to; it becomes ``path`` when the block ends, and is deleted if the block fails.
 
-    Readers see the old file or the new one, never a part; folders are made.
+    Readers see the old file or the new one, never a part; folders are made. A remote file is written on this machine
+    first, and sent when the block ends.
 
     Args:
         path: file to write.
@@ -36,12 +39,20 @@ def replacing(path: Path, *, shared: bool = False, durable: bool = True) -> Iter
 
     Raises:
         WriteError: the operating system refuses.
+        StoreError: the object store does.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            with store_errors(path, writes=True):
+                system, inside = file_system(path)
+                system.put_file(str(Path(folder) / path.name), inside)
+        return
     partial = path.with_name(f"{path.name}.partial")
     if shared:
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         yield partial
         if durable:
             _sync(partial)
@@ -61,6 +72,10 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
 
 def write_bytes(path: Path, content: bytes, *, shared: bool = False) -> None:
     """Write ``content`` as ``replacing`` does; raises ``WriteError``."""
+    if is_remote(path):  # an object appears whole
+        with store_errors(path, writes=True):
+            path.write_bytes(content)
+        return
     with replacing(path, shared=shared) as partial:
         partial.write_bytes(content)
 
@@ -70,16 +85,36 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where folders are made at all; raises ``WriteError``."""
+    if is_remote(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror, str(folder)) from error
+
+
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, last: str | None = None) -> Iterator[Path]:
     """An empty folder to fill; it becomes ``folder``, in the place of what was there, when the block ends.
 
-    It is deleted if the block fails. Raises ``WriteError`` if the operating system refuses.
+    It is deleted if the block fails. A remote folder is filled on this machine and then sent file by file: the file
+    ``last`` comes last and says that all are there.
+
+    Raises:
+        WriteError: the operating system refuses.
+        StoreError: the object store does.
     """
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory() as made:
+            yield Path(made)
+            send_folder(Path(made), folder, last)
+        return
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _make_folder(partial)
+        make_folder(partial)
         yield partial
         if folder.exists():
             shutil.rmtree(folder)
@@ -96,13 +131,6 @@ def _refuse(path: Path, partial: Path, error: OSError) -> None:
     about_partial = error.filename is not None and str(error.filename).startswith(str(partial))
     if not isinstance(error, LclmError) and (about_partial or error.errno in _WRITING):
         raise WriteError(error.errno, error.strerror, str(path)) from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(error.errno, error.strerror, str(folder)) from error
 
 
 def _sync(path: Path) -> None:

@@ -72,7 +72,7 @@ def test_dump_and_parse_round_trip(yaml_file):
         ("seed=-1", ["seed", "greater than or equal to 0"]),
         ("seed", ["--set a.b=value"]),
         ("model.encoder.num_kv_heads=3", ["num_heads=4", "num_kv_heads=3"]),
-        ("run_dir=gs://bucket/runs", ["run_dir=gs://bucket/runs is a URL", "mount the bucket"]),
+        ("run_dir=az://bucket/runs", ["run_dir=az://bucket/runs", "cannot be written to az://; use gs://"]),
         ("train.checkpoint.local_dir=s3://b", ["train.checkpoint.local_dir=s3://b is a URL"]),
     ],
 )

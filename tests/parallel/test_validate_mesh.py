@@ -57,7 +57,10 @@ def test_sizes_of_the_model(fits, make_backbone, sizes, changes, message):
 
 
 def test_rows_and_positions(fits):
-    with pytest.raises(LclmError, match=r"4 rows, which is not a multiple of the 8 .*batch_rows a multiple of 16"):
+    with pytest.raises(
+        LclmError,
+        match=r"4 rows, which is not a multiple of the 8 .*batch_rows a multiple of 16, or take devices for 4 parts",
+    ):
         fits(dict(fsdp=8), stage={"microbatches": 2})
     message = r"row_length=24, which is not a multiple of 16, 2 pieces for each of the 8 devices of mesh.context"
     with pytest.raises(LclmError, match=message):

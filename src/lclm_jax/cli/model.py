@@ -6,7 +6,7 @@ from typing import BinaryIO
 import click
 import yaml
 
-from lclm_jax.cli.options import json_option, load_run, run_argument, write_result
+from lclm_jax.cli.options import Place, json_option, load_run, run_argument, write_result
 from lclm_jax.cli.streams import need_output, read_text
 from lclm_jax.errors import LclmError
 
@@ -46,7 +46,7 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
 
 @click.command()
 @run_argument
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=Place())
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--stage", help="Stage to export; default: the last that has a checkpoint.")
 @click.option("--step", type=int, help="Step of the stage; default: its newest checkpoint.")
@@ -80,7 +80,7 @@ def export(run: Path, out: Path, dtype: str, lora: str, push: str | None, public
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=Place(copied=True))
 @click.option("--prompt", help="The prompt; text between <|memory_start|> and <|memory_end|> is compressed.")
 @click.option("--file", "file", type=click.File("rb"), help="Read the prompt from a file (- for stdin).")
 @click.option(
@@ -129,7 +129,7 @@ def generate(
 
 @click.command("import")
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=Place())
 @click.option(
     "--role",
     type=click.Choice(["encoder", "decoder", "lclm"]),
@@ -174,7 +174,7 @@ def import_command(
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=Place(copied=True))
 @click.option(
     "--prompts", type=click.Path(path_type=Path), required=True, help="JSON lines with prompt or messages, and id."
 )

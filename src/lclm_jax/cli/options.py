@@ -7,10 +7,33 @@ from pathlib import Path
 import click
 
 from lclm_jax.config import Config, apply_environment, load_config
+from lclm_jax.paths import local_copy, store_errors, to_path
 
-config_argument = click.argument("config", type=click.Path(path_type=Path))
 
-run_argument = click.argument("run", type=click.Path(path_type=Path))
+class Place(click.ParamType):
+    """A file or folder: a local path, or a URL of an object store.
+
+    Args:
+        copied: take a copy of a remote folder on this machine, for what reads whole models.
+    """
+
+    name = "path"
+
+    def __init__(self, copied: bool = False):
+        self._copied = copied
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The place that ``value`` names."""
+        place = to_path(value)
+        try:
+            return local_copy(place) if self._copied else place
+        except FileNotFoundError:
+            self.fail(f"{value} holds no file", param, ctx)
+
+
+config_argument = click.argument("config", type=Place())
+
+run_argument = click.argument("run", type=Place())
 
 set_option = click.option(
     "--set",
@@ -22,13 +45,11 @@ set_option = click.option(
 
 cluster_option = click.option(
     "--cluster",
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="YAML file merged over CONFIG: mesh, microbatches, remat and flags of a cluster (see configs/clusters).",
 )
 
-json_option = click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the result to this file as JSON."
-)
+json_option = click.option("--json", "json_file", type=Place(), help="Also write the result to this file as JSON.")
 
 
 def load_for_devices(config: Path, overrides: tuple[str, ...], cluster: Path | None) -> Config:
@@ -57,9 +78,10 @@ def write_result(json_file: Path | None, result: object) -> None:
 
 def load_run(run: Path) -> Config:
     """The configuration stored in the folder of a run, or in a YAML; raises ``ConfigError``."""
-    path = run / "config.yaml" if run.is_dir() else run
-    config = load_config(path)
-    return config.model_copy(update={"run_dir": str(run)}) if run.is_dir() else config
+    with store_errors(run):
+        is_folder = run.is_dir()
+    config = load_config(run / "config.yaml" if is_folder else run)
+    return config.model_copy(update={"run_dir": str(run)}) if is_folder else config
 
 
 def default_resume() -> str:

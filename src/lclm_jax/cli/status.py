@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lclm_jax.cli.options import json_option, load_run, run_argument, write_result
+from lclm_jax.cli.options import Place, json_option, load_run, run_argument, write_result
 from lclm_jax.report.formatting import duration
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def status(run: Path, json_file: Path | None) -> None:
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file; default: report.html in the first RUN.")
+@click.argument("runs", type=Place(), nargs=-1, required=True)
+@click.option("--out", type=Place(), help="HTML file; default: report.html in the first RUN.")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write an HTML page about RUNS: evaluation, curves, goodput, data, generations, cost, configuration.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from lclm_jax.cli.options import json_option, write_result
+from lclm_jax.cli.options import Place, json_option, write_result
 
 path_argument = click.argument("store", type=click.Path(path_type=Path))
 max_option = click.option("--max-gb", type=float, help="Drop least recently used vectors beyond so many gigabytes.")
@@ -21,7 +21,7 @@ def store_group() -> None:
 @path_argument
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--model", type=click.Path(path_type=Path), required=True, help="Exported folder whose encoder reads the documents."
+    "--model", type=Place(copied=True), required=True, help="Exported folder whose encoder reads the documents."
 )
 @click.option(
     "--code",
@@ -55,7 +55,7 @@ def add(store: Path, paths: tuple[Path, ...], model: Path, code: str | None, bat
 @store_group.command("search")
 @path_argument
 @click.argument("query")
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder of the model that filled STORE.")
+@click.option("--model", type=Place(copied=True), required=True, help="Folder of the model that filled STORE.")
 @click.option("--code", type=click.Choice(["float32", "bfloat16", "int8"]), help="As it was given to add.")
 @click.option("--limit", type=click.IntRange(min=1), default=5, show_default=True)
 def search(store: Path, query: str, model: Path, code: str | None, limit: int) -> None:

@@ -14,6 +14,7 @@ from lclm_jax.config.renames import renamed, renamed_key
 from lclm_jax.config.study import StudyConfig
 from lclm_jax.config.tree import Config
 from lclm_jax.errors import LclmError
+from lclm_jax.paths import StoreError, is_remote, store_errors, to_path
 from lclm_jax.types import JsonObject, ReadOnlyJson
 
 
@@ -58,11 +59,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), cluster: str | 
     A ``base: other.yaml`` key at the top merges this file over the other one; ``null`` in the place of a mapping (a
     stage, a source) removes it. Raises ``ConfigError``.
     """
-    path = Path(path)
+    path = to_path(path)
     values = read_yaml(path)
     values.setdefault("name", path.stem)
     if cluster is not None:
-        values = _merge(values, read_yaml(Path(cluster)))
+        values = _merge(values, read_yaml(to_path(cluster)))
     for text in overrides:
         values = _override(values, text)
     return parse_config(values, str(path))
@@ -93,9 +94,13 @@ def config_hash(config: Tree) -> str:
 def read_yaml(path: Path) -> JsonObject:
     """The mapping in the YAML ``path``, merged over the file that its key ``base`` names; raises ``ConfigError``."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with store_errors(path):
+            text = path.read_text(encoding="utf-8")
+    except StoreError:
+        raise
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; name an existing YAML") from None
+        reason = error.strerror or "No such file or directory"  # drivers of object stores leave it out
+        raise ConfigError(f"cannot read the configuration {path}: {reason}; name an existing YAML") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
@@ -150,6 +155,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error, values, StudyConfig))) from None
+    if is_remote(study.run_dir):
+        raise ConfigError(f"{path}: run_dir={study.run_dir}: a study lies on a disk; name a local folder")
     files = {name: str(path.parent / name_of) for name in ("config", "cluster") if (name_of := getattr(study, name))}
     return study.model_copy(update={**files, "run_dir": study.run_dir.replace("{name}", study.name)})
 

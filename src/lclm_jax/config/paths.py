@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lclm_jax.config.tree import Config
+from lclm_jax.paths import is_remote, local_side, to_path
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,12 @@ class RunPaths:
     @property
     def root(self) -> Path:
         """Everything below belongs to the run."""
-        return Path(self.config.run_dir)
+        return to_path(self.config.run_dir)
+
+    @property
+    def local_root(self) -> Path:
+        """On this machine: ``root``, or for a run in a bucket a folder for what can be made again."""
+        return local_side(self.config.run_dir)
 
     @property
     def resolved_config(self) -> Path:
@@ -25,22 +31,26 @@ class RunPaths:
     @property
     def decoder_tokenizer(self) -> Path:
         """Folder of the decoder's tokenizer, given or trained."""
-        return Path(self.config.tokenizer.decoder or self.root / "tokenizer")
+        return to_path(self.config.tokenizer.decoder or self.root / "tokenizer")
 
     @property
     def encoder_tokenizer(self) -> Path:
         """Folder of the encoder's tokenizer; the decoder's unless one is named."""
-        return Path(self.config.tokenizer.encoder or self.decoder_tokenizer)
+        return to_path(self.config.tokenizer.encoder or self.decoder_tokenizer)
 
     @property
     def prepared(self) -> str | Path:
         """Folder of the prepared shards, or its URL."""
-        named = self.config.data.prepared or ""
-        return named if "://" in named else Path(named or self.root / "data")
+        named = self.config.data.prepared or str(self.root / "data")
+        return named if is_remote(named) else Path(named)
 
     def stage(self, name: str) -> Path:
-        """Folder of one stage: checkpoints/, index/, metrics.jsonl."""
+        """Folder of one stage: checkpoints/, metrics.jsonl."""
         return self.root / "stages" / name
+
+    def local_stage(self, name: str) -> Path:
+        """Folder of one stage on this machine: index/, traces, stacks."""
+        return self.local_root / "stages" / name
 
     @property
     def evaluation(self) -> Path:

@@ -113,6 +113,13 @@ class TrainConfig(Tree, role="logging"):
         (), "Trackers that metrics also go to; metrics.jsonl is always written."
     )
     processes: ProcessesConfig = key(ProcessesConfig(), "Time limits of a run of several processes.")
+    compilation_cache: str | None = key(
+        "auto",
+        "Folder of compiled programs (also gs://), which a restart finds again; auto: compiled/ in run_dir on"
+        " accelerators, none on CPUs; null: none. JAX_COMPILATION_CACHE_DIR wins.",
+        role="place",
+        added=True,
+    )
     profile_steps: str | None = key(None, 'Steps of each stage to trace, such as "10-12"; written to profile/.')
     max_nonfinite_steps: int = key(10, "Consecutive skipped non-finite updates that stop the run.", gt=0)
     data_timeout_seconds: float | None = key(

@@ -11,6 +11,7 @@ from lclm_jax.config.devices import Environment, MeshConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.registry.poolings import POOLINGS
 from lclm_jax.config.train import EvalConfig, InitConfig, TrainConfig, parse_skip_range
+from lclm_jax.paths import RUN_SCHEMES, is_remote
 
 PARTS = ("adapter", "encoder", "decoder", "memory_rows", "encoder_lora", "decoder_lora")
 
@@ -186,16 +187,20 @@ class Config(Tree):
         return self.model_copy(update={"stages": {name: self._resolve(name) for name in self.stages}})
 
     def _check_folders(self) -> None:
-        """A URL would become a folder of that name on every machine, lost with it."""
-        for name, folder in {
-            "run_dir": self.run_dir,
-            "train.checkpoint.local_dir": self.train.checkpoint.local_dir,
-        }.items():
-            if folder is not None and "://" in folder:
-                raise ValueError(
-                    f"{name}={folder} is a URL, and a run is written to a folder; mount the bucket (gcsfuse with a"
-                    " hierarchical namespace, mountpoint-s3, NFS) and name the folder"
-                )
+        """A URL that cannot be written would become a folder of that name on every machine, lost with it."""
+        scheme, colon, _ = self.run_dir.partition("://")
+        if colon and scheme not in RUN_SCHEMES:
+            known = " or ".join(f"{name}://" for name in RUN_SCHEMES)
+            raise ValueError(
+                f"run_dir={self.run_dir}: checkpoints cannot be written to {scheme}://; use {known}, or a folder on a"
+                " file system that all machines share"
+            )
+        local = self.train.checkpoint.local_dir
+        if local is not None and is_remote(local):
+            raise ValueError(
+                f"train.checkpoint.local_dir={local} is a URL, and it is for each machine's own disk; name a folder"
+                " there"
+            )
 
     def _resolve(self, name: str) -> StageConfig:
         try:

@@ -9,6 +9,7 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.loading.loader import shared_bytes
 from lclm_jax.doctor.finding import Finding, Status, shown_bytes
 from lclm_jax.machine import SHARED_MEMORY, open_files_limit, shared_memory_free
+from lclm_jax.paths import is_remote
 
 _OPEN_FILES = 4096
 _CONTAINER = 64 * 2**20
@@ -68,6 +69,8 @@ def check_disk(config: Config, checkpoint_bytes: int, processes: int) -> list[Fi
 
 def _room(check: str, folder: Path, needed: int, key: str) -> Finding:
     """Whether ``needed`` bytes fit beside what is in ``folder``, which need not exist yet."""
+    if is_remote(folder):
+        return Finding(check, "ok", f"a bucket takes what is written, {shown_bytes(needed)} of checkpoints")
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     values = {"free_bytes": free, "needed_bytes": needed}

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lclm_jax.doctor.finding import Finding, shown_bytes
+from lclm_jax.files import make_folder, write_bytes
 from lclm_jax.machine import remedy
+from lclm_jax.paths import StoreError, is_remote
 
 _FOLDER = ".doctor"
 _SMALL = 16
@@ -27,7 +29,7 @@ class StorageRates(NamedTuple):
     latency_s: float
     """Of writing a small file."""
     rename_s: float
-    """Of a folder."""
+    """Of a folder; 0 in a bucket, where nothing is renamed."""
 
 
 def measure_storage(run_dir: Path, process: int, size: int = BYTES) -> StorageRates | Finding:
@@ -36,7 +38,7 @@ def measure_storage(run_dir: Path, process: int, size: int = BYTES) -> StorageRa
     mine, content = folder / f"process-{process}", os.urandom(size)
     step = "write"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write = _timed(lambda: _write(mine, content))
         step = "read"
         begin = time.perf_counter()
@@ -51,7 +53,9 @@ def measure_storage(run_dir: Path, process: int, size: int = BYTES) -> StorageRa
         for path in small:
             path.unlink()
         step = "rename"
-        rename = _timed_rename(folder, process)
+        rename = 0.0 if is_remote(folder) else _timed_rename(folder, process)
+    except StoreError as error:
+        return Finding("storage", "failure", str(error))
     except OSError as error:
         reason = f"cannot {step} in run_dir={run_dir}: {error.strerror or error}; {remedy(error.errno)}"
         return Finding("storage", "failure", reason)
@@ -65,8 +69,10 @@ def check_storage(rates: StorageRates | Finding, checkpoint_bytes: int | None, p
     values = rates._asdict()
     text = (
         f"writes {rates.write_bytes_per_s / 1e6:,.0f} MB/s, reads {rates.read_bytes_per_s / 1e6:,.0f} MB/s (cached),"
-        f" {rates.latency_s * 1e3:.1f} ms a small file, {rates.rename_s * 1e3:.1f} ms a rename"
+        f" {rates.latency_s * 1e3:.1f} ms a small file"
     )
+    if rates.rename_s:
+        text += f", {rates.rename_s * 1e3:.1f} ms a rename"
     if checkpoint_bytes is None:
         return Finding("storage", "ok", text, values)
     seconds = checkpoint_bytes / processes / rates.write_bytes_per_s
@@ -96,11 +102,16 @@ def clean(run_dir: Path, process: int) -> None:
     folder = run_dir / _FOLDER
     with suppress(OSError):  # storage that cannot be written was reported; a folder may have files of others
         (folder / f"process-{process}").unlink(missing_ok=True)
+        if is_remote(folder):  # there are no empty folders, and removing one removes what is in it
+            return
         folder.rmdir()
         run_dir.rmdir()
 
 
 def _write(path: Path, content: bytes) -> None:
+    if is_remote(path):
+        write_bytes(path, content)
+        return
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -14,6 +14,7 @@ from lclm_jax.config import Config
 from lclm_jax.drills.faults import FAULTS
 from lclm_jax.drills.small_disk import SmallDisk
 from lclm_jax.drills.trainer import DrillFailure, Trainer
+from lclm_jax.paths import is_remote
 from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.logging.events import read_events
 from lclm_jax.train.logging.records import MEASURED, read_metrics
@@ -82,9 +83,7 @@ def run_drill(
     Returns:
         ``strikes``, ``identical`` (final parameters and losses, bit for bit), ``differences`` and seconds of both runs.
     """
-    root = Path(config.run_dir)
-    if root.exists():
-        shutil.rmtree(root)
+    root = _emptied(config.run_dir)
     strikes = plan_strikes(faults, every_steps, seed)
     calm = drill_config(config, strikes, every_steps, root / "undisturbed")
     rough = drill_config(config, strikes, every_steps, root / "disturbed")
@@ -121,6 +120,14 @@ def run_drill(
         "undisturbed_seconds": calm_seconds,
         "disturbed_seconds": rough_seconds,
     }
+
+
+def _emptied(run_dir: str) -> Path:
+    if is_remote(run_dir):
+        raise DrillFailure(f"run_dir={run_dir}: faults are injected into a run on a disk; name a local folder")
+    if Path(run_dir).exists():
+        shutil.rmtree(run_dir)
+    return Path(run_dir)
 
 
 def _disturb(trainer: Trainer, strikes: Sequence[Strike], draw: random.Random, disk: SmallDisk) -> None:

@@ -9,6 +9,7 @@ from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.shards import open_split
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
+from lclm_jax.paths import local_copy
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import JsonObject
@@ -25,7 +26,7 @@ def sample_answers(config: Config, export: Path) -> list[JsonObject]:
     count = config.eval.generations
     if not count:
         return []
-    generator = Generator.from_folder(export, compute_dtype=config.model.compute_dtype)
+    generator = Generator.from_folder(local_copy(export), compute_dtype=config.model.compute_dtype)
     tokenizer = Tokenizer.from_folder(RunPaths(config).encoder_tokenizer)
     documents = _held_out(config)
     tasks = [

@@ -18,6 +18,7 @@ from lclm_jax.interop.hf_weight_map import MEMORY_ROWS_PATH, TABLE_PATH, Tensor,
 from lclm_jax.interop.memory_tokens import copy_tokenizer
 from lclm_jax.interop.param_source import Leaves, LeavesInMemory, shapes_of
 from lclm_jax.interop.safetensors_io import DTYPES, Declared, write_folder
+from lclm_jax.paths import to_path
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import JsonObject, Params
 
@@ -31,10 +32,10 @@ def new_export(out_dir: Path) -> Iterator[Path]:
 
     Raises ``LclmError`` if ``out_dir`` holds something else.
     """
-    out_dir = Path(out_dir)
+    out_dir = to_path(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "model_config.json").is_file():
         raise LclmError(f"{out_dir} holds files that are not an export; name a new folder or empty this one")
-    with replacing_folder(out_dir) as part:
+    with replacing_folder(out_dir, last="model_config.json") as part:
         yield part
 
 

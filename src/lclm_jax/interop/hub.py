@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from lclm_jax.errors import LclmError
+from lclm_jax.paths import is_remote, local_copy, to_path
 
 # Weights, configuration and tokenizer; never pickles, never code.
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*tokenizer.model", "LICENSE*")
@@ -19,12 +20,17 @@ def resolve_source(source: str, revision: str | None = None) -> Path:
     """The local folder ``source``, or the snapshot of the repository that it names, fetched if it is not cached.
 
     Args:
-        source: a folder, or OWNER/NAME.
+        source: a folder (local, gs:// or s3://), or OWNER/NAME.
         revision: branch, tag or commit of the repository; None: its main branch.
 
     Raises:
         LclmError: neither a folder nor a repository that can be fetched, or one without safetensors.
     """
+    if is_remote(source):
+        try:
+            return local_copy(to_path(source))
+        except FileNotFoundError:
+            raise LclmError(f"{source} holds no file; name a model folder") from None
     path = Path(source)
     if path.is_dir():
         return path

@@ -92,7 +92,7 @@ def import_model(
         )
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / RECORD).is_file():
         raise LclmError(f"{out_dir} holds files that are not an import; name a new folder or empty this one")
-    with replacing_folder(out_dir) as part:
+    with replacing_folder(out_dir, last=RECORD) as part:
         if role == "lclm":
             config = _import_lclm(source, part, options, origin or str(source.resolve()))
             tokenizers = {name: str(out_dir / name) for name in ("decoder", "encoder")}

@@ -23,6 +23,7 @@ from lclm_jax.interop.param_source import FolderBlocks, LeavesInFolders
 from lclm_jax.interop.safetensors_io import CheckpointError
 from lclm_jax.model.lclm import init_params
 from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.paths import local_copy, to_path
 from lclm_jax.text.sentencepiece import model_in
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.core.initial_state import params_shardings
@@ -43,7 +44,7 @@ def imported_params(config: Config, mesh: Mesh) -> JsonObject:
     parts = _open_folders(config)
     shardings = dict(flatten(params_shardings(config.model, mesh)))
     leaves = LeavesInFolders(parts, config.model.memory_token_ids or ())
-    small = read_peft(Path(config.init.lclm), config.model) if config.init.lclm else {}
+    small = read_peft(local_copy(to_path(config.init.lclm)), config.model) if config.init.lclm else {}
     if MEMORY_ROWS_PATH in leaves.shapes:
         small[MEMORY_ROWS_PATH] = leaves.read(MEMORY_ROWS_PATH)
     given = leaves.shapes.keys() | small.keys()
@@ -58,15 +59,15 @@ def imported_params(config: Config, mesh: Mesh) -> JsonObject:
 
 def _open_folders(config: Config) -> list[FolderBlocks]:
     init, model, paths = config.init, config.model, RunPaths(config)
-    root = Path(init.lclm) if init.lclm else None
+    root = local_copy(to_path(init.lclm)) if init.lclm else None
     folders = {
         "decoder": (root / "decoder" if root else init.decoder, model.decoder, paths.decoder_tokenizer),
         "encoder": (root / "encoder" if root else init.encoder, model.encoder, paths.encoder_tokenizer),
     }
     for role, (folder, backbone, tokenizer) in folders.items():
         if folder is not None:
-            _check_backbone(Path(folder), role, backbone)
-            _check_tokenizer(Path(folder), role, tokenizer)
+            _check_backbone(local_copy(to_path(folder)), role, backbone)
+            _check_tokenizer(local_copy(to_path(folder)), role, tokenizer)
     if root is not None:
         stored = read_model(root)
         for name in ("pooling", "adapter") + (("ratio",) if model.pooling_row.width == "ratio" else ()):
@@ -77,7 +78,11 @@ def _open_folders(config: Config) -> list[FolderBlocks]:
                 )
         _check_lora(root, stored, model)
         return open_parts(root, model)
-    return [open_backbone(Path(f), backbone, role) for role, (f, backbone, _) in folders.items() if f is not None]
+    return [
+        open_backbone(local_copy(to_path(folder)), backbone, role)
+        for role, (folder, backbone, _) in folders.items()
+        if folder is not None
+    ]
 
 
 def _check_backbone(folder: Path, role: str, backbone: BackboneConfig) -> None:

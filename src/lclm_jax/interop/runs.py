@@ -11,6 +11,7 @@ from lclm_jax.interop.load import open_parts, read_model
 from lclm_jax.interop.lora import ExportedLeaves, read_peft, with_lora_of, write_peft
 from lclm_jax.interop.model_card import write_card
 from lclm_jax.interop.param_source import JoinedLeaves, Leaves, LeavesInFolders
+from lclm_jax.paths import local_copy
 from lclm_jax.text.run_tokenizers import resolve
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.train.checkpoints.run_params import latest_checkpoint, open_params
@@ -54,7 +55,9 @@ def export_run(
     measured = paths.evaluation.is_file() and (stage, step) == newest and not ema
     results = json.loads(paths.evaluation.read_text(encoding="utf-8")) if measured else None
     leaves = open_params(config, stage, step, ema)
-    tokenizers = dict(decoder_tokenizer=paths.decoder_tokenizer, encoder_tokenizer=paths.encoder_tokenizer)
+    tokenizers = dict(
+        decoder_tokenizer=local_copy(paths.decoder_tokenizer), encoder_tokenizer=local_copy(paths.encoder_tokenizer)
+    )
     with new_export(out_dir) as part:
         _write(leaves, config.model, part, dtype, lora, tokenizers)
         if (name := config.tokenizer.chat_template) is not None:
@@ -72,6 +75,7 @@ def export_folder(folder: Path, out_dir: Path, dtype: str = "float32", lora: str
     ``lora`` says what becomes of adapter folders in ``folder/lora``. Raises ``LclmError`` if the folder is not
     complete, has no LoRA for ``lora="peft"``, or what ``write_model`` raises.
     """
+    folder = local_copy(folder)
     model = read_model(folder)
     stored = LeavesInFolders(open_parts(folder, model), model.memory_token_ids or ())
     tokenizers = dict(decoder_tokenizer=folder / "decoder", encoder_tokenizer=folder / "encoder")

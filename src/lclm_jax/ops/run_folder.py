@@ -1,4 +1,4 @@
-"""One process at a time writes a run's folder: an advisory lock that ends with the process, however it ends."""
+"""One process at a time writes a run's folder: an advisory lock that ends with the process, or runs out in a bucket."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 from lclm_jax.config import Config, RunPaths, dump_config, parse_config, role_of
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
+from lclm_jax.paths import is_remote, store_errors
+from lclm_jax.train.checkpoints.step_folders import complete_steps
 from lclm_jax.train.logging import events
 from lclm_jax.types import Json, JsonObject
 
@@ -27,6 +29,12 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         LclmError: another process holds it, or it cannot be written.
     """
+    if is_remote(folder):
+        from lclm_jax.ops.lease import lease_of  # tensorstore: `lclm status` does not wait for it
+
+        with lease_of(folder).hold():
+            yield
+        return
     path = folder / ".lock"
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
@@ -91,7 +99,7 @@ def check_resume(config: Config, resume: Resume) -> None:
         happened = list(events.read_events(folder))
         checkpoints = folder / "checkpoints"
         names = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
-        saved = sorted(int(name) for name in names if name.isdigit())
+        saved = complete_steps(checkpoints)
         if resume == "never" and (saved or happened):
             step = f"step {saved[-1]}" if saved else "begun"
             raise LclmError(
@@ -159,7 +167,8 @@ def claim_run(config: Config, force: bool = False) -> None:
 
 def _read_stored(path: Path) -> JsonObject:
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with store_errors(path):
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
     if not isinstance(stored, dict):

@@ -10,6 +10,8 @@ from typing import Literal, NotRequired, TypedDict
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.ops.goodput import goodput, productive_fraction, total
+from lclm_jax.paths import is_remote
+from lclm_jax.train.checkpoints.step_folders import complete_steps
 from lclm_jax.train.logging import events, records
 from lclm_jax.train.logging.records import working_seconds
 from lclm_jax.types import JsonObject
@@ -112,7 +114,7 @@ def stage_status(config: Config, stage: str, now: float) -> StageStatus:
     """Status of one stage, without an estimate of its time left."""
     folder = RunPaths(config).stage(stage)
     steps, happened = list(records.read_metrics(folder / records.NAME)), list(events.read_events(folder))
-    saved = sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+    saved = complete_steps(folder / "checkpoints")
     seconds = goodput(steps, happened)
     counts = Counter(event["kind"] for event in happened)
     recent, sign = _recent(steps), _last_sign(folder, steps, happened)
@@ -164,7 +166,7 @@ def _last_sign(folder: Path, steps: list[JsonObject], happened: list[JsonObject]
     """When the stage last wrote a step or an event, seconds since the epoch."""
     times = [step["unix_seconds"] for step in steps[-1:] if "unix_seconds" in step]
     times += [event["time"] for event in happened[-1:]]
-    if not times and steps:  # records of an earlier version hold no time
+    if not times and steps and not is_remote(folder):  # records of an earlier version hold no time
         times = [(folder / records.NAME).stat().st_mtime]
     return max(times, default=None)
 

@@ -102,7 +102,8 @@ def gather_to_process_0(what: str, value: Value) -> list[Value] | None:
     if jax.process_index() != 0:
         client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
         return None
-    others = (client.blocking_key_value_get(f"{key}/{rank}", _FOREVER_MS) for rank in range(1, jax.process_count()))
+    others = [client.blocking_key_value_get(f"{key}/{rank}", _FOREVER_MS) for rank in range(1, jax.process_count())]
+    client.key_value_delete(f"{key}/")  # of thousands of processes, often: they would fill the service's memory
     return [value, *(cast(Value, json.loads(text)) for text in others)]
 
 

@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
-from lclm_jax.config import Config
+from lclm_jax.config import Config, RunPaths
 from lclm_jax.inference.generate import Generator
 from lclm_jax.parallel import make_mesh
 from lclm_jax.suite.run import prepare_samples
@@ -44,7 +43,7 @@ def suite_hook(config: Config, suite: SuiteConfig, every: int) -> Hook:
     samples = prepare_samples(settings)
     check_scorers(samples, has_judge=False)
     mesh = make_mesh(config.mesh)
-    path = Path(config.run_dir) / "benchmarks.jsonl"
+    path = RunPaths(config).local_root / "benchmarks.jsonl"
 
     def measure(step: StepInfo) -> None:
         generator = Generator(step.params, resolved.model, tokenizers.decoder, tokenizers.encoder, mesh)

@@ -11,7 +11,7 @@ def load_tokenizers(config: Config) -> Tokenizers:
     if config.tokenizer.decoder is None and not (paths.decoder_tokenizer / "tokenizer.json").exists():
         raise LclmError(f"{paths.root} has no tokenizer yet; run `lclm data prepare` or `lclm pipeline`")
     decoder = Tokenizer.from_folder(paths.decoder_tokenizer, config.tokenizer.chat_template)
-    same = paths.encoder_tokenizer == paths.decoder_tokenizer
+    same = str(paths.encoder_tokenizer) == str(paths.decoder_tokenizer)
     tokenizers = Tokenizers(decoder, decoder if same else Tokenizer.from_folder(paths.encoder_tokenizer))
     check_vocabularies(config.model.decoder.vocab_size, config.model.encoder.vocab_size, tokenizers)
     return tokenizers

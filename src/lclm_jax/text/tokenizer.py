@@ -12,6 +12,7 @@ import numpy as np
 
 import tokenizers
 from lclm_jax.errors import LclmError
+from lclm_jax.paths import local_copy, to_path
 from lclm_jax.text.chats.chat_template import ChatTemplates
 from lclm_jax.text.memory_tags import MEMORY_TOKENS, MemoryIds
 from lclm_jax.text.sentencepiece import model_in, read_sentencepiece
@@ -32,7 +33,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | Path, memory_tokens: bool = True, chat_template: str | None = None):
-        self.folder, self._memory_tokens, self._chat_template = Path(folder), memory_tokens, chat_template
+        self.folder, self._memory_tokens, self._chat_template = _on_this_machine(folder), memory_tokens, chat_template
         model = model_in(self.folder)
         home = self.folder if model is None else model.parent
         self._config = _read_json(home / "tokenizer_config.json")
@@ -294,6 +295,13 @@ def _read_bytes(path: Path) -> bytes:
             f"cannot read {path}: {error.strerror}; a tokenizer folder holds a tokenizer.json or a SentencePiece"
             " tokenizer.model"
         ) from None
+
+
+def _on_this_machine(folder: str | Path) -> Path:
+    try:
+        return local_copy(to_path(folder))
+    except FileNotFoundError:
+        raise LclmError(f"{folder} holds no tokenizer; name a folder that has tokenizer.json") from None
 
 
 def _read_json(path: Path) -> JsonObject:

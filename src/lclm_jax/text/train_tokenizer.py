@@ -8,6 +8,7 @@ from pathlib import Path
 import tokenizers
 from lclm_jax.errors import LclmError
 from lclm_jax.files import write_text
+from lclm_jax.paths import to_path
 from lclm_jax.text.memory_tags import MEMORY_TOKENS
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -63,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path, 
     if not counted.characters:
         raise LclmError("no text to train a tokenizer on; the training split of the corpus is empty: check corpus")
     built.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return _save(built, Path(out_dir), "chats/chatml_tools.jinja" if tools else "chatml.jinja")
+    return _save(built, to_path(out_dir), "chats/chatml_tools.jinja" if tools else "chatml.jinja")
 
 
 class _Counted:

@@ -1,6 +1,7 @@
 import errno
 import os
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -197,7 +198,7 @@ def test_changed_files_and_changed_values_are_found(setup, tmp_path):
 
 def test_an_old_checkpoint_that_stays_is_named_and_is_no_failed_save(setup, tmp_path, monkeypatch, caplog):
     _, _, state = setup
-    remove = checkpoint.shutil.rmtree
+    remove = shutil.rmtree
     kept = tmp_path / "deleted-1"
 
     def busy(path, **options):
@@ -206,7 +207,7 @@ def test_an_old_checkpoint_that_stays_is_named_and_is_no_failed_save(setup, tmp_
             raise OSError(errno.EBUSY, "Device or resource busy", str(path / ".nfs01"))
         remove(path, **options)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    monkeypatch.setattr(shutil, "rmtree", busy)
     with Checkpoints(tmp_path, CheckpointConfig(keep_last=1)) as checkpoints:
         for step in range(1, 5):
             checkpoints.save(state, step, {})
@@ -214,7 +215,7 @@ def test_an_old_checkpoint_that_stays_is_named_and_is_no_failed_save(setup, tmp_
         assert checkpoints.steps() == [4] and kept.is_dir(), "what is left in part does not count, the others go"
     said = f"the old checkpoint {kept} cannot be deleted (Device or resource busy); training goes on"
     assert caplog.text.count(said) == 1
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove)
+    monkeypatch.setattr(shutil, "rmtree", remove)
     with Checkpoints(tmp_path, CheckpointConfig(keep_last=1)) as checkpoints:
         checkpoints.save(state, 5, {})
     assert not kept.exists(), "tried again"

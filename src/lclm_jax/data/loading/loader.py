@@ -252,14 +252,14 @@ def make_loader(
         start: Where to resume: ``Position.from_state`` of a checkpoint; by default the first row.
         host: (parts of each batch that this host takes, number of parts): ``parallel.row_parts``.
         split: Split of the prepared collections.
-        index_folder: Where the index is kept; default: ``index`` in the stage's folder.
+        index_folder: Where the index is kept; default: ``index`` in the stage's folder on this machine.
 
     Raises:
         LclmError: ``batch_rows`` is not a multiple of the parts, or a source cannot be used.
     """
     rows, parts = config.stages[stage].batch_rows, host[1]
     check_batch_rows(stage, rows, 1, parts)
-    folder = Path(index_folder or RunPaths(config).stage(stage) / "index")
+    folder = Path(index_folder or RunPaths(config).local_stage(stage) / "index")
     schedule, step = RatioSchedule(config, stage), start.rows // rows
     if schedule.listed and start.step not in (None, step):
         raise LclmError(

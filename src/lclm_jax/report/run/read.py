@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.errors import LclmError
 from lclm_jax.ops.status import RunStatus, run_status
+from lclm_jax.paths import to_path
 from lclm_jax.train.logging import events, records
 from lclm_jax.types import JsonObject
 
@@ -38,7 +39,7 @@ def read_runs(configs: Sequence[Config]) -> list[Run]:
 
 def _names(configs: Sequence[Config]) -> list[str]:
     """How the runs are called: their names, else the names of their folders, else their folders."""
-    folders = [Path(config.run_dir) for config in configs]
+    folders = [to_path(config.run_dir) for config in configs]
     for names in ([config.name for config in configs], [folder.name for folder in folders]):
         if len({*names}) == len(names):
             return names

@@ -10,8 +10,9 @@ import numpy as np
 
 from lclm_jax.config import Config, RunPaths, config_hash
 from lclm_jax.data.loading.index_summary import read_info
-from lclm_jax.files import write_json
+from lclm_jax.files import write_json, write_text
 from lclm_jax.ops.pipeline_state import StepState
+from lclm_jax.paths import is_remote, send_folder
 from lclm_jax.report import document
 from lclm_jax.report.run import sections
 from lclm_jax.report.run.figures import draw
@@ -33,8 +34,7 @@ def write_page(configs: Sequence[Config], out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = sections.write(runs, draw(runs, Path(folder)))
         page = document.html(" and ".join(run.name for run in runs), content, Path(folder))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
 
 
 def build_report(config: Config, steps: Mapping[str, StepState]) -> JsonObject:
@@ -50,13 +50,15 @@ def build_report(config: Config, steps: Mapping[str, StepState]) -> JsonObject:
     paths = RunPaths(config)
     evaluation = read_json(paths.evaluation)
     report = summary(config, evaluation, steps)
-    report["rows"] = {name: _rows(read_info(paths.stage(name) / "index")) for name in config.stages}
+    report["rows"] = {name: _rows(read_info(paths.local_stage(name) / "index")) for name in config.stages}
     report["evaluation_skipped"] = evaluation["skipped"]
     generations = read_json(paths.generations)
     write_json(paths.report.with_suffix(".json"), report | {"evaluation": evaluation, "generations": generations})
     runs = [read_run(config, config.name)]
-    content = sections.write(runs, draw(runs, paths.report.parent, brief=True))
-    paths.report.write_text(document.markdown(config.name, content), encoding="utf-8")
+    content = sections.write(runs, draw(runs, paths.local_root, brief=True))
+    if is_remote(paths.root):
+        send_folder(paths.local_root / "plots", paths.root / "plots")
+    write_text(paths.report, document.markdown(config.name, content))
     return report
 
 

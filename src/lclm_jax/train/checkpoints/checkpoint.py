@@ -2,8 +2,9 @@
 
 A checkpoint is a folder ``STEP/`` with three Orbax items: ``params`` (in ``model.param_dtype``, large leaves chunked by
 layer so that one layer can be read alone: ``lazy_checkpoint``), ``rest`` (step, random key, optimizer state) and
-``meta`` (JSON: the data position, the resolved configuration, its hash). Orbax writes into a temporary folder and
-commits it by renaming, so a folder named by a number is complete; what a killed save left is removed before the next.
+``meta`` (JSON: the data position, the resolved configuration, its hash). Orbax commits it by renaming a temporary
+folder, or in a bucket by an object that it writes last; what a killed save left is removed before the next
+(``step_folders``).
 
 A save is *sealed* in the background: its files are read back into a manifest of checksums, and only then do older
 checkpoints go. A damaged one is renamed to ``damaged-STEP-...`` and the one before is used; nothing of it is deleted.
@@ -13,7 +14,6 @@ import errno
 import functools
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
@@ -29,8 +29,10 @@ from jax.tree_util import KeyEntry
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.machine import remedy
-from lclm_jax.parallel import broadcast_from_process_0
-from lclm_jax.train.checkpoints.integrity import defect, fingerprint, has_manifest, write_manifest
+from lclm_jax.parallel import broadcast_from_process_0, gather_to_process_0
+from lclm_jax.paths import StoreError, is_remote
+from lclm_jax.train.checkpoints import step_folders
+from lclm_jax.train.checkpoints.integrity import Sums, defect, fingerprint, has_manifest, read_back, write_manifest
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
 from lclm_jax.types import JsonObject, Params, PyTree
@@ -43,8 +45,6 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 CHUNK_BYTES = 2**20
 # Tables and heads are cut to chunks of at most this size, so that they too can be read in pieces.
 TABLE_CHUNK_BYTES = 2**24
-# Names of old checkpoints that are being deleted begin so.
-_DELETED = "deleted-"
 # What Orbax and tensorstore raise when a file cannot be written or read.
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
@@ -79,13 +79,15 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=settings is not None,
             read_only=settings is None,
-            cleanup_tmp_directories=settings is not None,
+            cleanup_tmp_directories=settings is not None and not is_remote(self.folder),
         )
         try:
-            if settings is not None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except OSError as error:
+            if settings is not None and (jax.process_index() == 0 or not is_remote(self.folder)):
+                step_folders.prepare(self.folder)
+            self._manager = ocp.CheckpointManager(str(self.folder), options=options)
+        except StoreError:
+            raise
+        except (OSError, ImportError) as error:
             raise CheckpointError(f"cannot open {self.folder} for checkpoints: {_line(error)}") from error
 
     def __enter__(self) -> "Checkpoints":
@@ -113,7 +115,7 @@ class Checkpoints:
         """Steps of the complete checkpoints, ascending."""
         if self._manager is None:
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        return step_folders.complete_steps(self.folder)
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, as process 0 sees it."""
@@ -163,28 +165,46 @@ class Checkpoints:
         assert self._manager is not None and self._settings is not None
         try:
             self._manager.wait_until_finished()
+            self._write_manifest(step)
             if jax.process_index() == 0:
-                write_manifest(self.folder / str(step))
                 self._delete_old()
         except Exception as error:  # noqa: BLE001 - raised again by the thread that trains
             self._failure = error
 
+    def _write_manifest(self, step: int) -> None:
+        """Every process reads back what it wrote; process 0 writes down the sums of all."""
+        folder, failure = self.folder / str(step), ""
+        if jax.process_count() == 1:
+            write_manifest(folder)
+            return
+        sums: Sums = {}
+        try:
+            sums = read_back(folder, jax.process_index(), jax.process_count())
+        except OSError as error:
+            failure = f"process {jax.process_index()}: {_line(error)}"
+        mine: JsonObject = {"sums": sums, "failure": failure}
+        found = gather_to_process_0(f"sums in {self.folder}", mine) or [mine]
+        if failures := [one["failure"] for one in found if one["failure"]]:
+            raise OSError(f"{folder} cannot be read back ({'; '.join(failures)})")
+        if jax.process_index() == 0:
+            write_manifest(folder, {name: entry for one in found for name, entry in one["sums"].items()})
+
     def _delete_old(self) -> None:
         """Delete checkpoints that are not kept, and what could not be deleted before.
 
-        One that stays is no fault of the new checkpoint: it is named once. Each is renamed first, so that one that is
+        One that stays is no fault of the new checkpoint: it is named once. Each is withdrawn first, so that one that is
         deleted in part does not count as a checkpoint.
         """
         assert self._settings is not None
         sealed = self._sealed_steps()
         keep = retained(sealed, self._settings.keep_last, self._settings.keep_every)
         old = [self.folder / str(step) for step in sealed if step not in keep]
-        for path in [*old, *self.folder.glob(f"{_DELETED}*")]:
+        for path in [*old, *step_folders.half_deleted(self.folder)]:
             folder = path
             try:
                 if path in old:
-                    folder = path.rename(path.with_name(f"{_DELETED}{path.name}"))
-                shutil.rmtree(folder)
+                    folder = step_folders.withdraw(path)
+                step_folders.delete(folder)
             except OSError as error:
                 if folder not in self._undeletable:
                     self._undeletable.add(folder)
@@ -203,14 +223,20 @@ class Checkpoints:
         return [step for step in self.steps() if has_manifest(self.folder / str(step))]
 
     def check(self, step: int) -> None:
-        """Raise ``DamagedCheckpoint`` if the files of ``step`` are not those that were written."""
-        if (fault := defect(self.folder / str(step))) is not None:
+        """Raise ``DamagedCheckpoint`` on all processes if the files of ``step`` are not those that were written.
+
+        Every process looks at its share of them.
+        """
+        mine = defect(self.folder / str(step), jax.process_index(), jax.process_count())
+        faults = gather_to_process_0(f"faults in {self.folder}", mine or "") or []
+        fault = broadcast_from_process_0(f"fault in {self.folder}", next(filter(None, faults), ""))
+        if fault:
             raise DamagedCheckpoint(f"checkpoint {self.folder / str(step)} is damaged: {fault}")
 
     def set_aside(self, step: int, why: str = "damaged") -> Path:
         """Rename the folder of ``step``, so that it no longer counts as a checkpoint; returns its new path."""
         aside = self.folder / f"{why}-{step}-{time.strftime('%Y%m%d-%H%M%S')}"
-        (self.folder / str(step)).rename(aside)
+        step_folders.move(self.folder / str(step), aside)
         if self._manager is not None:
             self._manager.reload()
         return aside
@@ -273,8 +299,7 @@ class Checkpoints:
 
     def _fail_save(self, error: BaseException) -> NoReturn:
         if jax.process_index() == 0:
-            for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # what was half written holds space
-                shutil.rmtree(leftover, ignore_errors=True)
+            step_folders.drop_partial(self.folder)
         kept = self.steps()
         intact = f"the checkpoint of step {max(kept)} is intact" if kept else "there is no earlier checkpoint"
         raise CheckpointError(

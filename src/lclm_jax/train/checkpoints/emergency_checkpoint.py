@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.files import replacing, write_text
 from lclm_jax.parallel import broadcast_from_process_0
+from lclm_jax.paths import is_remote
 from lclm_jax.train.checkpoints.integrity import fingerprint
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
@@ -196,7 +197,9 @@ def emergency_checkpoints(config: Config, stage: str, begin: bool = False) -> Em
     local = config.train.checkpoint.local_dir
     if local is None:
         return EmergencyCheckpoints(None)
-    stage_folder = Path(os.path.realpath(RunPaths(config).stage(stage)))
+    stage_folder = RunPaths(config).stage(stage)
+    if not is_remote(stage_folder):
+        stage_folder = Path(os.path.realpath(stage_folder))
     own = _id(stage_folder, begin) if jax.process_index() == 0 else None
     own = broadcast_from_process_0(f"id of {stage}", own)
     if own is None:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorstore as ts
 from jax.tree_util import KeyEntry
 
+from lclm_jax.paths import kvstore_spec
 from lclm_jax.train.checkpoints.checkpoint import CheckpointError
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.optimizer import EMA
@@ -92,9 +93,9 @@ class _Item:
 
     def _open(self, path: str) -> ts.TensorStore:
         name = path.replace("/", ".")
-        store: JsonObject = {"driver": "file", "path": f"{self.folder}/{name}/"}
+        store = kvstore_spec(self.folder / name)
         if self._metadata.get("use_ocdbt"):
-            store = {"driver": "ocdbt", "base": f"file://{self.folder}", "path": f"{name}/"}
+            store = {"driver": "ocdbt", "base": kvstore_spec(self.folder), "path": f"{name}/"}
         driver = "zarr3" if self._metadata.get("use_zarr3") else "zarr"
         try:
             return ts.open({"driver": driver, "kvstore": store}, open=True, read=True).result()

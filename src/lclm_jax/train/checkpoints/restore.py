@@ -5,7 +5,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from lclm_jax.data.loading.position import BatchLoader
@@ -86,7 +85,7 @@ def _resumed(
 
 def _restore(run: StageRun, abstract: TrainState, checkpoints: Checkpoints, step: int) -> tuple[TrainState, JsonObject]:
     """State and meta of the checkpoint of ``step``, whose files and values are checked."""
-    _check_together(checkpoints, step)
+    checkpoints.check(step)
     meta = checkpoints.meta(step)
     check_provenance(run.config, run.stage, meta["provenance"], run.force)
     model = run.config.model
@@ -98,22 +97,6 @@ def _restore(run: StageRun, abstract: TrainState, checkpoints: Checkpoints, step
     state = checkpoints.restore(step, abstract._replace(params=params))
     checkpoints.seal(step)
     return state._replace(params=with_fresh_lora(state.params, model, run.config.seed, run.mesh)), meta
-
-
-def _check_together(checkpoints: Checkpoints, step: int) -> None:
-    """Raise ``DamagedCheckpoint`` on all processes if the first one finds the files of ``step`` changed."""
-    fault: DamagedCheckpoint | None = None
-    if jax.process_index() == 0:
-        try:
-            checkpoints.check(step)
-        except DamagedCheckpoint as found:
-            fault = found
-    if jax.process_count() > 1:
-        with jax.transfer_guard("allow"):
-            if bool(multihost_utils.broadcast_one_to_all(np.array(fault is not None))) and fault is None:
-                fault = DamagedCheckpoint(f"checkpoint {checkpoints.folder / str(step)} is damaged")
-    if fault is not None:
-        raise fault
 
 
 def set_aside(checkpoints: Checkpoints, step: int, why: str) -> Path:

@@ -62,5 +62,6 @@ class InTrainingEval:
             values = self._run.probe(info.params)
             seconds = time.perf_counter() - began
             self._log.write({"step": info.step, "unix_seconds": time.time(), "evaluation_seconds": seconds, **values})
+            self._log.flush()
             self._events.write("probe", step=info.step, seconds=seconds, final=info.is_last)
             self._run.reporter.probe(info.step, values)

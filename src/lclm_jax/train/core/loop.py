@@ -99,7 +99,7 @@ def run_steps(
         monitor: takes the metrics.
         hooks: in the order in which they are called.
     """
-    profiler = StepProfiler(run.config.train.profile_steps, run.folder / "profile")
+    profiler = StepProfiler(run.config.train.profile_steps, run.local_folder / "profile")
     compiled: set[int] = set()  # ratios: a stage with several compiles a step for each
     with jax.transfer_guard("disallow"), closing(profiler):
         for step in steps:
@@ -170,7 +170,7 @@ def _run_once(run: StageRun, listen: Callable[[], StopRequest]) -> None:
 
 
 def _watchdog(run: StageRun) -> Watchdog:
-    stacks = run.folder / f"stacks-process-{jax.process_index()}.txt"
+    stacks = run.local_folder / f"stacks-process-{jax.process_index()}.txt"
     return Watchdog(run.config.train.watchdog_seconds, stacks)
 
 

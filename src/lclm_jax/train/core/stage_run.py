@@ -62,3 +62,8 @@ class StageRun:
     def folder(self) -> Path:
         """Everything that the stage writes."""
         return RunPaths(self.config).stage(self.stage)
+
+    @property
+    def local_folder(self) -> Path:
+        """``folder``, or for a run in a bucket its place on this machine for what a bucket cannot hold."""
+        return RunPaths(self.config).local_stage(self.stage)

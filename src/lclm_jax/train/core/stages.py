@@ -3,19 +3,19 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from lclm_jax.config import Config, load_config
+from lclm_jax.config import Config, RunPaths, load_config
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.index_summary import summarize
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.position import BatchLoader, Position
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, validate_mesh
+from lclm_jax.paths import to_path
 from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints
@@ -82,6 +82,7 @@ def train(
     config = resolve(config, tokenizers)
     mesh = make_mesh(config.mesh)
     validate_mesh(config, mesh, [only_stage] if only_stage else None)
+    keep_compiled(config)
     trackers = open_trackers(config)
     reporter = Reporters([make_reporter(config.train.log_every), *trackers])
     try:
@@ -90,6 +91,23 @@ def train(
     finally:
         for tracker in trackers:
             tracker.close()
+
+
+def keep_compiled(config: Config) -> None:
+    """Let JAX store compiled programs where a restart finds them (``train.compilation_cache``).
+
+    Nothing is changed where it has a place already, by its variable or by who called. On CPUs the place has to be
+    named: a program compiled for one CPU may not run on another that finds it.
+    """
+    place = config.train.compilation_cache
+    if jax.config.values["jax_compilation_cache_dir"] is not None or place is None:
+        return
+    if place == "auto":
+        if jax.default_backend() == "cpu":
+            return
+        place = str(RunPaths(config).root / "compiled")
+    jax.config.update("jax_compilation_cache_dir", place)
+    logger.debug("compiled programs are kept in %s", place)
 
 
 class _Shared(NamedTuple):
@@ -188,7 +206,7 @@ def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Params
     stage, _, step = place.partition("@")
     if step and not step.isdigit():
         raise LclmError(f"init.run={config.init.run!r}: {step!r} is no step; write FOLDER@STAGE@STEP")
-    other = load_config(Path(folder) / "config.yaml").model_copy(update={"run_dir": folder})
+    other = load_config(to_path(folder) / "config.yaml").model_copy(update={"run_dir": folder})
     theirs = load_tokenizers(other)
     for role in Tokenizers._fields:
         if getattr(theirs, role).digest != getattr(tokenizers, role).digest:

@@ -1,10 +1,8 @@
 """One line of JSON per optimizer step, and what is computed from a step's metrics and its batch."""
 
-import errno
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +11,8 @@ import numpy as np
 
 from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
-from lclm_jax.files import write_text
 from lclm_jax.machine import remedy
+from lclm_jax.train.logging.line_files import LineFile, open_lines
 from lclm_jax.train.logging.records import Record, read_metrics, working_seconds
 
 logger = logging.getLogger(__name__)
@@ -59,22 +57,26 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, first_step: int, writes: bool = True):
-        self._path, self._file = path, None
+        self._path = path
+        self._file: LineFile | None = None
         self._waiting: list[bytes] = []
-        if not writes:
-            return
-        kept = [record for record in read_metrics(path) if record["step"] < first_step]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("ab", buffering=0)
+        if writes:
+            kept = [record for record in read_metrics(path) if record["step"] < first_step]
+            self._file = open_lines(path, [json.dumps(record) + "\n" for record in kept])
 
     def write(self, record: Record) -> None:
-        """Append one line and hand it to the operating system, so that it survives the death of this process."""
+        """Append one line and hand it on, so that it survives the death of this process (in a bucket: soon)."""
         if self._file is None:
             return
         self._waiting.append(json.dumps(record).encode() + b"\n")
-        error = self._flush()
+        error = self._file.append(self._waiting)
         if error is not None and len(self._waiting) == 1:
             logger.warning("cannot write %s (%s); its lines wait for room", self._path, error.strerror)
+
+    def flush(self) -> None:
+        """Write what waits in memory, before a checkpoint is written that takes it for granted."""
+        if self._file is not None and (error := self._file.flush()) is not None:
+            logger.warning("cannot write %s (%s); its lines wait", self._path, error)
 
     def close(self) -> None:
         """Close the file.
@@ -84,24 +86,10 @@ class MetricsLog:
         """
         if self._file is None:
             return
-        error = self._flush()
-        self._file.close()
+        error = self._file.append(self._waiting)
+        error = self._file.close() or error
         if error is not None:
             raise LclmError(
-                f"cannot write {self._path} ({error.strerror}), {len(self._waiting)} lines are lost; checkpoints are"
-                f" intact: {remedy(error.errno)}; then rerun the same command to resume"
+                f"cannot write {self._path} ({error.strerror or error}), {len(self._waiting) or 'some'} lines are lost;"
+                f" checkpoints are intact: {remedy(error.errno)}; then rerun the same command to resume"
             ) from error
-
-    def _flush(self) -> OSError | None:
-        """Write what waits, line by line; a line is written whole or cut off again."""
-        assert self._file is not None
-        while self._waiting:
-            end = os.fstat(self._file.fileno()).st_size
-            try:
-                if self._file.write(self._waiting[0]) != len(self._waiting[0]):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as error:
-                os.ftruncate(self._file.fileno(), end)
-                return error
-            self._waiting.pop(0)
-        return None

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from lclm_jax.paths import is_remote, store_errors
 from lclm_jax.types import JsonObject
 
 Record = JsonObject
@@ -19,14 +20,34 @@ def read_metrics(path: Path) -> Iterator[Record]:
 
     A line that a killed process, or a full disk, cut short is left out.
     """
-    if not path.exists():
+    for line in read_lines(path):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file that grows, with their line feeds; in a bucket it may be in parts (``line_files``)."""
+    if not is_remote(path):
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                yield from lines
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+    with store_errors(path):
+        files = [path, *sorted(parts_folder(path).glob("*.jsonl"))]
+    for file in files:
+        try:
+            with store_errors(path):
+                content = file.read_bytes()
+        except FileNotFoundError:
+            continue
+        yield from content.decode("utf-8", "replace").splitlines(keepends=True)
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the parts of a file that grows lie in a bucket."""
+    return path.with_name(f"{path.name}.parts")
 
 
 def losses_by_objective(record: Record) -> Iterator[tuple[str, float, float]]:

@@ -113,7 +113,7 @@ def open_trackers(config: Config) -> list[Tracker]:
 
 def _tensorboard(config: Config) -> tuple[Write, Callable[[], None]]:
     # tensorboardX writes event files without TensorFlow or TensorBoard itself, which only the reader needs.
-    writer = _imported("tensorboardX", "tensorboard").SummaryWriter(str(RunPaths(config).root / "tensorboard"))
+    writer = _imported("tensorboardX", "tensorboard").SummaryWriter(str(RunPaths(config).local_root / "tensorboard"))
 
     def write(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -129,7 +129,7 @@ def _wandb(config: Config) -> tuple[Write, Callable[[], None]]:
         name=config.name,
         id=_run_id(config),
         resume="allow",
-        dir=str(RunPaths(config).root),  # it makes a folder wandb there
+        dir=str(RunPaths(config).local_root),  # it makes a folder wandb there
         config=config.model_dump(mode="json"),
     )
 

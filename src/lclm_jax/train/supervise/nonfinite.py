@@ -50,7 +50,6 @@ class NonfiniteSteps:
         return self.in_a_row
 
     def _write(self, step: int, kind: str, rows: list[int], record: Record) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "step": step,
             "not_finite": kind,

@@ -153,6 +153,8 @@ class StepMonitor:
         self.catch_up()
         self.beat(doing, patient=True)
         with self.spending(what), jax.transfer_guard("allow"):
+            if what == "checkpoint":  # a run that resumes from it has the lines up to it
+                self._log.flush()
             yield
 
     def _act(self, step: int, record: Record, finite_rows: np.ndarray) -> None:
