@@ -31,6 +31,9 @@ class ColumnsConfig(Tree, role="result"):
     context: str = key("context", "Passages to compress: a string or a list of strings (long-context QA).")
     question: str = key("question", "What is asked about the context.")
     answer: str = key("answer", "The reply.")
+    language: str | None = key(
+        None, "Language of a row, counted in tokens by `lclm data stats`; may be missing in a row.", added=True
+    )
     system: str | None = key(
         None, "Text that becomes a system message before the messages; may be missing in a row.", added=True
     )

@@ -7,8 +7,6 @@ number. (Rows are not batched by Grain: ``batch`` before a multi-process ``prefe
 
 import contextlib
 import gc
-import hashlib
-import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,9 +20,10 @@ from cachetools import LRUCache
 
 from lclm_jax.batch import Batch, batch_shapes, check_batch_rows
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
+from lclm_jax.data.loading.generation import at_ratio, stage_generation
 from lclm_jax.data.loading.index_summary import merge_info, stage_info, write_info
 from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
-from lclm_jax.data.loading.row_index import RowIndex, open_index
+from lclm_jax.data.loading.row_index import RowIndex, joint_digest, open_index
 from lclm_jax.data.loading.workers import check_shared_memory, end_with_parent, owned
 from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.data.packing.rows import assemble_batch
@@ -36,6 +35,7 @@ from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.types import JsonObject
 
 _CACHE_BYTES = 256 * 2**20
+_PATIENCE_SECONDS = 600.0
 _SHARED_BYTES = 2**20
 """Smaller arrays of worker processes come through a pipe, which is as fast and leaves nothing in shared memory."""
 
@@ -266,11 +266,19 @@ def make_loader(
             f"stage {stage} has made {start.step} updates with {start.rows} rows, which is not batch_rows={rows} each;"
             " a stage with ratios cannot be resumed with another batch_rows: restore the old value"
         )
-    indices = []
-    for number, ratio in enumerate(schedule.ratios):
-        own = config.model_copy(update={"model": config.model.model_copy(update={"ratio": ratio})})
-        sources = make_sources(own, stage, tokenizers, split, (number, len(schedule.ratios)))
-        indices.append(open_index(own, stage, sources, folder / f"ratio-{ratio}" if schedule.listed else folder))
+    configs = [at_ratio(config, ratio) for ratio in schedule.ratios]
+    generation = stage_generation(config, stage, tokenizers, start.index_digest)
+    sources = [
+        make_sources(own, stage, tokenizers, split, (number, len(configs)), generation)
+        for number, own in enumerate(configs)
+    ]
+    ratios = sources if len(sources) > 1 else ()
+    indices = [
+        open_index(own, stage, one, folder / f"ratio-{ratio}" if schedule.listed else folder, ratios)
+        for ratio, own, one in zip(schedule.ratios, configs, sources, strict=True)
+    ]
+    if 0 not in host[0]:  # the processes of the first part of each batch make the blocks: all need them at once
+        indices = [index.following(_PATIENCE_SECONDS) for index in indices]
     indices = _continued(indices, schedule, start)
     first_row = step * rows if schedule.listed else start.rows
     maker = BatchMaker(tuple(indices), schedule, rows, first_row, host, RecordCache())
@@ -316,10 +324,7 @@ def shared_bytes(config: Config, stage: str, rows: int) -> int:
 
 
 def _digest(indices: Sequence[RowIndex], schedule: RatioSchedule) -> str:
-    if not schedule.listed:
-        return indices[0].digest
-    values = [[index.digest, ratio] for ratio, index in zip(schedule.ratios, indices, strict=True)]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return joint_digest([index.digest for index in indices], schedule)
 
 
 def _plain(cursor: Cursor) -> list[int | list[int]]:

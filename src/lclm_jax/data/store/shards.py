@@ -38,7 +38,7 @@ from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
 from lclm_jax.data.store.vocabulary import TokenBytes, read_vocabulary
 from lclm_jax.errors import LclmError
-from lclm_jax.types import JsonObject
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,17 @@ def read_manifest(root: str | Path | Storage) -> JsonObject:
     return manifest
 
 
+def generation_keys(manifest: ReadOnlyJson) -> list[str]:
+    """The key of every generation, of what was prepared at once; more than one where files were added later."""
+    return [one["key"] for one in manifest.get("generations", ())] or [manifest["key"]]
+
+
+def holds_collections(manifest: ReadOnlyJson, generation: int, collections: Iterable[str]) -> bool:
+    """Whether ``generation``, counted from 0, had all of ``collections``."""
+    stored = manifest["generations"][generation] if "generations" in manifest else manifest
+    return set(collections) <= stored["collections"].keys()
+
+
 class PreparedSplit:
     """Random access to one split of one collection: ``len``, ``read``, ``read_many``, lengths without reading records.
 
@@ -121,21 +132,36 @@ class PreparedSplit:
         collection: a collection of its manifest.
         split: ``train``, ``validation`` or ``held_out``.
         cache: where copies of remote shards are kept.
+        generation: records are those that were there when files had been added so many times; None: all.
 
     Raises:
         PreparedError: there is no such split, or a shard does not have the size that the manifest says.
     """
 
-    def __init__(self, root: str | Path, collection: str, split: str, cache: ShardCache = UNBOUNDED):
+    def __init__(
+        self,
+        root: str | Path,
+        collection: str,
+        split: str,
+        cache: ShardCache = UNBOUNDED,
+        generation: int | None = None,
+    ):
         self.root, self.collection, self.split = root, collection, split
         self.storage = Storage(root, cache)
-        collections = read_manifest(self.storage)["collections"]
+        manifest = read_manifest(self.storage)
+        collections, latest = manifest["collections"], len(generation_keys(manifest)) - 1
+        self.generation = latest if generation is None else generation
         if collection not in collections or split not in collections[collection]:
             known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
             raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
         try:
-            self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
-            self._tokens = int(collections[collection][split]["decoder_tokens"])
+            entry = collections[collection][split]
+            listed = entry["shards"]
+            if self.generation < latest:
+                entry = manifest["generations"][self.generation]["collections"][collection][split]
+                listed = listed[: entry["shards"]]
+            self.shards = tuple(Shard(**shard) for shard in listed)
+            self._tokens = int(entry["decoder_tokens"])
         except (KeyError, TypeError) as error:
             shown = self.storage.shown(MANIFEST)
             raise PreparedError(
@@ -149,7 +175,7 @@ class PreparedSplit:
         self._verified: set[int] = set()
 
     def __reduce__(self):
-        return PreparedSplit, (self.root, self.collection, self.split, self.storage.cache)
+        return PreparedSplit, (self.root, self.collection, self.split, self.storage.cache, self.generation)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -306,9 +332,9 @@ def shard_cache(config: Config) -> ShardCache:
     return ShardCache(None if folder is None else Path(folder), config.data.cache_bytes, always)
 
 
-def open_split(config: Config, collection: str, split: str) -> PreparedSplit:
-    """A split of the run's prepared data; raises as ``PreparedSplit``."""
-    found = PreparedSplit(RunPaths(config).prepared, collection, split, shard_cache(config))
+def open_split(config: Config, collection: str, split: str, generation: int | None = None) -> PreparedSplit:
+    """A split of the run's prepared data, all or that of a ``generation``; raises as ``PreparedSplit``."""
+    found = PreparedSplit(RunPaths(config).prepared, collection, split, shard_cache(config), generation)
     needed, most = sum(shard.bytes for shard in found.shards), config.data.cache_bytes
     if found.storage.remote and most is not None and needed > most:
         logger.warning(
