@@ -151,5 +151,8 @@ def test_long_texts_are_given_in_chunks(byte_level, monkeypatch):
     encoder, seen = ChunkedEncoder(byte_level[0], 100), []
     encode = encoder._encode
     monkeypatch.setattr(encoder, "_encode", lambda texts: (seen.extend(texts), encode(texts))[1])
-    encoder(["some words of a line\n" * 50])
+    encoder(["some wörds of a line\n" * 50])
     assert max(map(len, seen)) < 125
+    seen.clear()
+    encoder(["some words of a line\n" * 50])
+    assert not seen, "of ASCII text the ids are known"
