@@ -33,7 +33,7 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.store.columns import Ragged, join
 from lclm_jax.data.store.lengths import Lengths
 from lclm_jax.data.store.packed_records import unpack
-from lclm_jax.data.store.remote_shard import SCHEMES, RemoteShard
+from lclm_jax.data.store.remote_shard import RangedShard, RemoteShard, open_remote_shard
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
 from lclm_jax.data.store.vocabulary import TokenBytes, read_vocabulary
@@ -112,7 +112,7 @@ def read_manifest(root: str | Path | Storage) -> JsonObject:
 
 def generation_keys(manifest: ReadOnlyJson) -> list[str]:
     """The key of every generation, of what was prepared at once; more than one where files were added later."""
-    return [one["key"] for one in manifest.get("generations", ())] or [manifest["key"]]
+    return [one["key"] for one in manifest.get("generations", ())] or [manifest.get("key", "")]
 
 
 def holds_collections(manifest: ReadOnlyJson, generation: int, collections: Iterable[str]) -> bool:
@@ -124,8 +124,8 @@ def holds_collections(manifest: ReadOnlyJson, generation: int, collections: Iter
 class PreparedSplit:
     """Random access to one split of one collection: ``len``, ``read``, ``read_many``, lengths without reading records.
 
-    Files are opened when first needed, so the object can be sent to worker processes. Shards on ``gs://`` are read in
-    place unless ``cache.always``; of other remote folders they are copied to ``cache``, and lengths files always are.
+    Files are opened when first needed, so the object can be sent to worker processes. Shards of a remote folder are
+    read in place unless ``cache.always``, which copies them to ``cache``; lengths files are always copied.
 
     Args:
         root: prepared folder, a local path or an fsspec URL.
@@ -170,7 +170,7 @@ class PreparedSplit:
         self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
         most = _most_open(self.storage)
         self._lock = threading.Lock()
-        self._readers: LRUCache[int, RemoteShard | tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
+        self._readers: LRUCache[int, RemoteShard | RangedShard | tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
         self._lengths: LRUCache[int, tuple[Lengths, HeldFile]] = LRUCache(most)
         self._verified: set[int] = set()
 
@@ -251,7 +251,7 @@ class PreparedSplit:
 
     def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
         reader = self._reader(shard)
-        if isinstance(reader, RemoteShard):
+        if isinstance(reader, RemoteShard | RangedShard):
             return reader.read(rows)
         try:
             return reader[0].read(rows)
@@ -259,7 +259,7 @@ class PreparedSplit:
             name = self.storage.shown(self.shards[shard].file)
             raise PreparedError(f"shard {name} is damaged ({error}); delete it and prepare the data again") from None
 
-    def _reader(self, shard: int) -> RemoteShard | tuple[ArrayRecordReader, HeldFile]:
+    def _reader(self, shard: int) -> RemoteShard | RangedShard | tuple[ArrayRecordReader, HeldFile]:
         with self._lock:
             if (opened := self._readers.get(shard)) is not None:
                 return opened
@@ -268,9 +268,9 @@ class PreparedSplit:
             self._readers[shard] = opened
         return opened
 
-    def _open(self, shard: Shard) -> RemoteShard | tuple[ArrayRecordReader, HeldFile]:
-        if self.storage.root.startswith(SCHEMES) and not self.storage.cache.always:
-            return RemoteShard(self.storage.shown(shard.file), shard.records)
+    def _open(self, shard: Shard) -> RemoteShard | RangedShard | tuple[ArrayRecordReader, HeldFile]:
+        if self.storage.remote and not self.storage.cache.always:
+            return open_remote_shard(self.storage, shard.file, shard.records, shard.bytes)
         held = self.storage.hold(shard.file, shard.sha256)
         self._check_size(held.path, shard)
         return ArrayRecordReader(str(held.path)), held
