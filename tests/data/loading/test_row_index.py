@@ -10,6 +10,7 @@ from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.prebuild import prebuild
 from lclm_jax.data.loading.row_index import RowIndex, RowIndexError, index_inputs, open_index
 from lclm_jax.data.packing.sources import make_sources
+from lclm_jax.paths import to_path
 from lclm_jax.report.histograms import plot_histograms
 
 
@@ -211,6 +212,21 @@ def test_one_process_makes_the_blocks_and_the_others_wait_for_them(run, small_bl
     with caplog.at_level("WARNING", "lclm_jax"):
         assert rows_of(lost, [0]) == rows[:1]
     assert "block 0 of the row index was not made by the first process in 0 s; making it here" in caplog.text
+
+
+def test_machines_without_a_common_disk_share_the_index_in_a_bucket(run, small_blocks, tmp_path):
+    values, tokenizers = run
+    config = small_blocks(values)
+    sources, bucket = make_sources(config, "mixed", tokenizers), to_path("memory://index-in-a-bucket")
+    first = open_index(config, "mixed", sources, tmp_path / "a", shared=bucket)
+    rows = rows_of(first, range(60))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lclm_jax.data.loading.row_index.size_blocks", None)
+        other = open_index(config, "mixed", sources, tmp_path / "b", shared=bucket)
+    assert other.digest == first.digest
+    other.maker.__class__ = type("Forbidden", (type(other.maker),), {"__call__": None})
+    assert rows_of(other.following(60.0), range(60)) == rows
+    assert files_of(other) == files_of(first)
 
 
 def test_only_the_process_of_the_first_rows_plans(run, small_blocks, tmp_path):

@@ -48,8 +48,9 @@ def _began(config: Config, stage: str, tokenizers: Tokenizers, generation: int, 
         own, part = at_ratio(config, ratio), (number, len(schedule.ratios))
         sources = make_sources(own, stage, tokenizers, part=part, generation=generation)
         digests.append(index_digests(own, stage, sources))
-        folder = RunPaths(config).stage(stage) / "index"
-        stored.append(is_stored(folder / f"ratio-{ratio}" if schedule.listed else folder, digests[-1]))
+        name = f"index/ratio-{ratio}" if schedule.listed else "index"
+        folders = {RunPaths(config).local_stage(stage), RunPaths(config).stage(stage)}
+        stored.append(any(is_stored(folder / name, digests[-1]) for folder in folders))
     joint = {joint_digest(one, schedule) for one in zip(*digests, strict=True)}
     return all(stored) or index_digest in joint
 

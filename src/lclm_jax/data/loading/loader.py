@@ -30,6 +30,7 @@ from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
 from lclm_jax.data.store.records import EXAMPLE_COLUMNS, Columns
 from lclm_jax.errors import LclmError
+from lclm_jax.paths import is_remote
 from lclm_jax.text.example import Example
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.types import JsonObject
@@ -259,7 +260,6 @@ def make_loader(
     """
     rows, parts = config.stages[stage].batch_rows, host[1]
     check_batch_rows(stage, rows, 1, parts)
-    folder = Path(index_folder or RunPaths(config).local_stage(stage) / "index")
     schedule, step = RatioSchedule(config, stage), start.rows // rows
     if schedule.listed and start.step not in (None, step):
         raise LclmError(
@@ -272,11 +272,7 @@ def make_loader(
         make_sources(own, stage, tokenizers, split, (number, len(configs)), generation)
         for number, own in enumerate(configs)
     ]
-    ratios = sources if len(sources) > 1 else ()
-    indices = [
-        open_index(own, stage, one, folder / f"ratio-{ratio}" if schedule.listed else folder, ratios)
-        for ratio, own, one in zip(schedule.ratios, configs, sources, strict=True)
-    ]
+    indices = _open_indices(configs, stage, sources, schedule, index_folder)
     if 0 not in host[0]:  # the processes of the first part of each batch make the blocks: all need them at once
         indices = [index.following(_PATIENCE_SECONDS) for index in indices]
     indices = _continued(indices, schedule, start)
@@ -292,6 +288,25 @@ def make_loader(
         for index, cursor in zip(indices, start.cursors, strict=True):
             index.add_cursor(cursor)
     return loader
+
+
+def _open_indices(
+    configs: Sequence[Config],
+    stage: str,
+    sources: Sequence[Sequence[Source]],
+    schedule: RatioSchedule,
+    index_folder: str | Path | None,
+) -> list[RowIndex]:
+    """The row index of each ratio, whose configurations and sources are given."""
+    paths = RunPaths(configs[0])
+    folder = Path(index_folder or paths.local_stage(stage) / "index")
+    shared = paths.stage(stage) / "index" if index_folder is None and is_remote(configs[0].run_dir) else None
+    indices = []
+    for ratio, own, one in zip(schedule.ratios, configs, sources, strict=True):
+        name = f"ratio-{ratio}" if schedule.listed else ""
+        beside = None if shared is None else shared / name
+        indices.append(open_index(own, stage, one, folder / name, sources if len(sources) > 1 else (), beside))
+    return indices
 
 
 def _continued(indices: list[RowIndex], schedule: RatioSchedule, start: Position) -> list[RowIndex]:

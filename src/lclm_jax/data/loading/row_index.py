@@ -32,8 +32,9 @@ from lclm_jax.data.packing.counter_rng import draw_key
 from lclm_jax.data.packing.mixture import Cursor, Exhausted, Mixture, RatioSchedule, mixtures_by_row
 from lclm_jax.data.packing.sources import ExampleRef, Source
 from lclm_jax.errors import LclmError
-from lclm_jax.files import write_text
+from lclm_jax.files import write_bytes, write_text
 from lclm_jax.machine import remedy
+from lclm_jax.paths import store_errors
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ In both formats, a stage with ratios once had equal parts of the records for eac
 _OPEN_BLOCKS = 4
 _IN_FOLDER = 1000
 _EMPTY_BLOCKS = 100
-_LOOK_SECONDS = 0.1
-"""Between two looks for a block that another process makes."""
+_LOOK_SECONDS, _LOOK_SECONDS_REMOTE = 0.1, 1.0
+"""Between two looks for a block that another process makes, in a folder and in a bucket."""
 _CONTINUED = "from-"
 
 
@@ -67,6 +68,7 @@ class RowIndex:
         origin: Where the first block begins; None: at row 0, with nothing taken of any source.
         patience: Seconds to wait for a block that another process makes, before it is made here as well; 0 for the
             process that makes them.
+        shared: The same folder in a bucket, if that is where processes share the blocks; None: they share ``folder``.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class RowIndex:
         cursors: Sequence[Cursor] = (),
         origin: Cursor | None = None,
         patience: float = 0.0,
+        shared: Path | None = None,
     ):
-        self.folder, self.digest, self.maker, self._patience = Path(folder), digest, maker, patience
+        self.folder, self.digest, self.maker = Path(folder), digest, maker
+        self._patience, self._shared = patience, shared
         self._lock = threading.RLock()
         self._open: LRUCache[int, Block] = LRUCache(_OPEN_BLOCKS)
         self.origin = origin or Cursor(0, 0, (0,) * len(maker.sources))
@@ -87,17 +91,19 @@ class RowIndex:
 
     def __reduce__(self):
         cursors = [self._cursors[max(self._cursors)]]
-        return RowIndex, (self.folder, self.digest, self.maker, cursors, self.origin, self._patience)
+        return RowIndex, (self.folder, self.digest, self.maker, cursors, self.origin, self._patience, self._shared)
 
     def continued(self, origin: Cursor) -> "RowIndex":
         """An index of the same settings whose first block begins at ``origin``: for a stage that goes on with them."""
         digest = digest_of({"digest": self.digest, "origin": list(origin)})
-        folder = self.folder / f"{_CONTINUED}{digest[:16]}"
-        return RowIndex(folder, digest, self.maker, origin=origin, patience=self._patience)
+        name = f"{_CONTINUED}{digest[:16]}"
+        shared = None if self._shared is None else self._shared / name
+        return RowIndex(self.folder / name, digest, self.maker, (), origin, self._patience, shared)
 
     def following(self, patience: float) -> "RowIndex":
         """The same index for a process beside the one that makes its blocks; see ``patience``."""
-        return RowIndex(self.folder, self.digest, self.maker, list(self._cursors.values()), self.origin, patience)
+        cursors = list(self._cursors.values())
+        return RowIndex(self.folder, self.digest, self.maker, cursors, self.origin, patience, self._shared)
 
     @property
     def home(self) -> Path:
@@ -173,6 +179,8 @@ class RowIndex:
         """The stored block at ``cursor``; None if there is none. Raises ``RowIndexError`` if it is another one's."""
         path = self.path(cursor.block)
         try:
+            if not (path.exists() or self._fetch(path)):
+                return None
             block = read_block(path)
         except FileNotFoundError:
             return None
@@ -183,11 +191,24 @@ class RowIndex:
             raise RowIndexError(f"{path} begins at {block.cursor} and not at {cursor}; delete {self.folder}")
         return block
 
+    def _fetch(self, path: Path) -> bool:
+        """Copy the file of a block from the shared folder, if it is there."""
+        if self._shared is None:
+            return False
+        remote = self._shared / path.relative_to(self.folder)
+        try:
+            with store_errors(remote):
+                content = remote.read_bytes()
+        except FileNotFoundError:
+            return False
+        write_bytes(path, content)
+        return True
+
     def _awaited(self, cursor: Cursor) -> Block | None:
         """The block at ``cursor`` once another process has made it; None if that takes too long."""
         end = time.monotonic() + self._patience
         while time.monotonic() < end:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_LOOK_SECONDS if self._shared is None else _LOOK_SECONDS_REMOTE)
             if (block := self.stored(cursor)) is not None:
                 return block
         if self._patience:
@@ -222,6 +243,8 @@ class RowIndex:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_block(path, block)
+            if self._shared is not None:
+                write_bytes(self._shared / path.relative_to(self.folder), path.read_bytes())
         except OSError as error:
             raise RowIndexError(
                 f"cannot write the row index {path}: {error.strerror}; {remedy(error.errno)}"
@@ -251,7 +274,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def open_index(
-    config: Config, stage: str, sources: Sequence[Source], folder: str | Path, ratios: Sequence[Sequence[Source]] = ()
+    config: Config,
+    stage: str,
+    sources: Sequence[Source],
+    folder: str | Path,
+    ratios: Sequence[Sequence[Source]] = (),
+    shared: Path | None = None,
 ) -> RowIndex:
     """The index of ``stage`` under ``folder``: the stored one if it still holds, else a new one.
 
@@ -263,17 +291,24 @@ def open_index(
         sources: Its sources, of one ratio.
         folder: Where the index of this ratio is kept.
         ratios: The sources of all ratios of a stage that has several; see ``size_blocks``.
+        shared: The same folder in a bucket, if several machines share the index there.
 
     Raises:
         RowIndexError: A source has no example that fits a row, or the folder cannot be written.
     """
     inputs = index_inputs(config, stage, sources)
     digest, sizing = _stored_index(Path(folder), _digests(inputs))
+    if sizing is None and shared is not None:
+        digest, sizing = _stored_index(shared, _digests(inputs))
     own = Path(folder) / digest[:16]
+    beside = None if shared is None else shared / digest[:16]
     try:
         if sizing is None:
             sizing = size_blocks(config, stage, sources, ratios)
-            _write_json(own / "index.json", {"digest": digest, "layout": sizing, "inputs": inputs})
+            for place in (own, beside):
+                if place is not None:
+                    _write_json(place / "index.json", {"digest": digest, "layout": sizing, "inputs": inputs})
+        own.mkdir(parents=True, exist_ok=True)
         for other in Path(folder).iterdir():
             if other != own:
                 shutil.rmtree(other, ignore_errors=True)
@@ -281,7 +316,8 @@ def open_index(
         raise _unwritable(own, error) from error
     except LclmError as error:
         raise RowIndexError(str(error)) from None
-    return RowIndex(own, digest, block_maker(config, stage, sources, make_mixture(config, stage, sources, sizing)))
+    maker = block_maker(config, stage, sources, make_mixture(config, stage, sources, sizing))
+    return RowIndex(own, digest, maker, shared=beside)
 
 
 def block_maker(config: Config, stage: str, sources: Sequence[Source], mixture: Mixture) -> BlockMaker:
@@ -323,7 +359,8 @@ def _stored_index(folder: Path, digests: Sequence[str]) -> tuple[str, JsonObject
 
 def _stored_sizing(folder: Path, digest: str) -> JsonObject | None:
     try:
-        stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        with store_errors(folder):
+            stored = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
