@@ -355,16 +355,9 @@ OBJECTIVES: dict[str, type[Source]] = {
 
 
 def make_sources(
-    config: Config,
-    stage: str,
-    tokenizers: Tokenizers,
-    split: str = "train",
-    part: tuple[int, int] = (0, 1),
-    generation: int | None = None,
+    config: Config, stage: str, tokenizers: Tokenizers, split: str = "train", part: tuple[int, int] = (0, 1)
 ) -> list[Source]:
-    """The sources of a stage's mixture, in its order; collections are opened once.
-
-    ``part``: see ``SourceSetup``; ``generation``: see ``PreparedSplit``.
+    """The sources of a stage's mixture, in its order; collections are opened once. ``part``: see ``SourceSetup``.
 
     Raises:
         LclmError: A collection is not prepared, or does not suit its source's objective.
@@ -376,6 +369,6 @@ def make_sources(
     for name in config.stages[stage].sources:
         source = config.data.sources[name]
         if source.collection not in opened:
-            opened[source.collection] = open_split(config, source.collection, split, generation)
+            opened[source.collection] = open_split(config, source.collection, split)
         sources.append(OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
     return sources
