@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 from tests.suite.conftest import sources  # noqa: F401 - a fixture
 
 from lclm_agent import number_segments
@@ -12,6 +13,8 @@ from lclm_agent.oracle import Oracle
 from lclm_agent.tasks import Question, Task, read_tasks
 from lclm_jax.agent import tasks
 from lclm_jax.agent.traces import Choice, TraceShares, make_traces, write_traces
+from lclm_jax.cli.data import data
+from lclm_jax.config.data import TokenizerConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
@@ -139,3 +142,37 @@ def test_traces_are_what_the_loop_sends(tmp_path):
 def test_what_cannot_be(make, said):
     with pytest.raises(LclmError, match=said):
         make()
+
+
+def test_the_template_of_tools(tokenizer):
+    """In the form of Hermes and Qwen; a chat without tools is written as by the plain template."""
+    call = {"function": {"name": "expand", "arguments": {"segment_id": "seg_1"}}}
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Go."},
+        {"role": "assistant", "content": "I look.", "tool_calls": [call, call]},
+        {"role": "tool", "content": "a"},
+        {"role": "tool", "content": "b"},
+    ]
+    written = '<tool_call>\n{"name": "expand", "arguments": {"segment_id": "seg_1"}}\n</tool_call>'
+    assert tokenizer.render_chat(chat, add_generation_prompt=True, tools=[{"name": "expand"}]) == (
+        '<|im_start|>system\nBe brief.\n\n<tools>\n{"name": "expand"}\n</tools><|im_end|>\n'
+        f"<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\nI look.\n{written}\n{written}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\na\n</tool_response>\n<tool_response>\nb\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert tokenizer.render_chat(chat[:2]) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nGo.<|im_end|>\n"
+    )
+
+
+def test_a_given_tokenizer_has_its_own_template():
+    with pytest.raises(ValueError, match=r"tokenizer\.tools=true with tokenizer.decoder='x'"):
+        TokenizerConfig(decoder="x", tools=True)
+
+
+def test_the_command_writes_traces(tmp_path):
+    out = tmp_path / "traces.jsonl"
+    done = CliRunner().invoke(data, ["expand-traces", str(out), "--codes", "3", "--direct", "0", "--raw", "0"])
+    assert done.exit_code == 0 and done.output == f"{out}: 3 rows of kind expand\n"
+    assert len(out.read_text().splitlines()) == 3

@@ -1,3 +1,4 @@
+import json
 import unicodedata
 
 import numpy as np
@@ -8,7 +9,7 @@ from tests.text.test_cuts import GPT2, LLAMA3, PIECES, TEXT, with_pattern
 
 import tokenizers
 from lclm_jax.text import chunked_encoding
-from lclm_jax.text.chunked_encoding import ChunkedEncoder, UnbrokenTextError, long_ids
+from lclm_jax.text.chunked_encoding import ChunkedEncoder, UnbrokenTextError, known_pre_tokens, long_ids
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from tokenizers import decoders, models, pre_tokenizers
@@ -45,6 +46,57 @@ def test_chunks_give_what_the_whole_text_gives(byte_level, texts, chunk):
     for tokenizer in byte_level:
         for text, found in zip(normal, ChunkedEncoder(tokenizer, chunk)(normal), strict=True):
             assert tuple(column.tolist() for column in found) == by_the_library(tokenizer, text), text
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.characters(max_codepoint=127), max_size=60) | st.lists(PIECES, max_size=20).map("".join))
+def test_ascii_text_by_its_pre_tokens_is_what_the_library_gives(byte_level, text):
+    for tokenizer in byte_level:
+        known = known_pre_tokens(tokenizer)
+        assert known is not None
+        found = known(text)
+        assert (found is None) == (not text.isascii())
+        if found is not None:
+            assert tuple(column.tolist() for column in found) == by_the_library(tokenizer, text), text
+            assert [column.dtype for column in found] == [np.int32, np.int32, np.int32, bool]
+
+
+def changed(tokenizer, folder, change):
+    """A copy of ``tokenizer`` whose tokenizer.json ``change`` was applied to."""
+    settings = json.loads((tokenizer.folder / "tokenizer.json").read_text())
+    change(settings)
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    return Tokenizer(folder)
+
+
+def test_what_is_no_ascii_and_what_cannot_be_imitated_goes_to_the_library(byte_level, tmp_path, monkeypatch):
+    def pattern(regex):
+        return lambda settings: settings["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=regex)
+
+    for number, regex in enumerate([r"\w+|\W+", r"[a-z&&[^b]]+|.", r"[\S]+|\s+", r"[^ab]+"]):
+        other = changed(byte_level[0], tmp_path / str(number), pattern(regex))
+        assert known_pre_tokens(other) is None
+        text = "abab ab, the width"
+        assert tuple(column.tolist() for column in ChunkedEncoder(other)([text])[0]) == by_the_library(other, text)
+    other = changed(byte_level[0], tmp_path / "dropout", lambda settings: settings["model"].update(dropout=0.1))
+    assert known_pre_tokens(other) is None, "its ids are drawn"
+
+    def add(settings):
+        token = {"id": 320, "content": "<call>", "single_word": False, "lstrip": False, "rstrip": False}
+        settings["added_tokens"].append(token | {"normalized": False, "special": False})
+
+    added = changed(byte_level[0], tmp_path / "added", add)
+    assert known_pre_tokens(added)("a <call> of") is None
+    assert added.token_id("<call>") in ChunkedEncoder(added)(["a <call> of"])[0].ids
+
+    known = chunked_encoding.KnownPreTokens(*known_pre_tokens(byte_level[0]).parts)
+    monkeypatch.setattr(chunked_encoding, "_MOST_KNOWN", 3)
+    for text in ("one two three four", "five six", "one two", "x" * 300 + " one"):
+        whole = ChunkedEncoder(byte_level[0])([text])[0]
+        found = known(text)
+        assert found is None or [a.tolist() for a in found] == [b.tolist() for b in whole], "what it knows is bounded"
+    assert known("x" * 300) is None
 
 
 def test_text_in_another_form_is_normalized(byte_level):
@@ -99,5 +151,8 @@ def test_long_texts_are_given_in_chunks(byte_level, monkeypatch):
     encoder, seen = ChunkedEncoder(byte_level[0], 100), []
     encode = encoder._encode
     monkeypatch.setattr(encoder, "_encode", lambda texts: (seen.extend(texts), encode(texts))[1])
-    encoder(["some words of a line\n" * 50])
+    encoder(["some wörds of a line\n" * 50])
     assert max(map(len, seen)) < 125
+    seen.clear()
+    encoder(["some words of a line\n" * 50])
+    assert not seen, "of ASCII text the ids are known"

@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 
     ask = _add(commands, "ask", _ask, "ask about text files; what was expanded goes to standard error")
     ask.add_argument("question")
-    ask.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="UTF-8 text files; - is standard input")
+    ask.add_argument("paths", nargs="*", type=Path, metavar="FILE", help="UTF-8 text files; - is standard input")
+    ask.add_argument("--store", type=Path, help="file of a store of latents with the texts of lclm-agent mcp")
+    ask.add_argument("--document", action="append", default=[], help="id or title in --store; may be repeated")
     _served(ask)
     _looping(ask)
     ask.add_argument("--words", type=int, default=384, help="words of a segment, at most (default 384)")
@@ -134,11 +136,10 @@ def read_files(paths: Sequence[Path]) -> list[tuple[str, str]]:
 
 def _ask(chosen: argparse.Namespace) -> None:
     from lclm_agent.loop import Conversation
-    from lclm_agent.segments import cut, number_segments
+    from lclm_agent.segments import number_segments
     from lclm_agent.trace import write_trace
 
-    files = read_files(chosen.paths)
-    segments = number_segments((name, piece) for name, text in files for piece in cut(text, chosen.words))
+    segments = number_segments(_pieces(chosen))
     budget = _budget(chosen)
     with _endpoint(chosen) as model:
         conversation = Conversation(model, segments, chosen.protocol, budget)
@@ -156,6 +157,21 @@ def _ask(chosen: argparse.Namespace) -> None:
         f" {usage.prompt - usage.cached} positions prefilled, {usage.cached} cached, {usage.completion} generated\n"
     )
     sys.stdout.write(outcome.answer + "\n")
+
+
+def _pieces(chosen: argparse.Namespace) -> list[tuple[str, str]]:
+    """Title and text of every segment that ``ask`` is about."""
+    from lclm_agent.library import Library
+    from lclm_agent.segments import cut
+
+    if bool(chosen.document) != (chosen.store is not None) or not (chosen.paths or chosen.document):
+        raise AgentError("name text files, or --store with a --document in it")
+    pieces = [(name, piece) for name, text in read_files(chosen.paths) for piece in cut(text, chosen.words)]
+    if chosen.document:
+        with Library(chosen.store) as library:
+            for name in chosen.document:
+                pieces += [(one.title, one.text) for one in library.segments(name)]
+    return pieces
 
 
 def _replay(chosen: argparse.Namespace) -> None:

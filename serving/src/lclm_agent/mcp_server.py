@@ -4,6 +4,8 @@ With a served model, an added document is sent to it once, so that its latents a
 asks; and ``ask`` lets that model skim a document and answer.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from lclm_agent.errors import AgentError
@@ -34,20 +36,29 @@ def make_server(library: Library, model: Any = None) -> Any:
     except ImportError:
         raise AgentError("an MCP server needs the package mcp 2: pip install 'lclm-serving[mcp]'") from None
 
-    def told(error: AgentError) -> Exception:
-        return ToolError(str(error))
+    @contextmanager
+    def told() -> Iterator[None]:
+        """What cannot be done is told to the agent that asked."""
+        try:
+            yield
+        except AgentError as error:
+            raise ToolError(str(error)) from None
 
     server = MCPServer("lclm", instructions=INSTRUCTIONS)
+    _add_library(server, library, model, told)
+    if model is not None:
+        _add_ask(server, library, model, told)
+    return server
 
+
+def _add_library(server: Any, library: Library, model: Any, told: Callable[[], AbstractContextManager[None]]) -> None:
     @server.tool()
     def add_document(title: str, text: str) -> dict[str, Any]:
         """Keep a text under a title; returns its id and how many segments it has."""
-        try:
+        with told():
             entry = library.add(title, text)
             if model is not None:
                 model.complete([{"role": "user", "content": listing(library.segments(entry.id))}], None, 1)
-        except AgentError as error:
-            raise told(error) from None
         return entry._asdict()
 
     @server.tool()
@@ -58,29 +69,21 @@ def make_server(library: Library, model: Any = None) -> Any:
     @server.tool()
     def search(query: str, limit: int = 5) -> list[dict[str, str]]:
         """Segments that hold words of the query, best first, each with an excerpt."""
-        try:
+        with told():
             hits = library.search(query, limit)
-        except AgentError as error:
-            raise told(error) from None
         return [{**hit._asdict(), "title": escape(hit.title), "excerpt": escape(hit.excerpt)} for hit in hits]
 
     @server.tool()
     def expand(document: str, segment_id: str) -> str:
         """The text of one segment of a document, named by its id or title."""
-        try:
+        with told():
             return escape(library.segment(document, segment_id).text)
-        except AgentError as error:
-            raise told(error) from None
 
-    if model is not None:
 
-        @server.tool()
-        def ask(document: str, question: str) -> dict[str, Any]:
-            """Let the served model skim a document as latents, expand what it needs, and answer."""
-            try:
-                outcome = Conversation(model, library.segments(document), budget=Budget()).ask(question)
-            except AgentError as error:
-                raise told(error) from None
-            return {"answer": outcome.answer, "expanded": list(outcome.expanded)}
-
-    return server
+def _add_ask(server: Any, library: Library, model: Any, told: Callable[[], AbstractContextManager[None]]) -> None:
+    @server.tool()
+    def ask(document: str, question: str) -> dict[str, Any]:
+        """Let the served model skim a document as latents, expand what it needs, and answer."""
+        with told():
+            outcome = Conversation(model, library.segments(document), budget=Budget()).ask(question)
+        return {"answer": outcome.answer, "expanded": list(outcome.expanded)}

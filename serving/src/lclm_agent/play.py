@@ -40,46 +40,26 @@ class Playground:
         self._endpoint, self._words, self._reply_tokens = endpoint, words, reply_tokens
 
     def read(self, values: dict[str, Any]) -> Iterator[Event]:
-        """Cut a text into segments, and ask the server what they take, compressed and raw."""
+        """Cut a text into segments, and ask the server what they take, compressed (timed) and raw."""
         segments = self._segments(values)
         yield {
             "segments": [{"id": one.id, "text": one.text, "words": len(one.text.split())} for one in segments],
             "model": self._endpoint.model,
         }
-        before = self._counts()
-        compressed = self._positions(listing(segments))
-        counts = self._difference(before)
-        yield {"compressed": compressed, **counts}
+        yield self._timed("first", listing(segments))
         try:
             yield {"raw": self._positions(listing(segments, compressed=False))}
         except AgentError as error:
             yield {"raw": None, "note": f"As text it does not fit: {error}"}
 
     def time(self, values: dict[str, Any]) -> Iterator[Event]:
-        """Times to the first token: with the text raw, with latents, and with latents that the server has kept.
-
-        Each prompt begins with words that no other has, so that no cache of prefixes shortens it.
-        """
+        """Times to the first token of a text that ``read`` has sent: as text, and as latents that the server kept."""
         segments = self._segments(values)
-        texts = [
-            ("raw", listing(segments, compressed=False)),
-            ("latents", listing(segments)),
-            ("kept", listing(segments)),
-        ]
-        for name, text in texts:
-            before = self._counts()
+        for name, compressed in (("raw", False), ("kept", True)):
             try:
-                message = f"Note {secrets.token_hex(8)}.\n{text}\n{_QUESTION}"
-                found = self._endpoint.timed([{"role": "user", "content": message}], 4)
+                yield self._timed(name, listing(segments, compressed))
             except AgentError as error:
                 yield {"timed": name, "note": str(error)}
-                continue
-            yield {
-                "timed": name,
-                "ttft_seconds": found.ttft_seconds,
-                "positions": found.reply.usage.prompt,
-                **self._difference(before),
-            }
 
     def ask(self, values: dict[str, Any]) -> Iterator[Event]:
         """Ask a question; each round as it comes, with the segments that it expands."""
@@ -106,9 +86,17 @@ class Playground:
             raise AgentError("there is no text; paste a document")
         return number_segments(cut(text, self._words))
 
+    def _timed(self, name: str, text: str) -> Event:
+        """One prompt's time and cost; it begins with words that no other has, so no cache of prefixes shortens it."""
+        before = self._counts()
+        message = {"role": "user", "content": f"Note {secrets.token_hex(8)}.\n{text}\n{_QUESTION}"}
+        found = self._endpoint.timed([message], 4)
+        cost = {"timed": name, "ttft_seconds": found.ttft_seconds, "positions": found.reply.usage.prompt}
+        return {**cost, **self._difference(before)}
+
     def _positions(self, text: str) -> int:
-        reply = self._endpoint.complete([{"role": "user", "content": f"{text}\n{_QUESTION}"}], None, 1)
-        return reply.usage.prompt
+        message = {"role": "user", "content": f"Note {secrets.token_hex(8)}.\n{text}\n{_QUESTION}"}
+        return self._endpoint.complete([message], None, 1).usage.prompt
 
     def _counts(self) -> dict[str, int]:
         try:

@@ -8,8 +8,11 @@ expanded.
 
 import math
 import re
+from collections.abc import Sequence
 
-from lclm_agent.context import OUT, RAW, TITLE, Item, Policy, Situation, latents
+from lclm_agent.chat import Model
+from lclm_agent.context import OUT, RAW, TITLE, Item, Policy, Situation, Summarise, latents
+from lclm_agent.escape import escape
 
 KIND_WEIGHTS = {"user": 1.0, "assistant": 0.7, "tool": 0.5}
 HALF_LIFE = 12
@@ -103,6 +106,20 @@ def _relevance(item: Item, question: str) -> float:
     if not asked:
         return 0.0
     return len(asked & set(_WORD.findall(item.text.lower()))) / math.sqrt(len(asked))
+
+
+def summary_by(model: Model, max_tokens: int = 200) -> Summarise:
+    """Summaries that a model writes, for ``Context(truncate, ..., summarise=summary_by(model))``.
+
+    A new one is asked for whenever other messages are left out.
+    """
+
+    def summarise(items: Sequence[Item]) -> str:
+        said = "\n".join(f"{item.kind}: {escape(item.text)}" for item in items)
+        request = f"{said}\n\nSummarise what was said above; keep names, numbers and decisions."
+        return model.complete([{"role": "user", "content": request}], None, max_tokens).content.strip()
+
+    return summarise
 
 
 POLICIES: dict[str, Policy] = {"replay_all": replay_all, "truncate": truncate, "steady": steady, "focus": focus}

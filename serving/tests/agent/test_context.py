@@ -1,10 +1,10 @@
 import pytest
 
-from lclm_agent import AgentError
+from lclm_agent import AgentError, Reply
 from lclm_agent.comparison import compare, conversation, table
 from lclm_agent.context import OUT, RAW, TITLE, Context
 from lclm_agent.escape import END, START
-from lclm_agent.policies import POLICIES, focus, replay_all, steady, truncate
+from lclm_agent.policies import POLICIES, focus, replay_all, steady, summary_by, truncate
 
 LONG = "word " * 40
 
@@ -93,6 +93,16 @@ def test_a_summary_stands_for_what_is_left_out():
     assert sent[1] == {"role": "user", "content": "What was said before, in short: 7 messages < |memory_end|>"}
     context.messages()
     assert asked == [[2, 3, 4, 5, 6, 7, 8]]  # not again for the same messages
+
+
+def test_summaries_by_a_model():
+    class Model:
+        def complete(self, messages, tools, max_tokens):
+            assert messages[0]["content"].startswith("user: word") and tools is None and max_tokens == 9
+            return Reply(" All was said. ")
+
+    sent = filled(truncate, summarise=summary_by(Model(), 9)).messages()
+    assert sent[1]["content"].endswith("in short: All was said.")
 
 
 def test_what_cannot_be():

@@ -3,6 +3,7 @@ import pytest
 from lclm_agent import AgentError
 from lclm_agent.command import main
 from lclm_agent.endpoint import Endpoint
+from lclm_agent.library import Library
 
 CHAT = [{"role": "user", "content": "Hello"}]
 
@@ -63,9 +64,20 @@ def test_the_command_asks_and_replays(endpoint, tmp_path, capsys, monkeypatch):
     assert '"answer": "1"' in capsys.readouterr().out
 
 
+def test_documents_of_a_store_are_asked_about(endpoint, tmp_path, capsys):
+    store = str(tmp_path / "store.db")
+    with Library(tmp_path / "store.db") as library:
+        library.add("notes", "The code is 12.\n\nThe other is 13.\n", words=4)
+    endpoint.script = ["FINAL: 12"]
+    assert main(["ask", "Which?", "--store", store, "--document", "notes", "--url", endpoint.url]) == 0
+    assert capsys.readouterr().out == "12\n"
+    assert "seg_2 (notes): <|memory_start|>The other" in endpoint.bodies[0]["messages"][0]["content"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["ask", "Which?", "--url", "URL"], "name text files, or --store with a --document in it"),
         (["ask", "Which?", "nowhere.txt", "--url", "URL"], "cannot read nowhere.txt"),
         (["replay", "nowhere.jsonl"], "there is no trace nowhere.jsonl"),
         (["eval", "nowhere.jsonl", "--url", "URL"], "there is no file nowhere.jsonl"),

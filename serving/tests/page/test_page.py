@@ -54,7 +54,7 @@ class Model(BaseHTTPRequestHandler):
         results = text.count('"tool"')
         message = {"content": "FINAL: 12, and a trap"}
         if "tools" in body and results < 2:
-            arguments = json.dumps({"segment_id": f"seg_{6 + results}"})
+            arguments = json.dumps({"segment_id": f"seg_{5 + results}"})
             message = {"tool_calls": [{"id": f"c{results}", "function": {"name": "expand", "arguments": arguments}}]}
         if body.get("stream"):
             events = [
@@ -105,15 +105,15 @@ def test_a_person_reads_times_and_asks(address, browser, name, width, height):
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(address)
     expect(page.get_by_role("button", name="Ask")).to_be_disabled()
-    page.get_by_label("Document").fill(DOCUMENT)
+    page.get_by_role("textbox", name="Document").fill(DOCUMENT)
     page.get_by_role("button", name="Read it").click()
     expect(page.get_by_text("positions saved")).to_be_visible(timeout=120_000)
     segments = page.locator(".segment").count()
     assert segments >= 6 and page.locator(".latents i").count() > segments
     page.get_by_role("button", name="Time it").click()
     expect(page.get_by_text("as latents, kept")).to_be_visible(timeout=120_000)
-    page.get_by_label("Question").fill("Which code?")
-    page.get_by_label("Question").press("Enter")
+    page.get_by_role("textbox", name="Question").fill("Which code?")
+    page.get_by_role("textbox", name="Question").press("Enter")
     expect(page.locator("#answer")).to_have_text("12, and a trap", timeout=120_000)
     assert page.locator("#rounds li").count() == 3 and page.locator(".segment.open").count() == 2
     assert "<script>" in page.locator(".segment.open").last.text_content()

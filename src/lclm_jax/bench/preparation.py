@@ -8,7 +8,6 @@ from typing import NamedTuple, TypeVar
 
 from lclm_jax.config import Config
 from lclm_jax.data.prepare.corpus import read_corpus
-from lclm_jax.data.prepare.prepare_part import run_tokenizers
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store.packed_records import pack
 from lclm_jax.data.store.records import document_columns
@@ -16,6 +15,7 @@ from lclm_jax.data.store.shards import encode_record, lengths_name
 from lclm_jax.data.store.vocabulary import token_bytes
 from lclm_jax.text.chunked_encoding import ChunkedEncoder
 from lclm_jax.text.cuts import CutFinder
+from lclm_jax.text.run_tokenizers import read_tokenizers
 from lclm_jax.text.shared_tokenization import shared_tokenization
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.types import JsonObject
@@ -68,7 +68,7 @@ def bench_preparation(config: Config, max_bytes: int) -> PreparationPace:
     }
     corpus = config.corpus.model_copy(update={"kind": "python_stdlib", "path": None, "collections": collections})
     sampled = config.model_copy(update={"corpus": corpus, "data": config.data.model_copy(update={"sources": {}})})
-    tokenizers = run_tokenizers(config)
+    tokenizers = read_tokenizers(config)
     documents, reading = _timed(lambda: list(read_corpus(corpus)))
     texts = [document.text for document in documents]
     batches = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]

@@ -88,7 +88,8 @@ def prepare_on(
     import yaml
 
     from lclm_jax.data.prepare.executors import run_on
-    from lclm_jax.data.prepare.run import plan_preparation, train_missing_tokenizer
+    from lclm_jax.data.prepare.planning import plan_preparation
+    from lclm_jax.data.prepare.run import train_missing_tokenizer
 
     tree = load_config(config, overrides)
     train_missing_tokenizer(tree)
@@ -157,6 +158,30 @@ def expand_traces(
     shares = TraceShares(direct, raw, distractors)
     for kind, count in write_traces(out, Choice(**chosen), shares, texts, tasks).items():
         click.echo(f"{out}: {count:,} rows of kind {kind}")
+
+
+@data.command()
+@config_argument
+@click.option("--html", type=click.Path(path_type=Path), help="Also write them to this file as one page with a plot.")
+@set_option
+@json_option
+def stats(config: Path, html: Path | None, overrides: tuple[str, ...], json_file: Path | None) -> None:
+    """Print what the prepared corpus of CONFIG holds.
+
+    Tokens and bytes by collection, split and source, languages if a column says them, lengths, records that equal
+    others, how full packed rows are, and what preparation left out.
+    """
+    from lclm_jax.data.inspect.stats import corpus_stats
+    from lclm_jax.report.corpus import show_corpus, write_corpus_page
+    from lclm_jax.text.run_tokenizers import load_tokenizers
+
+    tree = load_config(config, overrides)
+    found = corpus_stats(tree, load_tokenizers(tree))
+    write_result(json_file, found.as_json())
+    if html is not None:
+        write_corpus_page(found, f"{tree.name}: prepared corpus", html)
+    show_corpus(found, sys.stdout.isatty())
+    click.echo(html if html is not None else RunPaths(tree).prepared)
 
 
 @data.command()

@@ -31,6 +31,9 @@ class ColumnsConfig(Tree, role="result"):
     context: str = key("context", "Passages to compress: a string or a list of strings (long-context QA).")
     question: str = key("question", "What is asked about the context.")
     answer: str = key("answer", "The reply.")
+    language: str | None = key(
+        None, "Language of a row, counted in tokens by `lclm data stats`; may be missing in a row.", added=True
+    )
     system: str | None = key(
         None, "Text that becomes a system message before the messages; may be missing in a row.", added=True
     )
@@ -154,13 +157,6 @@ class CorpusConfig(Tree, role="result"):
     max_bytes: int | None = key(None, "Read a sample of this many bytes (without collections); null: everything.")
     validation_share: float = key(0.05, "Share of documents to tune on.", ge=0, lt=1)
     held_out_share: float = key(0.05, "Share of documents that only the final evaluation reads.", ge=0, lt=1)
-    decontaminate: str | None = key(
-        None,
-        "Leave out documents and chats that share 12 words in a row with a sample of this file of benchmarks"
-        " (samples.jsonl of lclm suite SUITE.yaml --samples), by datatrove; null: none.",
-        role="place",
-        added=True,
-    )
 
     @model_validator(mode="after")
     def _check(self):

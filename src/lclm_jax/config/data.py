@@ -150,8 +150,8 @@ class DataConfig(Tree):
     )
     copy_shards: bool | None = key(
         None,
-        "Copy whole remote shards to this machine before they are read; null: only where they cannot be read in place"
-        " (gs:// can), or cache_bytes is set.",
+        "Copy whole remote shards to this machine before they are read, instead of reading the records that are needed;"
+        " null: if cache_bytes is set.",
         role="layout",
         added=True,
     )

@@ -12,6 +12,8 @@ class RawText(NamedTuple):
 
     id: str
     text: str
+    language: str = ""
+    """As its column says; empty: not known."""
 
 
 class RawChat(NamedTuple):
@@ -21,6 +23,8 @@ class RawChat(NamedTuple):
     messages: Messages
     tools: list[JsonObject] | None = None
     tagged: str | None = None
+    language: str = ""
+    """As of ``RawText``."""
 
 
 class Document(NamedTuple):
@@ -29,6 +33,8 @@ class Document(NamedTuple):
     id: str
     text: str
     split: str
+    language: str = ""
+    """As of ``RawText``."""
 
 
 class Chat(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config
+from lclm_jax.data.loading.generation import stage_generation
 from lclm_jax.data.packing.counter_rng import draw_key, uniform
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
 from lclm_jax.data.store.shards import open_split
@@ -48,7 +49,8 @@ class Probe:
         self._model = config.model.model_copy(update={"memory_token_ids": tuple(memory)})
         self._mesh, self._rows = mesh, min(settings.batch_rows, count)
         self._pad_id = tokenizers.encoder.pad_id if self._model.has_pad_markers else None
-        documents = open_split(config, settings.collection, "held_out")
+        generation = stage_generation(config, stage, tokenizers)
+        documents = open_split(config, settings.collection, "held_out", generation)
         following, ratio = settings.continuation_tokens + 1, self._model.ratio
         places = spread_places(documents, count, settings.context_tokens, following, Counter())
         variants = [continuation_variants(place, settings.continuation_tokens, memory, ratio) for place in places]
@@ -58,7 +60,7 @@ class Probe:
         prompts = repetition_prompts(tokenizers.decoder)
         self._repetition = [repetition_variants(place, prompts, memory, ratio)["latents"] for place in spans]
         self._needle = [with_bos(_needle(place, tokenizers, ratio), bos_id) for place in places]
-        sources = make_sources(config, stage, tokenizers, "held_out")
+        sources = make_sources(config, stage, tokenizers, "held_out", generation=generation)
         self._sources = {source.name: _examples(source, count) for source in sources}
 
     def __call__(self, params: Params) -> dict[str, float]:

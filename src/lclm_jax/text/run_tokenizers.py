@@ -17,6 +17,13 @@ def load_tokenizers(config: Config) -> Tokenizers:
     return tokenizers
 
 
+def read_tokenizers(config: Config) -> Tokenizers:
+    """The run's tokenizers for preparation, which may come before the sizes of the vocabularies are checked."""
+    paths = RunPaths(config)
+    decoder = Tokenizer(paths.decoder_tokenizer, chat_template=config.tokenizer.chat_template)
+    return Tokenizers(decoder, Tokenizer(paths.encoder_tokenizer))
+
+
 def resolve(config: Config, tokenizers: Tokenizers | None = None) -> Config:
     """``config`` with the ids of the memory tokens filled in from the decoder's tokenizer (None: the run's)."""
     if config.model.memory_token_ids is not None:

@@ -1,5 +1,6 @@
 """Stages that draw a ratio for every step."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from lclm_jax.config import ConfigError, parse_config
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.position import Position
+from lclm_jax.data.loading.row_index import digest_of, joint_digest
 from lclm_jax.data.packing.mixture import RatioSchedule, mixtures_by_row
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.errors import LclmError
@@ -135,6 +137,66 @@ def test_ratios_take_different_records_of_an_epoch(config):
         info = loader.info(config.stages["s"])
         assert info["rows"] == STEPS * ROWS
         assert info["decoder_fill"] > 0.6
+
+
+@pytest.fixture(scope="module")
+def many(config, tmp_path_factory):
+    """A stage of one epoch over more documents, two of its sources being the same text."""
+    root = tmp_path_factory.mktemp("many")
+    (root / "text").mkdir()
+    for i in range(200):
+        (root / "text" / f"{i:03d}.txt").write_text(TEXT[i % 97 * 7 : 1200 + i % 97 * 7 + i % 13 * 90])
+    values = config.model_dump(mode="json")
+    values |= {"run_dir": str(root / "run")}
+    values["corpus"]["path"] = str(root / "text")
+    values["data"]["prepared"] = str(root / "prepared")
+    source = values["data"]["sources"]["cpt"] | {"when_exhausted": "stop", "epochs": 1}
+    values["data"]["sources"] = {"cpt": source, "repeat": source | {"objective": "reconstruction"}}
+    values["data"]["pack"]["block_examples"] = 60
+    values["stages"]["s"]["mixture"] = {"cpt": 0.6, "repeat": 0.4}
+    parsed = parse_config(values)
+    prepare_corpus(parsed)
+    return parsed
+
+
+def test_all_ratios_come_to_the_end_of_an_epoch_together(many, tmp_path):
+    """With equal parts, one ratio ended long before the others: 58 % of the records were read in an epoch."""
+    with open_loader(many, index_folder=tmp_path) as loader:
+        epochs = []
+        for index, steps in zip(loader.indices.values(), (1, 1, 2), strict=True):
+            supplies, rows = index.maker.mixture._supplies, 0
+            cursor = index.origin
+            while all(used + 3 < supply.records for used, supply in zip(cursor.consumed, supplies, strict=True)):
+                cursor = index.block_at(cursor).after
+                rows = cursor.row
+            read = max(used / supply.records for used, supply in zip(cursor.consumed, supplies, strict=True))
+            epochs.append(rows / steps / read)
+        assert max(epochs) / min(epochs) < 1.08, epochs
+        parts = [index.maker.mixture._supplies[0] for index in loader.indices.values()]
+        assert parts[0].records < parts[1].records < 0.5 * parts[2].records
+        assert sum(part.records for part in parts) == 200
+
+
+def test_a_stage_that_began_with_equal_parts_keeps_them(many, tmp_path):
+    schedule = RatioSchedule(many, "s")
+    with open_loader(many, index_folder=tmp_path) as loader:
+        new = {ratio: index.folder for ratio, index in loader.indices.items()}
+        indices = list(loader.indices.values())
+    for ratio in schedule.ratios:  # as version 0.1 stored them
+        stored = json.loads((new[ratio] / "index.json").read_text())
+        inputs = {name: value for name, value in stored["inputs"].items() if name != "parts"} | {"format": 3}
+        layout = {name: value for name, value in stored["layout"].items() if name != "parts"}
+        digest = digest_of(inputs)
+        old = new[ratio].parent / digest[:16]
+        new[ratio].rename(old)
+        values = {"digest": digest, "layout": layout, "inputs": inputs}
+        (old / "index.json").write_text(json.dumps(values))
+    with open_loader(many, index_folder=tmp_path) as loader:
+        assert [index.maker.mixture._supplies[0].records for index in loader.indices.values()] == [66, 66, 66]
+        assert loader.digest not in ("", joint_digest([index.digest for index in indices], schedule))
+    other = many.model_copy(update={"stages": {"s": many.stages["s"].model_copy(update={"ratios": (4, 8, 8, 16)})}})
+    with open_loader(other, index_folder=tmp_path / "other") as loader:
+        assert loader.digest != joint_digest([index.digest for index in indices], schedule)
 
 
 def test_a_mixture_changes_at_its_step_whatever_the_ratios(config, tmp_path):

@@ -1,13 +1,16 @@
 import pickle
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from lclm_jax.data.loading.index_summary import index_info, read_info, stage_info, summarize
+from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.prebuild import prebuild
-from lclm_jax.data.loading.row_index import RowIndexError, index_inputs, open_index
+from lclm_jax.data.loading.row_index import RowIndex, RowIndexError, index_inputs, open_index
 from lclm_jax.data.packing.sources import make_sources
+from lclm_jax.paths import to_path
 from lclm_jax.report.histograms import plot_histograms
 
 
@@ -189,6 +192,51 @@ def test_several_processes_make_the_files_that_one_makes(run, small_blocks, tmp_
     again = open_index(config, "mixed", make_sources(config, "mixed", tokenizers), tmp_path / "b")
     assert prebuild(again, 60, 1, lambda *_: None) == 2
     assert files_of(again) == files_of(one)
+
+
+def test_one_process_makes_the_blocks_and_the_others_wait_for_them(run, small_blocks, tmp_path, caplog):
+    values, tokenizers = run
+    config = small_blocks(values)
+    sources = make_sources(config, "mixed", tokenizers)
+    first = open_index(config, "mixed", sources, tmp_path)
+    beside = open_index(config, "mixed", sources, tmp_path)
+    beside.maker.__class__ = type("Forbidden", (type(beside.maker),), {"__call__": None})
+    other = beside.following(60.0)
+    assert pickle.loads(pickle.dumps(first.following(60.0)))._patience == 60.0, "in a worker process too"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: rows_of(other, range(60)))
+        rows = rows_of(first, range(60))
+        assert waiting.result(60) == rows
+    (tmp_path / "none").mkdir()
+    lost = RowIndex(tmp_path / "none", first.digest, first.maker).following(0.15)
+    with caplog.at_level("WARNING", "lclm_jax"):
+        assert rows_of(lost, [0]) == rows[:1]
+    assert "block 0 of the row index was not made by the first process in 0 s; making it here" in caplog.text
+
+
+def test_machines_without_a_common_disk_share_the_index_in_a_bucket(run, small_blocks, tmp_path):
+    values, tokenizers = run
+    config = small_blocks(values)
+    sources, bucket = make_sources(config, "mixed", tokenizers), to_path("memory://index-in-a-bucket")
+    first = open_index(config, "mixed", sources, tmp_path / "a", shared=bucket)
+    rows = rows_of(first, range(60))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lclm_jax.data.loading.row_index.size_blocks", None)
+        other = open_index(config, "mixed", sources, tmp_path / "b", shared=bucket)
+    assert other.digest == first.digest
+    other.maker.__class__ = type("Forbidden", (type(other.maker),), {"__call__": None})
+    assert rows_of(other.following(60.0), range(60)) == rows
+    assert files_of(other) == files_of(first)
+
+
+def test_only_the_process_of_the_first_rows_plans(run, small_blocks, tmp_path):
+    values, tokenizers = run
+    config = small_blocks(values)
+    for part, patience in ((0, 0), (1, 600)):
+        loader = make_loader(config, "mixed", tokenizers, host=((part,), 2), index_folder=tmp_path)
+        with loader:
+            assert [index._patience for index in loader.indices.values()] == [patience]
+            next(loader)
 
 
 def test_a_stage_that_ends_early_cannot_be_made_whole(run, small_blocks, tmp_path):

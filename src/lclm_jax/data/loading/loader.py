@@ -7,8 +7,6 @@ number. (Rows are not batched by Grain: ``batch`` before a multi-process ``prefe
 
 import contextlib
 import gc
-import hashlib
-import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,20 +20,23 @@ from cachetools import LRUCache
 
 from lclm_jax.batch import Batch, batch_shapes, check_batch_rows
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
+from lclm_jax.data.loading.generation import at_ratio, stage_generation
 from lclm_jax.data.loading.index_summary import merge_info, stage_info, write_info
 from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
-from lclm_jax.data.loading.row_index import RowIndex, open_index
+from lclm_jax.data.loading.row_index import RowIndex, joint_digest, open_index
 from lclm_jax.data.loading.workers import check_shared_memory, end_with_parent, owned
 from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
 from lclm_jax.data.store.records import EXAMPLE_COLUMNS, Columns
 from lclm_jax.errors import LclmError
+from lclm_jax.paths import is_remote
 from lclm_jax.text.example import Example
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.types import JsonObject
 
 _CACHE_BYTES = 256 * 2**20
+_PATIENCE_SECONDS = 600.0
 _SHARED_BYTES = 2**20
 """Smaller arrays of worker processes come through a pipe, which is as fast and leaves nothing in shared memory."""
 
@@ -259,18 +260,21 @@ def make_loader(
     """
     rows, parts = config.stages[stage].batch_rows, host[1]
     check_batch_rows(stage, rows, 1, parts)
-    folder = Path(index_folder or RunPaths(config).local_stage(stage) / "index")
     schedule, step = RatioSchedule(config, stage), start.rows // rows
     if schedule.listed and start.step not in (None, step):
         raise LclmError(
             f"stage {stage} has made {start.step} updates with {start.rows} rows, which is not batch_rows={rows} each;"
             " a stage with ratios cannot be resumed with another batch_rows: restore the old value"
         )
-    indices = []
-    for number, ratio in enumerate(schedule.ratios):
-        own = config.model_copy(update={"model": config.model.model_copy(update={"ratio": ratio})})
-        sources = make_sources(own, stage, tokenizers, split, (number, len(schedule.ratios)))
-        indices.append(open_index(own, stage, sources, folder / f"ratio-{ratio}" if schedule.listed else folder))
+    configs = [at_ratio(config, ratio) for ratio in schedule.ratios]
+    generation = stage_generation(config, stage, tokenizers, start.index_digest)
+    sources = [
+        make_sources(own, stage, tokenizers, split, (number, len(configs)), generation)
+        for number, own in enumerate(configs)
+    ]
+    indices = _open_indices(configs, stage, sources, schedule, index_folder)
+    if 0 not in host[0]:  # the processes of the first part of each batch make the blocks: all need them at once
+        indices = [index.following(_PATIENCE_SECONDS) for index in indices]
     indices = _continued(indices, schedule, start)
     first_row = step * rows if schedule.listed else start.rows
     maker = BatchMaker(tuple(indices), schedule, rows, first_row, host, RecordCache())
@@ -284,6 +288,25 @@ def make_loader(
         for index, cursor in zip(indices, start.cursors, strict=True):
             index.add_cursor(cursor)
     return loader
+
+
+def _open_indices(
+    configs: Sequence[Config],
+    stage: str,
+    sources: Sequence[Sequence[Source]],
+    schedule: RatioSchedule,
+    index_folder: str | Path | None,
+) -> list[RowIndex]:
+    """The row index of each ratio, whose configurations and sources are given."""
+    paths = RunPaths(configs[0])
+    folder = Path(index_folder or paths.local_stage(stage) / "index")
+    shared = paths.stage(stage) / "index" if index_folder is None and is_remote(configs[0].run_dir) else None
+    indices = []
+    for ratio, own, one in zip(schedule.ratios, configs, sources, strict=True):
+        name = f"ratio-{ratio}" if schedule.listed else ""
+        beside = None if shared is None else shared / name
+        indices.append(open_index(own, stage, one, folder / name, sources if len(sources) > 1 else (), beside))
+    return indices
 
 
 def _continued(indices: list[RowIndex], schedule: RatioSchedule, start: Position) -> list[RowIndex]:
@@ -316,10 +339,7 @@ def shared_bytes(config: Config, stage: str, rows: int) -> int:
 
 
 def _digest(indices: Sequence[RowIndex], schedule: RatioSchedule) -> str:
-    if not schedule.listed:
-        return indices[0].digest
-    values = [[index.digest, ratio] for ratio, index in zip(schedule.ratios, indices, strict=True)]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return joint_digest([index.digest for index in indices], schedule)
 
 
 def _plain(cursor: Cursor) -> list[int | list[int]]:

@@ -1,5 +1,6 @@
 """How much of each source goes into a block of the row index, from a sample of its records."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,8 +75,16 @@ def block_size(
     return float(max(min(limits), pack.row_length, record))
 
 
-def size_blocks(config: Config, stage: str, sources: Sequence[Source]) -> JsonObject:
+def size_blocks(
+    config: Config, stage: str, sources: Sequence[Source], ratios: Sequence[Sequence[Source]] = ()
+) -> JsonObject:
     """Plain values that ``make_mixture`` needs beside the configuration; stored with the index.
+
+    Args:
+        config: The run.
+        stage: Name of a stage.
+        sources: Its sources.
+        ratios: The sources of each of its ratios, ascending, if it has several; ``sources`` are those of one of them.
 
     Raises:
         LclmError: No sampled example of a source fits a row.
@@ -90,7 +99,51 @@ def size_blocks(config: Config, stage: str, sources: Sequence[Source]) -> JsonOb
     mixtures = [weights for _, weights in _weights(config, stage, sources)]
     records = [len(source) for source in sources]
     positions = min(block_size(weights, averages, records, pack) for weights in mixtures)
-    return {"positions": positions, "sources": {s.name: m._asdict() for s, m in zip(sources, averages, strict=True)}}
+    sizing = {"positions": positions, "sources": {s.name: m._asdict() for s, m in zip(sources, averages, strict=True)}}
+    if not ratios:
+        return sizing
+    own = sources[0].setup.part[0]
+    all_averages = [
+        averages if number == own else [sample_averages(source, config.seed) for source in one]
+        for number, one in enumerate(ratios)
+    ]
+    ends = np.cumsum(parts_by_use(np.mean(mixtures, axis=0), all_averages, _ratio_weights(config, stage), pack), axis=0)
+    begin = ends[own - 1] if own else np.zeros(len(sources))
+    parts = zip(sources, begin.tolist(), ends[own].tolist(), strict=True)
+    return sizing | {"parts": {source.name: [first, stop] for source, first, stop in parts}}
+
+
+def parts_by_use(
+    mixture: np.ndarray, averages: Sequence[Sequence[RecordAverages]], steps: Sequence[float], pack: PackConfig
+) -> np.ndarray:
+    """Which share of its records each ratio takes of a source in an epoch, float64 [ratios, sources].
+
+    Rows of a high ratio hold more text than those of a low one, and a ratio may have more steps than another; with
+    these shares all ratios come to the end of an epoch after equally many steps.
+
+    Args:
+        mixture: Share of each source in the decoder positions, [sources].
+        averages: By ratio and source.
+        steps: Relative number of steps of each ratio.
+        pack: The row layout.
+    """
+    used = np.zeros((len(averages), len(mixture)))
+    for number, (of_sources, weight) in enumerate(zip(averages, steps, strict=True)):
+        of_record = np.array(of_sources, np.float64)
+        records = mixture / mixture.sum() / of_record[:, 1]  # for each decoder position
+        encoder_tokens = float(records @ of_record[:, 2])
+        # A row is full when either of its budgets is.
+        rows = max(1 / pack.row_length, encoder_tokens / (pack.encoder_rows * pack.encoder_row_length))
+        used[number] = weight * records / rows
+    used[:, mixture <= 0] = 1.0
+    shares: np.ndarray = used / used.sum(axis=0)
+    return shares
+
+
+def _ratio_weights(config: Config, stage: str) -> list[int]:
+    """How often each of the different ratios of ``stage`` is listed, by ascending ratio."""
+    listed = Counter(config.stages[stage].ratios or (config.model.ratio,))
+    return [listed[ratio] for ratio in sorted(listed)]
 
 
 def make_mixture(config: Config, stage: str, sources: Sequence[Source], sizing: ReadOnlyJson) -> Mixture:
@@ -98,14 +151,16 @@ def make_mixture(config: Config, stage: str, sources: Sequence[Source], sizing: 
     supplies = []
     for source in sources:
         rule, epochs, part = source.config.when_exhausted, source.config.epochs, source.setup.part
-        records = len(source) // part[1]
+        first, stop = (round(share * len(source)) for share in sizing.get("parts", {}).get(source.name, (0, 0)))
+        span = (first, len(source)) if "parts" in sizing else None
+        records = stop - first if span else len(source) // part[1]  # runs of earlier versions began with equal parts
         if not records:
             raise LclmError(
                 f"source {source.name} has {len(source)} records, fewer than its {part[1]} ratios; add data"
             )
         limit = None if rule == "repeat" else epochs * records
         positions = sizing["sources"][source.name]["positions"]
-        supplies.append(Supply(source.name, records, positions, limit, rule == "stop", part))
+        supplies.append(Supply(source.name, records, positions, limit, rule == "stop", part, span))
     return Mixture(supplies, _weights(config, stage, sources), sizing["positions"], (config.seed, stage))
 
 

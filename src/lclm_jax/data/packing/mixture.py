@@ -5,8 +5,9 @@ positions asks for, so any block can be computed without the ones before it. Rec
 that is shuffled over the whole collection and changes with every epoch.
 
 With several ratios, every ratio has a row index of its own, packed for it alone, so no ratio pays for another's
-placeholders. The indices share the records: in each epoch of a source every ratio takes another part of them, and the
-parts rotate from epoch to epoch, so all epochs together read every document at every ratio. A step's ratio is a hash of
+placeholders. The indices share the records: in each epoch of a source every ratio takes another part of them, as large
+as its rows need, so that all ratios come to the end of an epoch together. Each epoch has an order of its own, so in the
+long run every document is read at every ratio. A step's ratio is a hash of
 (seed, stage, step); its batch is the next one of its ratio. Both are known without making a batch, so order, resuming
 and the number of hosts are as with a single ratio.
 """
@@ -50,6 +51,8 @@ class Supply(NamedTuple):
     """Whether the stage ends with it, instead of going on without it."""
     part: tuple[int, int] = (0, 1)
     """(k, n): ``records`` are part k of n of each epoch; the parts change places from epoch to epoch."""
+    span: tuple[int, int] | None = None
+    """(first, count), instead of ``part``: ``records`` are those from place ``first`` on of an order of ``count``."""
 
 
 class Mixture:
@@ -105,10 +108,12 @@ class Mixture:
         while first < taken.stop:
             epoch, place = divmod(first, supply.records)
             last = min(taken.stop, (epoch + 1) * supply.records)
-            part, count = supply.part
-            order = Shuffle(draw_key(self._seed, supply.name, epoch, "order"), supply.records * count)
-            places = np.arange(place, place + last - first)
-            parts.append((epoch, order(places * count + (part + epoch) % count)))
+            key, places = draw_key(self._seed, supply.name, epoch, "order"), np.arange(place, place + last - first)
+            if supply.span is not None:
+                parts.append((epoch, Shuffle(key, supply.span[1])(places + supply.span[0])))
+            else:
+                part, count = supply.part
+                parts.append((epoch, Shuffle(key, supply.records * count)(places * count + (part + epoch) % count)))
             first = last
         return parts
 

@@ -355,9 +355,16 @@ OBJECTIVES: dict[str, type[Source]] = {
 
 
 def make_sources(
-    config: Config, stage: str, tokenizers: Tokenizers, split: str = "train", part: tuple[int, int] = (0, 1)
+    config: Config,
+    stage: str,
+    tokenizers: Tokenizers,
+    split: str = "train",
+    part: tuple[int, int] = (0, 1),
+    generation: int | None = None,
 ) -> list[Source]:
-    """The sources of a stage's mixture, in its order; collections are opened once. ``part``: see ``SourceSetup``.
+    """The sources of a stage's mixture, in its order; collections are opened once.
+
+    ``part``: see ``SourceSetup``; ``generation``: see ``PreparedSplit``.
 
     Raises:
         LclmError: A collection is not prepared, or does not suit its source's objective.
@@ -369,6 +376,6 @@ def make_sources(
     for name in config.stages[stage].sources:
         source = config.data.sources[name]
         if source.collection not in opened:
-            opened[source.collection] = open_split(config, source.collection, split)
+            opened[source.collection] = open_split(config, source.collection, split, generation)
         sources.append(OBJECTIVES[source.objective](name, source, opened[source.collection], setup))
     return sources

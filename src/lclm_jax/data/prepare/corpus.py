@@ -77,7 +77,7 @@ def read_documents(
     named = collection.by_file or collection.columns.id is not None
     for row in _rows(entries, collection, counter):
         if (raw := document_of(row, collection, counter)) is not None:
-            yield Document(raw.id, raw.text, split_of(raw.id if named else raw.text, config))
+            yield Document(raw.id, raw.text, split_of(raw.id if named else raw.text, config), raw.language)
 
 
 def read_chats(

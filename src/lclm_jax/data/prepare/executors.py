@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from lclm_jax.data.prepare.datatrove_engine import Stage, run_stages
 from lclm_jax.data.prepare.deduplication import dedup_stages
-from lclm_jax.data.prepare.run import Plan, finish, make_parts
+from lclm_jax.data.prepare.planning import Plan
+from lclm_jax.data.prepare.run import finish, make_parts
 from lclm_jax.types import ReadOnlyJson
 
 

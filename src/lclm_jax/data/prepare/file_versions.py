@@ -16,9 +16,10 @@ from lclm_jax.data.prepare.corpus import list_collection, output_folders
 from lclm_jax.data.prepare.parts import Part
 from lclm_jax.data.prepare.readers import raw_bytes
 from lclm_jax.data.prepare.readers.files import local_version
-from lclm_jax.data.store.shards import read_manifest
+from lclm_jax.data.store.shards import generation_keys, read_manifest
 from lclm_jax.data.store.storage import Storage
 from lclm_jax.errors import LclmError
+from lclm_jax.types import ReadOnlyJson
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +83,7 @@ def changed_since(config: Config, storage: Storage) -> list[str]:
     manifest, faults = read_manifest(storage), []
     for name in manifest["collections"]:
         collection = config.corpus.resolved.get(name)
-        stored: Sources = {}
-        for file in storage.names(name):
-            if file.endswith(_ENDING):
-                stored |= _read(storage, file, manifest["key"])
+        stored = {place: known for one in _made_of(storage, name, manifest) for place, known in one.items()}
         if collection is None or not stored:
             continue
         try:
@@ -100,6 +98,23 @@ def changed_since(config: Config, storage: Storage) -> list[str]:
         faults += [f"{name}: {file} has changed since it was prepared" for file in sorted(changed)]
         faults += [f"{name}: {file} is new" for file in sorted({entry.id for entry in entries} - known)]
     return faults
+
+
+def entries_made(storage: Storage, manifest: ReadOnlyJson) -> list[dict[str, set[tuple[str, int]]]]:
+    """Of each generation of a prepared folder: collection -> (name of a file, where an entry begins in it)."""
+    by_collection = {name: _made_of(storage, name, manifest) for name in manifest["collections"]}
+    count = len(generation_keys(manifest))
+    return [{name: set(made[number]) for name, made in by_collection.items()} for number in range(count)]
+
+
+def _made_of(storage: Storage, collection: str, manifest: ReadOnlyJson) -> list[Sources]:
+    """What ``collection`` was made of, by generation."""
+    made: dict[str, Sources] = {key: {} for key in generation_keys(manifest)}
+    for file in storage.names(collection):
+        if file.endswith(_ENDING):
+            for key, sources in _read_any(storage, file).items():
+                made.get(key, {}).update(sources)
+    return list(made.values())
 
 
 def shown_files(changed: Iterable[Sequence[str]]) -> str:
@@ -147,10 +162,13 @@ def _digest(entry: Entry, collection: CollectionConfig) -> str:
 
 
 def _read(storage: Storage, name: str, key: str) -> Sources:
+    return _read_any(storage, name).get(key, {})
+
+
+def _read_any(storage: Storage, name: str) -> dict[str, Sources]:
+    """The key of what a part was made with -> its sources; none where nothing is known."""
     try:
         stored = json.loads(storage.read(name))
-        if stored["key"] != key:
-            return {}
-        return {(file, start): (version, digest) for file, start, version, digest in stored["files"]}
+        return {stored["key"]: {(file, start): (version, digest) for file, start, version, digest in stored["files"]}}
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return {}  # of an older version, or damaged: nothing is known
+        return {}  # of an older version, or damaged

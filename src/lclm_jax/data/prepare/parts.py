@@ -3,19 +3,21 @@
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from lclm_jax.config import CollectionConfig, Config, result_values
 from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.corpus import SPLITS, list_collection, output_folders, split_of
-from lclm_jax.data.prepare.rows.decontamination import benchmark_bytes
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.text.shared_tokenization import shared_tokenization
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import JsonObject
+
+Listing = dict[str, list[Entry]]
+"""Collection -> its entries."""
 
 
 class Part(NamedTuple):
@@ -82,28 +84,34 @@ class Report:
         return cls(**(values | {"shards": shards})) if whole else None
 
 
-def plan_parts(config: Config) -> list[Part]:
-    """All parts, in a fixed order.
+def list_corpus(config: Config) -> Listing:
+    """The entries of every collection that is prepared; raises ``LclmError`` if files are missing."""
+    return {
+        name: list_collection(collection, config.data.shard_bytes, output_folders(config))
+        for name, collection in config.corpus.resolved.items()
+        if collection.records != "function_chat" or _uses(config, name)
+    }
+
+
+def plan_parts(config: Config, listed: Mapping[str, Sequence[Entry]], generation: int = 0) -> list[Part]:
+    """All parts of the entries that are ``listed``, in a fixed order; of none for a collection without entries.
 
     Where a file is one document its name decides the split, so every split has parts of its own; rows are told apart
-    as they are read, and a part has a shard in each split.
-
-    Raises:
-        LclmError: files are missing.
+    as they are read, and a part has a shard in each split. Parts of a later ``generation``, of files that were added to
+    a corpus, have names of their own.
     """
     parts: list[Part] = []
-    for name, collection in config.corpus.resolved.items():
-        if collection.records == "function_chat" and not _uses(config, name):
-            continue
-        entries = list_collection(collection, config.data.shard_bytes, output_folders(config))
+    added = f"added{generation}-" if generation else ""
+    for name, entries in listed.items():
+        collection = config.corpus.resolved[name]
         if collection.by_file:
             by_split: dict[str, list[Entry]] = {split: [] for split in SPLITS}
             for entry in entries:
                 by_split[split_of(entry.id, config.corpus)].append(entry)
             groups = {split: _groups(own, config.data.shard_bytes) for split, own in by_split.items()}
-            own = [part for split in SPLITS for part in _numbered(name, split, (split,), groups[split])]
+            own = [part for split in SPLITS for part in _numbered(name, f"{split}-{added}", (split,), groups[split])]
         else:
-            own = _numbered(name, "part", SPLITS, _groups(entries, config.data.shard_bytes))
+            own = _numbered(name, f"part-{added}", SPLITS, _groups(entries, config.data.shard_bytes))
         parts += [part._replace(rank=rank) for rank, part in enumerate(own)]
     return parts
 
@@ -116,8 +124,6 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
             listing.update(f"{part.collection}\0{entry.id}\0{entry.start}\0{entry.size}\n".encode())
     collections = {part.collection: config.corpus.resolved[part.collection] for part in parts}
     shared = shared_tokenization(tokenizers["decoder"], tokenizers["encoder"])
-    benchmarks = config.corpus.decontaminate
-    left_out = {} if benchmarks is None else {"decontaminate": hashlib.sha256(benchmark_bytes(benchmarks)).hexdigest()}
     python = any(collection.format == "python_stdlib" for collection in collections.values())
     return {
         "format": FORMAT,
@@ -132,7 +138,6 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
         },
         "chat_templates": _chat_templates(config, collections.values(), tokenizers["decoder"]),
         "tokenized_once": None if shared is None else {"unless_text_has": list(shared.differing)},
-        **left_out,
     }
 
 
@@ -169,7 +174,7 @@ def _uses(config: Config, collection: str) -> bool:
 
 def _numbered(name: str, label: str, splits: tuple[str, ...], groups: list[list[Entry]]) -> list[Part]:
     return [
-        Part(name, f"{name}/{label}-{number:05d}-of-{len(groups):05d}", splits, tuple(group), number)
+        Part(name, f"{name}/{label}{number:05d}-of-{len(groups):05d}", splits, tuple(group), number)
         for number, group in enumerate(groups)
     ]
 

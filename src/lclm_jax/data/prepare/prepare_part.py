@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from lclm_jax.config import CollectionConfig, Config, RunPaths
+from lclm_jax.config import CollectionConfig, Config
 from lclm_jax.data.demo.function_chats import chats_of
 from lclm_jax.data.documents import Document, RawChat
 from lclm_jax.data.prepare.corpus import read_chats, read_documents
@@ -18,11 +18,10 @@ from lclm_jax.data.prepare.file_versions import sources_of, write_sources
 from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
 from lclm_jax.data.prepare.reject_counter import RejectCounter
-from lclm_jax.data.prepare.rows.decontamination import Decontamination
 from lclm_jax.data.prepare.rows.printed_keys import PrintedKeys
 from lclm_jax.data.prepare.rows.reasoning import ReasoningPolicy, row_name
 from lclm_jax.data.store.columns import column_text
-from lclm_jax.data.store.records import Columns, chat_columns, document_columns
+from lclm_jax.data.store.records import Columns, chat_columns, document_columns, with_language
 from lclm_jax.data.store.shard_writer import ShardWriter
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.data.store.vocabulary import TokenBytes, token_bytes
@@ -37,6 +36,7 @@ from lclm_jax.text.cuts import CutFinder, common_cuts
 from lclm_jax.text.example import chat_outline, outline_pieces, rendered_outline
 from lclm_jax.text.memory_tags import MemoryTagError, split_memory
 from lclm_jax.text.outline import Outline
+from lclm_jax.text.run_tokenizers import read_tokenizers
 from lclm_jax.text.shared_tokenization import SharedTokenization, shared_tokenization
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 
@@ -81,7 +81,7 @@ class PreparationContext:
         cls, config: Config, storage: Storage, key: str, tokenizers: Tokenizers | None = None
     ) -> "PreparationContext":
         """With ``tokenizers``, or else those of the run; raises ``LclmError`` if one of them cannot cut documents."""
-        context = cls(config, storage, key, *(tokenizers or run_tokenizers(config)))
+        context = cls(config, storage, key, *(tokenizers or read_tokenizers(config)))
         if any(one.records == "documents" for one in config.corpus.resolved.values()):
             for cuts in (context.decoder_cuts, context.encoder_cuts):
                 if cuts is not None:
@@ -101,13 +101,6 @@ class PreparationContext:
     def tokenized_once(self, document: Document) -> bool:
         """Whether the decoder's tokenization of ``document`` is the encoder's too."""
         return self.shared is not None and self.shared.covers(document.text)
-
-
-def run_tokenizers(config: Config) -> Tokenizers:
-    """The tokenizers of the run, read from their folders."""
-    paths = RunPaths(config)
-    decoder = Tokenizer(paths.decoder_tokenizer, chat_template=config.tokenizer.chat_template)
-    return Tokenizers(decoder, Tokenizer(paths.encoder_tokenizer))
 
 
 def make_part(part: Part, context: PreparationContext, strict: bool = False) -> Report:
@@ -190,7 +183,8 @@ def _tokenized(batch: Sequence[Document], context: PreparationContext, counter: 
             continue
         if len(decoder.cuts) == 2 and len(document.text) >= _LONG_WITHOUT_CUTS:
             counter.note("no_inner_cuts")
-        yield document.split, document_columns(document.id, document.text, decoder, encoder)
+        columns = document_columns(document.id, document.text, decoder, encoder)
+        yield document.split, with_language(columns, document.language)
 
 
 def _encoder_tokens(
@@ -250,8 +244,7 @@ def _function_chat_records(
     part: Part, collection: CollectionConfig, context: PreparationContext, counter: RejectCounter
 ) -> Iterator[Placed]:
     # Files that cannot be used are counted with the documents; here only what concerns chats.
-    documents = read_documents(part.entries, collection, context.config.corpus, RejectCounter())
-    for document in Decontamination(context.config.corpus, counter).clean(documents):
+    for document in read_documents(part.entries, collection, context.config.corpus, RejectCounter()):
         if context.special_strings.in_text(document.text):
             counter.note("special_token")  # in a chat its text would become the token
             continue
@@ -266,14 +259,12 @@ def _chat_records(
     printed, policy = PrintedKeys(context.decoder), None
     if collection.compress_reasoning is not None:
         policy = ReasoningPolicy(collection.compress_reasoning, context.decoder, counter)
-    benchmarks = Decontamination(context.config.corpus, counter)
     for chat in read_chats(part.entries, collection, context.config.corpus, counter):
-        if not benchmarks.keeps_chat(chat.raw):
-            continue
         outline = _chat_outline(chat.raw, collection, policy, context, counter)
         if outline is not None:
             printed.look(chat.raw)
-            yield chat.split, chat_columns(chat.raw.id, chat.raw.messages, outline)
+            columns = chat_columns(chat.raw.id, chat.raw.messages, outline)
+            yield chat.split, with_language(columns, chat.raw.language)
     counter.counts.update(printed.unprinted())
 
 

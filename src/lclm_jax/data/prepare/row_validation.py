@@ -43,7 +43,7 @@ def document_of(row: Row, collection: CollectionConfig, counter: RejectCounter) 
         text = _without_blank_start(unicodedata.normalize("NFC", text))
         if not text:
             raise _Broken("empty", "")
-        return RawText(_name(row, collection), text)
+        return RawText(_name(row, collection), text, _language(row, collection))
     except _Broken as broken:
         counter.reject(broken.args[0], row.place, broken.args[1])
         return None
@@ -70,7 +70,7 @@ def chat_of(row: Row, collection: CollectionConfig, counter: RejectCounter) -> R
         size = sum(len(message["content"]) for message in messages)
         if size > collection.max_row_bytes:
             raise _Broken("too_long", _too_long(size, collection))
-        return RawChat(_name(row, collection), messages, tools, tagged)
+        return RawChat(_name(row, collection), messages, tools, tagged, _language(row, collection))
     except _Broken as broken:
         counter.reject(broken.args[0], row.place, broken.args[1])
         return None
@@ -162,6 +162,12 @@ def _name(row: Row, collection: CollectionConfig) -> str:
     """The row's own name, or its place."""
     column = collection.columns.id
     return row.place if column is None or row.values.get(column) is None else _plain(str(row.values[column]), column)
+
+
+def _language(row: Row, collection: CollectionConfig) -> str:
+    """What the column of languages says; empty where it says nothing."""
+    value = row.values.get(collection.columns.language or "")
+    return value if isinstance(value, str) else ""
 
 
 def _whole_characters(content: bytes) -> bytes:

@@ -5,28 +5,26 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lclm_jax.config import Config, RunPaths
-from lclm_jax.config.base import suggestion
 from lclm_jax.data.prepare.corpus import SPLITS, output_folders
 from lclm_jax.data.prepare.deduplication import dedup_stages
-from lclm_jax.data.prepare.file_versions import changed_entries, changed_since, shown_files, sources_name
-from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker, plan_parts, preparation_settings, settings_key
-from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part, run_tokenizers
-from lclm_jax.data.prepare.reject_counter import RejectCounter, left_out
-from lclm_jax.data.prepare.rows.decontamination import Decontamination
+from lclm_jax.data.prepare.file_versions import changed_entries, shown_files, sources_name
+from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker
+from lclm_jax.data.prepare.planning import Plan, finished_manifest, plan_preparation, shards_of
+from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part
+from lclm_jax.data.prepare.reject_counter import left_out
 from lclm_jax.data.prepare.rows.selection import unclaimed
 from lclm_jax.data.prepare.workers import make_in_processes
-from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name, read_manifest, shard_cache
+from lclm_jax.data.store.shard_writer import LANGUAGE
+from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.data.store.vocabulary import token_bytes, write_vocabulary
 from lclm_jax.errors import LclmError
 from lclm_jax.machine import cores
 from lclm_jax.progress import log_progress
-from lclm_jax.text.tokenizer import Tokenizers, check_vocabularies
 from lclm_jax.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -38,42 +36,12 @@ REJECTS_KEPT = 100
 FILES_SHOWN = 10
 """Files of a collection that are left out and named at the end; the manifest has all."""
 
+Made = Sequence[tuple[Part, Report]]
+"""Parts that are made, of all generations, in their order."""
+
 Progress = Callable[[int, int], None]
 
 """Called with (bytes of corpus done, bytes in all)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A preparation before it begins."""
-
-    config: Config
-    storage: Storage
-    parts: tuple[Part, ...]
-    tokenizers: Tokenizers
-    settings: JsonObject
-    key: str
-
-
-def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
-    """Look at the corpus and the tokenizers of ``config``.
-
-    Raises:
-        LclmError: missing or empty corpus, an unusable tokenizer, or files that are not those that the folder was
-            prepared from.
-    """
-    # Fail before the work, not after it.
-    storage = Storage(out_dir or RunPaths(config).prepared, shard_cache(config))
-    tokenizers = run_tokenizers(config)
-    _ = tokenizers.decoder.memory_ids
-    check_vocabularies(config.model.decoder.vocab_size, config.model.encoder.vocab_size, tokenizers)
-    _check_collections(config)
-    Decontamination(config.corpus, RejectCounter())
-    parts = plan_parts(config)
-    settings = preparation_settings(config, parts, tokenizers._asdict())
-    plan = Plan(config, storage, tuple(parts), tokenizers, settings, settings_key(settings))
-    _check_files(plan)
-    return plan
 
 
 def prepare_corpus(
@@ -86,7 +54,7 @@ def prepare_corpus(
     """Tokenize the corpus of ``config``; returns the manifest.
 
     Equal settings give equal bytes, whatever the number of workers. Parts that an interrupted call finished are kept; a
-    finished folder is returned as it is.
+    finished folder is returned as it is. Of a corpus to which files were added, only these are prepared.
 
     Args:
         config: corpus, tokenizer folders (a run's own must be trained before) and ``data.shard_bytes``.
@@ -96,12 +64,15 @@ def prepare_corpus(
         strict: refuse bad rows instead of counting them.
 
     Raises:
-        LclmError: missing or empty corpus, unusable tokenizer, a folder prepared with other settings, a full disk; or
-            a bad row, if ``strict`` (``BadRow``).
+        LclmError: missing or empty corpus, unusable tokenizer, a folder prepared with other settings or from files that
+            are gone or changed, a full disk; or a bad row, if ``strict`` (``BadRow``).
     """
     plan = plan_preparation(config, out_dir)
     if (done := finished_manifest(plan)) is not None:
         return done
+    for one in plan.earlier:  # whole, but for what was damaged
+        lost = [part for part in one.parts if Report.read(one.storage, part, one.key) is None]
+        make_parts(one, lost, None, workers, strict)
     _find_duplicates(plan, workers)
     make_parts(plan, plan.parts, progress, workers, strict)
     return finish(plan)
@@ -126,7 +97,7 @@ def make_parts(
 ) -> None:
     """Make ``parts``, in ``workers`` processes; finished ones are left alone. Raises as ``prepare_corpus``."""
     total, worked = sum(part.size for part in parts), 0
-    for part in _made(plan, parts, min(workers, len(parts)), strict):
+    for part in _made(plan, parts, min(workers, len(parts)), strict) if parts else ():
         worked += part.size
         if progress is not None:
             progress(worked, total)
@@ -138,57 +109,28 @@ def finish(plan: Plan) -> JsonObject:
     Raises:
         PreparedError: a part is missing, or no document can be trained on.
     """
-    if changed := changed_entries(plan.storage, plan.parts, plan.key, plan.config):
+    changed: dict[Part, list[str]] = {}
+    for one in plan.generations:
+        changed |= changed_entries(one.storage, one.parts, one.key, one.config)
+    if changed:
         raise PreparedError(f"{shown_files(changed.values())} changed while they were prepared; prepare again")
-    reports = [Report.read(plan.storage, part, plan.key) for part in plan.parts]
-    missing = [part.stem for part, report in zip(plan.parts, reports, strict=True) if report is None]
+    found = [(part, Report.read(plan.storage, part, key)) for part, key in plan.all_parts]
+    missing = [part.stem for part, report in found if report is None]
     if missing:
         raise PreparedError(
-            f"{len(missing)} of {len(plan.parts)} parts are not made yet, the first is {missing[0]}; prepare again"
+            f"{len(missing)} of {len(found)} parts are not made yet, the first is {missing[0]}; prepare again"
         )
-    manifest = _manifest(plan, [report for report in reports if report is not None])
+    made = [(part, report) for part, report in found if report is not None]
+    manifest = _manifest(plan, made)
     _remove_leftovers(plan, manifest)
-    rejects = _rejects([report for report in reports if report is not None])
-    _check_use(plan, manifest, rejects, [report for report in reports if report is not None])
+    rejects = _rejects([report for _, report in made])
+    _check_use(plan, manifest, rejects, made)
     with plan.storage.refusals(MANIFEST):
         if (vocabulary := token_bytes(plan.tokenizers.decoder)) is not None:
             write_vocabulary(plan.storage, vocabulary)
         plan.storage.write(REJECTS, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in rejects).encode())
         plan.storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return manifest
-
-
-def finished_manifest(plan: Plan) -> JsonObject | None:
-    """The manifest of a folder that is whole; a shard of another size is deleted, so that it is made again."""
-    try:
-        manifest = read_manifest(plan.storage)
-    except PreparedError:
-        return None  # absent, damaged or of another format: made anew
-    if manifest.get("key") != settings_key(plan.settings, manifest["format"]):
-        changed = changed_since(plan.config, plan.storage)
-        what = f" ({shown_files([changed])})" if changed else ""
-        raise PreparedError(
-            f"{plan.storage} was prepared from another corpus or with other settings{what}; delete it or set"
-            " data.prepared to a new folder"
-        )
-    whole = True
-    for shard in _shards(manifest):
-        size = plan.storage.size(shard["file"])
-        if size != shard["bytes"] or not plan.storage.exists(lengths_name(shard["file"])):
-            logger.warning("%s is missing or truncated: writing it again", plan.storage.shown(shard["file"]))
-            plan.storage.delete(shard["file"])
-            whole = False
-    return manifest if whole else None
-
-
-def _check_collections(config: Config) -> None:
-    known = config.corpus.resolved
-    for name, source in config.data.sources.items():
-        if source.collection not in known:
-            raise LclmError(
-                f"data.sources.{name}.collection={source.collection!r} is not one that is prepared;"
-                f" {suggestion(source.collection, known)}"
-            )
 
 
 def _find_duplicates(plan: Plan, workers: int) -> None:
@@ -198,26 +140,6 @@ def _find_duplicates(plan: Plan, workers: int) -> None:
 
         logger.info("looking for duplicates")
         run_stages("local", stages, plan.storage.shown(f"logs/{plan.key[:16]}"), {"workers": workers})
-
-
-def _check_files(plan: Plan) -> None:
-    """Raw files that changed since parts were made of them: these parts are made again, unless a run may read them."""
-    changed = changed_entries(plan.storage, plan.parts, plan.key, plan.config)
-    if not changed:
-        return
-    names = shown_files(changed.values())
-    if plan.storage.exists(MANIFEST):
-        raise PreparedError(
-            f"{names}: changed since {plan.storage} was prepared, and a run that reads it would get other rows; set"
-            " data.prepared to a new folder, or delete it and prepare again"
-        )
-    if any(plan.config.corpus.resolved[part.collection].dedup for part in changed):
-        raise PreparedError(
-            f"{names}: changed since duplicates were looked for; delete {plan.storage} and prepare again"
-        )
-    logger.warning("%s: changed since an interrupted preparation; %d parts are made again", names, len(changed))
-    for part in changed:
-        plan.storage.delete(f"{part.stem}.json")
 
 
 def _made(plan: Plan, parts: Sequence[Part], workers: int, strict: bool) -> Iterator[Part]:
@@ -236,27 +158,48 @@ def _start_worker(config: Config, storage: Storage, key: str, strict: bool) -> C
     return partial(make_part, context=PreparationContext.of(config, storage, key), strict=strict)
 
 
-def _manifest(plan: Plan, reports: Sequence[Report]) -> JsonObject:
-    collections: JsonObject = {}
-    for name in dict.fromkeys(part.collection for part in plan.parts):
-        own = [(part, report) for part, report in zip(plan.parts, reports, strict=True) if part.collection == name]
-        collections[name] = {split: _split_entry(split, own) for split in SPLITS}
+def _manifest(plan: Plan, made: Made) -> JsonObject:
+    collections = _collections(made)
     kinds = {name: plan.config.corpus.resolved[name].records for name in collections}
     kinds = {name: "documents" if records == "documents" else "chat" for name, records in kinds.items()}
-    manifest = {"format": FORMAT, "key": plan.key, "settings": plan.settings, "kinds": kinds}
-    return manifest | {"collections": collections, "files_left_out": _files_left_out(plan, reports)}
+    first = plan.generations[0]
+    manifest = {"format": FORMAT, "key": first.key, "settings": first.settings, "kinds": kinds}
+    manifest |= {"collections": collections, "files_left_out": _files_left_out(made)}
+    return manifest | ({"generations": _generations(plan, made)} if plan.earlier else {})
 
 
-def _files_left_out(plan: Plan, reports: Sequence[Report]) -> JsonObject:
+def _collections(made: Made) -> JsonObject:
+    collections: JsonObject = {}
+    for name in dict.fromkeys(part.collection for part, _ in made):
+        own = [(part, report) for part, report in made if part.collection == name]
+        collections[name] = {split: _split_entry(split, own) for split in SPLITS}
+    return collections
+
+
+def _generations(plan: Plan, made: Made) -> list[JsonObject]:
+    """What a run reads that began with each generation: so many of the shards of each split, from the first one on."""
+    generations: list[JsonObject] = []
+    stop = 0
+    for one in plan.generations:
+        stop += len(one.parts)
+        until = {
+            name: {split: entry | {"shards": len(entry["shards"])} for split, entry in splits.items()}
+            for name, splits in _collections(made[:stop]).items()
+        }
+        generations.append({"key": one.key, "settings": one.settings, "collections": until})
+    return generations
+
+
+def _files_left_out(made: Made) -> JsonObject:
     """Collection -> files that could not be used, or not to their end; the collections that have such."""
     left_out: JsonObject = {}
-    for part, report in zip(plan.parts, reports, strict=True):
+    for part, report in made:
         if report.files:
             left_out.setdefault(part.collection, []).extend(report.files)
     return left_out
 
 
-def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> JsonObject:
+def _split_entry(split: str, made: Made) -> JsonObject:
     totals: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     shards = []
@@ -267,18 +210,14 @@ def _split_entry(split: str, made: Sequence[tuple[Part, Report]]) -> JsonObject:
         if split == part.splits[0]:  # what a row that is left out would have been in is not known
             counts.update(report.counts)
     tokens = {name: totals[name] for name in ("decoder_tokens", "encoder_tokens")}
+    languages = {name.removeprefix(LANGUAGE): n for name, n in sorted(totals.items()) if name.startswith(LANGUAGE)}
     return {
         "records": sum(shard["records"] for shard in shards),
         **tokens,
+        **({"languages": languages} if languages else {}),
         "counts": dict(sorted(counts.items())),
         "shards": shards,
     }
-
-
-def _shards(manifest: JsonObject) -> Iterator[JsonObject]:
-    for splits in manifest["collections"].values():
-        for split in splits.values():
-            yield from split["shards"]
 
 
 def _rejects(reports: Sequence[Report]) -> list[JsonObject]:
@@ -290,12 +229,12 @@ def _rejects(reports: Sequence[Report]) -> list[JsonObject]:
     return [reject for reason in sorted(kept) for reject in kept[reason]]
 
 
-def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject], reports: Sequence[Report]) -> None:
+def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject], made: Made) -> None:
     """Refuse a preparation without anything to train on; warn of names that repeat, and of splits that are empty."""
     corpus = plan.config.corpus
     wanted = dict(zip(SPLITS, (1, corpus.validation_share, corpus.held_out_share), strict=True))
     for name, entries in manifest["collections"].items():
-        own = [report for part, report in zip(plan.parts, reports, strict=True) if part.collection == name]
+        own = [report for part, report in made if part.collection == name]
         records = sum(entry["records"] for entry in entries.values())
         names = {one for report in own for one in report.names}
         if len(names) == 1 and records > 1:
@@ -327,10 +266,10 @@ def _check_use(plan: Plan, manifest: JsonObject, rejects: Sequence[JsonObject], 
 
 def _remove_leftovers(plan: Plan, manifest: JsonObject) -> None:
     """Delete shards that an interrupted preparation with other settings left under other names."""
-    files = [shard["file"] for shard in _shards(manifest)]
-    kept = {*files, *map(lengths_name, files), *(f"{part.stem}.json" for part in plan.parts)}
-    kept |= set(map(sources_name, plan.parts))
-    for collection in dict.fromkeys(part.collection for part in plan.parts):
+    files = [shard["file"] for shard in shards_of(manifest)]
+    parts = [part for part, _ in plan.all_parts]
+    kept = {*files, *map(lengths_name, files), *(f"{part.stem}.json" for part in parts), *map(sources_name, parts)}
+    for collection in dict.fromkeys(part.collection for part in parts):
         for name in plan.storage.names(collection):
             if "-of-" in name and name not in kept:
                 logger.info("deleting %s, left by an interrupted preparation", plan.storage.shown(name))

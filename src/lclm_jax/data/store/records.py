@@ -69,6 +69,11 @@ def chat_columns(name: str, messages: Sequence[Mapping[str, str]], outline: Outl
     }
 
 
+def with_language(columns: Columns, language: str) -> Columns:
+    """``columns`` with the column ``language`` (UTF-8) if it is known."""
+    return columns | {"language": text_column(language)} if language else columns
+
+
 def chat_outline_of(record: Mapping[str, np.ndarray]) -> Outline:
     """The outline that ``chat_columns`` stored."""
     ends = np.cumsum(record["span_tokens"].astype(np.int64))

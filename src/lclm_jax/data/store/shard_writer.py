@@ -6,6 +6,7 @@ from contextlib import suppress
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save_file
 
+from lclm_jax.data.store.columns import column_text
 from lclm_jax.data.store.lengths import LengthsBuilder
 from lclm_jax.data.store.packed_records import pack
 from lclm_jax.data.store.records import Columns, lengths_of
@@ -13,6 +14,9 @@ from lclm_jax.data.store.shards import Shard, encode_record, lengths_name
 from lclm_jax.data.store.storage import Storage, file_digest
 from lclm_jax.data.store.vocabulary import TokenBytes
 from lclm_jax.errors import LclmError
+
+LANGUAGE = "language:"
+"""Totals that begin so are the decoder's tokens of a language."""
 
 # One record per compressed group: a random read never unpacks its neighbours.
 _OPTIONS = "group_size:1,zstd:3"
@@ -47,6 +51,8 @@ class ShardWriter:
         numbers, lists = lengths_of(self._kind, columns)
         self._lengths.add(numbers, lists)
         self._totals.update(numbers)
+        if "language" in columns:
+            self._totals[f"{LANGUAGE}{column_text(columns['language'])}"] += numbers["decoder_tokens"]
         if "span_tokens" in lists:
             self._totals["encoder_tokens"] += int(lists["span_tokens"].sum())
 

@@ -33,12 +33,12 @@ from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.store.columns import Ragged, join
 from lclm_jax.data.store.lengths import Lengths
 from lclm_jax.data.store.packed_records import unpack
-from lclm_jax.data.store.remote_shard import SCHEMES, RemoteShard
+from lclm_jax.data.store.remote_shard import RangedShard, RemoteShard, open_remote_shard
 from lclm_jax.data.store.shard_cache import UNBOUNDED, HeldFile, ShardCache
 from lclm_jax.data.store.storage import PreparedError, Storage, file_digest
 from lclm_jax.data.store.vocabulary import TokenBytes, read_vocabulary
 from lclm_jax.errors import LclmError
-from lclm_jax.types import JsonObject
+from lclm_jax.types import JsonObject, ReadOnlyJson
 
 logger = logging.getLogger(__name__)
 
@@ -110,32 +110,58 @@ def read_manifest(root: str | Path | Storage) -> JsonObject:
     return manifest
 
 
+def generation_keys(manifest: ReadOnlyJson) -> list[str]:
+    """The key of every generation, of what was prepared at once; more than one where files were added later."""
+    return [one["key"] for one in manifest.get("generations", ())] or [manifest.get("key", "")]
+
+
+def holds_collections(manifest: ReadOnlyJson, generation: int, collections: Iterable[str]) -> bool:
+    """Whether ``generation``, counted from 0, had all of ``collections``."""
+    stored = manifest["generations"][generation] if "generations" in manifest else manifest
+    return set(collections) <= stored["collections"].keys()
+
+
 class PreparedSplit:
     """Random access to one split of one collection: ``len``, ``read``, ``read_many``, lengths without reading records.
 
-    Files are opened when first needed, so the object can be sent to worker processes. Shards on ``gs://`` are read in
-    place unless ``cache.always``; of other remote folders they are copied to ``cache``, and lengths files always are.
+    Files are opened when first needed, so the object can be sent to worker processes. Shards of a remote folder are
+    read in place unless ``cache.always``, which copies them to ``cache``; lengths files are always copied.
 
     Args:
         root: prepared folder, a local path or an fsspec URL.
         collection: a collection of its manifest.
         split: ``train``, ``validation`` or ``held_out``.
         cache: where copies of remote shards are kept.
+        generation: records are those that were there when files had been added so many times; None: all.
 
     Raises:
         PreparedError: there is no such split, or a shard does not have the size that the manifest says.
     """
 
-    def __init__(self, root: str | Path, collection: str, split: str, cache: ShardCache = UNBOUNDED):
+    def __init__(
+        self,
+        root: str | Path,
+        collection: str,
+        split: str,
+        cache: ShardCache = UNBOUNDED,
+        generation: int | None = None,
+    ):
         self.root, self.collection, self.split = root, collection, split
         self.storage = Storage(root, cache)
-        collections = read_manifest(self.storage)["collections"]
+        manifest = read_manifest(self.storage)
+        collections, latest = manifest["collections"], len(generation_keys(manifest)) - 1
+        self.generation = latest if generation is None else generation
         if collection not in collections or split not in collections[collection]:
             known = ", ".join(f"{name}/{part}" for name, parts in collections.items() for part in parts)
             raise PreparedError(f"{root} holds no {collection}/{split}; prepared: {known or 'nothing'}")
         try:
-            self.shards = tuple(Shard(**shard) for shard in collections[collection][split]["shards"])
-            self._tokens = int(collections[collection][split]["decoder_tokens"])
+            entry = collections[collection][split]
+            listed = entry["shards"]
+            if self.generation < latest:
+                entry = manifest["generations"][self.generation]["collections"][collection][split]
+                listed = listed[: entry["shards"]]
+            self.shards = tuple(Shard(**shard) for shard in listed)
+            self._tokens = int(entry["decoder_tokens"])
         except (KeyError, TypeError) as error:
             shown = self.storage.shown(MANIFEST)
             raise PreparedError(
@@ -144,12 +170,12 @@ class PreparedSplit:
         self._starts = [0, *np.cumsum([shard.records for shard in self.shards], dtype=np.int64).tolist()]
         most = _most_open(self.storage)
         self._lock = threading.Lock()
-        self._readers: LRUCache[int, RemoteShard | tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
+        self._readers: LRUCache[int, RemoteShard | RangedShard | tuple[ArrayRecordReader, HeldFile]] = LRUCache(most)
         self._lengths: LRUCache[int, tuple[Lengths, HeldFile]] = LRUCache(most)
         self._verified: set[int] = set()
 
     def __reduce__(self):
-        return PreparedSplit, (self.root, self.collection, self.split, self.storage.cache)
+        return PreparedSplit, (self.root, self.collection, self.split, self.storage.cache, self.generation)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -225,7 +251,7 @@ class PreparedSplit:
 
     def _records(self, shard: int, rows: list[int]) -> Sequence[bytes]:
         reader = self._reader(shard)
-        if isinstance(reader, RemoteShard):
+        if isinstance(reader, RemoteShard | RangedShard):
             return reader.read(rows)
         try:
             return reader[0].read(rows)
@@ -233,7 +259,7 @@ class PreparedSplit:
             name = self.storage.shown(self.shards[shard].file)
             raise PreparedError(f"shard {name} is damaged ({error}); delete it and prepare the data again") from None
 
-    def _reader(self, shard: int) -> RemoteShard | tuple[ArrayRecordReader, HeldFile]:
+    def _reader(self, shard: int) -> RemoteShard | RangedShard | tuple[ArrayRecordReader, HeldFile]:
         with self._lock:
             if (opened := self._readers.get(shard)) is not None:
                 return opened
@@ -242,9 +268,9 @@ class PreparedSplit:
             self._readers[shard] = opened
         return opened
 
-    def _open(self, shard: Shard) -> RemoteShard | tuple[ArrayRecordReader, HeldFile]:
-        if self.storage.root.startswith(SCHEMES) and not self.storage.cache.always:
-            return RemoteShard(self.storage.shown(shard.file), shard.records)
+    def _open(self, shard: Shard) -> RemoteShard | RangedShard | tuple[ArrayRecordReader, HeldFile]:
+        if self.storage.remote and not self.storage.cache.always:
+            return open_remote_shard(self.storage, shard.file, shard.records, shard.bytes)
         held = self.storage.hold(shard.file, shard.sha256)
         self._check_size(held.path, shard)
         return ArrayRecordReader(str(held.path)), held
@@ -306,9 +332,9 @@ def shard_cache(config: Config) -> ShardCache:
     return ShardCache(None if folder is None else Path(folder), config.data.cache_bytes, always)
 
 
-def open_split(config: Config, collection: str, split: str) -> PreparedSplit:
-    """A split of the run's prepared data; raises as ``PreparedSplit``."""
-    found = PreparedSplit(RunPaths(config).prepared, collection, split, shard_cache(config))
+def open_split(config: Config, collection: str, split: str, generation: int | None = None) -> PreparedSplit:
+    """A split of the run's prepared data, all or that of a ``generation``; raises as ``PreparedSplit``."""
+    found = PreparedSplit(RunPaths(config).prepared, collection, split, shard_cache(config), generation)
     needed, most = sum(shard.bytes for shard in found.shards), config.data.cache_bytes
     if found.storage.remote and most is not None and needed > most:
         logger.warning(

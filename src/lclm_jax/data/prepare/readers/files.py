@@ -102,7 +102,7 @@ def wanted_columns(collection: CollectionConfig) -> list[str]:
     else:
         wanted = [names.messages, names.tools, names.prompt, names.target]
         wanted += [names.context, names.question, names.answer, *([names.system] if names.system else [])]
-    return [*wanted, *([names.id] if names.id else []), *collection.where]
+    return [*wanted, *(name for name in (names.id, names.language) if name), *collection.where]
 
 
 def _expand(path: str, endings: tuple[str, ...]) -> Iterator[File]:
