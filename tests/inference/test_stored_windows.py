@@ -37,6 +37,18 @@ def test_stored_windows_are_not_encoded_again(folder, tmp_path):
     np.testing.assert_allclose(found[0], pooled(Generator.from_folder(folder), grown)[0][0], atol=1e-6)
 
 
+def test_windows_of_another_ratio_are_others(folder, tmp_path):
+    spans = [np.arange(9)]  # three vectors by 3 and by 4: shapes do not tell them apart
+    for ratio in (3, 4):
+        changes = dict(ratio=ratio, window=48)
+        plain, _ = pooled(Generator.from_folder(folder, **changes), spans)
+        found, encoded = pooled(Generator.from_folder(folder, store=tmp_path / "s", **changes), spans)
+        assert encoded == 1
+        np.testing.assert_array_equal(found[0], plain[0])
+    with pytest.raises(LclmError, match="mask=bidirectional"):
+        Generator.from_folder(folder, store=tmp_path / "s", mask="bidirectional")
+
+
 def test_a_file_that_is_no_store_is_refused(folder, tmp_path):
     (tmp_path / "s").write_text("no store" * 1000)
     with pytest.raises(LclmError, match="delete it"):

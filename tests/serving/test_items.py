@@ -14,7 +14,7 @@ from lclm_serving.memory_tags import split_memory
 from lclm_serving.prompt import PromptReader
 from lclm_serving.vllm_plugin.counters import Counters
 from lclm_serving.vllm_plugin.items import check_item, item_key, items_of, latents_of_item, windows_of_item
-from lclm_serving.windows import windows_of
+from lclm_serving.windows import checked_ratio, windows_of
 
 TOWER = dict(vocab_size=400, hidden_size=16, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16, mlp_size=8)
 
@@ -37,7 +37,7 @@ def test_windows_are_those_of_training(mask, overlap):
 def test_items_make_the_latents_of_the_span_and_a_grown_one_shares_its_keys():
     config, span = config_of(), np.arange(50)
     items = items_of(span, config)
-    assert len(items) == 4 and sum(latents_of_item(item, config) for item in items) == 13
+    assert len(items) == 4 and sum(map(latents_of_item, items)) == 13
     joined = np.concatenate([w.ids for item in items for w in windows_of_item(item, config)])
     np.testing.assert_array_equal(joined, span)
     keys = [item_key(item, config, "m") for item in items]
@@ -45,16 +45,44 @@ def test_items_make_the_latents_of_the_span_and_a_grown_one_shares_its_keys():
     assert keys[:3] == grown[:3] and keys[3] != grown[3]
     assert not set(keys) & {item_key(item, config_of(fingerprint="other"), "m") for item in items}
     (whole,) = items_of(span, config_of(adapter_type="attn_mlp"))
-    assert latents_of_item(whole, config) == 13
+    assert latents_of_item(whole) == 13
     assert len(windows_of_item(whole, config_of(adapter_type="attn_mlp"))) == 4
 
 
 @pytest.mark.parametrize(
-    "item", [[0, 3, 1, 2], [-1, 1, 1, 2], [0, 0, 1], [0, 1, -1], [0, 1, 10**6], [0, 1], [0.5, 1, 1]]
+    "item",
+    [
+        [4, 0, 3, 1, 2],
+        [4, -1, 1, 1, 2],
+        [4, 0, 0, 1],
+        [4, 0, 1, -1],
+        [4, 0, 1, 10**6],
+        [4, 0, 1],
+        [4, 0.5, 1, 1],
+        [0, 0, 1, 1],
+        [5, 0, 1, 1],
+    ],
 )
 def test_items_that_no_prompt_has_are_refused(item):
     with pytest.raises(LclmError):
         check_item(item, config_of(encoder_config={"model_type": "qwen3", "vocab_size": 400}))
+
+
+def test_a_request_may_have_a_ratio_of_its_own():
+    config, span = config_of(), np.arange(50)
+    items = items_of(span, config, 8)
+    assert [latents_of_item(item) for item in items] == [2, 2, 2, 1]
+    assert [w.latents for item in items for w in windows_of_item(item, config)] == [2, 2, 2, 1]
+    keys = {item_key(item, config, "m") for item in (*items, *items_of(span, config))}
+    assert len(keys) == 8
+    assert checked_ratio(config, 16) == 16
+    for ratio in (0, -4, 5, 32, True, 4.0, "4"):
+        with pytest.raises(LclmError, match="divides the window, 16"):
+            checked_ratio(config, ratio)
+    concat = config_of(pooling="concat")
+    assert checked_ratio(concat, 4) == 4
+    with pytest.raises(LclmError, match="for 4 alone"):
+        checked_ratio(concat, 8)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +106,8 @@ def test_a_reader_gives_placeholders_as_it_is_told():
     reader = PromptReader.from_folder(CHECKPOINTS["mlp-tied"], config_of(**values))
     ids, (span,) = reader.read("<|memory_start|>some text to compress<|memory_end|>", True)
     assert ids == [1, *[3] * -(-len(span) // 4), 2]
-    assert reader.read("<|memory_start|>some text<|memory_end|>", True, lambda span: 1)[0] == [1, 3, 2]
+    doubled, _ = reader.read("<|memory_start|>some text to compress<|memory_end|>", True, 2)
+    assert doubled == [1, *[3] * -(-len(span) // 2), 2]
 
 
 def test_counters_are_shared_through_their_file(tmp_path):

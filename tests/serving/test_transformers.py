@@ -14,13 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTo
 
 import lclm_serving
 from lclm_jax.inference.generate import Generator
+from lclm_jax.inference.prompts import read_example
 from lclm_jax.inference.sampling import Sampling
+from lclm_jax.interop.load import read_model
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
 from lclm_serving.command import main
 from lclm_serving.config import LclmConfig
 from lclm_serving.errors import LclmError
 
 NEW_TOKENS = 32
-FAST = ("mean",)
 
 
 def load(folder, **options):
@@ -45,7 +47,21 @@ def exported(tmp_path_factory):
     return tiny_export("mean", tmp_path_factory.mktemp("export") / "model")
 
 
-@pytest.mark.parametrize("name", [*FAST, *[pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS if n not in FAST]])
+def test_prompt_ids_are_those_of_training(exported):
+    processor = AutoProcessor.from_pretrained(exported)
+    tokenizers = Tokenizers(*(Tokenizer.from_folder(exported / part) for part in ("decoder", "encoder")))
+    model = read_model(exported)
+    for prompt in PROMPTS.values():
+        example, inputs = read_example(prompt, tokenizers, model), inputs_of(processor, prompt)
+        assert inputs["input_ids"].tolist() == [example.tokens.tolist()]
+        sizes = inputs.get("memory_sizes", torch.tensor([])).tolist()
+        assert sizes == [len(span) for span in example.spans]
+        for row, span, size in zip(inputs.get("memory_ids", []), example.spans, sizes, strict=True):
+            assert row[:size].tolist() == span.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
 def test_prompt_ids_and_greedy_tokens_are_those_of_the_jax_generator(name, tmp_path):
     folder = tiny_export(name, tmp_path / "model")
     generator = Generator.from_folder(folder)
@@ -169,3 +185,18 @@ def test_what_does_not_fit_together_is_refused(exported):
     with pytest.raises(LclmError, match="multiple of the ratio"):
         LclmConfig(compression_ratio=16, encoder_window_size=40)
     assert np.isfinite(model.pooled([torch.arange(5)])[0].numpy()).all()
+
+
+def test_a_ratio_of_its_own_for_a_call(exported):
+    model, processor = load(exported)
+    inputs = [processor(PROMPTS["long"], compression_ratio=ratio) for ratio in (4, 8)]
+    sizes = inputs[0]["memory_sizes"]
+    places = [int((one["input_ids"] == model.config.memory_id).sum()) for one in inputs]
+    assert places == [-(-int(sizes[0]) // ratio) for ratio in (4, 8)]
+    assert inputs[1]["memory_ratios"].tolist() == [8]
+    span = [inputs[0]["memory_ids"][0, :64]]  # two full windows
+    (finer,), (coarser,) = model.pooled(span), model.pooled(span, [8])
+    torch.testing.assert_close(coarser, (finer[::2] + finer[1::2]) / 2)
+    assert torch.isfinite(model(**inputs[1]).logits).all()
+    with pytest.raises(LclmError, match="divides the window"):
+        processor(PROMPTS["long"], compression_ratio=7)

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModel
 
 from lclm_serving.config import LclmConfig
-from lclm_serving.windows import Window, latent_count
+from lclm_serving.windows import Window
 
 TOKENS_AT_ONCE = 1 << 17
 """Positions that the encoder reads at once, padding included."""
@@ -38,7 +38,7 @@ def pooled_windows(encoder: nn.Module, config: LclmConfig, windows: Sequence[Win
 
 def _markers(config: LclmConfig, window: Window) -> int:
     """Padding tokens behind a window, one per latent, whose states are its latents (``eos`` pooling)."""
-    return latent_count(window.pooled, config.compression_ratio) if config.pooling == "eos" else 0
+    return window.latents if config.pooling == "eos" else 0
 
 
 def _pool(encoder: nn.Module, config: LclmConfig, windows: Sequence[Window]) -> list[torch.Tensor]:
@@ -53,7 +53,7 @@ def _pool(encoder: nn.Module, config: LclmConfig, windows: Sequence[Window]) -> 
     ).last_hidden_state
     if config.pooling == "eos":
         return [row[len(w.ids) : len(w.ids) + _markers(config, w)] for row, w in zip(hidden, windows, strict=True)]
-    return [_groups(config, row[w.skip : w.skip + w.pooled]) for row, w in zip(hidden, windows, strict=True)]
+    return [_groups(config, row[w.skip : w.skip + w.pooled], w.ratio) for row, w in zip(hidden, windows, strict=True)]
 
 
 def _mask(encoder: nn.Module, config: LclmConfig, tokens: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor | None:
@@ -67,9 +67,8 @@ def _mask(encoder: nn.Module, config: LclmConfig, tokens: torch.Tensor, sizes: S
     return bias.masked_fill(padding, torch.finfo(dtype).min)[:, None, None]
 
 
-def _groups(config: LclmConfig, hidden: torch.Tensor) -> torch.Tensor:
-    """Groups of N states to one vector each; the last group may be short."""
-    ratio = config.compression_ratio
+def _groups(config: LclmConfig, hidden: torch.Tensor, ratio: int) -> torch.Tensor:
+    """Groups of ``ratio`` states to one vector each; the last group may be short."""
     missing = -len(hidden) % ratio
     groups = nn.functional.pad(hidden, (0, 0, 0, missing)).unflatten(0, (-1, ratio))
     if config.pooling == "concat":

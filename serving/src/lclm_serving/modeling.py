@@ -13,15 +13,15 @@ from lclm_serving.config import LclmConfig
 from lclm_serving.encoder import build_encoder, pooled_windows
 from lclm_serving.errors import LclmError
 from lclm_serving.weights import is_layout, local_folder, state_dict
-from lclm_serving.windows import windows_of
+from lclm_serving.windows import checked_ratio, windows_of
 
 
 class LclmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Encoder, adapter and decoder.
 
     ``LclmProcessor`` makes its inputs: ``input_ids`` with a placeholder for every latent, ``memory_ids`` (encoder ids
-    of all spans of the batch, one a row, padded on the right) and ``memory_sizes`` (their tokens). Spans are in the
-    order in which they stand in the rows.
+    of all spans of the batch, one a row, padded on the right), ``memory_sizes`` (their tokens) and, where it is not the
+    model's, ``memory_ratios`` (tokens of one latent). Spans are in the order in which they stand in the rows.
     """
 
     config_class = LclmConfig
@@ -91,32 +91,45 @@ class LclmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replace the decoder's head."""
         self.language_model.set_output_embeddings(value)
 
-    def pooled(self, spans: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Pooled vectors of spans of encoder ids, each [latents, latent size]: what a store of latents keeps."""
-        windows = [windows_of(span.cpu().numpy(), self.config) for span in spans]
+    def pooled(self, spans: Sequence[torch.Tensor], ratios: Sequence[int] | None = None) -> list[torch.Tensor]:
+        """Pooled vectors of spans of encoder ids, each [latents, latent size]: what a store of latents keeps.
+
+        ``ratios``: tokens of one vector, for each span; None: the model's.
+        """
+        chosen = [None] * len(spans) if ratios is None else [checked_ratio(self.config, ratio) for ratio in ratios]
+        windows = [windows_of(s.cpu().numpy(), self.config, ratio) for s, ratio in zip(spans, chosen, strict=True)]
         found = iter(pooled_windows(self.encoder, self.config, [w for some in windows for w in some]))
         return [torch.cat([next(found) for _ in some]) for some in windows]
 
-    def latents(self, memory_ids: torch.Tensor, memory_sizes: torch.Tensor) -> list[torch.Tensor]:
+    def latents(
+        self, memory_ids: torch.Tensor, memory_sizes: torch.Tensor, memory_ratios: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
         """Latents of spans as the decoder reads them, each [latents, decoder's width].
 
         Args:
             memory_ids: encoder ids, [spans, longest].
             memory_sizes: tokens of each span, [spans].
+            memory_ratios: tokens of one latent in each span, [spans]; None: the model's.
         """
         spans = [row[:size] for row, size in zip(memory_ids, memory_sizes.tolist(), strict=True)]
         if any(not len(span) for span in spans):
             raise LclmError("a memory span has no token; leave it out")
-        return self.adapter(self.pooled(spans))
+        return self.adapter(self.pooled(spans, None if memory_ratios is None else memory_ratios.tolist()))
 
-    def spliced(self, input_ids: torch.Tensor, memory_ids: torch.Tensor, memory_sizes: torch.Tensor) -> torch.Tensor:
+    def spliced(
+        self,
+        input_ids: torch.Tensor,
+        memory_ids: torch.Tensor,
+        memory_sizes: torch.Tensor,
+        memory_ratios: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """[rows, positions, width]: the decoder's embeddings with latents in place of placeholders.
 
         Raises ``LclmError`` unless there are as many placeholders as latents.
         """
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.memory_id
-        latents = torch.cat(self.latents(memory_ids, memory_sizes)).to(embeds)
+        latents = torch.cat(self.latents(memory_ids, memory_sizes, memory_ratios)).to(embeds)
         if int(places.sum()) != len(latents):
             raise LclmError(
                 f"input_ids have {int(places.sum())} placeholders and memory_ids make {len(latents)} latents; build"
@@ -129,6 +142,7 @@ class LclmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         memory_ids: torch.Tensor | None = None,
         memory_sizes: torch.Tensor | None = None,
+        memory_ratios: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
@@ -138,12 +152,13 @@ class LclmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: decoder ids, [rows, positions].
             memory_ids: see ``latents``; None: the prompt has no span, or the cache holds them.
             memory_sizes: see ``latents``.
+            memory_ratios: see ``latents``.
             inputs_embeds: in place of all of these.
             **options: of the decoder: ``attention_mask``, ``past_key_values``, ``labels`` and others.
         """
         if inputs_embeds is None and memory_ids is not None and len(memory_ids):
             assert input_ids is not None and memory_sizes is not None
-            inputs_embeds = self.spliced(input_ids, memory_ids, memory_sizes)
+            inputs_embeds = self.spliced(input_ids, memory_ids, memory_sizes, memory_ratios)
         if inputs_embeds is not None:
             input_ids = None
         return self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, **options)
@@ -155,6 +170,7 @@ class LclmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *arguments: Any,
         memory_ids: torch.Tensor | None = None,
         memory_sizes: torch.Tensor | None = None,
+        memory_ratios: torch.Tensor | None = None,
         **options: Any,
     ) -> Any:
         """``GenerationMixin.generate`` from a prompt with spans, which are encoded once, before the first token."""
@@ -162,5 +178,5 @@ class LclmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             options["input_ids"] = inputs
         if memory_ids is not None and len(memory_ids):
             assert memory_sizes is not None
-            options["inputs_embeds"] = self.spliced(options["input_ids"], memory_ids, memory_sizes)
+            options["inputs_embeds"] = self.spliced(options["input_ids"], memory_ids, memory_sizes, memory_ratios)
         return super().generate(None, *arguments, **options)  # type: ignore[misc]

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedToke
 from lclm_serving.config import LclmConfig
 from lclm_serving.prompt import PromptReader
 from lclm_serving.weights import local_folder
+from lclm_serving.windows import checked_ratio
 
 
 class LclmProcessor:
@@ -49,15 +50,23 @@ class LclmProcessor:
         """Of the model."""
         return self.reader.config
 
-    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True, **_: Any) -> BatchFeature:
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        add_special_tokens: bool = True,
+        compression_ratio: int | None = None,
+        **_: Any,
+    ) -> BatchFeature:
         """``input_ids`` and ``attention_mask`` (padded on the left), ``memory_ids`` and ``memory_sizes``.
 
         The last two are there if any prompt has a span. ``add_special_tokens``: begin with the token that the decoder's
-        tokenizer puts before a text, if it does; a rendered chat has it already. Raises ``LclmError`` for a prompt
-        whose tags do not pair up.
+        tokenizer puts before a text, if it does; a rendered chat has it already. ``compression_ratio``: tokens of one
+        latent in these prompts, for models that were trained with several (``memory_ratios``). Raises ``LclmError``
+        for a prompt whose tags do not pair up.
         """
         prompts = [text] if isinstance(text, str) else text
-        read = [self.reader.read(prompt, add_special_tokens) for prompt in prompts]
+        ratio = None if compression_ratio is None else checked_ratio(self.config, compression_ratio)
+        read = [self.reader.read(prompt, add_special_tokens, ratio) for prompt in prompts]
         spans = [torch.from_numpy(span) for _, some in read for span in some]
         rows = [torch.tensor(ids, dtype=torch.long) for ids, _ in read]
         longest = max(map(len, rows))
@@ -71,6 +80,8 @@ class LclmProcessor:
         if spans:
             inputs["memory_ids"] = torch.nn.utils.rnn.pad_sequence(spans, batch_first=True)
             inputs["memory_sizes"] = torch.tensor([len(span) for span in spans])
+            if ratio is not None:
+                inputs["memory_ratios"] = torch.full((len(spans),), ratio)
         return BatchFeature(inputs)
 
     def apply_chat_template(
@@ -78,6 +89,7 @@ class LclmProcessor:
         conversation: Any,
         tokenize: bool = True,
         add_generation_prompt: bool = True,
+        compression_ratio: int | None = None,
         **options: Any,
     ) -> Any:
         """A chat, or several, as inputs of the model, or as text with ``tokenize=False``.
@@ -86,6 +98,7 @@ class LclmProcessor:
             conversation: messages, or lists of them.
             tokenize: whether to read the rendered text.
             add_generation_prompt: whether the text ends with the head of a reply.
+            compression_ratio: tokens of one latent; None: the model's.
             **options: of the tokenizer's ``apply_chat_template``: ``tools`` and variables of the template.
         """
         for name in ("return_tensors", "return_dict", "padding"):
@@ -93,7 +106,9 @@ class LclmProcessor:
         text: Any = self.tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=add_generation_prompt, **options
         )
-        return self(text, add_special_tokens=False) if tokenize else text
+        if not tokenize:
+            return text
+        return self(text, add_special_tokens=False, compression_ratio=compression_ratio)
 
     def decode(self, *arguments: Any, **options: Any) -> str | list[str]:
         """``decode`` of the decoder's tokenizer."""

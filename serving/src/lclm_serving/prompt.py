@@ -1,6 +1,6 @@
 """Prompts to ids: raw text by the decoder's tokenizer, spans by the encoder's, as they were in training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,15 +74,13 @@ class PromptReader:
     def _ids(self, text: str) -> list[int]:
         return list(self._decoder.encode(text, add_special_tokens=False).ids)
 
-    def read(
-        self, text: str, bos: bool, placeholders: Callable[[np.ndarray], int] | None = None
-    ) -> tuple[list[int], list[np.ndarray]]:
+    def read(self, text: str, bos: bool, ratio: int | None = None) -> tuple[list[int], list[np.ndarray]]:
         """Decoder ids of a prompt with placeholders for its latents, and the encoder ids of its spans.
 
         Args:
             text: the prompt, tags included.
             bos: see ``pieces``.
-            placeholders: how many a span gets between its tags; None: one per latent.
+            ratio: tokens of one latent; None: the model's.
         """
         config = self.config
         ids: list[int] = []
@@ -91,7 +89,7 @@ class PromptReader:
             if isinstance(piece, list):
                 ids += piece
                 continue
-            count = latent_count(len(piece), config.compression_ratio) if placeholders is None else placeholders(piece)
+            count = latent_count(len(piece), ratio or config.compression_ratio)
             ids += [config.memory_start_id, *[config.memory_id] * count, config.memory_end_id]
             spans.append(piece)
         return ids, spans

@@ -24,7 +24,7 @@ def space(fingerprint: str, code: str) -> str:
     return f"pooled/{code}/{fingerprint}"
 
 
-def window_key(space: str, ids: np.ndarray, skip: int = 0, count: int | None = None) -> str:
+def window_key(space: str, ids: np.ndarray, skip: int = 0, count: int | None = None, ratio: int | None = None) -> str:
     """Key of one window.
 
     Args:
@@ -32,7 +32,9 @@ def window_key(space: str, ids: np.ndarray, skip: int = 0, count: int | None = N
         ids: all tokens that the encoder reads, context included, integers [tokens].
         skip: tokens of context before the part that is pooled.
         count: tokens of that part; None: all that follow.
+        ratio: tokens of one vector where it is not the ratio of the fingerprint; None: it is.
     """
     count = len(ids) - skip if count is None else count
-    read = np.concatenate([[skip, count], ids]).astype("<i4")
+    head = [skip, count] if ratio is None else [-ratio, skip, count]  # no other key begins below zero
+    read = np.concatenate([head, ids]).astype("<i4")
     return f"{space}/{hashlib.sha256(read.tobytes()).hexdigest()}"

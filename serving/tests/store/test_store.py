@@ -110,8 +110,10 @@ def test_keys_tell_models_codes_and_contexts_apart():
         window_key(SPACE, ids, count=4),
         window_key(space("e" * 64, "bfloat16"), ids),
         window_key(space("f" * 64, "int8"), ids),
+        window_key(SPACE, ids, ratio=2),
+        window_key(SPACE, ids, ratio=3),
     }
-    assert len(made) == 6
+    assert len(made) == 8
     assert window_key(SPACE, ids) == window_key(SPACE, ids.astype(np.int64), 0, 6)
 
 

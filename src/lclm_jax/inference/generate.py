@@ -112,7 +112,7 @@ class Generator:
         decoder, encoder = (Tokenizer.from_folder(folder / part) for part in ("decoder", "encoder"))
         stored_windows = None
         if store is not None:
-            stored_windows = StoredWindows(open_store(store), folder, model.compute_dtype, store_code)
+            stored_windows = StoredWindows(open_store(store), folder, model, store_code)
         return cls(params, model, decoder, encoder, batch_windows=batch_windows, store=stored_windows)
 
     def example(self, prompt: Prompt) -> Example:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lclm_jax.config import ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.engine_config import engine_config
+from lclm_jax.types import JsonObject
 
 if TYPE_CHECKING:
     from lclm_store import LatentStore
@@ -21,25 +23,34 @@ class StoredWindows:
     Args:
         store: the store, open.
         folder: the model's folder: its encoder's fingerprint is part of every key.
-        dtype: in which the model computes.
-        code: how vectors are kept; None: as ``dtype``, so that answers are the same with the store and without it.
+        model: what is computed; its ratio may differ from the folder's, and is then part of every key.
+        code: how vectors are kept; None: in the dtype that the model computes in, so that answers are the same with the
+            store and without it.
 
     Raises:
-        LclmError: the folder is no complete LCLM, or its LoRA is not merged.
+        LclmError: the folder is no complete LCLM, or its LoRA is not merged; its pooling or its mask was changed.
     """
 
-    def __init__(self, store: "LatentStore", folder: Path, dtype: str, code: str | None = None):
+    def __init__(self, store: "LatentStore", folder: Path, model: ModelConfig, code: str | None = None):
         from lclm_store import space
 
-        self.store, self.code = store, code or dtype
+        self.store, self.code = store, code or model.compute_dtype
+        own = _engine_config(folder)
+        for name, value, exported in (
+            ("pooling", model.pooling, own["pooling"]),
+            ("mask", model.mask, own["encoder_mask_type"]),
+        ):
+            if value != exported:
+                raise LclmError(f"{name}={value} is not the {exported} of {folder}, whose latents the store keeps")
+        self._ratio = None if model.ratio == own["compression_ratio"] else model.ratio
         with store_errors():
-            self.space = space(_fingerprint(folder), self.code)
+            self.space = space(own["fingerprint"], self.code)
 
     def keys(self, windows: Sequence[tuple[np.ndarray, int, int]]) -> list[str]:
         """Key of each window: (ids that the encoder reads, tokens of left context, tokens that are pooled)."""
         from lclm_store import window_key
 
-        return [window_key(self.space, ids, skip, pooled) for ids, skip, pooled in windows]
+        return [window_key(self.space, ids, skip, pooled, self._ratio) for ids, skip, pooled in windows]
 
     def get(self, keys: Sequence[str]) -> list[np.ndarray | None]:
         """Vectors of each window, float32 [latents, latent size]; None: the store has none."""
@@ -85,13 +96,14 @@ def store_errors() -> Iterator[None]:
         raise LclmError(str(error)) from None
 
 
-def _fingerprint(folder: Path) -> str:
+def _engine_config(folder: Path) -> JsonObject:
+    """``config.json`` at the top of ``folder``, or what it would hold."""
     path = folder / "config.json"
     if path.is_file() and not (folder / "lora").is_dir():
-        found = json.loads(path.read_text(encoding="utf-8")).get("fingerprint")
-        if found:
-            return str(found)
+        found: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+        if found.get("fingerprint"):
+            return found
     try:
-        return str(engine_config(folder)["fingerprint"])
+        return engine_config(folder)
     except ValueError as error:
         raise LclmError(str(error)) from None

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 NAMES = {
-    "requested": (
-        "lclm_windows_requested",
-        "Windows of text in prompts; those neither encoded nor stored were cached.",
-    ),
+    "requested": ("lclm_windows_requested", "Windows of text in prompts."),
     "encoded": ("lclm_windows_encoded", "Windows that the encoder read."),
     "stored": ("lclm_windows_stored", "Windows whose vectors came from the store of latents."),
     "tokens": ("lclm_memory_tokens", "Encoder tokens of all spans in prompts."),
@@ -22,6 +19,10 @@ NAMES = {
     "damaged": ("lclm_store_damaged", "Entries of the store of latents that were damaged."),
 }
 """Key -> (metric, what it counts)."""
+CACHED = (
+    "lclm_windows_cached",
+    "Windows in prompts that were neither encoded nor stored: vLLM's caches had them, or they still wait.",
+)
 FILE = "LCLM_COUNTERS"
 """Environment variable with the file's path: the first process makes it, the others inherit it."""
 
@@ -68,8 +69,11 @@ class _Collector:
         self._counters = Counters(path)
 
     def collect(self) -> Iterator[Any]:
-        """One counter per name."""
-        from prometheus_client.core import CounterMetricFamily
+        """One counter per name, and what is left of the windows."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        for name, value in self._counters.read().items():
+        found = self._counters.read()
+        for name, value in found.items():
             yield CounterMetricFamily(*NAMES[name], value=value)
+        cached = max(found["requested"] - found["encoded"] - found["stored"], 0)
+        yield GaugeMetricFamily(*CACHED, value=cached)

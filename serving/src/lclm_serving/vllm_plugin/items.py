@@ -1,6 +1,7 @@
 """What one ``memory`` item is: a window, or a whole span where the adapter attends over it.
 
-An item is an int64 array ``[skip, pooled, *ids]``: the tokens that the encoder reads, and which of them become latents.
+An item is an int64 array ``[ratio, skip, pooled, *ids]``: tokens of one latent, the tokens that the encoder reads, and
+which of them become latents.
 Windows know nothing of each other, so they can be cached, stored and scheduled one by one: a document that grows at its
 end changes its last window alone.
 """
@@ -11,9 +12,9 @@ import numpy as np
 
 from lclm_serving.config import LclmConfig
 from lclm_serving.errors import LclmError
-from lclm_serving.windows import Window, latent_count, windows_of
+from lclm_serving.windows import Window, checked_ratio, latent_count, windows_of
 
-HEAD = 2
+HEAD = 3
 """Numbers before the ids."""
 
 
@@ -22,31 +23,35 @@ def by_span(config: LclmConfig) -> bool:
     return config.adapter_type != "mlp"
 
 
-def items_of(span: np.ndarray, config: LclmConfig) -> list[np.ndarray]:
-    """The items of a span of encoder ids [tokens]."""
+def items_of(span: np.ndarray, config: LclmConfig, ratio: int | None = None) -> list[np.ndarray]:
+    """The items of a span of encoder ids [tokens]; ``ratio``: tokens of one latent, None: as in ``config``."""
+    ratio = config.compression_ratio if ratio is None else ratio
     if by_span(config):
-        return [np.concatenate([[0, len(span)], span])]
-    return [np.concatenate([[w.skip, w.pooled], w.ids]) for w in windows_of(span, config)]
+        return [np.concatenate([[ratio, 0, len(span)], span])]
+    return [np.concatenate([[ratio, w.skip, w.pooled], w.ids]) for w in windows_of(span, config, ratio)]
 
 
 def windows_of_item(item: np.ndarray, config: LclmConfig) -> list[Window]:
     """What the encoder reads for an item."""
     if by_span(config):
-        return windows_of(item[HEAD:], config)
-    return [Window(item[HEAD:], int(item[0]), int(item[1]))]
+        return windows_of(item[HEAD:], config, int(item[0]))
+    return [Window(item[HEAD:], int(item[1]), int(item[2]), int(item[0]))]
 
 
-def latents_of_item(item: np.ndarray, config: LclmConfig) -> int:
+def latents_of_item(item: np.ndarray) -> int:
     """Latents of an item."""
-    return latent_count(int(item[1]), config.compression_ratio)
+    return latent_count(int(item[2]), int(item[0]))
 
 
 def check_item(item: object, config: LclmConfig) -> np.ndarray:
     """An item that a caller of vLLM's Python interface made; raises ``LclmError`` unless it can be one."""
     array = np.asarray(item)
     if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) <= HEAD:
-        raise LclmError("a memory item is an array [skip, pooled, *ids] of integers; write memory tags in the text")
-    skip, pooled, *ids = array.tolist()
+        raise LclmError(
+            "a memory item is an array [ratio, skip, pooled, *ids] of integers; write memory tags in the text"
+        )
+    ratio, skip, pooled, *ids = array.tolist()
+    checked_ratio(config, ratio)
     size = len(ids)
     vocabulary = config.encoder_config.vocab_size
     if skip < 0 or pooled < 1 or skip + pooled > size or min(ids) < 0 or max(ids) >= vocabulary:

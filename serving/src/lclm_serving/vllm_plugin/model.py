@@ -124,7 +124,7 @@ class LclmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, Su
         return [new[index] if vectors is None else vectors.to(weight) for index, vectors in enumerate(found)]
 
     def _count(self, **counts: int) -> None:
-        logger.debug("LCLM encoder: %s", counts)
+        logger.info("Encoder: %s", ", ".join(f"{count} {name}" for name, count in counts.items() if count))
         if self._counters is not None and get_tensor_model_parallel_rank() == 0:
             self._counters.add(**counts)
 

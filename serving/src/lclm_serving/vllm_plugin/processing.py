@@ -78,7 +78,7 @@ class LclmProcessingInfo(BaseProcessingInfo):
         return {MODALITY: latent_count(self.config.encoder_window_size, self.config.compression_ratio)}
 
     def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
-        """None."""
+        """None: the renderer reads ours."""
         return {"text_kwargs": set()}
 
     def get_data_parser(self) -> MultiModalDataParser:
@@ -132,7 +132,7 @@ class LclmMultiModalProcessor(BaseMultiModalProcessor[LclmProcessingInfo]):
             PromptReplacement(
                 modality=MODALITY,
                 target=[config.memory_id],
-                replacement=lambda index: [config.memory_id] * latents_of_item(items.get(index), config),
+                replacement=lambda index: [config.memory_id] * latents_of_item(items.get(index)),
             )
         ]
 

@@ -38,7 +38,7 @@ class WindowStore:
             raise LclmError(f"lclm_store={options!r}: write a path, or an object of {', '.join(sorted(OPTIONS))}")
         default = "bfloat16" if dtype == torch.bfloat16 else "float32"
         self.code = values.pop("code", default)
-        self._space = space(config.fingerprint, self.code)
+        self._space, self._ratio = space(config.fingerprint, self.code), config.compression_ratio
         self._store: LatentStore | None = None
         path = Path(values.pop("path"))
         try:
@@ -49,7 +49,10 @@ class WindowStore:
 
     def get(self, windows: Sequence[Window]) -> tuple[list[str], list[torch.Tensor | None]]:
         """The key of each window, and its vectors, float32 [latents, latent size], or None."""
-        keys = [window_key(self._space, window.ids, window.skip, window.pooled) for window in windows]
+        keys = [
+            window_key(self._space, w.ids, w.skip, w.pooled, None if w.ratio == self._ratio else w.ratio)
+            for w in windows
+        ]
         if self._store is None:
             return keys, [None] * len(keys)
         found = self._store.get_many(keys)
