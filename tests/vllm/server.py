@@ -13,8 +13,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from lclm_jax.inference.sampling import Sampling
+
 NEW_TOKENS = 32
-START_SECONDS = 600
+START_SECONDS = 900
+DOCUMENT = "".join(f"line {number}: x = {number * 7}\n" for number in range(24))
+"""About twenty windows."""
 
 
 def free_port() -> int:
@@ -94,7 +100,38 @@ class Server:
         choice = answer["choices"][0]
         return choice | {"prompt_token_ids": choice.get("prompt_token_ids") or answer.get("prompt_token_ids")}
 
+    @property
+    def engine(self) -> int:
+        """Id of the process that runs the model."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return max(below, key=lambda process: process.memory_info().rss).pid
+
+    def memory(self) -> int:
+        """Bytes that the server and its engine have in memory."""
+        main = psutil.Process(self.process.pid)
+        return sum(process.memory_info().rss for process in (main, *main.children(recursive=True)))
+
     def metrics(self) -> dict[str, int]:
         """Our counters, without ``lclm_`` and ``_total``."""
         lines = re.findall(r"^lclm_(\w+?)(?:_total)? ([\d.e+]+)$", self.get("/metrics")[1], re.MULTILINE)
         return {name: int(float(value)) for name, value in lines}
+
+
+def greedy(generator: Any, prompt: Any) -> list[int]:
+    """The answer of the JAX generator to one prompt."""
+    (answer,) = generator.generate([prompt], Sampling(max_new_tokens=NEW_TOKENS, stop_ids=()))
+    return list(answer.ids)
+
+
+def windows(generator: Any, text: str) -> int:
+    """Windows of a span with this text."""
+    return -(-len(generator.encoder_tokenizer.encode(text)) // generator.model.window)
+
+
+def work(server: Server, prompt: str) -> tuple[int, ...]:
+    """(windows in the prompt, encoded, from the store) of one request."""
+    before = server.metrics()
+    server.ask(prompt)
+    after = server.metrics()
+    names = ("windows_requested", "windows_encoded", "windows_stored")
+    return tuple(after[name] - before[name] for name in names)

@@ -1,39 +1,30 @@
-"""Real servers of an export: interfaces, counted work, the store and what can happen to it, hostile input."""
+"""A real server of an export: interfaces, counted work, hostile input."""
 
 import json
-import os
-import signal
 import socket
-import sqlite3
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.tiny_exports import PROMPTS, SPAN, tiny_export
-from tests.vllm.server import NEW_TOKENS, Server
+from tests.tiny_exports import PROMPTS, SPAN
+from tests.vllm.server import DOCUMENT, Server, greedy, windows, work
 
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.sampling import Sampling
 
-DOCUMENT = "".join(f"line {number}: x = {number * 7}\n" for number in range(24))
-"""About twenty windows."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_export("mean", tmp_path_factory.mktemp("server") / "model")
-
-
-@pytest.fixture(scope="module")
-def generator(folder):
-    return Generator.from_folder(folder)
-
-
-@pytest.fixture(scope="module")
-def answers(generator):
-    """Name -> 32 greedy tokens of the JAX generator."""
-    found = generator.generate(list(PROMPTS.values()), Sampling(max_new_tokens=NEW_TOKENS, stop_ids=()))
-    return {name: list(answer.ids) for name, answer in zip(PROMPTS, found, strict=True)}
+CALLS = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>' + (call.function.arguments | tojson) + '</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""
+"""The chat template of the exports, with the arguments of tool calls."""
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +32,11 @@ def server(folder, tmp_path_factory):
     """One server with a store, small blocks, prefix caching and chunks that cut spans."""
     base = tmp_path_factory.mktemp("log")
     options = ["--block-size", "32", "--max-num-batched-tokens", "64", "--enable-prefix-caching"]
+    options += ["--trust-request-mm-kwargs", "--enable-prompt-tokens-details"]
+    for part in (folder, folder / "decoder"):
+        (part / "chat_template.jinja").write_text(CALLS)
     with Server(folder, base / "log", *options, store=str(base / "latents.db")) as running:
         yield running
-
-
-def work(server, prompt):
-    """(windows in the prompt, encoded, from the store) of one request."""
-    before = server.metrics()
-    server.ask(prompt)
-    after = server.metrics()
-    names = ("windows_requested", "windows_encoded", "windows_stored")
-    return tuple(after[name] - before[name] for name in names)
-
-
-def windows(generator, text):
-    return -(-len(generator.encoder_tokenizer.encode(text)) // generator.model.window)
 
 
 def test_http_gives_the_tokens_of_the_jax_generator(server, generator, answers):
@@ -98,21 +79,62 @@ def test_responses_streams_and_parts_of_text(server, generator):
     assert b"data: [DONE]" in received
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a <|memory_start|> b", "never closed"),
-        ("a <|memory_end|> b", "closes no span"),
-        (SPAN.format(""), "is empty"),
-        (SPAN.format(SPAN.format("a")), "do not nest"),
-        ("<|memory|>", "placeholders are filled in"),
-        (SPAN.format("word " * 4000), "positions for text"),
-        (SPAN.format("x") * 100_000, "positions for text"),
-        (SPAN.format("0123456789" * 1_000_000), "positions for text"),
-    ],
-    ids=["unclosed", "unopened", "empty", "nested", "placeholder", "long", "100,000 spans", "10 MB"],
-)
-def test_hostile_text_is_status_400_everywhere(server, text, message):
+def test_a_request_asks_for_a_ratio_and_is_told_its_latents(server, folder):
+    text = SPAN.format(DOCUMENT[:150]) + " and?"
+    chat = [{"role": "user", "content": text}]
+    for ratio, prompt in ((8, text), (16, chat), (1, chat)):
+        other = Generator.from_folder(folder, ratio=ratio)
+        choice = server.ask(prompt, mm_processor_kwargs={"compression_ratio": ratio})
+        assert choice["prompt_token_ids"] == other.example(prompt).tokens.tolist()
+        assert choice["token_ids"] == greedy(other, prompt)
+    for ratio in (0, 5, "many"):
+        body = {"messages": chat, "mm_processor_kwargs": {"compression_ratio": ratio}}
+        status, answer = server.post("/v1/chat/completions", body)
+        assert status == 400 and "divides the window" in json.dumps(answer), answer
+    before = server.metrics()
+    _, answer = server.post("/v1/chat/completions", {"messages": chat, "max_tokens": 1})
+    counted = {name: value - before[name] for name, value in server.metrics().items()}
+    assert answer["usage"]["prompt_tokens_details"]["multimodal_tokens"] == {"memory": counted["memory_latents"]}
+    assert answer["usage"]["prompt_tokens"] == counted["memory_latents"] + counted["text_tokens"]
+    assert counted["memory_latents"] == -(-counted["memory_tokens"] // 4)
+    assert server.metrics()["windows_cached"] > 0
+
+
+def test_tags_in_arguments_of_tool_calls_and_in_tool_results(server, generator):
+    def chat(arguments, result):
+        call = {"id": "1", "type": "function", "function": {"name": "read", "arguments": arguments}}
+        return [
+            {"role": "user", "content": "Read."},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": result, "tool_call_id": "1"},
+        ]
+
+    values = {"text": SPAN.format('a "quoted" line\n and another'), "number": 1}
+    prompt = chat(values, SPAN.format("return 7"))
+    choice = server.ask(chat(json.dumps(values), SPAN.format("return 7")))
+    example = generator.example(prompt)
+    assert len(example.spans) == 2
+    assert choice["prompt_token_ids"] == example.tokens.tolist()
+    assert choice["token_ids"] == greedy(generator, prompt)
+    for arguments, result in (({"a": "<|memory_start|>"}, "x"), ({"a": "<|memory_end|>"}, "x"), ({}, "<|memory|>")):
+        status, answer = server.post("/v1/chat/completions", {"messages": chat(json.dumps(arguments), result)})
+        assert status == 400, answer
+    assert server.healthy()
+
+
+HOSTILE = {
+    "unclosed": ("a <|memory_start|> b", "never closed"),
+    "unopened": ("a <|memory_end|> b", "closes no span"),
+    "empty": (SPAN.format(""), "is empty"),
+    "nested": (SPAN.format(SPAN.format("a")), "do not nest"),
+    "placeholder": ("<|memory|>", "placeholders are filled in"),
+    "long": (SPAN.format("word " * 4000), "positions for text"),
+    "100,000 windows": (SPAN.format("x") * 100_000, "positions for text"),
+    "10 MB": (SPAN.format("0123456789" * 1_000_000), "positions for text"),
+}
+
+
+def send_hostile(server, text, message):
     tool = [{"role": "user", "content": "Read."}, {"role": "tool", "content": text, "tool_call_id": "1"}]
     bodies = [("/v1/completions", {"prompt": text}), ("/v1/chat/completions", {"messages": tool})]
     for path, body in bodies[: 1 if len(text) > 10**6 else 2]:
@@ -121,41 +143,35 @@ def test_hostile_text_is_status_400_everywhere(server, text, message):
     assert server.healthy()
 
 
-def test_requests_that_go_away_leave_a_healthy_server(server, answers):
-    body = json.dumps({"model": "lclm", "prompt": SPAN.format(DOCUMENT[::-1]) + "?", "max_tokens": 200}).encode()
+def go_away(server, number):
+    """Send a prompt with many windows and leave before the answer."""
+    prompt = SPAN.format(f"{number} {DOCUMENT[::-1]}") + "?"
+    body = json.dumps({"model": "lclm", "prompt": prompt, "max_tokens": 200}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    for _ in range(4):
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.sendall(head.encode() + b"\r\n\r\n" + body)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        time.sleep(0.02 * number)  # in the queue, while it is encoded, while it is answered
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_is_status_400_everywhere(server, name):
+    send_hostile(server, *HOSTILE[name])
+
+
+def test_requests_that_go_away_leave_a_healthy_server(server, answers):
+    for number in range(8):
+        go_away(server, number)
     assert server.ask(PROMPTS["span"])["token_ids"] == answers["span"]
     assert server.healthy()
 
 
-def test_a_store_answers_for_a_server_that_was_killed(folder, generator, answers, tmp_path):
-    store = tmp_path / "latents.db"
-    prompt = SPAN.format(DOCUMENT) + "?"
-    count = windows(generator, DOCUMENT)
-    with Server(folder, tmp_path / "first", store=str(store)) as first:
-        assert work(first, prompt) == (count, count, 0)
-        wanted = first.ask(prompt)["token_ids"]
-        killer = threading.Timer(0.05, lambda: os.killpg(first.process.pid, signal.SIGKILL))
-        killer.start()
-        with pytest.raises((OSError, ValueError)):
-            while True:
-                first.ask(SPAN.format(os.urandom(40).hex()) + "?", max_tokens=1)
-        killer.join()
-    with sqlite3.connect(store) as damaged:
-        keys = [key for (key,) in damaged.execute("SELECT key FROM latents ORDER BY created, key LIMIT 5")]
-        damaged.execute("UPDATE latents SET data = zeroblob(length(data)) WHERE key = ?", keys[:1])
-        damaged.execute("DELETE FROM latents WHERE key = ?", keys[1:2])
-    with Server(folder, tmp_path / "second", store=str(store)) as second:
-        requested, encoded, stored = work(second, prompt)
-        assert (requested, encoded, stored) == (count, 2, count - 2)
-        assert second.metrics()["store_damaged"] == 1
-        assert second.ask(prompt)["token_ids"] == wanted
-        os.truncate(store, 0)
-        assert second.ask(PROMPTS["span"])["token_ids"] == answers["span"]
-        for file in tmp_path.glob("latents.db*"):
-            file.unlink()
-        assert second.ask(PROMPTS["twin"])["token_ids"] == answers["twin"]
-        assert second.healthy()
+def test_memory_returns_to_what_it_was(server, answers):
+    """The first round of hostile input and of cancelled requests is above: allocators have what they need."""
+    before = server.memory()
+    for round_number in range(2):
+        for name in HOSTILE:
+            send_hostile(server, *HOSTILE[name])
+        for number in range(8):
+            go_away(server, 10 * round_number + number % 3)
+    assert server.ask(PROMPTS["span"])["token_ids"] == answers["span"]
+    assert server.memory() - before < 64e6
