@@ -1,11 +1,14 @@
 """The YAML of a suite: defaults, roles of systems, and mistakes by key, value and fix."""
 
+from pathlib import Path
+
 import pytest
 
 from lclm_jax.errors import LclmError
 from lclm_jax.suite.spec import SystemConfig, load_suite
 from lclm_jax.suite.store import key_of
 
+ROOT = Path(__file__).parents[2]
 SUITE = """
 tasks:
   needles: {kind: ruler, lengths: [1024], names: [niah_single_1], samples: 2}
@@ -74,6 +77,15 @@ def test_mistakes(tmp_path, old, new, message):
     assert old in SUITE
     with pytest.raises(LclmError, match=message):
         load(tmp_path, SUITE.replace(old, new))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/suites").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_suites_load(path):
+    suite = load_suite(path)
+    assert suite.reference == "raw"
+    assert suite.no_context_name == "no context"
+    presses = {one.press for one in suite.systems.values()} - {None}
+    assert len(presses) >= 9
 
 
 def test_files_that_hold_no_suite(tmp_path):

@@ -168,6 +168,25 @@ def test_scbench_sets_with_forms_of_their_own(tmp_path):
         list(scbench.load(task("scbench", tmp_path, names=("scbench_repoqa",))))
 
 
+def test_scbench_summaries_and_needles_by_the_task_of_a_turn(tmp_path):
+    turns = [
+        {"input": "Sum it up.", "answer": "all", "task": "scbench_summary"},
+        {"input": "The key?", "answer": 71, "task": "scbench_passkey"},
+    ]
+    rows = [{"context": "c", "multi_turns": turns}]
+    for name in ("scbench_summary", "scbench_summary_with_needles"):
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+    plain = list(scbench.load(task("scbench", tmp_path, names=("scbench_summary",))))
+    assert [(one.extra["scorer"], one.max_new_tokens) for one in plain] == [("rouge_lsum", 200)] * 2
+    mixed = list(scbench.load(task("scbench", tmp_path, names=("scbench_summary_with_needles",))))
+    assert [(one.extra["scorer"], one.max_new_tokens) for one in mixed] == [("rouge_lsum", 800), ("first_integer", 15)]
+    assert score("it is 71", mixed[1]) == 1
+    turns[1]["task"] = "scbench_vt"
+    write_lines(tmp_path / "scbench_summary_with_needles.jsonl", rows)
+    with pytest.raises(LclmError, match="line 1, turn 1: task is 'scbench_vt', not scbench_summary or scbench_passkey"):
+        list(scbench.load(task("scbench", tmp_path, names=("scbench_summary_with_needles",))))
+
+
 class Letters:
     """A tokenizer whose tokens are characters."""
 

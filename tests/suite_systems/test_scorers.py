@@ -46,3 +46,9 @@ def test_rouge_and_chinese_run():
     assert overlap.rouge("", "the red house") == 0
     assert overlap.rouge_chinese("红色的房子", "红色的房子") == pytest.approx(1, abs=1e-6)
     assert overlap.f1_chinese("红色的房子。", "红色的房子") == 1
+
+
+def test_rouge_of_lines():
+    """Three of three words are found, in an answer of five: 2 * 1 * 0.6 / 1.6."""
+    assert overlap.rouge_lsum("the red house\na tree", "the red house") == pytest.approx(0.75)
+    assert overlap.rouge_lsum("", "the red house") == 0

@@ -24,7 +24,8 @@ def optional(name: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise LclmError(f"{what} needs the package {name}, which is missing: pip install {name}") from None
+        package = name.split(".")[0].replace("_", "-")
+        raise LclmError(f"{what} needs the package {package}, which is missing: pip install {package}") from None
 
 
 def f1_of(found: Sequence[str], wanted: Sequence[str]) -> float:
@@ -75,6 +76,16 @@ def rouge(answer: str, wanted: str) -> float:
 @lru_cache(maxsize=1)
 def _rouge():
     return optional("rouge", "ROUGE").Rouge()
+
+
+def rouge_lsum(answer: str, wanted: str) -> float:
+    """ROUGE-Lsum (F) of lines, as the package ``rouge-score`` computes it without a stemmer (SCBench)."""
+    return float(_rouge_lines().score(wanted, answer)["rougeLsum"].fmeasure)
+
+
+@lru_cache(maxsize=1)
+def _rouge_lines():
+    return optional("rouge_score.rouge_scorer", "ROUGE of summaries").RougeScorer(["rougeLsum"])
 
 
 def rouge_chinese(answer: str, wanted: str) -> float:

@@ -52,6 +52,7 @@ SCORERS: dict[str, Scorer] = {
             overlap.f1_characters,
             overlap.rouge,
             overlap.rouge_chinese,
+            overlap.rouge_lsum,
             overlap.code_similarity,
             overlap.count,
             overlap.retrieval,
@@ -66,6 +67,7 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "rouge_first_line": ("rouge",),
     "f1_chinese": ("jieba",),
     "rouge_chinese": ("rouge", "jieba"),
+    "rouge_lsum": ("rouge_score.rouge_scorer",),
 }
 
 

@@ -1,7 +1,7 @@
 """SCBench (arXiv 2412.10319): several questions about one shared context, each asked on its own.
 
-The mode of one context with different requests. ``scbench_repoqa``, ``scbench_repoqa_and_kv``, ``scbench_summary`` and
-``scbench_summary_with_needles`` need parsers of six languages or another ROUGE, and are left out. File: ``NAME.jsonl``.
+The mode of one context with different requests. ``scbench_repoqa`` and ``scbench_repoqa_and_kv`` need parsers of six
+languages, and are left out. File: ``NAME.jsonl``.
 """
 
 import re
@@ -23,6 +23,8 @@ class Set(NamedTuple):
     scorer: str
 
 
+_SUMMARY_OR_NEEDLE = {"scbench_summary": Set("", 800, "rouge_lsum"), "scbench_passkey": Set("", 15, "first_integer")}
+"""Questions of ``scbench_summary_with_needles`` by their key ``task``."""
 _JSON = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
 SETS = {
     "scbench_kv": Set(_JSON, 150, "contains"),
@@ -38,6 +40,8 @@ SETS = {
     ),
     "scbench_many_shot": Set("", 10, "any_part"),
     "scbench_mf": Set("", 5, "first_number"),
+    "scbench_summary": Set("", 200, "rouge_lsum"),
+    "scbench_summary_with_needles": Set("", 800, "rouge_lsum"),
     "scbench_choice_eng": Set("Read the book and answer the question.\n\n", 40, "book_choice"),
     "scbench_qa_eng": Set("Read the book and answer the question. Be very concise in your answer.\n\n", 40, "any_part"),
     "scbench_qa_chn": Set("阅读以下书籍然后回答问题。\n\n", 40, "f1_characters"),
@@ -69,6 +73,8 @@ def _questions(name: str, place: str, row: JsonObject, number: int) -> Iterator[
     for turn, asked in enumerate(row["multi_turns"]):
         here = f"{place}, turn {turn}"
         check(asked, {"input": str, "answer": (str, int, float, list)}, here)
+        if name == "scbench_summary_with_needles":
+            design = _kind_of(asked, here)
         if name == "scbench_mf":
             before = f"{row['multi_turns'][0]['input']}\n\n"
         answers = _answers(name, asked, here)
@@ -84,6 +90,13 @@ def _questions(name: str, place: str, row: JsonObject, number: int) -> Iterator[
             document=f"{name}/{number}",
             extra={"scorer": design.scorer},
         )
+
+
+def _kind_of(turn: JsonObject, place: str) -> Set:
+    kind = check(turn, {"task": str}, place)["task"]
+    if kind not in _SUMMARY_OR_NEEDLE:
+        raise LayoutError(f"{place}: task is {kind!r}, not {' or '.join(_SUMMARY_OR_NEEDLE)}")
+    return _SUMMARY_OR_NEEDLE[kind]
 
 
 def _asked(name: str, turn: JsonObject, place: str) -> str:
