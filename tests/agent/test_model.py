@@ -1,5 +1,7 @@
 """The agent's loop on the JAX generator, with an untrained model: what it is asked, and what plain LCLMs are asked."""
 
+import json
+
 import pytest
 from tests.tiny_exports import tiny_export
 
@@ -43,6 +45,17 @@ def test_a_round_costs_the_expanded_text_and_a_constant(generator):
         first, second = (one.reply.usage.prompt for one in rounds)
         added.append(second - first - len(generator.decoder_tokenizer.encode(SEGMENTS[needed].text)))
     assert added[0] == added[1] > 0
+
+
+def test_tasks_are_measured(generator, tmp_path, monkeypatch):
+    """By an untrained model: nothing is right, everything is counted."""
+    monkeypatch.setattr(Generator, "from_folder", lambda folder: generator)
+    questions = [{"text": "Which?", "answers": ["12"], "needed": [0]}]
+    task = {"id": "1", "kind": "codes", "segments": [one.text for one in SEGMENTS], "questions": questions}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(task) + "\n")
+    found = measure_tasks(tmp_path, tmp_path / "tasks.jsonl", ("tools", 1, 4))
+    assert (found.questions, found.correct, found.correct_without) == (1, 0, 0)
+    assert found.prompt_positions > found.prompt_positions_without > 0
 
 
 def test_files_that_hold_no_tasks_are_refused_before_a_model_is_loaded(tmp_path):

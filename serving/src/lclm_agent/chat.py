@@ -100,7 +100,7 @@ def parse_calls(text: str, first: int = 1) -> tuple[str, tuple[Call, ...]]:
         try:
             values = json.loads(found.group(1))
             name, arguments = values["name"], values.get("arguments", {})
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return found.group()
         written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         calls.append(Call(f"call_{first + len(calls)}", str(name), written))

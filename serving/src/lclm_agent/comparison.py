@@ -50,6 +50,8 @@ def conversation(kind: str, seed: int, turns: int = 60, facts: int = 12, words: 
     """
     if kind not in ("dialogue", "tools"):
         raise AgentError(f"kind={kind!r} is unknown; use dialogue or tools")
+    if not 0 <= facts <= min(turns * 3 // 4, len(_TOPICS) * len(_THINGS)):
+        raise AgentError(f"turns={turns} are too few for {facts} facts; give at least {math.ceil(facts * 4 / 3)}")
     stream = random.Random(f"{kind} {seed}")  # noqa: S311 - drawn data, no secret
     names = stream.sample([f"the {thing} of the {topic}" for topic in _TOPICS for thing in _THINGS], facts)
     codes = ["".join(stream.choices(_LETTERS, k=8)) for _ in names]

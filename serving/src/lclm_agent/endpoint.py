@@ -10,6 +10,7 @@ import httpx2
 
 from lclm_agent.chat import Call, Message, Reply, Usage
 from lclm_agent.errors import AgentError
+from lclm_agent.escape import whole
 
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
 _SHOWN = 300
@@ -48,7 +49,7 @@ class Endpoint:
         retries: int = 2,
         pause: float = 1.0,
     ):
-        if not url.startswith(("http://", "https://")):
+        if not _is_address(url):
             raise AgentError(f"url={url!r} is no web address; write http://HOST:PORT/v1")
         self.url, self._retries, self._pause = url.rstrip("/"), retries, pause
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -73,9 +74,8 @@ class Endpoint:
             choice = values["choices"][0]
             message = choice["message"]
             calls = tuple(_call(one, number) for number, one in enumerate(message.get("tool_calls") or (), 1))
-            return Reply(
-                message.get("content") or "", calls, _usage(values.get("usage")), choice["finish_reason"] or ""
-            )
+            content, finish = whole(str(message.get("content") or "")), str(choice["finish_reason"] or "")
+            return Reply(content, calls, _usage(values.get("usage")), finish)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise AgentError(f"{self.url} sent no chat completion ({type(error).__name__}: {error})") from None
 
@@ -144,11 +144,19 @@ class Endpoint:
     def _json(self, data: bytes) -> dict[str, Any]:
         try:
             values = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise AgentError(f"{self.url} sent something that is no JSON object: {data[:100]!r}; is it an OpenAI API?")
         return values
+
+
+def _is_address(url: str) -> bool:
+    try:
+        found = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError):
+        return False
+    return found.scheme in ("http", "https") and bool(found.host)
 
 
 def _refusal(address: str, answer: httpx2.Response) -> str:
@@ -162,7 +170,8 @@ def _silence(address: str, error: Exception) -> str:
 
 def _call(values: dict[str, Any], number: int) -> Call:
     function = values["function"]
-    return Call(str(values.get("id") or f"call_{number}"), str(function["name"]), str(function.get("arguments") or ""))
+    parts = (values.get("id") or f"call_{number}", function["name"], function.get("arguments") or "")
+    return Call(*(whole(str(one)) for one in parts))
 
 
 def _usage(values: dict[str, Any] | None) -> Usage:

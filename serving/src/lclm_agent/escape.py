@@ -27,18 +27,18 @@ def escape(text: str) -> str:
     Idempotent. Text without such strings comes back unchanged. Half characters (lone surrogates), which no request can
     carry, become question marks.
     """
-    text = text.encode("utf-8", "replace").decode("utf-8") if not _encodable(text) else text
-    text = _FOREIGN.sub(lambda found: found.group() + " ", text)
+    text = _FOREIGN.sub(lambda found: found.group() + " ", whole(text))
     text = _LINE.sub(r"\1\2 ", text) if _LINE.search(text) else text
     return _SEGMENT.sub(r"\1seg ", text)
 
 
-def _encodable(text: str) -> bool:
+def whole(text: str) -> str:
+    """``text`` with question marks in the place of half characters."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return False
-    return True
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def memory(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lclm_agent.chat import Message, Model, Reply, Usage, assistant
 from lclm_agent.errors import AgentError
+from lclm_agent.escape import whole
 from lclm_agent.protocols import ExpandProtocol, plain_opening, protocol_named, text_of
 from lclm_agent.segments import Segment
 
@@ -99,6 +100,8 @@ class Conversation:
         """The same, round by round; ``outcome`` grows with them."""
         if not question.strip():
             raise AgentError("the question is empty; write one")
+        if whole(question) != question:
+            raise AgentError("the question holds half a character, which is no text; write whole characters")
         sent = self._opening(question)
         tools = self.protocol.tools if self.budget.rounds else None
         left = self.budget.rounds

@@ -118,8 +118,8 @@ def server(playground: Playground, host: str, port: int) -> ThreadingHTTPServer:
 
     try:
         return ThreadingHTTPServer((host, port), Handler)
-    except OSError as error:
-        raise AgentError(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from None
+    except (OSError, OverflowError) as error:
+        raise AgentError(f"cannot listen on {host}:{port} ({error}); choose another with --port") from None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -147,16 +147,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """An action; foreign pages cannot call it, as browsers ask first before they send JSON elsewhere."""
         action = self.actions.get(self.path.removeprefix("/api/"))
-        length = int(self.headers.get("Content-Length") or 0)
+        length = self.headers.get("Content-Length") or ""
         if action is None or self.headers.get("Content-Type") != "application/json":
             self._refuse(HTTPStatus.NOT_FOUND, "post JSON to /api/read, /api/time or /api/ask")
             return
-        if length > MAX_BYTES:
+        if not length.isdecimal() or int(length) > MAX_BYTES:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the document is longer than {MAX_BYTES:,} bytes")
             return
         try:
-            values = json.loads(self.rfile.read(length))
-        except ValueError:
+            values = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             self._refuse(HTTPStatus.BAD_REQUEST, "the request is no JSON object")
@@ -167,7 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for event in action(values):
                 self._line(event)
-        except (AgentError, ValueError, TypeError) as error:
+        except ConnectionError:  # the page was closed
+            return
+        except (ValueError, TypeError) as error:
             self._line({"error": str(error)})
 
     def _line(self, event: Event) -> None:

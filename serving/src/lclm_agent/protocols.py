@@ -124,7 +124,7 @@ def _segment_of(name: str, arguments: str) -> str:
         return f"tool {name}"
     try:
         values = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
     if not isinstance(values, dict):
         return str(values)

@@ -35,7 +35,7 @@ def read_tasks(path: Path) -> Iterator[Task]:
         for number, line in enumerate(file, 1):
             try:
                 yield _task(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, RecursionError, KeyError, TypeError) as error:
                 raise AgentError(f"{path}, line {number}: no task ({type(error).__name__}: {error})") from None
 
 

@@ -66,7 +66,7 @@ def replay(path: Path) -> list[Outcome]:
     recorded = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     try:
         conversation, questions = _read(recorded)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise AgentError(f"{path} is no trace of {FORMAT!r} ({type(error).__name__}: {error})") from None
     outcomes = [conversation.ask(question) for question in questions]
     for number, (old, new) in enumerate(zip(recorded, trace_lines(conversation, outcomes), strict=False), 1):

@@ -1,9 +1,10 @@
 import pytest
 
-from lclm_agent import AgentError
+from lclm_agent import AgentError, number_segments
 from lclm_agent.command import main
 from lclm_agent.endpoint import Endpoint
 from lclm_agent.library import Library
+from lclm_agent.loop import ask
 
 CHAT = [{"role": "user", "content": "Hello"}]
 
@@ -28,13 +29,24 @@ def test_answers_that_are_none_are_named(endpoint, body):
 
 
 def test_servers_and_models_that_are_not_there(endpoint):
-    with pytest.raises(AgentError, match=r"url='localhost' is no web address; write http://HOST:PORT/v1"):
-        Endpoint("localhost")
+    for url in ("localhost", "ftp://a/v1", "http://"):
+        with pytest.raises(AgentError, match=r"is no web address; write http://HOST:PORT/v1"):
+            Endpoint(url)
     with pytest.raises(AgentError, match=r"does not answer .*; is the server running\?"):
         Endpoint("http://127.0.0.1:9/v1", retries=0)
     endpoint.models = ["a", "b"]
     with pytest.raises(AgentError, match="serves a, b; name one as model"):
         Endpoint(endpoint.url)
+
+
+def test_half_characters_of_a_server_do_no_harm(endpoint):
+    message = {"content": "a\ud800", "tool_calls": [{"function": {"name": "expand", "arguments": "[" * 99_999}}]}
+    endpoint.script = [(200, {"choices": [{"message": message, "finish_reason": "stop"}]}), "FINAL: b"]
+    with Endpoint(endpoint.url) as model:
+        assert ask(model, number_segments(["x"]), "Which?").answer == "b"
+        with pytest.raises(AgentError, match="half a character"):
+            ask(model, number_segments(["x"]), "a\udce4")
+    assert endpoint.bodies[1]["messages"][1]["content"] == "a?"
 
 
 def test_a_streamed_reply_is_timed(endpoint):
@@ -79,6 +91,9 @@ def test_documents_of_a_store_are_asked_about(endpoint, tmp_path, capsys):
     [
         (["ask", "Which?", "--url", "URL"], "name text files, or --store with a --document in it"),
         (["ask", "Which?", "nowhere.txt", "--url", "URL"], "cannot read nowhere.txt"),
+        (["compare", "--turns", "10"], "turns=10 are too few for 12 facts; give at least 16"),
+        (["compare", "--ratios", "1"], "ratios=(1,) at least 2 each"),
+        (["play", "--port", "99999", "--url", "URL"], "choose another with --port"),
         (["replay", "nowhere.jsonl"], "there is no trace nowhere.jsonl"),
         (["eval", "nowhere.jsonl", "--url", "URL"], "there is no file nowhere.jsonl"),
         (["ask", "Which?", "FILE", "--url", "URL", "--rounds", "-1"], "rounds=-1 must be at least 0"),
@@ -95,7 +110,7 @@ def test_what_cannot_be_done_is_one_line(endpoint, tmp_path, capsys, arguments, 
     assert said in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["ask", "replay", "eval"])
+@pytest.mark.parametrize("command", ["ask", "replay", "eval", "compare", "play", "mcp"])
 def test_commands_explain_themselves(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -91,6 +91,7 @@ def test_forms_of_other_pages_and_huge_documents_are_refused(page):
     connection.putheader("Content-Length", str(MAX_BYTES + 1))
     connection.endheaders()
     assert connection.getresponse().status == 413
+    assert post(page, "/api/read", b"[" * 99_999)[0] == 400
 
 
 def test_a_taken_port_is_one_line(page, endpoint, capsys):
