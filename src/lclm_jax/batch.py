@@ -23,7 +23,8 @@ Shape: TypeAlias = tuple[tuple[int, ...], type[np.generic]]
 class Batch(NamedTuple):
     """Packed rows, as NumPy arrays on the host or JAX arrays on devices.
 
-    ``marker_index`` is None unless the pooling has markers (``eos``), ``objectives`` unless the batch is trained on.
+    ``marker_index`` is None unless the pooling has markers (``eos``), ``objectives`` unless the batch is trained on,
+    and what follows it unless it is distilled.
     """
 
     decoder_tokens: Array
@@ -55,6 +56,18 @@ class Batch(NamedTuple):
     objectives: Array = None
     """[B, S] int8: objective of the position's example, its place in ``config.OBJECTIVES``; -1 is padding. Losses are
     told apart by it and nothing else."""
+    twin_tokens: Array = None
+    """[B, S'] int32: the same examples with raw text in the place of latents, which a teacher reads (distillation)."""
+    twin_segments: Array = None
+    """[B, S'] int32."""
+    twin_positions: Array = None
+    """[B, S'] int32."""
+    twin_index: Array = None
+    """[B, S] int32: position of the twin that predicts the same token; -1: there is none."""
+    teacher_ids: Array = None
+    """[B, S, K] int32: tokens that a stored teacher finds likeliest (distillation)."""
+    teacher_logits: Array = None
+    """[B, S, K] float32: its logits of these; all 0 where it gives none."""
 
 
 def check_batch_rows(stage: str, rows: int, microbatches: int, parts: int) -> None:
@@ -72,6 +85,29 @@ def check_batch_rows(stage: str, rows: int, microbatches: int, parts: int) -> No
             f" not a multiple of the {parts} parts that the mesh makes of a batch (mesh.replica * mesh.fsdp); make"
             f" stages.{stage}.batch_rows a multiple of {parts * microbatches}{devices}"
         )
+
+
+TEACHER_ARRAYS = Batch._fields[Batch._fields.index("twin_tokens") :]
+"""What only a batch that is distilled has."""
+
+
+def teacher_shapes(rows: int, length: int, twin_length: int | None, top_k: int | None) -> dict[str, Shape]:
+    """Name -> (shape, NumPy dtype) of the arrays that distillation adds to a batch; none without it.
+
+    Args:
+        rows: B.
+        length: S.
+        twin_length: S', positions of a row of raw text; None: there are no such rows.
+        top_k: K of stored logits; None: there are none.
+    """
+    shapes: dict[str, Shape] = {}
+    if twin_length is not None:
+        shapes |= {f"twin_{name}": ((rows, twin_length), np.int32) for name in ("tokens", "segments", "positions")}
+        shapes |= {"twin_index": ((rows, length), np.int32)}
+    if top_k is not None:
+        stored = (rows, length, top_k)
+        shapes |= {"teacher_ids": (stored, np.int32), "teacher_logits": (stored, np.float32)}
+    return shapes
 
 
 def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, Shape]:

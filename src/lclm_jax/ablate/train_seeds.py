@@ -5,6 +5,7 @@ Each seed has its own parameters, row order and random keys, and learns what ``l
 Nothing is saved: a variant takes minutes.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config, RunPaths
+from lclm_jax.config.distill import SAME
 from lclm_jax.data.loading.loader import Loader, make_loader
 from lclm_jax.data.loading.position import BatchStats
 from lclm_jax.errors import LclmError
@@ -30,6 +32,7 @@ from lclm_jax.train.checkpoints.provenance import parent_of
 from lclm_jax.train.checkpoints.run_params import load_params
 from lclm_jax.train.core.initial_state import initial_state
 from lclm_jax.train.core.optimizer import make_optimizer
+from lclm_jax.train.core.stage_run import StepFunction
 from lclm_jax.train.core.stages import train
 from lclm_jax.train.core.step import ratio_of, train_step_function
 from lclm_jax.train.logging.records import NAME, read_metrics, working_seconds
@@ -100,6 +103,8 @@ def train_vmapped(configs: Sequence[Config], tokenizers: Tokenizers, mesh: Mesh,
         raise LclmError(
             "seeds that are trained together start from random weights; set together: false, or remove init"
         )
+    if any(stage.distill is not None and stage.distill.teacher != SAME for stage in first.stages.values()):
+        raise LclmError("seeds that are trained together read no folder; use distill.teacher: same, or together: false")
     if any(stage.ratios for stage in first.stages.values()) and len(configs) > 1:
         raise LclmError("a stage with several ratios draws them by seed; train its seeds one by one")
     with use_mesh(mesh):
@@ -125,7 +130,11 @@ def _train_stage(
     optimizer = make_optimizer(first.train.optimizer, settings, abstract_params(first.model))
     states = [initial_state(one, optimizer, config.seed, number) for one, config in zip(params, configs, strict=True)]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    train_step = jax.jit(jax.vmap(train_step_function(first, name, optimizer)), donate_argnums=0)
+    train_step: StepFunction = jax.jit(jax.vmap(train_step_function(first, name, optimizer)), donate_argnums=0)
+    if settings.teacher_copied:
+        # A teacher of its own for each seed; the state's arrays are given up.
+        own_decoders = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one["decoder"] for one in params))
+        train_step = functools.partial(train_step, teacher=own_decoders)
     losses, tokens, seconds, compiling, compiled = [], 0.0, 0.0, 0.0, set()
     with ExitStack() as stack:
         loaders = [stack.enter_context(make_loader(config, name, tokenizers)) for config in configs]

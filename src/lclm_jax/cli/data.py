@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lclm_jax.cli.options import config_argument, json_option, set_option, write_result
+from lclm_jax.cli.options import config_argument, json_option, load_for_devices, set_option, write_result
 from lclm_jax.config import Config, RunPaths, load_config
 from lclm_jax.machine import cores
 
@@ -266,6 +266,29 @@ def expand(
     write_result(json_file, found.as_json())
     for line in found.lines():
         click.echo(line)
+
+
+@data.command()
+@config_argument
+@click.option("--stage", help="Stage whose rows are read; default: the first that is distilled.")
+@set_option
+def teach(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
+    """Store the largest logits of the teacher of a stage of CONFIG once (stages.NAME.distill.offline and .top_k).
+
+    The teacher reads the raw text of every row that the stage trains on. Stored files are kept: after an interruption,
+    rerun the same command to resume.
+    """
+    tree = load_for_devices(config, overrides, None)
+    distilled = [name for name, settings in tree.stages.items() if settings.distill is not None]
+    name = stage_of(tree, stage or next(iter(distilled), None))
+
+    from lclm_jax.interop.init_from_hf import imported_params
+    from lclm_jax.progress import log_progress
+    from lclm_jax.train.teach import teach as store_logits
+
+    taught = store_logits(tree, name, imported_params, log_progress(unit="batches", scale=1))
+    size = f", {taught.bytes / taught.positions:.0f} bytes each" if taught.positions else ""
+    click.echo(f"{name}: {taught.rows:,} rows, {taught.positions:,} positions stored by this call{size}")
 
 
 def stage_of(tree: Config, stage: str | None) -> str:

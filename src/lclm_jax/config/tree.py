@@ -8,6 +8,7 @@ from lclm_jax.config.base import Tree, key, required, suggestion
 from lclm_jax.config.corpus import CorpusConfig
 from lclm_jax.config.data import OBJECTIVES, DataConfig, PackConfig, TokenizerConfig
 from lclm_jax.config.devices import Environment, MeshConfig
+from lclm_jax.config.distill import SAME, DistillConfig
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.config.registry.poolings import POOLINGS
 from lclm_jax.config.train import EvalConfig, InitConfig, TrainConfig, parse_skip_range
@@ -74,6 +75,9 @@ class StageConfig(Tree, role="result"):
     skip_steps: tuple[str, ...] = key((), 'Inclusive ranges such as "6500-6510": advance data and schedule only.')
     pack: PackConfig | None = key(None, "Row layout of this stage; null: data.pack.")
     from_scratch: bool = key(False, "Start from random weights instead of the previous stage.")
+    distill: DistillConfig | None = key(
+        None, "Distillation from the decoder that reads the raw text; null: cross-entropy alone.", added=True
+    )
 
     @field_validator("mixture", mode="before")
     @classmethod
@@ -98,6 +102,8 @@ class StageConfig(Tree, role="result"):
                 "the stage trains nothing; give lr.adapter, lr.encoder, lr.decoder, lr.encoder_lora or lr.decoder_lora"
                 " a learning rate"
             )
+        if self.ratios and self.distill is not None and self.distill.offline is not None:
+            raise ValueError("logits are stored for rows of one ratio; remove ratios, or distill.offline and .top_k")
         if not self.steps and self.tokens is None:
             raise ValueError("the stage has no length; set steps, or tokens")
         for text in self.skip_steps:
@@ -131,6 +137,14 @@ class StageConfig(Tree, role="result"):
     def warmup(self) -> int:
         """Warm-up in steps."""
         return self.warmup_steps if self.warmup_steps is not None else round(self.steps * self.warmup_share)
+
+    @property
+    def teacher_copied(self) -> bool:
+        """Whether a step needs weights of a teacher beside the model's own."""
+        if self.distill is None or self.distill.offline is not None:
+            return False
+        trains = any(self.peak_lr(part) is not None for part in ("decoder", "decoder_lora"))
+        return trains or self.distill.teacher != SAME
 
     def peak_lr(self, part: str) -> float | None:
         """Peak learning rate of ``part`` (one of ``PARTS``); None if it is frozen."""
@@ -242,6 +256,18 @@ class Config(Tree):
     def pack(self, stage: str) -> PackConfig:
         """Row layout of ``stage``."""
         return self.stages[stage].pack or self.data.pack
+
+    def twin_length(self, stage: str) -> int | None:
+        """Decoder positions of a row of raw text beside each packed row of ``stage``; None: it has none."""
+        distill, pack = self.stages[stage].distill, self.pack(stage)
+        if distill is None:
+            return None
+        return distill.twin_length(pack.row_length, pack.encoder_rows * pack.encoder_row_length)
+
+    def teacher_sizes(self, stage: str) -> tuple[int, int | None, int | None]:
+        """(S, S', K) of what distillation adds to a batch of ``stage``: the arguments of ``batch.teacher_shapes``."""
+        distill = self.stages[stage].distill
+        return self.pack(stage).row_length, self.twin_length(stage), None if distill is None else distill.top_k
 
     def objectives(self, stage: str) -> list[str]:
         """Objectives of the sources of ``stage``, each once, in the order of ``OBJECTIVES``."""

@@ -71,7 +71,9 @@ class Shards(NamedTuple):
     """Mesh axes, among ``rows``, that share the table's columns."""
 
 
-class _Spec(NamedTuple):
+class Spec(NamedTuple):
+    """What is fixed when a program is compiled."""
+
     chunk: int
     memory_ids: tuple[int, int, int] | None
     shards: Shards
@@ -79,7 +81,7 @@ class _Spec(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Needs:
+class Needs:
     """Which gradients the backward pass is asked for, beside that of the hidden states."""
 
     table: bool
@@ -114,16 +116,16 @@ def cross_entropy(
         (nll_BS, lse_BS), float32.
     """
     memory_ids = None if memory_rows_3D is None else memory_ids
-    spec = _Spec(chunk, memory_ids, Shards() if shards is None else shards)
+    spec = Spec(chunk, memory_ids, Shards() if shards is None else shards)
     return _cross_entropy(spec, hidden_BSD, table_VD, memory_rows_3D, targets_BS)
 
 
-Saved = tuple[_Needs, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
+Saved = tuple[Needs, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(
-    spec: _Spec, hidden_BSD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None, targets_BS: jax.Array
+    spec: Spec, hidden_BSD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None, targets_BS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     in_axes = (HIDDEN, OUTPUT_TABLE, MEMORY_ROWS, POSITIONS)
     run = spec.shards.shard_map(functools.partial(_forward, spec), in_axes, (POSITIONS, POSITIONS))
@@ -131,20 +133,20 @@ def _cross_entropy(
 
 
 def _save(
-    spec: _Spec,
+    spec: Spec,
     hidden: CustomVJPPrimal,
     table: CustomVJPPrimal,
     memory_rows: CustomVJPPrimal | None,
     targets: CustomVJPPrimal,
 ) -> tuple[tuple[jax.Array, jax.Array], Saved]:
     memory_value = None if memory_rows is None else memory_rows.value
-    needs = _Needs(table.perturbed, memory_rows is not None and memory_rows.perturbed)
+    needs = Needs(table.perturbed, memory_rows is not None and memory_rows.perturbed)
     nll_BS, lse_BS = _cross_entropy(spec, hidden.value, table.value, memory_value, targets.value)
     return (nll_BS, lse_BS), (needs, hidden.value, table.value, memory_value, targets.value, lse_BS)
 
 
 def _differentiate(
-    spec: _Spec, saved: Saved, cotangents: tuple[jax.Array | SymbolicZero, jax.Array | SymbolicZero]
+    spec: Spec, saved: Saved, cotangents: tuple[jax.Array | SymbolicZero, jax.Array | SymbolicZero]
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, None]:
     needs, hidden_BSD, table_VD, memory_rows_3D, targets_BS, lse_BS = saved
     nll_bar_BS, lse_bar_BS = (jnp.zeros_like(lse_BS) if isinstance(bar, SymbolicZero) else bar for bar in cotangents)
@@ -166,11 +168,11 @@ _cross_entropy.defvjp(_save, _differentiate, symbolic_zeros=True)
 
 
 def _forward(
-    spec: _Spec, hidden_BSD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None, targets_BS: jax.Array
+    spec: Spec, hidden_BSD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None, targets_BS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(nll_BS, lse_BS) of one device's positions over the whole vocabulary."""
     hidden_PD, targets_P = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), targets_BS.reshape(-1)
-    tiles = _Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D)
+    tiles = Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D)
 
     def visit(number: Number) -> tuple[jax.Array, jax.Array]:
         logits_PV = tiles.logits(hidden_PD, tiles.rows(number), number)
@@ -187,8 +189,8 @@ def _forward(
 
 
 def _backward(
-    spec: _Spec,
-    needs: _Needs,
+    spec: Spec,
+    needs: Needs,
     hidden_BSD: jax.Array,
     table_VD: jax.Array,
     memory_rows_3D: jax.Array | None,
@@ -197,15 +199,29 @@ def _backward(
     """Gradients of one device's pieces, from (targets, lse, cotangents of nll and lse) per position."""
     targets_P, lse_P, nll_bar_P, lse_bar_P = (x_BS.reshape(-1, 1) for x_BS in per_position_BS)
     hidden_PD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
-    tiles, shards = _Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D), spec.shards
+    tiles = Tiles.of(spec, hidden_PD, table_VD, memory_rows_3D)
+
+    def logits_bar(number: Number, rows_VD: jax.Array) -> jax.Array:
+        shares_PV = jnp.exp(tiles.logits(hidden_PD, rows_VD, number) - lse_P)
+        picked_PV = tiles.columns(number)[None, :] == targets_P
+        return shares_PV * (nll_bar_P + lse_bar_P) - jnp.where(picked_PV, nll_bar_P, 0.0)
+
+    return gradients(tiles, needs, hidden_BSD, logits_bar)
+
+
+def gradients(
+    tiles: "Tiles", needs: Needs, hidden_BSD: jax.Array, logits_bar: Callable[[Number, jax.Array], jax.Array]
+) -> dict[str, jax.Array]:
+    """Gradients of one device's pieces: of ``hidden``, and of ``table`` and ``memory_rows`` where needed.
+
+    ``logits_bar`` gives the gradient of a tile's logits, [P, V of the tile], from its number and its rows.
+    """
+    hidden_PD, shards = hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), tiles.spec.shards
     product = functools.partial(jnp.einsum, precision=precision_of(hidden_PD.dtype), preferred_element_type=jnp.float32)
 
     def visit(bars: dict[str, jax.Array], number: Number) -> dict[str, jax.Array]:
         rows_VD = tiles.rows(number)
-        shares_PV = jnp.exp(tiles.logits(hidden_PD, rows_VD, number) - lse_P)
-        picked_PV = tiles.columns(number)[None, :] == targets_P
-        logits_bar_PV = shares_PV * (nll_bar_P + lse_bar_P) - jnp.where(picked_PV, nll_bar_P, 0.0)
-        logits_bar_PV = logits_bar_PV.astype(hidden_PD.dtype)
+        logits_bar_PV = logits_bar(number, rows_VD).astype(hidden_PD.dtype)
         new = {"hidden": bars["hidden"] + product("PV,VD->PD", logits_bar_PV, rows_VD)}
         if needs.memory_rows:
             memory_bar_P3 = tiles.memory_columns(logits_bar_PV, number)
@@ -216,10 +232,10 @@ def _backward(
         return new
 
     bars = {"hidden": jnp.zeros(hidden_PD.shape, jnp.float32)}
-    bars |= {"table": jnp.zeros(table_VD.shape, jnp.float32)} if needs.table else {}
+    bars |= {"table": jnp.zeros(tiles.table_VD.shape, jnp.float32)} if needs.table else {}
     if needs.memory_rows:
-        assert memory_rows_3D is not None
-        bars["memory_rows"] = jnp.zeros(memory_rows_3D.shape, jnp.float32)
+        assert tiles.memory_rows_3D is not None
+        bars["memory_rows"] = jnp.zeros(tiles.memory_rows_3D.shape, jnp.float32)
     bars = tiles.fold(visit, bars)
     hidden_bar_PD = jax.lax.psum(bars["hidden"].astype(hidden_PD.dtype), shards.vocab)
     bars["hidden"] = hidden_bar_PD.reshape(hidden_BSD.shape)
@@ -230,7 +246,7 @@ def _backward(
     return bars
 
 
-class _Tiles(NamedTuple):
+class Tiles(NamedTuple):
     """The tiles of one device's share of the vocabulary.
 
     All have the same width; the last begins early enough to end with the table, and its columns that an earlier tile
@@ -239,13 +255,14 @@ class _Tiles(NamedTuple):
 
     table_VD: jax.Array
     memory_rows_3D: jax.Array | None
-    spec: _Spec
+    spec: Spec
     dtype: jnp.dtype[np.generic]
     width: int
     total: int
 
     @classmethod
-    def of(cls, spec: _Spec, hidden_PD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None) -> "_Tiles":
+    def of(cls, spec: Spec, hidden_PD: jax.Array, table_VD: jax.Array, memory_rows_3D: jax.Array | None) -> "Tiles":
+        """Tiles such that the logits of all positions for one of them are ``spec.chunk`` positions' worth."""
         rows, positions = table_VD.shape[0], max(hidden_PD.shape[0], 1)
         count = -(-rows // max(1, rows * spec.chunk // positions))
         width = -(-rows // count)
@@ -266,7 +283,7 @@ class _Tiles(NamedTuple):
 
     def rows(self, number: Number) -> jax.Array:
         """Rows of the table with memory rows in place, gathered over the devices that share their columns."""
-        rows_VD = jax.lax.dynamic_slice_in_dim(self.table_VD, self._start(number), self.width).astype(self.dtype)
+        rows_VD = jax.lax.dynamic_slice_in_dim(self.table_VD, self.start(number), self.width).astype(self.dtype)
         for axis in reversed(self.spec.shards.width):
             rows_VD = jax.lax.all_gather(rows_VD, axis, axis=1, tiled=True)
         if self.memory_rows_3D is None:
@@ -275,7 +292,7 @@ class _Tiles(NamedTuple):
 
     def columns(self, number: Number) -> jax.Array:
         """Token ids of the tile's columns; -1 where an earlier tile had the column."""
-        return jnp.where(self._fresh(number), self._first() + self._start(number) + jnp.arange(self.width), -1)
+        return jnp.where(self.fresh(number), self.first() + self.start(number) + jnp.arange(self.width), -1)
 
     def logits(self, hidden_PD: jax.Array, rows_VD: jax.Array, number: Number) -> jax.Array:
         """float32 [P, V of the tile]; -inf in columns that an earlier tile had."""
@@ -283,7 +300,7 @@ class _Tiles(NamedTuple):
         logits_PV = jnp.einsum("PD,VD->PV", hidden_PD, rows_VD, **options)
         if self.table_VD.shape[0] % self.width == 0:
             return logits_PV
-        return jnp.where(self._fresh(number)[None, :], logits_PV, -jnp.inf)
+        return jnp.where(self.fresh(number)[None, :], logits_PV, -jnp.inf)
 
     def memory_columns(self, x_PV: jax.Array, number: Number) -> jax.Array:
         """The columns of ``x_PV`` that are memory tokens; zero where they are not in this tile."""
@@ -299,22 +316,23 @@ class _Tiles(NamedTuple):
         """Add whole rows, summed over the devices that share their columns, to this device's columns."""
         for axis in self.spec.shards.width:
             rows_VD = jax.lax.psum_scatter(rows_VD, axis, scatter_dimension=1, tiled=True)
-        start = self._start(number)
+        start = self.start(number)
         before_VD = jax.lax.dynamic_slice_in_dim(total_VD, start, self.width)
         return jax.lax.dynamic_update_slice_in_dim(total_VD, before_VD + rows_VD, start, 0)
 
-    def _first(self) -> Number:
+    def first(self) -> Number:
         """Token id of this device's first row."""
         return jax.lax.axis_index(self.spec.shards.vocab) * self.table_VD.shape[0] if self.spec.shards.vocab else 0
 
-    def _start(self, number: Number) -> jax.Array:
+    def start(self, number: Number) -> jax.Array:
+        """Row of this device's table that the tile begins with."""
         return jnp.minimum(number * self.width, self.table_VD.shape[0] - self.width)
 
-    def _fresh(self, number: Number) -> jax.Array:
+    def fresh(self, number: Number) -> jax.Array:
         """Which columns no earlier tile had."""
-        return self._start(number) + jnp.arange(self.width) >= number * self.width
+        return self.start(number) + jnp.arange(self.width) >= number * self.width
 
     def _memory_places(self, number: Number) -> jax.Array:
         """Row of the tile that each memory token has; beyond the tile if it is not in it."""
-        place_3 = jnp.asarray(self.spec.memory_ids) - self._first() - self._start(number)
+        place_3 = jnp.asarray(self.spec.memory_ids) - self.first() - self.start(number)
         return jnp.where((place_3 >= 0) & (place_3 < self.width), place_3, self.width)

@@ -43,6 +43,9 @@ class Passes(NamedTuple):
         return Passes(*(count * flops for flops in self))
 
 
+NOTHING = Passes(0.0, 0.0, 0.0, 0.0)
+
+
 class StepFlops(NamedTuple):
     """FLOPs of an optimizer step over all devices, by part."""
 
@@ -51,6 +54,8 @@ class StepFlops(NamedTuple):
     """With the products of a pooling that has any."""
     decoder: Passes
     head: Passes
+    teacher: Passes = NOTHING
+    """Of a decoder that reads raw text, with its head (distillation)."""
 
     @property
     def model(self) -> float:
@@ -93,7 +98,27 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     forward = 2.0 * positions * model.decoder.hidden_size * model.decoder.vocab_size
     # The logits are taken again in the backward pass, whatever the remat policy.
     head = Passes(forward, forward, forward * trains["decoder"], forward)
-    return StepFlops(encoder, adapter, decoder, head)
+    return StepFlops(encoder, adapter, decoder, head, _teacher_flops(model, stage, pack, cost))
+
+
+def _teacher_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, cost: AttentionCost) -> Passes:
+    """FLOPs of distillation beside those of the step without it: a forward pass over raw text, and logits.
+
+    The logits of both are taken once forward and once backward; the student's are those of the cross-entropy, taken
+    again, and so are the products that bring their gradient home.
+    """
+    distill, positions = stage.distill, stage.batch_rows * pack.row_length
+    if distill is None:
+        return NOTHING
+    logits = 2.0 * positions * model.decoder.vocab_size
+    student = logits * model.decoder.hidden_size * (3 + (stage.peak_lr("decoder") is not None))
+    twin_length = distill.twin_length(pack.row_length, pack.encoder_rows * pack.encoder_row_length)
+    if twin_length is None:
+        return Passes(0.0, 0.0, 0.0, student)
+    run = _Run(remat_of(model.remat, "decoder"), cost, True, model.lora.decoder)
+    read = _stack(model.decoder, stage.batch_rows, twin_length, twin_length, False, False, run)
+    taught = logits * model.decoder.hidden_size
+    return Passes(read.forward + taught, 0.0, 0.0, read.again + taught + student)
 
 
 def through_encoder(model: ModelConfig, stage: StageConfig) -> bool:

@@ -15,6 +15,7 @@ from flax.core import meta
 from lclm_jax.batch import Batch
 from lclm_jax.config.model import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
+from lclm_jax.kernels.distillation import Output, Stored, Teacher, divergence
 from lclm_jax.model.adapter import adapter_of, latents_of
 from lclm_jax.model.block import attention_context, cached_attention_context
 from lclm_jax.model.decoder import Decoder, memory_ids
@@ -118,7 +119,7 @@ def forward(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | N
 
 def logits(params: Params, model: ModelConfig, hidden_BSD: jax.Array) -> jax.Array:
     """float32 logits [B, S, V]: for generation and tests, where S is small."""
-    table_VD, memory_rows_3D, ids = _output(params, model)
+    table_VD, memory_rows_3D, ids = output_head(params, model)
     return overlaid_logits(hidden_BSD, table_VD, memory_rows_3D, ids)
 
 
@@ -131,7 +132,7 @@ def token_nll_and_lse(
     params: Params, model: ModelConfig, hidden_BSD: jax.Array, targets_BS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """``token_nll``, and the log-sum-exp of every position's logits, float32 [B, S]: what a z-loss is made of."""
-    table_VD, memory_rows_3D, ids = _output(params, model)
+    table_VD, memory_rows_3D, ids = output_head(params, model)
     shards = Shards(logical_shard_map, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
     with jax.named_scope("cross_entropy"):
         return cross_entropy(
@@ -142,6 +143,42 @@ def token_nll_and_lse(
             memory_rows_3D=memory_rows_3D,
             memory_ids=ids,
             shards=shards,
+        )
+
+
+def read_raw(decoder: Params, model: ModelConfig, batch: Batch) -> Output:
+    """What the logits of ``decoder`` are made of, at the twin of every position of ``batch``; without a gradient.
+
+    Positions that have no twin hold what has no meaning.
+    """
+    params = {"decoder": jax.lax.stop_gradient(decoder)}
+    with jax.named_scope("teacher"):
+        x_BSD = embed(params, model, batch._replace(decoder_tokens=batch.twin_tokens))
+        hidden_BSD = decode(params, model, x_BSD, batch.twin_segments, batch.twin_positions)
+        # A position may predict what the teacher predicts on another device of its row.
+        hidden_BSD = constrain(hidden_BSD, "batch", "kv_seq", "embed")
+        picked_BSD = jnp.take_along_axis(hidden_BSD, jnp.maximum(batch.twin_index, 0)[..., None], axis=1)
+        table_VD, memory_rows_3D, _ = output_head(params, model)
+    return Output(constrain(picked_BSD, "batch", "seq", "embed"), table_VD, memory_rows_3D)
+
+
+def teacher_of(decoder: Params, model: ModelConfig, batch: Batch) -> Teacher:
+    """The teacher of ``batch``: the one whose largest logits came with it, or ``decoder``, which reads its twins."""
+    if batch.twin_index is None:
+        return Stored(batch.teacher_ids, batch.teacher_logits)
+    return read_raw(decoder, model, batch)
+
+
+def divergence_from(
+    teacher: Teacher, params: Params, model: ModelConfig, hidden_BSD: jax.Array, temperature: float
+) -> jax.Array:
+    """kl_BS, float32 nats: of what ``params`` make of ``hidden_BSD`` from the teacher's distribution."""
+    table_VD, memory_rows_3D, _ = output_head(params, model)
+    shards = Shards(logical_shard_map, axis_names("batch", "seq"), axis_names("vocab"), axis_names("param_embed"))
+    student = Output(hidden_BSD, table_VD, memory_rows_3D)
+    with jax.named_scope("distillation"):
+        return divergence(
+            student, teacher, temperature, chunk=model.loss_chunk, memory_ids=memory_ids(model), shards=shards
         )
 
 
@@ -184,7 +221,8 @@ def _apply(
     return module.apply({"params": params}, *arrays, method=method, rngs=None if key is None else {DROPOUT: key})
 
 
-def _output(params: Params, model: ModelConfig) -> tuple[jax.Array, jax.Array | None, tuple[int, int, int] | None]:
+def output_head(params: Params, model: ModelConfig) -> tuple[jax.Array, jax.Array | None, tuple[int, int, int] | None]:
+    """(table_VD, rows that stand in for it at the memory tokens, ids of these): what logits are made of."""
     table_VD, memory_rows_3D = _apply(Decoder(model), params["decoder"], method="output")
     return table_VD, memory_rows_3D, memory_ids(model) if memory_rows_3D is not None else None
 

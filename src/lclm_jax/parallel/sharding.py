@@ -1,13 +1,13 @@
 """The one table from logical axis names to mesh axes, and what follows from it: partitions, constraints, shard_map."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath
 
-from lclm_jax.batch import Batch
+from lclm_jax.batch import TEACHER_ARRAYS, Batch
 from lclm_jax.config.base import suggestion
 from lclm_jax.errors import LclmError
 from lclm_jax.types import PyTree
@@ -102,16 +102,17 @@ def widest(names: Sequence[str], size: int, mesh: Mesh | AbstractMesh | None = N
     return max(fitting, key=pieces.__getitem__) if fitting else names[-1]
 
 
-def batch_sharding(mesh: Mesh, markers: bool = False, objectives: bool = False) -> Batch:
+def batch_sharding(mesh: Mesh, markers: bool = False, objectives: bool = False, teacher: Collection[str] = ()) -> Batch:
     """Shardings of a batch: rows as ``batch``, positions of the decoder's arrays as ``seq``.
 
     Encoder arrays lie with their packed row, whole: they are small, and devices pick their encoder rows from them.
-    ``markers``: the batch has ``marker_index`` (eos); ``objectives``: it has those.
+    ``markers``: the batch has ``marker_index`` (eos); ``objectives``: it has those; ``teacher``: which of
+    ``TEACHER_ARRAYS`` it has.
     """
     rows, positions = (NamedSharding(mesh, spec_for(axes)) for axes in (("batch",), ("batch", "seq")))
     decoder = ["decoder_tokens", "decoder_segments", "decoder_positions", "targets", "loss_weights", "latent_index"]
-    decoder.append("objectives")
-    absent = {"marker_index": markers, "objectives": objectives}
+    decoder += ["objectives", *TEACHER_ARRAYS]
+    absent = {"marker_index": markers, "objectives": objectives} | {name: name in teacher for name in TEACHER_ARRAYS}
     shardings = Batch(**{name: positions if name in decoder else rows for name in Batch._fields})
     return shardings._replace(**{name: None for name, there in absent.items() if not there})
 

@@ -30,6 +30,9 @@ def validate_mesh(config: Config, mesh: Mesh, stages: Iterable[str] | None = Non
         check_batch_rows(name, stage.batch_rows, stage.microbatches, batch_parts(mesh.shape))
         fix = "make row_length a multiple of 2 * mesh.context"
         _check(mesh, f"stages.{name}: pack.row_length={pack.row_length}, which", pack.row_length, "seq", fix, pieces=2)
+        if (twin := config.twin_length(name)) is not None:
+            fix = "make distill.row_length a multiple of 2 * mesh.context"
+            _check(mesh, f"stages.{name}: distill.row_length={twin}, which", twin, "seq", fix, pieces=2)
         spread = widest(ENCODER_ROWS, rows * pack.encoder_rows, mesh)
         if (used := _pieces(mesh, spread)) < mesh.size:
             logger.warning(

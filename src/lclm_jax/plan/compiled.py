@@ -1,21 +1,24 @@
 """The real train step, compiled for a topology that is not there."""
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 
-from lclm_jax.batch import Batch, batch_shapes
+from lclm_jax.batch import Batch, batch_shapes, teacher_shapes
 from lclm_jax.config.tree import Config
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_sharding, make_mesh, use_mesh
 from lclm_jax.plan.cache import CompiledStep, LoweredStep
 from lclm_jax.plan.roofline import Wiring
 from lclm_jax.plan.topologies import Topology, compile_only_devices
-from lclm_jax.train.core.initial_state import abstract_state
+from lclm_jax.train.core.initial_state import abstract_state, params_shardings
+from lclm_jax.train.core.loss import teacher_model
 from lclm_jax.train.core.optimizer import make_optimizer
 from lclm_jax.train.core.step import make_train_step
+from lclm_jax.types import Params
 
 MEMORY_TOKENS = (0, 1, 2)
 """Stand in for ids that only the tokenizer knows; no cost depends on them."""
@@ -40,7 +43,8 @@ def lower_step(config: Config, stage: str, topology: Topology) -> LoweredStep:
     optimizer = make_optimizer(config.train.optimizer, config.stages[stage], abstract_params(config.model))
     with use_mesh(mesh), _without_traces():
         state = abstract_state(config.model, optimizer, mesh)
-        lowered = make_train_step(config, stage, optimizer, mesh).lower(state, _abstract_batch(config, stage, mesh))
+        inputs = (state, _abstract_batch(config, stage, mesh), *_abstract_teacher(config, stage, mesh))
+        lowered = make_train_step(config, stage, optimizer, mesh).lower(*inputs)
     return LoweredStep(lowered, Wiring(topology, dict(mesh.shape), list(mesh.devices.flat)))
 
 
@@ -93,11 +97,23 @@ def _without_traces() -> Iterator[None]:
 
 def _abstract_batch(config: Config, stage: str, mesh: jax.sharding.Mesh) -> Batch:
     settings = config.stages[stage]
-    shapes = batch_shapes(config.model, config.pack(stage), settings.batch_rows)
-    places = batch_sharding(mesh, markers="marker_index" in shapes)
+    teacher = teacher_shapes(settings.batch_rows, *config.teacher_sizes(stage))
+    shapes = batch_shapes(config.model, config.pack(stage), settings.batch_rows) | teacher
+    places = batch_sharding(mesh, markers="marker_index" in shapes, teacher=teacher)
     return Batch(
         **{
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=getattr(places, name))
             for name, (shape, dtype) in shapes.items()
         }
     )
+
+
+def _abstract_teacher(config: Config, stage: str, mesh: jax.sharding.Mesh) -> tuple[Params, ...]:
+    """The decoder that a step takes beside the model's own; nothing where it takes none."""
+    settings = config.stages[stage]
+    if settings.distill is None or not settings.teacher_copied:
+        return ()
+    model = teacher_model(config.model, settings.distill)
+    shapes, places = abstract_params(model)["decoder"], params_shardings(model, mesh)["decoder"]
+    place = functools.partial(jax.tree.map, lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at))
+    return (place(shapes, places),)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 
+from lclm_jax.batch import teacher_shapes
 from lclm_jax.config.model import BackboneConfig, ModelConfig
 from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
 from lclm_jax.config.train import OptimizerConfig
@@ -18,6 +19,7 @@ from lclm_jax.config.tree import Config, StageConfig
 from lclm_jax.model.flops import kernel_sizes, through_encoder
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_parts
+from lclm_jax.train.core.loss import teacher_model
 from lclm_jax.train.core.optimizer import make_optimizer
 
 _FLOAT32 = 4
@@ -85,17 +87,29 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
     batch = 4.0 * (6 * pack.row_length + 4 * pack.encoder_rows * pack.encoder_row_length) * stage.batch_rows
     state = _optimizer_state(model.model_copy(update={"remat": "full"}), config.train.optimizer, _trained(stage))
     arguments = (_SIZE[model.param_dtype] * sum(counts.values()) + state.sharded) / shards + state.replicated
-    arguments += batch / batch_parts(mesh)
+    arguments += batch / batch_parts(mesh) + _teacher_bytes(config, stage_name, shards)
+    twins = rows * (config.twin_length(stage_name) or 0) / mesh["context"]
     size = _SIZE[model.compute_dtype]
     saved = _saved(model, stage, positions, encoded, size)
     working = max(
-        _layer(model.decoder, positions, size, mesh["tensor"]),
+        _layer(model.decoder, max(positions, twins), size, mesh["tensor"]),
         _layer(model.encoder, encoded, size, 1),
-        _cross_entropy(model, positions, mesh["tensor"]),
+        _cross_entropy(model, positions, mesh["tensor"]) * (1 if stage.distill is None else 2),
     )
     # Float32 gradients are cut like the parameters; while they are summed over microbatches there are two of them.
     gradients = _FLOAT32 * learned / shards * (2 if stage.microbatches > 1 else 1)
     return MemoryEstimate(arguments, gradients, saved, working)
+
+
+def _teacher_bytes(config: Config, stage_name: str, shards: int) -> float:
+    """Of the arrays that distillation adds to a batch, and of a teacher's weights that are not the model's own."""
+    stage = config.stages[stage_name]
+    shapes = teacher_shapes(stage.batch_rows, *config.teacher_sizes(stage_name)).values()
+    arrays = sum(_FLOAT32 * math.prod(shape) for shape, _ in shapes)
+    if stage.distill is None or not stage.teacher_copied:
+        return arrays / shards
+    model = teacher_model(config.model, stage.distill)
+    return (arrays + _SIZE[model.param_dtype] * parameter_counts(model)["decoder"]) / shards
 
 
 class OptimizerState(NamedTuple):

@@ -53,7 +53,9 @@ class HandMadeLoader:
         return {"rows_consumed": rows, "index_digest": self.digest, "cursor": [0, 0, [0]]}
 
 
-def run_only(config, reporter=None, probe=None, force=False, hooks=(), make_step=programs.train_step, **loader):
+def run_only(
+    config, reporter=None, probe=None, force=False, hooks=(), make_step=programs.train_step, teacher=None, **loader
+):
     """Train the stage ``only`` on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     run_stage(
@@ -65,6 +67,7 @@ def run_only(config, reporter=None, probe=None, force=False, hooks=(), make_step
             initial_params=lambda: programs.initial_params(config.model, config.seed, mesh),
             make_step=make_step,
             reporter=reporter or SilentReporter(),
+            teacher=teacher,
             probe=probe,
             hooks=hooks,
             force=force,

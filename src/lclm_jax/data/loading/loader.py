@@ -18,16 +18,18 @@ import numpy as np
 from absl import flags
 from cachetools import LRUCache
 
-from lclm_jax.batch import Batch, batch_shapes, check_batch_rows
+from lclm_jax.batch import Batch, batch_shapes, check_batch_rows, teacher_shapes
 from lclm_jax.config import OBJECTIVES, Config, RunPaths, StageConfig
 from lclm_jax.data.loading.generation import at_ratio, stage_generation
 from lclm_jax.data.loading.index_summary import merge_info, stage_info, write_info
 from lclm_jax.data.loading.position import BatchStats, Position, batch_stats
 from lclm_jax.data.loading.row_index import RowIndex, joint_digest, open_index
+from lclm_jax.data.loading.teacher_rows import TeacherRows, open_teacher_rows
 from lclm_jax.data.loading.workers import check_shared_memory, end_with_parent, owned
 from lclm_jax.data.packing.mixture import Cursor, RatioSchedule
 from lclm_jax.data.packing.rows import assemble_batch
 from lclm_jax.data.packing.sources import ExampleRef, Source, make_sources
+from lclm_jax.data.packing.twin_rows import TwinMaker
 from lclm_jax.data.store.records import EXAMPLE_COLUMNS, Columns
 from lclm_jax.errors import LclmError
 from lclm_jax.paths import is_remote
@@ -87,6 +89,10 @@ class BatchMaker:
     host: tuple[Sequence[int], int]
     """(parts of each batch that this host takes, number of parts): parts are equal and consecutive."""
     cache: RecordCache
+    twins: TwinMaker | None = None
+    """Makes what a teacher reads beside each batch."""
+    taught: TeacherRows | None = None
+    """Gives what a stored teacher says of each row."""
 
     def rows(self, number: int) -> list[int]:
         """Global rows of this host in batch ``number``, in order."""
@@ -119,8 +125,13 @@ class BatchMaker:
         sources = found[0][0].maker.sources
         setup = sources[0].setup
         pad = setup.tokenizers.encoder.pad_id if setup.model.has_pad_markers else None
-        batch = assemble_batch(self._examples(sources, refs), setup.model, setup.pack, pad)
+        examples = self._examples(sources, refs)
+        batch = assemble_batch(examples, setup.model, setup.pack, pad)
         batch = batch._replace(objectives=_objectives(sources, refs, batch.decoder_segments))
+        if self.twins is not None:
+            batch = batch._replace(**self.twins(examples))
+        if self.taught is not None:
+            batch = batch._replace(**self.taught(rows))
         return batch, batch_stats(batch)
 
     def _examples(self, sources: Sequence[Source], refs: Sequence[Sequence[ExampleRef]]) -> list[list[Example]]:
@@ -277,7 +288,8 @@ def make_loader(
         indices = [index.following(_PATIENCE_SECONDS) for index in indices]
     indices = _continued(indices, schedule, start)
     first_row = step * rows if schedule.listed else start.rows
-    maker = BatchMaker(tuple(indices), schedule, rows, first_row, host, RecordCache())
+    teacher = (_twins(config, stage, tokenizers), _taught(config, stage, _digest(indices, schedule)))
+    maker = BatchMaker(tuple(indices), schedule, rows, first_row, host, RecordCache(), *teacher)
     # After a forced change of batch_rows, the number of updates no longer follows from the number of rows.
     batches = max(0, config.stages[stage].steps - (step if start.step is None else start.step))
     if config.data.workers:
@@ -309,6 +321,18 @@ def _open_indices(
     return indices
 
 
+def _twins(config: Config, stage: str, tokenizers: Tokenizers) -> TwinMaker | None:
+    twin_length = config.twin_length(stage)
+    return None if twin_length is None else TwinMaker(tokenizers, config.pack(stage).row_length, twin_length)
+
+
+def _taught(config: Config, stage: str, digest: str) -> TeacherRows | None:
+    distill = config.stages[stage].distill
+    if distill is None or distill.offline is None or distill.top_k is None:
+        return None
+    return open_teacher_rows(distill.offline, digest, distill.top_k, config.pack(stage).row_length)
+
+
 def _continued(indices: list[RowIndex], schedule: RatioSchedule, start: Position) -> list[RowIndex]:
     """``indices``, or where a stage was or is forced to go on with other rows, such as begin where it went on.
 
@@ -333,8 +357,8 @@ def _continued(indices: list[RowIndex], schedule: RatioSchedule, start: Position
 def shared_bytes(config: Config, stage: str, rows: int) -> int:
     """Bytes of a batch of ``rows`` rows that its worker hands on through shared memory."""
     model = config.model.model_copy(update={"ratio": min(config.stages[stage].ratios or (config.model.ratio,))})
-    shapes = batch_shapes(model, config.pack(stage), rows).values()
-    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes]
+    shapes = batch_shapes(model, config.pack(stage), rows) | teacher_shapes(rows, *config.teacher_sizes(stage))
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values()]
     return sum(size for size in sizes if size >= _SHARED_BYTES)
 
 

@@ -163,6 +163,9 @@ def _run_once(run: StageRun, listen: Callable[[], StopRequest]) -> None:
         hooks = [*users, stopping, *evaluation.hooks(), *saver.hooks()]
         rewinds = broadcast_from_process_0(f"rewinds of {run.stage}", read_rewinds(run.folder))
         train_step = run.make_step(with_skips(run.config, run.stage, rewinds), run.stage, optimizer, run.mesh)
+        if run.teacher is not None:
+            watchdog.beat("reading the teacher", PATIENCE)
+            train_step = functools.partial(train_step, teacher=run.teacher())
         evaluation.catch_up(StepInfo(run.stage, first, stage.steps, state, monitor.record))
         run_steps(run, state, range(first, stage.steps), train_step, loader, monitor, hooks)
         emergency.delete_all()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from lclm_jax.batch import Batch
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.data.loading.position import BatchLoader, Position
 from lclm_jax.errors import LclmError
@@ -19,8 +18,8 @@ from lclm_jax.types import Params, PyTree
 Probe = Callable[[Params], dict[str, float]]
 """Sharded parameters, which it only reads -> measurements by name."""
 
-StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, PyTree]]]
-"""``train_step(state, batch) -> (state, metrics)``."""
+StepFunction = Callable[..., tuple[TrainState, dict[str, PyTree]]]
+"""``train_step(state, batch) -> (state, metrics)``; with ``teacher``, its decoder, where the stage has a copied one."""
 
 MakeStep = Callable[[Config, str, Optimizer, Mesh], StepFunction]
 """(config, stage, optimizer, mesh) -> the train step of the stage: ``step.make_train_step``, or a wrapper of it."""
@@ -42,6 +41,7 @@ class StageRun:
         initial_params: makes the sharded parameters that the stage begins with.
         make_step: makes the train step.
         reporter: is told of every step.
+        teacher: makes the sharded decoder that teaches a stage whose steps take one (``teacher_copied``).
         probe: measures parameters during training; it only reads them.
         hooks: called after the steps that they ask for.
         force: resume from a checkpoint that was made with other settings or data.
@@ -54,6 +54,7 @@ class StageRun:
     initial_params: Callable[[], Params]
     make_step: MakeStep
     reporter: Reporter
+    teacher: Callable[[], Params] | None = None
     probe: Probe | None = None
     hooks: Sequence[Hook] = ()
     force: bool = False

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from lclm_jax.config import Config, RunPaths, load_config
+from lclm_jax.config import Config, RunPaths
 from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.index_summary import summarize
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.position import BatchLoader, Position
 from lclm_jax.errors import LclmError
 from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, validate_mesh
-from lclm_jax.paths import to_path
 from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.text.tokenizer import Tokenizers
 from lclm_jax.train.checkpoints.checkpoint import Checkpoints
@@ -24,13 +23,11 @@ from lclm_jax.train.checkpoints.provenance import (
     check_provenance,
     checkpoints_folder,
     parent_of,
-    starts_from_imports,
 )
-from lclm_jax.train.checkpoints.run_params import latest_checkpoint, load_params
 from lclm_jax.train.core.hooks import Hook
-from lclm_jax.train.core.initial_state import random_params, with_fresh_lora
 from lclm_jax.train.core.loop import run_stage
 from lclm_jax.train.core.stage_run import MakeStep, Probe, StageRun
+from lclm_jax.train.core.starting_params import ReadImports, Start, check_taught, starting_params, teacher_params
 from lclm_jax.train.core.step import make_train_step
 from lclm_jax.train.logging.progress import Reporter, make_reporter
 from lclm_jax.train.logging.trackers import Reporters, open_trackers
@@ -39,9 +36,6 @@ from lclm_jax.types import Params
 
 logger = logging.getLogger(__name__)
 
-
-ReadImports = Callable[[Config, Mesh], Params]
-"""(config, mesh) -> sharded parameters from the folders of ``config.init``."""
 
 MakeProbe = Callable[[Config, str, Tokenizers, Mesh], Probe]
 """(config, stage, tokenizers, mesh) -> what measures the stage's parameters."""
@@ -86,7 +80,8 @@ def train(
     trackers = open_trackers(config)
     reporter = Reporters([make_reporter(config.train.log_every), *trackers])
     try:
-        shared = _Shared(mesh, tokenizers, reporter, read_imports, make_probe, force, hooks, make_step)
+        start = Start(mesh, tokenizers, read_imports)
+        shared = _Shared(start, reporter, make_probe, force, hooks, make_step)
         _train_stages(config, only_stage, shared)
     finally:
         for tracker in trackers:
@@ -113,10 +108,8 @@ def keep_compiled(config: Config) -> None:
 class _Shared(NamedTuple):
     """What all stages of a call are trained with."""
 
-    mesh: Mesh
-    tokenizers: Tokenizers
+    start: Start
     reporter: Reporter
-    read_imports: ReadImports | None
     make_probe: MakeProbe | None
     force: bool
     hooks: Sequence[Hook]
@@ -151,20 +144,13 @@ def finished(config: Config, stage: str, force: bool = False) -> bool:
 
 
 def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
-    mesh, tokenizers, read_imports, make_probe = shared.mesh, shared.tokenizers, shared.read_imports, shared.make_probe
-    parent = parent_of(config, stage)
+    mesh, tokenizers, make_probe = shared.start.mesh, shared.start.tokenizers, shared.make_probe
 
     def initial_params() -> Params:
-        if starts_from_imports(config, stage) and config.init.run:
-            return _params_of_run(config, tokenizers, mesh)
-        if starts_from_imports(config, stage):
-            if read_imports is None:
-                raise LclmError("config.init names imported weights and no reader was given; pass read_imports")
-            plain = config.model_copy(update={"model": config.model.plain})
-            return with_fresh_lora(read_imports(plain, mesh), config.model, config.seed, mesh)
-        if parent is None:
-            return random_params(config.model, config.seed, mesh)
-        return load_params(config, parent, config.stages[parent].steps, mesh)
+        return starting_params(config, stage, shared.start)
+
+    def teacher() -> Params:
+        return teacher_params(config, stage, shared.start)
 
     @functools.cache
     def wait_for_index() -> None:
@@ -177,6 +163,7 @@ def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
 
     def open_loader(start: Position) -> BatchLoader:
         wait_for_index()
+        check_taught(config, stage)
         loader = make_loader(config, stage, tokenizers, start, row_parts(mesh))
         logger.info("%s: %s", stage, summarize(loader.info(config.stages[stage])))
         return loader
@@ -194,23 +181,8 @@ def _stage_run(config: Config, stage: str, shared: _Shared) -> StageRun:
         initial_params=initial_params,
         make_step=shared.make_step,
         reporter=shared.reporter,
+        teacher=teacher if config.stages[stage].teacher_copied else None,
         probe=probe,
         hooks=shared.hooks,
         force=shared.force,
     )
-
-
-def _params_of_run(config: Config, tokenizers: Tokenizers, mesh: Mesh) -> Params:
-    """Parameters of the checkpoint that ``config.init.run`` names, for the model and the tokenizers of ``config``."""
-    folder, _, place = (config.init.run or "").partition("@")
-    stage, _, step = place.partition("@")
-    if step and not step.isdigit():
-        raise LclmError(f"init.run={config.init.run!r}: {step!r} is no step; write FOLDER@STAGE@STEP")
-    other = load_config(to_path(folder) / "config.yaml").model_copy(update={"run_dir": folder})
-    theirs = load_tokenizers(other)
-    for role in Tokenizers._fields:
-        if getattr(theirs, role).digest != getattr(tokenizers, role).digest:
-            raise LclmError(f"init.run={config.init.run!r} has another {role} tokenizer; set tokenizer.{role} to its")
-    found = latest_checkpoint(other, stage or None, int(step) if step else None)
-    logger.info("starting from %s, %s step %d", folder, *found)
-    return load_params(other.model_copy(update={"model": config.model}), *found, mesh)

@@ -9,17 +9,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 
-from lclm_jax.batch import Batch, check_batch_rows
+from lclm_jax.batch import TEACHER_ARRAYS, Batch, check_batch_rows
 from lclm_jax.config import Config
 from lclm_jax.config.train import parse_skip_range
 from lclm_jax.parallel import batch_parts, batch_sharding, row_parts
 from lclm_jax.train.core.freeze import merge, split
 from lclm_jax.train.core.initial_state import state_shardings
-from lclm_jax.train.core.loss import LossSums, divisor, loss_sums
+from lclm_jax.train.core.loss import DistilledLoss, LossSums, distilled_loss_sums, divisor, loss_sums
 from lclm_jax.train.core.optimizer import Optimizer
 from lclm_jax.train.core.stage_run import StepFunction
 from lclm_jax.train.core.state import TrainState, step_key
-from lclm_jax.types import PyTree
+from lclm_jax.types import Params, PyTree
 
 
 def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh: Mesh) -> Wrapped:
@@ -28,7 +28,9 @@ def make_train_step(config: Config, stage_name: str, optimizer: Optimizer, mesh:
     Call it under ``use_mesh(mesh)``, with batches placed by ``put_batch``. ``metrics`` are float32 scalars:
     ``loss_nats``, ``loss_tokens``, ``nonfinite`` and ``skipped`` (1.0 or 0.0), and those of ``Optimizer.update``;
     ``loss_nats/OBJECTIVE`` (a mean over tokens, NaN where the step has none) and ``loss_tokens/OBJECTIVE`` of batches
-    that tell objectives apart; and ``finite_rows``, bool [rows]: whether a row's own loss was finite.
+    that tell objectives apart; ``divergence_nats`` from the teacher where the stage is distilled, over the positions
+    that ``loss_nats`` counts; and ``finite_rows``, bool [rows]: whether a row's own loss was finite. Where the stage
+    ``teacher_copied``, the step takes the teacher's decoder as ``teacher``.
 
     Raises:
         LclmError: the rows of a microbatch do not divide over the mesh.
@@ -48,7 +50,9 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
     stage, train, stage_objectives = config.stages[stage_name], config.train, config.objectives(stage_name)
     skip_ranges = [parse_skip_range(text) for text in stage.skip_steps]
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(
+        state: TrainState, batch: Batch, teacher: Params | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         trainable, frozen = split(state.params, optimizer.labels)
         key, model = step_key(state), config.model.model_copy(update={"ratio": ratio_of(batch)})
         objectives = stage_objectives if batch.objectives is not None else []
@@ -56,15 +60,19 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
         def gradients(microbatch: Batch, number: jax.Array | int) -> tuple[PyTree, LossSums, jax.Array]:
             def total(leaves: PyTree) -> tuple[jax.Array, tuple[LossSums, jax.Array]]:
                 own_key, z_loss = jax.random.fold_in(key, number), train.z_loss
-                inputs = (merge(frozen, leaves), model, microbatch)
-                sums, finite_B = loss_sums(*inputs, train.loss_normalisation, own_key, z_loss, objectives)
+                inputs, normalisation = (merge(frozen, leaves), model, microbatch), train.loss_normalisation
+                if stage.distill is None:
+                    sums, finite_B = loss_sums(*inputs, normalisation, own_key, z_loss, objectives)
+                else:
+                    loss = DistilledLoss(stage.distill, normalisation, z_loss, objectives)
+                    sums, finite_B = distilled_loss_sums(*inputs, loss, own_key, teacher)
                 return sums.objective(), (sums, finite_B)
 
             grads, (sums, finite_B) = jax.grad(total, has_aux=True)(trainable)
             return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads), sums, finite_B
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable)
-        zero = (zeros, LossSums.zero(objectives))
+        zero = (zeros, LossSums.zero(objectives, stage.distill is not None))
         grads, sums, finite_B = _accumulate(gradients, zero, batch, stage.microbatches)
         grads = jax.tree.map(lambda leaf: leaf / divisor(sums.weight), grads)
         loss = sums.mean()
@@ -80,6 +88,7 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
             "nonfinite": ~(jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])),
             "skipped": skipped,
             **_by_objective(sums),
+            **({} if sums.divergence is None else {"divergence_nats": sums.divergence / divisor(sums.weight)}),
         }
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()} | {"finite_rows": finite_B}
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
@@ -95,7 +104,8 @@ def ratio_of(batch: Batch) -> int:
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Place the rows of this process (NumPy) on its devices as part of the global batch."""
-    shardings = batch_sharding(mesh, batch.marker_index is not None, batch.objectives is not None)
+    teacher = [name for name in TEACHER_ARRAYS if getattr(batch, name) is not None]
+    shardings = batch_sharding(mesh, batch.marker_index is not None, batch.objectives is not None, teacher)
     if jax.process_count() == 1:
         whole: Batch = jax.device_put(batch, shardings)
         return whole

@@ -14,6 +14,7 @@ from lclm_jax.parallel.hardware import peak_flops
 def make_utilisation(config: Config, stage: str, mesh: Mesh) -> Callable[[float], dict[str, float]]:
     """Seconds of a step -> ``encoder_mfu``, ``adapter_mfu``, ``decoder_mfu`` and their sum ``mfu``.
 
+    With a teacher that runs in every step (distillation) ``teacher_mfu`` is part of the sum, too.
     Each is what the model needs of that part (``model.flops``; rows count as full, the head is the decoder's) over what
     all devices of ``mesh`` could do in bfloat16 in the seconds. Empty on devices whose peak is unknown.
     """
@@ -25,6 +26,7 @@ def make_utilisation(config: Config, stage: str, mesh: Mesh) -> Callable[[float]
         "encoder_mfu": flops.encoder.model,
         "adapter_mfu": flops.adapter.model,
         "decoder_mfu": flops.decoder.model + flops.head.model,
+        **({"teacher_mfu": flops.teacher.model} if flops.teacher.model else {}),
         "mfu": flops.model,
     }
     return lambda seconds: {name: needed / (peak * mesh.size * seconds) for name, needed in parts.items()}
