@@ -85,11 +85,11 @@ def test_pick():
 
 
 def test_few_shapes_are_compiled(generator):
-    before = generate._prefill._cache_size(), generate._advance._cache_size()
+    before = generate.prefill._cache_size(), generate._advance._cache_size()
     words = "a few words " * 4
     for length in range(20, len(words), 3):
         generator.generate([words[:length]], Sampling(max_new_tokens=2))
-    assert generate._prefill._cache_size() - before[0] <= 2
+    assert generate.prefill._cache_size() - before[0] <= 2
     assert generate._advance._cache_size() - before[1] <= 2
 
 

@@ -1,7 +1,7 @@
 """``lclm eval``, ``import``, ``export``, ``generate`` and ``encode``: commands about a trained model."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 import yaml
@@ -9,6 +9,11 @@ import yaml
 from lclm_jax.cli.options import Place, json_option, load_run, run_argument, write_result
 from lclm_jax.cli.streams import need_output, read_text
 from lclm_jax.errors import LclmError
+
+if TYPE_CHECKING:
+    from lclm_jax.inference.generate import Generator
+    from lclm_jax.inference.prompts import Prompt
+    from lclm_jax.inference.sampling import Sampling
 
 store_option = click.option(
     "--store",
@@ -90,12 +95,20 @@ def export(run: Path, out: Path, dtype: str, lora: str, push: str | None, public
 @click.option("--temperature", default=0.0, show_default=True, help="0 decodes greedily.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--compress-reasoning",
+    "every",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="Compress what is written each time so many tokens are complete, up to </think> if the tokenizer has it.",
+)
 @store_option
 def generate(
     model: Path,
     prompt: str | None,
     file: BinaryIO | None,
     chat: bool,
+    every: int | None,
     store: Path | None,
     **sampling,
 ) -> None:
@@ -122,9 +135,29 @@ def generate(
     settings = Sampling(**sampling)
     generator = Generator.from_folder(model, store=store)
     request = [{"role": "user", "content": prompt}] if chat else prompt
+    if every is not None:
+        _reason(generator, request, settings, every)
+        return
     for piece in generator.stream(request, settings):
         click.echo(piece, nl=False)
     click.echo()
+
+
+def _reason(generator: "Generator", request: "Prompt", settings: "Sampling", every: int) -> None:
+    """Print the answer to ``request``, its reasoning compressed as it is written, and to stderr what that saved."""
+    from lclm_jax.inference.reasoning import reason
+    from lclm_jax.inference.reasoning_policy import ReasoningPolicy
+
+    end = generator.decoder_tokenizer.token_id("</think>")
+    policy = ReasoningPolicy(every, reasoning_ends=frozenset(() if end is None else (end,)))
+    (row,) = reason(generator, [generator.example(request)], settings, policy)
+    stopped = row.generated[-1] in generator.stops(settings)
+    click.echo(generator.decoder_tokenizer.decode(row.generated[: len(row.generated) - stopped]))
+    click.echo(
+        f"{len(row.generated)} new tokens in {row.positions - len(row.prompt.tokens)} positions: effective ratio"
+        f" {row.effective_ratio:.2f}, {row.compressions} compressions, {row.positions_saved} positions saved",
+        err=True,
+    )
 
 
 @click.command("import")

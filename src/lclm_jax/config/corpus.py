@@ -7,7 +7,9 @@ from pydantic import model_validator
 from lclm_jax.config.base import Tree, key, required
 from lclm_jax.types import JsonObject
 
-Format = Literal["jsonl", "parquet", "arrow", "text", "python_stdlib", "synthetic"]
+Format = Literal[
+    "jsonl", "parquet", "arrow", "text", "python_stdlib", "synthetic", "running_sums", "running_sums_compressed"
+]
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson"),
@@ -16,7 +18,12 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".md", ".rst", ".py"),
     "python_stdlib": (),
     "synthetic": (),
+    "running_sums": (),
+    "running_sums_compressed": (),
 }
+
+
+_WITHOUT_FILES = ("python_stdlib", "synthetic", "running_sums", "running_sums_compressed")
 
 
 class ColumnsConfig(Tree, role="result"):
@@ -75,7 +82,9 @@ class CollectionConfig(Tree, role="result"):
 
     format: Format = required(
         "jsonl (lines or JSON arrays), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
-        " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict)."
+        " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict),"
+        " running_sums (generated chats whose steps need the steps before; records: chat), running_sums_compressed"
+        " (the same, the first steps compressed)."
     )
     paths: tuple[str, ...] = key(
         (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet.", role="place"
@@ -116,7 +125,7 @@ class CollectionConfig(Tree, role="result"):
 
     @model_validator(mode="after")
     def _check(self):
-        if (self.format in ("python_stdlib", "synthetic")) != (not self.paths):
+        if (self.format in _WITHOUT_FILES) != (not self.paths):
             raise ValueError(f"format={self.format} with paths={list(self.paths)}: name the files to read")
         if (self.filters or self.dedup) and self.records != "documents":
             raise ValueError(f"filters and dedup work on documents, not on records={self.records}; remove them")

@@ -126,7 +126,7 @@ class Generator:
 
     def generate_examples(self, examples: Sequence[Example], sampling: Sampling) -> list[Generation]:
         """``generate`` from prompts that are tokenized already."""
-        stops = self._stops(sampling)
+        stops = self.stops(sampling)
         ids: list[list[int]] = [[] for _ in examples]
         for tokens in self.tokens(examples, sampling):
             for new, token in zip(ids, tokens, strict=True):
@@ -142,7 +142,7 @@ class Generator:
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[str]:
         """Yield the answer to one prompt in pieces, as tokens complete characters."""
         sampling = sampling or Sampling()
-        stops, ids, shown = self._stops(sampling), [], ""
+        stops, ids, shown = self.stops(sampling), [], ""
         for (token,) in self.tokens([self.example(prompt)], sampling):
             if token is None or token in stops:
                 break
@@ -171,7 +171,7 @@ class Generator:
         """
         if not examples:
             return
-        stops = self._stops(sampling)
+        stops = self.stops(sampling)
         longest = max(len(example.tokens) for example in examples)
         limit = self.model.decoder.max_positions
         if longest + sampling.max_new_tokens > limit:
@@ -180,7 +180,7 @@ class Generator:
                 f" max_positions={limit}; shorten the prompt, compress more of it, or ask for fewer tokens"
             )
         done = np.zeros(len(examples), bool)
-        for tokens_B in self._decode(examples, sampling, self._pooled(examples) if pooled is None else pooled):
+        for tokens_B in self._decode(examples, sampling, self.pooled(examples) if pooled is None else pooled):
             yield [None if ended else int(t) for t, ended in zip(tokens_B, done, strict=True)]
             done |= np.isin(tokens_B, list(stops))
             if done.all():
@@ -190,15 +190,15 @@ class Generator:
         self, examples: Sequence[Example], sampling: Sampling, pooled: Sequence[list[np.ndarray]]
     ) -> Iterator[np.ndarray]:
         """Next tokens [rows] of ``examples``, ``max_new_tokens`` times, whatever they are."""
-        batch, pooled_BLE, lengths_B = self._inputs(examples, pooled)
+        batch, pooled_BLE, lengths_B = self.inputs(examples, pooled)
         room = batch.decoder_tokens.shape[1] + bucket(sampling.max_new_tokens)
         how = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
         key = jax.random.key(sampling.seed)
         with use_mesh(self.mesh):
-            logits_BV, cache = _prefill(self.params, batch, pooled_BLE, lengths_B, model=self.model, room=room)
+            logits_BV, cache = prefill(self.params, batch, pooled_BLE, lengths_B, model=self.model, room=room)
             seen_BV = jnp.zeros(logits_BV.shape, bool)
             for step in range(sampling.max_new_tokens):
-                tokens_B, seen_BV = _choose(logits_BV, seen_BV, jax.random.fold_in(key, step), how=how)
+                tokens_B, seen_BV = choose(logits_BV, seen_BV, jax.random.fold_in(key, step), how=how)
                 if step + 1 < sampling.max_new_tokens:
                     # Queued before the tokens are fetched, so that the device works while the host reads.
                     logits_BV, cache = _advance(self.params, tokens_B, cache, model=self.model)
@@ -211,9 +211,9 @@ class Generator:
 
         All windows are encoded first; ``progress`` is told how many each chunk had.
         """
-        pooled = self._pooled(examples, progress)
+        pooled = self.pooled(examples, progress)
         for example, spans in zip(examples, pooled, strict=True):
-            batch, pooled_BLE, _ = self._inputs([example], [spans])
+            batch, pooled_BLE, _ = self.inputs([example], [spans])
             with use_mesh(self.mesh):
                 x_BSD = _splice(self.params, batch, pooled_BLE, model=self.model)
             yield np.asarray(x_BSD[0, : len(example.tokens)])
@@ -236,14 +236,14 @@ class Generator:
             check_ids(examples[-1], self._tokenizers, self.model)
         return [x_SD[1:-1] for x_SD in self.embeddings(examples)]
 
-    def _pooled(
+    def pooled(
         self, examples: Sequence[Example], progress: Callable[[int], None] | None = None
     ) -> list[list[np.ndarray]]:
         """Pooled vectors of every span of every example."""
         spans = [span for example in examples for span in example.spans]
         return list(split_spans(examples, self.encoder.pooled(spans, progress)))
 
-    def _inputs(
+    def inputs(
         self, examples: Sequence[Example], pooled: Sequence[list[np.ndarray]]
     ) -> tuple[Batch, np.ndarray, np.ndarray]:
         """What the decoder reads of ``examples``: batch, pooled_BLE and lengths_B; the first one fills up the rows."""
@@ -252,7 +252,8 @@ class Generator:
         batch, pooled_BLE = prompt_batch(padded, [*pooled, *[pooled[0]] * more], self.model)
         return batch, pooled_BLE, np.array([len(example.tokens) for example in padded], np.int32)
 
-    def _stops(self, sampling: Sampling) -> frozenset[int]:
+    def stops(self, sampling: Sampling) -> frozenset[int]:
+        """Tokens that end a row."""
         if sampling.stop_ids is not None:
             return frozenset(sampling.stop_ids)
         return self.decoder_tokenizer.stop_ids
@@ -270,7 +271,7 @@ def place(params: Params, model: ModelConfig, mesh: Mesh) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "room"))
-def _prefill(
+def prefill(
     params: Params, batch: Batch, pooled_BLE: jax.Array, lengths_B: jax.Array, *, model: ModelConfig, room: int
 ) -> tuple[jax.Array, KVCache]:
     """Logits after each prompt, and a cache of ``room`` positions that holds it."""
@@ -295,7 +296,7 @@ def _advance(params: Params, tokens_B: jax.Array, cache: KVCache, *, model: Mode
 
 
 @functools.partial(jax.jit, static_argnames=("how",), donate_argnames=("seen_BV",))
-def _choose(
+def choose(
     logits_BV: jax.Array, seen_BV: jax.Array, key: jax.Array, *, how: tuple[float, float, float]
 ) -> tuple[jax.Array, jax.Array]:
     """The next token of every row, and the tokens that it has generated so far."""
