@@ -65,6 +65,7 @@ def _packages() -> dict[str, Package]:
         *everything, "suite")  # fmt: skip
     add("ops", "the folder of a run: its lock, its finished steps, its status and goodput", *everything)
     add("ablate", "studies: variants, seeds trained together, paired statistics", *everything, "ops")
+    add("tune", "a released LCLM to a tuned one: `lclm tune`", *everything, "ops", "plan", "suite")
     add("report", "pages, plots and tables of runs, studies and plans", *everything, "ops", "ablate", "plan", "suite")
     add("pipeline", "the steps from corpus to report", *everything, "ops", "report")
     add("parity", "golden cases: our numbers beside those of the PyTorch implementation", *everything)

@@ -22,6 +22,7 @@ COMMANDS = {
         "Run all steps, from corpus to report: prepare, train, evaluate, export.",
     ),
     "train": ("lclm_jax.cli.train", "train", "Train all stages of a configuration, or one of them."),
+    "tune": ("lclm_jax.cli.train", "tune", "Tune an exported or imported LCLM on the rows of a task, and export it."),
     "eval": ("lclm_jax.cli.model", "evaluate", "Measure context gain and verbatim repetition on held-out text."),
     "import": ("lclm_jax.cli.model", "import_command", "Import pretrained weights for a run to start from."),
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
@@ -56,6 +57,7 @@ COMMANDS = {
 _COMPUTING = {
     "pipeline",
     "train",
+    "tune",
     "eval",
     "export",
     "generate",

@@ -1,4 +1,4 @@
-"""``lclm pipeline`` and ``lclm train``."""
+"""``lclm pipeline``, ``lclm train`` and ``lclm tune``."""
 
 import os
 from collections.abc import Iterator
@@ -106,6 +106,65 @@ def train(
             run.enter_context(own_run(tree, force, resume=look["resume"]))
         run.enter_context(_memory_table(tree))
         train_stages(tree, stage, read_imports=imported_params, make_probe=Probe, force=force)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Rows: messages, compression_prompt and target, or context, question and answer.",
+)
+@click.option(
+    "--train",
+    "parts",
+    multiple=True,
+    required=True,
+    type=click.Choice(["adapter", "encoder", "decoder", "encoder_lora", "decoder_lora"]),
+    help="Part that trains; may be given several times. adapter: with a pooling that has parameters.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the tuned export; default: MODEL-tuned.")
+@click.option("--epochs", default=3.0, show_default=True, type=click.FloatRange(0, min_open=True), help="At most.")
+@click.option(
+    "--held-out",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 0.9, min_open=True),
+    help="Share of the rows that is measured and not trained on.",
+)
+@click.option(
+    "--patience", default=3, show_default=True, type=click.IntRange(1), help="Measurements without a new best: enough."
+)
+@click.option("--answers", default=64, show_default=True, type=click.IntRange(0), help="Held-out questions answered.")
+@click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(1), help="Of an answer.")
+@set_option
+@json_option
+def tune(
+    model: Path,
+    data: Path,
+    parts: tuple[str, ...],
+    out: Path | None,
+    overrides: tuple[str, ...],
+    json_file: Path | None,
+    **options,
+) -> None:
+    """Tune MODEL, an exported or imported LCLM, on the rows of a task, and export the step with the best held-out loss.
+
+    Rates, row layout and steps follow from the model and the rows; --set changes any of them. Answers to held-out
+    questions are scored by exact match and F1, with their context compressed and raw, before and after. The run's own
+    files are in OUT.run; after an interruption, rerun the same command to resume.
+    """
+    from lclm_jax.tune.run import lines_of
+    from lclm_jax.tune.run import tune as run_tuning
+    from lclm_jax.tune.settings import TuneOptions, parts_of
+
+    target = out or model.with_name(f"{model.name}-tuned")
+    result = run_tuning(model, data, target, TuneOptions(parts_of(parts), overrides=overrides, **options))
+    write_result(json_file, result)
+    for line in lines_of(result):
+        click.echo(line)
+    click.echo(target)
 
 
 @contextmanager

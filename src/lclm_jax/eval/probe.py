@@ -61,7 +61,7 @@ class Probe:
         self._repetition = [repetition_variants(place, prompts, memory, ratio)["latents"] for place in spans]
         self._needle = [with_bos(_needle(place, tokenizers, ratio), bos_id) for place in places]
         sources = make_sources(config, stage, tokenizers, "held_out", generation=generation)
-        self._sources = {source.name: _examples(source, count) for source in sources}
+        self._sources = {source.name: first_examples(source, count) for source in sources}
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Measure ``params`` (on the mesh; they are only read).
@@ -123,7 +123,7 @@ def trained_weights(targets: list[Target], scores: Scores) -> np.ndarray:
     return weights
 
 
-def _examples(source: Source, count: int) -> list[Target]:
+def first_examples(source: Source, count: int) -> list[Target]:
     """The first example of up to ``count`` records, evenly over the split; none of a split without records."""
     records = np.arange(0, len(source), max(1, len(source) // count))[:count]
     if not len(records):
