@@ -273,22 +273,12 @@ def expand(
 @click.option("--stage", help="Stage whose rows are read; default: the first that is distilled.")
 @set_option
 def teach(config: Path, stage: str | None, overrides: tuple[str, ...]) -> None:
-    """Store the largest logits of the teacher of a stage of CONFIG once (stages.NAME.distill.offline and .top_k).
-
-    The teacher reads the raw text of every row that the stage trains on. Stored files are kept: after an interruption,
-    rerun the same command to resume.
-    """
+    """Store the largest logits of a stage's teacher once (distill.offline and .top_k); rerun the command to resume."""
     tree = load_for_devices(config, overrides, None)
-    distilled = [name for name, settings in tree.stages.items() if settings.distill is not None]
-    name = stage_of(tree, stage or next(iter(distilled), None))
-
     from lclm_jax.interop.init_from_hf import imported_params
-    from lclm_jax.progress import log_progress
-    from lclm_jax.train.teach import teach as store_logits
+    from lclm_jax.train.teach import teach_stage
 
-    taught = store_logits(tree, name, imported_params, log_progress(unit="batches", scale=1))
-    size = f", {taught.bytes / taught.positions:.0f} bytes each" if taught.positions else ""
-    click.echo(f"{name}: {taught.rows:,} rows, {taught.positions:,} positions stored by this call{size}")
+    click.echo(teach_stage(tree, stage, imported_params))
 
 
 def stage_of(tree: Config, stage: str | None) -> str:

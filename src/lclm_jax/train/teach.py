@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config, ModelConfig
+from lclm_jax.config.base import suggestion
 from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.teacher_rows import TaughtRows, TeacherStore
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import logits, read_raw
 from lclm_jax.parallel import make_mesh, use_mesh
+from lclm_jax.progress import log_progress
 from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.train.core.loss import teacher_model
 from lclm_jax.train.core.starting_params import ReadImports, Start, starting_params, teacher_origin, teacher_params
@@ -74,6 +76,19 @@ def teach(
             if progress is not None:
                 progress(done, len(missing))
     return Taught(settings.steps * settings.batch_rows, positions, size)
+
+
+def teach_stage(config: Config, stage: str | None, read_imports: ReadImports) -> str:
+    """``teach`` with progress, of the first distilled stage if none is named; what was stored, in a line."""
+    distilled = [name for name, settings in config.stages.items() if settings.distill is not None]
+    if stage is None and not distilled:
+        raise LclmError("no stage is distilled; set stages.NAME.distill")
+    if stage is not None and stage not in config.stages:
+        raise LclmError(f"stage {stage!r} is unknown; {suggestion(stage, config.stages)}")
+    name = stage or distilled[0]
+    taught = teach(config, name, read_imports, log_progress(unit="batches", scale=1))
+    size = f", {taught.bytes / taught.positions:.0f} bytes each" if taught.positions else ""
+    return f"{name}: {taught.rows:,} rows, {taught.positions:,} positions stored by this call{size}"
 
 
 def _online(config: Config, stage: str) -> Config:
