@@ -1,6 +1,7 @@
 """Traces: chats that render, carry loss where they should, and say what the agent says when it runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,12 +15,15 @@ from lclm_agent.tasks import Question, Task, read_tasks
 from lclm_jax.agent import tasks
 from lclm_jax.agent.traces import Choice, TraceShares, make_traces, write_traces
 from lclm_jax.cli.data import data
+from lclm_jax.config import load_config
 from lclm_jax.config.data import TokenizerConfig
+from lclm_jax.data.prepare.run import prepare_data
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 ONLY_EXPANDING = TraceShares(0, 0, 0)
 
 
@@ -92,6 +96,32 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert [task.kind for task in read_tasks(files[3])] == ["codes"] * 20
 
 
+def test_documents_are_read_from_files_and_from_prepared_shards(tmp_path):
+    text = " ".join(f"w{number}" for number in range(300))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text(text)
+    (tmp_path / "corpus" / "b.bin").write_bytes(b"\xff\xfe\x00")
+    assert tasks.read_texts([tmp_path / "corpus"]) == [("a.txt", text)]
+    config = tmp_path / "own.yaml"
+    changes = {
+        "corpus": {
+            "validation_share": 0, "held_out_share": 0,
+            "collections": {"documents": {"format": "text", "paths": [str(tmp_path / "corpus")]}},
+        },
+        "stages": {name: None for name in load_config(DEMO).stages if name != "base"},
+        "data": {"sources": {"chat": None}},
+        "run_dir": str(tmp_path / "run"),
+        "base": str(DEMO),
+    }  # fmt: skip
+    config.write_text(json.dumps(changes))
+    with pytest.raises(LclmError):
+        tasks.prepared_texts(config)
+    prepare_data(load_config(config), 1)
+    assert tasks.prepared_texts(config) == [("a.txt", text)]
+    found = list(Choice(prepared=[config], quotations=2, segments=4, words=20).draw())
+    assert [task.kind for task in found] == ["quotations"] * 2
+
+
 def test_quotations_stand_once():
     words = [f"w{number}" for number in range(400)]
     found = list(tasks.draw_quotations([("a", " ".join(words))], 0, 5, 4, 3, words=20))
@@ -132,7 +162,7 @@ def test_traces_are_what_the_loop_sends(tmp_path):
     ("make", "said"),
     [
         (lambda: Choice(), "nothing is asked for"),
-        (lambda: Choice(quotations=3), "--quotations 3 with 0 --documents: each needs the other"),
+        (lambda: Choice(quotations=3), "--quotations 3 with 0 --documents or --prepared: each needs the other"),
         (lambda: TraceShares(2), "direct=2 is no share"),
         (lambda: TraceShares(0.7, 0.7), "more than all rows"),
         (lambda: drawn(segments=500), "500 segments: there are names for 1 to 128"),

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lclm_jax.config import load_config
+from lclm_jax.data.store.columns import column_text
+from lclm_jax.data.store.shards import open_split
 from lclm_jax.errors import LclmError
 from lclm_jax.suite.tasks.ruler.design import TASKS, Needles, Tracking
 from lclm_jax.suite.tasks.ruler.generate import generate
@@ -164,6 +167,22 @@ def _quotation(stream: random.Random, segments: Sequence[str], place: int) -> As
     if whole.count(quote) != 1:
         return None
     return Asked(f"Which {quoted} words follow these: {quote}", (answer,), (place,))
+
+
+def prepared_texts(config: Path, most: int = 5000) -> list[tuple[str, str]]:
+    """Name and text of the first ``most`` training documents of each prepared collection of a configuration.
+
+    Raises ``LclmError`` if nothing is prepared, or no collection is of documents.
+    """
+    tree, found = load_config(config), []
+    for name, collection in tree.corpus.resolved.items():
+        if collection.records == "documents":
+            split = open_split(tree, name, "train")
+            for record in split.read_many(range(min(len(split), most)), ("id", "text")):
+                found.append((column_text(record["id"]), column_text(record["text"])))
+    if not found:
+        raise LclmError(f"{config} has no collection of documents; name one that has, or give --documents")
+    return found
 
 
 def read_texts(paths: Sequence[Path]) -> list[tuple[str, str]]:

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from lclm_jax.agent.tasks import RULER, Asked, Drawn, draw_codes, draw_quotations, draw_ruler, read_texts
+from lclm_jax.agent.tasks import (
+    RULER,
+    Asked,
+    Drawn,
+    draw_codes,
+    draw_quotations,
+    draw_ruler,
+    prepared_texts,
+    read_texts,
+)
 from lclm_jax.errors import LclmError
 from lclm_jax.types import JsonObject
 
@@ -71,6 +80,8 @@ class Choice:
 
     codes: int = 0
     documents: Sequence[Path] = ()
+    prepared: Sequence[Path] = ()
+    """Configurations whose prepared documents are read, too."""
     quotations: int = 0
     words: int = 48
     ruler: int = 0
@@ -84,16 +95,18 @@ class Choice:
     def __post_init__(self):
         if not self.codes + self.quotations + self.ruler:
             raise LclmError("nothing is asked for; give --codes, --quotations with --documents, or --ruler a number")
-        if bool(self.quotations) != bool(self.documents):
+        named = len(self.documents) + len(self.prepared)
+        if bool(self.quotations) != bool(named):
             raise LclmError(
-                f"--quotations {self.quotations} with {len(self.documents)} --documents: each needs the other"
+                f"--quotations {self.quotations} with {named} --documents or --prepared: each needs the other"
             )
 
     def draw(self) -> Iterator[Drawn]:
         """The tasks, kind by kind."""
         yield from draw_codes(self.seed, self.codes, self.segments, self.questions)
         if self.quotations:
-            texts = read_texts(self.documents)
+            texts = read_texts(self.documents) if self.documents else []
+            texts += [text for config in self.prepared for text in prepared_texts(config)]
             yield from draw_quotations(texts, self.seed, self.quotations, self.segments, self.questions, self.words)
         for name in (self.ruler_tasks or RULER) if self.ruler else ():
             yield from draw_ruler(name, self.seed, self.ruler, self.segments, self.ruler_length)
