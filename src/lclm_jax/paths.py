@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ RUN_SCHEMES = ("gs",)
 EXTRAS = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 """Scheme -> what serves it, and the extra of this package that installs it."""
 
+_NO_BUCKET = re.compile(r"^b/[^/]+/o$|NoSuchBucket|bucket does not exist", re.IGNORECASE)
+"""What drivers say, beside the name of a file that is missing, where it is the bucket that is."""
 _DRIVERS = {"gs": "gcs", "s3": "s3"}
 """Scheme -> driver of tensorstore."""
 _DRIVER_ERRORS = {
@@ -194,7 +197,7 @@ def delete_folder(folder: Path) -> None:
 def store_errors(path: Path, writes: bool = False) -> Iterator[None]:
     """Turn what an object store and its driver raise into ``StoreError``; errors of local files pass.
 
-    A missing file passes as ``FileNotFoundError``; nothing but the bucket can be missing for what only ``writes``.
+    A missing file passes as ``FileNotFoundError``; where something ``writes``, only the bucket can be missing.
     """
     try:
         yield
@@ -202,7 +205,7 @@ def store_errors(path: Path, writes: bool = False) -> Iterator[None]:
         if isinstance(error, LclmError) or not isinstance(error, (OSError, *_driver_errors())):
             raise
         missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        if not is_remote(path) or (missing and not writes):
+        if not is_remote(path) or (missing and not writes and not _NO_BUCKET.search(str(error))):
             raise
         raise store_error(path, FileNotFoundError("404: no such bucket") if missing else error) from error
 

@@ -94,8 +94,9 @@ def test_a_second_process_is_refused_and_a_stop_is_a_stop(disk, gcs):
 def test_a_store_that_fails_now_and_then_costs_nothing(disk, gcs):
     bucket, root = gcs
     url = f"{root}/faults"
-    bucket.upload_faults += [503, "reset", 429, 500, 503, 503, "reset"] * 3
-    assert train(disk, url).wait(PATIENCE)[0] == [0]
+    bucket.upload_faults += [503, None, "reset", None, None, 429, None, 500, 503, None] * 4
+    codes, texts = train(disk, url).wait(PATIENCE)
+    assert codes == [0], texts
     assert not bucket.upload_faults
     check_same(disk, url)
 

@@ -101,6 +101,24 @@ def test_a_checkpoint_of_four_goes_on_with_four_two_and_one(train, tmp_path):
         assert rows["rows_consumed"] == STEPS * 4
 
 
+def test_the_same_command_goes_on_with_fewer_devices_and_with_more(train, tmp_path):
+    """4, 2 and 4 replicas; 3 do not divide the batch, and the nearest counts that do are named."""
+    elastic = ("mesh={replica: -1, fsdp: 1}",)
+    folder = train("elastic", 1, 4, *elastic)
+    whole = losses(folder)
+    for devices, kept in ((2, 3), (4, 6)):
+        forget_after(folder, kept)
+        assert train("elastic", 1, devices, *elastic) == folder
+        np.testing.assert_allclose(losses(folder), whole, rtol=1e-5)
+    forget_after(folder, 6)
+    statuses, texts = train.start("elastic", 1, 3, *elastic)[1].wait()
+    assert statuses == [1] and "or take devices for 2 or 4 parts" in texts[0]
+    events = [json.loads(line) for line in (folder / "stages" / "base" / "events.jsonl").read_text().splitlines()]
+    begun = [event for event in events if event["kind"] == "begin"]
+    assert [event["environment"]["devices"][0] for event in begun] == ["4", "2", "4"]
+    assert [event["step"] for event in begun] == [0, 3, 6]
+
+
 def test_when_one_is_killed_the_others_stop_and_a_restart_goes_on_bit_for_bit(train):
     steps = "stages.base.steps=40"
     whole = train("whole", 2, 1, steps)
@@ -176,6 +194,26 @@ def test_a_truncated_local_copy_of_one_process_is_used_by_none(train, tmp_path):
     assert f"{copies[-1].name} cannot be used" in texts[1]
     assert losses(folder) == whole
     assert not list((tmp_path / "local").rglob("*.safetensors")), "the stage is finished"
+
+
+def test_a_machine_with_an_empty_disk_gets_its_local_copy_from_another_replica(train, tmp_path):
+    local = ("train.checkpoint={every_steps: 100}", f"train.checkpoint.local_dir={tmp_path / 'local'}")
+    more = ("stages.base.steps=24", "mesh={replica: 2, fsdp: 1}", *local, "train.checkpoint.local_every_steps=2")
+    whole = losses(train("whole", 2, 1, *more))
+    folder, launched = train.start("lost", 2, 1, *more)
+    wait_for_steps(folder, launched, 9)
+    for process in launched.processes:
+        process.kill()
+    launched.wait(timeout=60)
+    for path in (tmp_path / "local").rglob("*.process-0-of-2.safetensors"):
+        path.unlink()
+    steps = [int(path.name.split(".")[0]) for path in (tmp_path / "local").rglob("*.process-1-of-2.safetensors")]
+    _, launched = train.start("lost", 2, 1, *more)
+    statuses, texts = launched.wait()
+    assert statuses == [0, 0], texts
+    assert f"step {max(steps)} is taken from replica 1, which has it whole" in texts[0], texts
+    assert f"resuming from the emergency checkpoint of step {max(steps)}" in texts[0], texts
+    assert losses(folder) == whole
 
 
 def test_two_processes_undo_spikes_together(train):

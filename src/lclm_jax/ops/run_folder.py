@@ -71,7 +71,8 @@ def own_run(config: Config, force: bool = False, claim: bool = True, resume: Res
     Raises:
         LclmError: another process works in the folder, it belongs to another configuration, or ``resume`` forbids it.
     """
-    check_resume(config, resume)
+    with store_errors(RunPaths(config).root):
+        check_resume(config, resume)
     with locked(RunPaths(config).root):
         if claim or RunPaths(config).resolved_config.exists():
             claim_run(config, force)

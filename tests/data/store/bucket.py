@@ -24,13 +24,13 @@ class Bucket:
 
     ``faults``: one for each of the next requests for a file's content: a status such as 503, ``reset`` (no answer),
     ``truncated`` (half of an answer that claims to be whole), or seconds of delay.
-    ``upload_faults``: the same for the next uploads, a status or ``reset``.
+    ``upload_faults``: the same for the next uploads: a status, ``reset``, or None.
     """
 
     def __init__(self, port: int):
         self._port, self._lock = port, threading.Lock()
         self.faults: list[int | str | float] = []
-        self.upload_faults: list[int | str] = []
+        self.upload_faults: list[int | str | None] = []
         self.downloads: list[str] = []
         self.bytes_read = 0
         """Of the content of files."""

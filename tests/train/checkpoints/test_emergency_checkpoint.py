@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.parallel import make_mesh
-from lclm_jax.train.checkpoints import emergency_checkpoint
+from lclm_jax.train.checkpoints import emergency_checkpoint, replicas
 from lclm_jax.train.checkpoints.emergency_checkpoint import EmergencyCheckpoints, emergency_checkpoints
 from lclm_jax.train.core.state import TrainState
 
@@ -33,12 +33,12 @@ def eight():
 
 def test_the_newest_copy_comes_back_on_its_mesh_only(tmp_path, eight, caplog):
     copies = EmergencyCheckpoints(tmp_path / "copies")
-    assert copies.newest() is None and not EmergencyCheckpoints(None).due(10, 5)
+    assert copies.newest(eight) is None and not EmergencyCheckpoints(None).due(10, 5)
     state = state_on(eight)
     for step in (5, 10):
         copies.save(state, step, {"step": step})
     copies.wait()
-    assert copies.newest() == 10 and len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert copies.newest(eight) == 10 and len(list(tmp_path.rglob("*.safetensors"))) == 1
     restored, meta = copies.restore(10, abstract(state))
     assert meta == {"step": 10}
     same = jax.tree.map(lambda a, b: np.array_equal(a, b) and a.sharding == b.sharding, restored, state)
@@ -66,6 +66,8 @@ def as_one_of_two(monkeypatch, agreed):
     """As if a second process answered; ``agreed``: what it says when it is asked whether it can use its copy."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(emergency_checkpoint, "_all_agree", lambda mine: mine and agreed)
+    monkeypatch.setattr(replicas, "processes_of", lambda mesh: [{0, 1}])
+    monkeypatch.setattr(emergency_checkpoint, "complete_replica", lambda mesh, mine: None)
     monkeypatch.setattr(
         emergency_checkpoint.multihost_utils, "process_allgather", lambda mine: np.stack([mine, other_steps(mine)])
     )
@@ -94,7 +96,7 @@ def test_the_newest_copy_of_all_is_found_and_the_one_before_kept_for_it(tmp_path
         copies.save(state, step, {"step": step})
     copies.wait()
     assert sorted(path.name.split(".")[0] for path in tmp_path.iterdir()) == ["10", "15"]
-    assert copies.newest() == 10 and copies.newest(below=10) is None
+    assert copies.newest(eight) == 10 and copies.newest(eight, below=10) is None
     restored, meta = copies.restore(10, abstract(state))
     assert meta == {"step": 10} and np.array_equal(restored.params["table"], state.params["table"])
 
@@ -123,16 +125,16 @@ def test_copies_belong_to_the_folder_of_their_run(run, eight, tmp_path):
     first = emergency_checkpoints(run(), "only", begin=True)
     first.save(state_on(eight), 5, {})
     first.wait()
-    assert emergency_checkpoints(run(), "only", begin=True).newest() == 5
+    assert emergency_checkpoints(run(), "only", begin=True).newest(eight) == 5
     other = emergency_checkpoints(run("elsewhere"), "only", begin=True)
-    assert other.newest() is None, "a run of the same name does not take them"
+    assert other.newest(eight) is None, "a run of the same name does not take them"
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    assert emergency_checkpoints(run("copy"), "only", begin=True).newest() is None, "nor does a copy of the run"
-    assert first.newest() == 5
+    assert emergency_checkpoints(run("copy"), "only", begin=True).newest(eight) is None, "nor does a copy of the run"
+    assert first.newest(eight) == 5
     shutil.rmtree(tmp_path / "run")
-    assert emergency_checkpoints(run(), "only").newest() is None
+    assert emergency_checkpoints(run(), "only").newest(eight) is None
     anew = emergency_checkpoints(run(), "only", begin=True)
-    assert anew.newest() is None, "a run that was deleted is begun anew"
+    assert anew.newest(eight) is None, "a run that was deleted is begun anew"
     assert not list((tmp_path / "local").rglob("*.safetensors")), "and its copies go"
     other.delete_all()
     assert not list((tmp_path / "local").rglob("elsewhere"))

@@ -2,7 +2,8 @@
 
 Each process writes the shards of its own devices to one safetensors file. The newest one that every process has whole,
 on the same mesh, can be used: the usual restart after a crash, without the wait for, or the steps since, the last real
-checkpoint. Anything else falls back to the checkpoints.
+checkpoint. So can one that all processes of a replica have whole: the others, such as a new machine with an empty disk,
+get it from there (``replicas``). Anything else falls back to the checkpoints.
 
 The copies of a stage lie in ``LOCAL_DIR/RUN/STAGE/ID``. The id stands in the stage's folder, so neither a run that was
 deleted and begun anew nor another run of the same name finds them.
@@ -21,15 +22,17 @@ from typing import Self
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jax.tree_util import KeyEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lclm_jax.config import Config, RunPaths
 from lclm_jax.files import replacing, write_text
-from lclm_jax.parallel import broadcast_from_process_0
+from lclm_jax.parallel import broadcast_from_process_0, gather_to_process_0
 from lclm_jax.paths import is_remote
 from lclm_jax.train.checkpoints.integrity import fingerprint
+from lclm_jax.train.checkpoints.replicas import complete_replica, spread, steps_of_a_replica
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
 from lclm_jax.types import JsonObject, PyTree
@@ -89,21 +92,30 @@ class EmergencyCheckpoints:
             self._writing.join()
             self._writing = None
 
-    def newest(self, below: int | None = None) -> int | None:
-        """Step of the newest copy (below step ``below``) that every process has; all processes call it."""
-        return max((step for step in self._common() if below is None or step < below), default=None)
+    def newest(self, mesh: Mesh, below: int | None = None) -> int | None:
+        """Step of the newest copy (below step ``below``) that all of a replica have; all processes call it."""
+        return max((step for step in self._common(mesh) if below is None or step < below), default=None)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, JsonObject] | None:
         """(state, meta) of the copy of ``step``; None, with a warning, if it does not fit or is damaged.
 
-        All processes call it. Each looks at its own file first, and what one of them cannot use, none uses: nothing
-        that takes all of them begins before they agree.
+        All processes call it. Each looks at its own file first, and nothing that takes all of them begins before they
+        agree on what is used: every process's own file, or those of a replica that has all of its own.
         """
         found = self._read(step, abstract)
-        if not _all_agree(found is not None) or found is None:
-            return None
-        shards, meta = found
-        state = TrainState(**_assemble(shards, abstract._asdict()))
+        source = None
+        if not _all_agree(found is not None):
+            source = complete_replica(jax.tree.leaves(abstract)[0].sharding.mesh, found is not None)
+            if source is None:
+                return None
+        shards, meta = found or ({}, {})
+        if source is not None:
+            everyone = gather_to_process_0(f"copies in {self._folder}", meta)
+            meta = broadcast_from_process_0(f"copy in {self._folder}", next(filter(None, everyone or []), {}))
+            logger.info(
+                "the emergency checkpoint of step %d is taken from replica %d, which has it whole", step, source
+            )
+        state = TrainState(**_assemble(shards, abstract._asdict(), source))
         if fingerprint(state._asdict()) != meta.pop("fingerprint"):
             logger.warning("the emergency checkpoint %s is damaged", self._path(step))
             return None
@@ -131,8 +143,8 @@ class EmergencyCheckpoints:
         for old in self._steps()[:-count]:
             self._delete(self._path(old))
 
-    def _common(self) -> set[int]:
-        """Steps of which every process has a file."""
+    def _common(self, mesh: Mesh) -> set[int]:
+        """Steps of which every process of some replica has a file."""
         mine = np.full(_MOST, -1, np.int64)
         steps = self._steps()[-_MOST:]
         mine[: len(steps)] = steps
@@ -140,7 +152,7 @@ class EmergencyCheckpoints:
             return set(steps)
         with jax.transfer_guard("allow"):
             everyone = np.asarray(multihost_utils.process_allgather(mine))
-        return set.intersection(*({int(step) for step in row if step >= 0} for row in everyone))
+        return steps_of_a_replica(mesh, [{int(step) for step in row if step >= 0} for row in everyone])
 
     def _read(self, step: int, abstract: TrainState) -> tuple[_Shards, JsonObject] | None:
         """This process's shards of ``step``, and meta; None, with a warning, if they do not fit or cannot be read."""
@@ -270,11 +282,14 @@ def _wanted(abstract: PyTree) -> Iterator[tuple[str, tuple[int, ...], np.dtype]]
             yield _key(path_name(path), index), shape, np.dtype(leaf.dtype)
 
 
-def _assemble(shards: _Shards, abstract: PyTree) -> PyTree:
-    """Arrays in the shardings of ``abstract`` from this process's shards."""
+def _assemble(shards: _Shards, abstract: PyTree, source: int | None = None) -> PyTree:
+    """Arrays in the shardings of ``abstract`` from the shards of this process, or of the replica ``source``."""
 
     def build(path: tuple[KeyEntry, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         where = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+        if source is not None:
+            mine = [(device, shards.get(_key(path_name(path), index))) for device, index in where.items()]
+            return spread(leaf, mine, source)
         pieces = [jax.device_put(shards[_key(path_name(path), index)], device) for device, index in where.items()]
         return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, pieces)
 

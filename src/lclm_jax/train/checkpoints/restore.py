@@ -59,13 +59,13 @@ def _resumed(
     abstract = abstract_state(model, optimizer, run.mesh)
     damaged: list[str] = []
     latest = checkpoints.latest()
-    newer = copies.newest()
+    newer = copies.newest(run.mesh)
     while newer is not None and newer > (latest or 0):
         if (found := copies.restore(newer, abstract)) is not None:
             check_provenance(run.config, run.stage, found[1]["provenance"], run.force)
             logger.info("%s: resuming from the emergency checkpoint of step %d", run.stage, newer)
             return found
-        newer = copies.newest(below=newer)
+        newer = copies.newest(run.mesh, below=newer)
     while latest is not None:
         try:
             return _restore(run, abstract, checkpoints, latest)
