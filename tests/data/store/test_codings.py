@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.data.store.codings import CODINGS, decode_list, decode_varints, encode_varints
@@ -17,6 +17,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("coding", CODINGS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_lists_come_back_alone_and_end_to_end(coding, data):
     lists = data.draw(st.lists(LISTS[coding], max_size=6))

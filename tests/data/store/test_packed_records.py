@@ -99,6 +99,7 @@ def test_token_bytes_are_for_byte_level_tokenizers_that_keep_text(tokenizer, tmp
     assert changed("other", decoder={"type": "Fuse"}) is None
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_lengths_of_any_records(tmp_path_factory, data):
     """Lists of chosen rows, of records that have cuts of the encoder and of others."""

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -12,6 +12,7 @@ DTYPES = st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64, np
 COLUMN = DTYPES.flatmap(lambda dtype: hnp.arrays(dtype, st.integers(0, 20)))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(st.characters(categories=("Ll", "Nd")), min_size=1), COLUMN, max_size=5))
 def test_records_come_back_as_they_went(columns):
     data = encode_record(columns)
@@ -23,6 +24,7 @@ def test_records_come_back_as_they_went(columns):
     assert encode_record(dict(reversed(columns.items()))) == data
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_text_columns(text):
     text = text.encode("utf-8", "ignore").decode()
