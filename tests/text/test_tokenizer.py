@@ -72,6 +72,15 @@ def test_plain_text_gives_added_tokens_that_are_not_special(folder, tmp_path):
         check_vocabularies(301, 300, Tokenizers(tokenizer, tokenizer))
 
 
+def test_settings_without_the_vocabulary_are_the_rest_of_them(folder):
+    tokenizer = Tokenizer(folder)
+    whole, small = tokenizer.settings, tokenizer.small_settings
+    assert {"vocab", "merges"} <= whole["model"].keys() and not {"vocab", "merges"} & small["model"].keys()
+    for name in ("vocab", "merges"):
+        del whole["model"][name]
+    assert small == whole
+
+
 def test_it_travels_to_worker_processes(folder):
     tokenizer = Tokenizer(folder)
     tokenizer.render_chat([{"role": "user", "content": "x"}])

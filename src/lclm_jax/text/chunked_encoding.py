@@ -270,8 +270,8 @@ class KnownPreTokens:
 @lru_cache(maxsize=4)
 def known_pre_tokens(tokenizer: Tokenizer) -> KnownPreTokens | None:
     """What tokenizes ASCII text by pre-tokens; None for a tokenizer of another kind, or one that it cannot imitate."""
-    lengths, pattern = _byte_lengths(tokenizer), _ascii_pattern(tokenizer.settings.get("pre_tokenizer"))
-    model = tokenizer.settings["model"]
+    lengths, pattern = _byte_lengths(tokenizer), _ascii_pattern(tokenizer.small_settings.get("pre_tokenizer"))
+    model = tokenizer.small_settings["model"]
     if lengths is None or pattern is None or model.get("type") != "BPE" or model.get("dropout"):
         return None
     backend = tokenizer.backend(plain=True)
@@ -381,7 +381,7 @@ def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray | None:
 
     (Texts come in form C already.)
     """
-    settings = tokenizer.settings
+    settings = tokenizer.small_settings
     if (settings.get("decoder") or {}).get("type") != "ByteLevel":
         return None
     if (settings.get("normalizer") or {}).get("type") not in (None, "NFC"):

@@ -70,6 +70,13 @@ class Tokenizer:
         except (ValueError, RecursionError) as error:
             raise LclmError(f"{self.folder}: its tokenizer.json is no valid JSON ({error}); export it again") from None
 
+    @cached_property
+    def small_settings(self) -> JsonObject:
+        """``settings`` without the vocabulary and its merges, which take seconds to parse and much memory to keep."""
+        settings = self.settings
+        model = {name: value for name, value in settings["model"].items() if name not in ("vocab", "merges")}
+        return settings | {"model": model}
+
     @property
     def json(self) -> bytes:
         """The content of ``tokenizer.json``, or what takes its place for a SentencePiece model."""

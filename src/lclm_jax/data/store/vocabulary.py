@@ -47,7 +47,7 @@ class TokenBytes(NamedTuple):
 
 def token_bytes(tokenizer: Tokenizer) -> TokenBytes | None:
     """The bytes of every id; None if the tokenizer is not byte-level, or changes more of a text than Unicode's form."""
-    settings = tokenizer.settings
+    settings = tokenizer.small_settings
     if (settings.get("decoder") or {}).get("type") != "ByteLevel":
         return None
     if (settings.get("normalizer") or {}).get("type") not in (None, "NFC"):
