@@ -44,16 +44,20 @@ def decode_varints(data: np.ndarray) -> np.ndarray:
     Raises:
         LclmError: The last number has no end, or one is too long.
     """
-    ends = np.flatnonzero(data < 128)
-    starts = np.append(0, ends[:-1] + 1) if ends.size else ends
-    widths = ends - starts + 1
-    if (ends[-1] + 1 if ends.size else 0) != data.size or widths.max(initial=0) > _MAX_VARINT:
+    more = data >= 128
+    place = np.zeros(data.size, np.uint8)  # of each byte in its number
+    run = more[:-1]
+    for count in range(1, _MAX_VARINT + 1):  # bytes before one that belong to its number
+        if not run.any():
+            break
+        place[count:] += run
+        run = run[1:] & more[: -count - 1]
+    if more[-1:].any() or place.max(initial=0) >= _MAX_VARINT:
         raise LclmError(f"a column of {data.size} bytes is not made of whole variable-length integers")
-    numbers = (data[starts] & 127).astype(np.uint32)
-    rest = np.arange(numbers.size)
-    for place in range(1, int(widths.max(initial=0))):
-        rest = rest[widths[rest] > place]
-        numbers[rest] |= (data[starts[rest] + place] & 127).astype(np.uint32) << np.uint32(7 * place)
+    parts = (data & 127).astype(np.uint32)
+    parts <<= 7 * place
+    starts = np.flatnonzero(place == 0)
+    numbers: np.ndarray = np.add.reduceat(parts, starts, dtype=np.uint32) if starts.size else parts
     return numbers
 
 
@@ -78,7 +82,7 @@ def _encode_flags(flags: np.ndarray) -> np.ndarray:
 
 
 def _decode_bits(data: Ragged) -> Ragged:
-    bits = np.flatnonzero(np.unpackbits(data.values, bitorder="little"))
+    bits = np.flatnonzero(np.unpackbits(data.values, bitorder="little").view(bool))
     counts = np.diff(np.searchsorted(bits, 8 * data.offsets))
     return Ragged.from_sizes(counts, bits - np.repeat(8 * data.offsets[:-1], counts))
 
