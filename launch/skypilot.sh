@@ -6,9 +6,13 @@
 # CONFIG is a path in the image (/opt/lclm/configs/...). Variables:
 #   JOB_NAME IMAGE       name of the job; image built from launch/docker
 #   SKY_ACCELERATORS     tpu-v5p-128, or H100:8
-#   SKY_BUCKET           bucket mounted at /runs, the working folder: gs://BUCKET, s3://BUCKET
+#   SKY_BUCKET           bucket mounted at /runs, the working folder: gs://BUCKET, s3://BUCKET; not needed if run_dir=gs://...
+#   SKY_SPOT             1 (default): spot machines; 0: on demand
+#   SKY_INFRA            where: aws, gcp/us-east5, k8s ...; default: wherever it is cheapest (tpu: gcp)
+#   SKY_NETWORK          gpu: best (default: EFA, GPUDirect, InfiniBand) or standard
 #   SKY_RUNTIME          tpu: runtime of the TPU VMs, default v2-alpha-tpuv5
 #   SKY_NODES            gpu: nodes, default 1
+#   LCLM_PREFLIGHT=1     check devices, links and storage first; LCLM_RESUME: see lclm train --resume
 #   LCLM_VERB            command of lclm, default train; a job of a study: LCLM_VERB=ablate ... STUDY --job NUMBER
 # Credentials are those of the clouds' own logins. A dry run prints the task.
 set -euo pipefail
@@ -22,7 +26,14 @@ kind=${arguments[0]}
 need JOB_NAME lclm-16x
 need IMAGE "REGION-docker.pkg.dev/PROJECT/lclm/lclm-$kind:TAG"
 need SKY_ACCELERATORS H100:8
-need SKY_BUCKET gs://BUCKET
+export SKY_BUCKET=${SKY_BUCKET:-}
+[[ -n $SKY_BUCKET ]] || on_bucket "${arguments[@]}" || die "SKY_BUCKET is not set; for example: export SKY_BUCKET=gs://BUCKET (or run_dir=gs://...)"
+resume_setting
+export SKY_SPOT=${SKY_SPOT:-1} SKY_NETWORK=${SKY_NETWORK:-best} SKY_INFRA=${SKY_INFRA:-}
+case $SKY_SPOT in 0) SKY_USE_SPOT=false ;; 1) SKY_USE_SPOT=true ;; *) die "SKY_SPOT=$SKY_SPOT is neither 0 nor 1" ;; esac
+case $SKY_NETWORK in best | standard) ;; *) die "SKY_NETWORK=$SKY_NETWORK is neither best nor standard" ;; esac
+[[ $kind != tpu || -n $SKY_INFRA ]] || SKY_INFRA=gcp
+export SKY_USE_SPOT
 need_number SKY_NODES
 need_program python3 "install it"
 need_program sky "pip install skypilot, in an environment of its own"

@@ -4,12 +4,18 @@
 #   launch/slurm.sh [--dry-run] CONFIG [arguments of lclm train]
 #
 # Shape and limits of the job are sbatch's own variables and options:
-#   SBATCH_ARGS="--nodes=32 --gpus-per-node=8 --time=24:00:00"       one process per node, which drives its 8 GPUs
-#   SBATCH_ARGS="--nodes=32 --ntasks-per-node=8 --gpus-per-task=1"   one process per GPU
-#   LCLM_VERB=ablate SBATCH_ARGS="--array=0-26 ..."                  the jobs of an ablation study, one a task
-# Variables: LCLM_SETUP (shell file sourced on every node: modules, virtual environment), LCLM_SRUN_ARGS (options of srun,
-# such as --container-image=... --container-mounts=...), LCLM_MAX_RESTARTS (default 100),
-# LCLM_VERB (the command of lclm that runs, default train).
+#   LCLM_NODES=32 SBATCH_ARGS="--time=24:00:00"                      whole nodes, a process on each, which drives its 8 GPUs
+#   LCLM_NODES=32 SBATCH_ARGS="--ntasks-per-node=8 --time=24:00:00"  a process for each GPU
+#   LCLM_VERB=ablate SBATCH_ARGS="--array=0-26 --gpus=1 ..."         the jobs of an ablation study, one a task
+# Variables:
+#   LCLM_NODES         nodes for this job alone, with all their memory: --nodes --exclusive --mem=0 --gpus-per-node
+#   LCLM_GPUS          GPUs of a node with LCLM_NODES, default 8
+#   LCLM_CONTAINER     image of the run (pyxis): a .sqsh file that enroot made, or REGISTRY#IMAGE:TAG; LCLM_MOUNTS: what it
+#                      sees of the machine, /shared:/shared,/local:/local
+#   LCLM_SETUP         shell file sourced on every node: modules, virtual environment; launch/setup has files for AWS, Azure, AMD
+#   LCLM_SRUN_ARGS     further options of srun
+#   LCLM_PREFLIGHT=1   check the nodes first: nvidia-smi on each, then what lclm doctor checks
+#   LCLM_MAX_RESTARTS  default 100; LCLM_RESUME: see lclm train --resume; LCLM_VERB: command of lclm, default train
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -20,10 +26,16 @@ for file in "${arguments[0]}" "${LCLM_SETUP:-/dev/null}"; do # better now than a
 done
 
 need_program sbatch "run this on a login node of the cluster"
-need_number LCLM_MAX_RESTARTS
+for name in LCLM_MAX_RESTARTS LCLM_NODES LCLM_GPUS; do need_number "$name"; done
+resume_setting
+if [[ ${LCLM_CONTAINER:-} == *.sqsh && ! -r $LCLM_CONTAINER ]]; then
+  die "cannot read LCLM_CONTAINER=$LCLM_CONTAINER; make it with: enroot import -o $LCLM_CONTAINER docker://REGISTRY#IMAGE:TAG"
+fi
 split "${LCLM_SRUN_ARGS:-}" # refused now if a quote is not closed
 split "${SBATCH_ARGS:-}"
-command=(sbatch "${words[@]}" "$here/lclm.sbatch" "${arguments[@]}")
+shape=()
+[[ -z ${LCLM_NODES:-} ]] || shape=("--nodes=$LCLM_NODES" --exclusive --mem=0 "--gpus-per-node=${LCLM_GPUS:-8}")
+command=(sbatch "${shape[@]}" "${words[@]}" "$here/lclm.sbatch" "${arguments[@]}")
 show "${command[@]}"
 ((!dry_run)) || exit 0
 

@@ -8,8 +8,13 @@
 #   TPU_ZONE TPU_TYPE            us-east5-a, v5p-128
 #   TPU_RUNTIME                  default: v2-alpha-tpuv5 (v5p); v5e: v2-alpha-tpuv5-lite; v6e: v2-alpha-tpuv6e
 #   TPU_SPOT=1                   request spot capacity
-#   TPU_RUNS                     folder of the workers mounted at /runs, default /mnt/runs; all workers must share it
-#   LCLM_MAX_RESTARTS            default 100
+#   TPU_BUCKET                   bucket that every worker mounts at /runs (with gcsfuse, which is installed if it is missing)
+#   TPU_RUNS                     instead: where the workers have shared storage mounted already (Filestore, Lustre)
+#                                neither if the arguments hold run_dir=gs://...
+#   TPU_SERVICE_ACCOUNT          whose rights the workers have, for the bucket and the registry; default: the project's
+#   LCLM_MAX_RESTARTS            default 100; LCLM_PREFLIGHT=1: check devices, links and storage first
+# The workers log in to the registry of IMAGE with their service account. After a preemption the run's folder has to hold the
+# run (lclm train --resume); LCLM_RESUME=required demands it from the first start on.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -21,6 +26,12 @@ need TPU_ZONE us-east5-a
 need TPU_TYPE v5p-128
 need_number LCLM_MAX_RESTARTS
 need_label JOB_NAME 63 letter
+resume_setting
+[[ -z ${TPU_BUCKET:-} || -z ${TPU_RUNS:-} ]] || die "TPU_BUCKET and TPU_RUNS are both set; unset one, /runs is one of them"
+if [[ -z ${TPU_BUCKET:-}${TPU_RUNS:-} ]] && ! on_bucket "${arguments[@]}"; then
+  die "TPU_BUCKET is not set; for example: export TPU_BUCKET=BUCKET (or TPU_RUNS, or run_dir=gs://...): the workers' own disks go with them"
+fi
+TPU_BUCKET=${TPU_BUCKET:-} TPU_BUCKET=${TPU_BUCKET#gs://}
 need_program gcloud "install the Google Cloud CLI"
 
 gcloud_tpu() { run gcloud compute tpus "$@" --zone="$TPU_ZONE"; }
@@ -43,6 +54,7 @@ request_slice() {
   [[ -z ${TPU_SPOT:-} ]] || spot=(--spot)
   local create=(queued-resources create "$JOB_NAME" --node-id="$JOB_NAME" --accelerator-type="$TPU_TYPE"
     --runtime-version="${TPU_RUNTIME:-v2-alpha-tpuv5}" "${spot[@]}")
+  [[ -z ${TPU_SERVICE_ACCOUNT:-} ]] || create+=("--service-account=$TPU_SERVICE_ACCOUNT")
   local try
   for ((try = 1; ; try++)); do
     ! gcloud_tpu "${create[@]}" || return 0
@@ -64,14 +76,30 @@ wait_for_slice() {
 
 delete_slice() { gcloud_tpu queued-resources delete "$JOB_NAME" --force --quiet || true; }
 
-# The same command on every worker; libtpu tells each its index. A container that still exists is replaced.
+# What every worker does; libtpu tells each its index. A container that still exists is replaced. Storage that is not
+# mounted, or another one, must not look like an empty folder of a new run: exit status 2 ends everything.
+# shellcheck disable=SC2016 # expanded on the worker
 remote() {
-  local folder=${TPU_RUNS:-/mnt/runs}
+  local mount=() runs=${TPU_RUNS:-} registry=${IMAGE%%/*}
+  if [[ $registry == *.pkg.dev || $registry == *gcr.io ]]; then # a helper asks for a token each time; none is stored
+    printf 'sudo gcloud auth configure-docker %q --quiet >/dev/null 2>&1 || { echo "$(hostname): no login to the registry" >&2; exit 2; }; ' "$registry"
+  fi
+  if [[ -n $TPU_BUCKET ]]; then
+    runs=/mnt/lclm-runs
+    printf '%s; ' 'command -v gcsfuse >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy gcsfuse; } >/dev/null 2>&1'
+    printf 'sudo mkdir -p %q; mountpoint -q %q || sudo gcsfuse --implicit-dirs -o allow_other %q %q >/dev/null; ' "$runs" "$runs" "$TPU_BUCKET" "$runs"
+  fi
+  if [[ -n $runs ]]; then
+    printf 'mountpoint -q %q || { echo "$(hostname): %q is not mounted, so the run would start anew there" >&2; exit 2; }; ' "$runs" "$runs"
+    mount=("--volume=$runs:/runs" --workdir=/runs)
+  fi
   printf 'sudo docker rm -f lclm >/dev/null 2>&1; '
-  printf '%q ' sudo docker run --name=lclm --privileged --net=host --shm-size=16g "--volume=$folder:/runs" \
-    --workdir=/runs "$IMAGE" train "${arguments[@]}"
+  printf '%q ' sudo docker run --name=lclm --privileged --net=host --shm-size=16g --ulimit=memlock=-1 "${mount[@]}" \
+    "--env=LCLM_RESTARTS=$begun" "--env=LCLM_RESUME=$LCLM_RESUME" "--env=LCLM_PREFLIGHT=$LCLM_PREFLIGHT" \
+    "$IMAGE" train "${arguments[@]}"
 }
 
+begun=0 # times that the workers were started
 for ((restart = 0; restart <= ${LCLM_MAX_RESTARTS:-100}; restart++)); do
   now=
   ((dry_run)) || now=$(state)
@@ -80,6 +108,7 @@ for ((restart = 0; restart <= ${LCLM_MAX_RESTARTS:-100}; restart++)); do
   if wait_for_slice; then
     status=0
     gcloud_tpu tpu-vm ssh "$JOB_NAME" --worker=all --command="$(remote)" || status=$?
+    begun=$((begun + 1))
   fi
   if ((status == 0 || dry_run)); then
     delete_slice

@@ -1,5 +1,6 @@
 """Launchers: what they would run, the manifests against published schemas, the shell against shellcheck."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -21,10 +22,11 @@ VARIABLES = {
     "JOB_NAME": "lclm-16x", "IMAGE": "registry/lclm:1", "GKE_HOSTS": "16", "GKE_CLAIM": "lclm-runs",
     "GKE_TPU_ACCELERATOR": "tpu-v5p-slice", "GKE_TPU_TOPOLOGY": "4x4x4", "GKE_GPU_ACCELERATOR": "nvidia-h100-mega-80gb",
     "XPK_CLUSTER": "cluster", "XPK_TPU_TYPE": "v5p-128", "TPU_ZONE": "us-east5-a", "TPU_TYPE": "v5p-128",
-    "SKY_BUCKET": "gs://bucket",
+    "TPU_BUCKET": "bucket", "SKY_BUCKET": "gs://bucket", "RAY_WORKERS": "4", "RAY_ADDRESS": "http://head:8265",
 }  # fmt: skip
 SKY = {name: VARIABLES[name] for name in ("JOB_NAME", "IMAGE", "SKY_BUCKET")} | {"SKY_ACCELERATORS": "H100:8"}
-SHELL = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "lclm.sbatch"])
+STARTED = sorted(path.name for path in LAUNCH.glob("*.sh") if path.name != "common.sh")
+SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("setup/*.sh"), LAUNCH / "lclm.sbatch"])
 
 
 def launch(script, *arguments, **variables):
@@ -49,7 +51,10 @@ def test_shell_passes_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", [path.name for path in SHELL if path.suffix == ".sh" and path.name != "common.sh"])
+@pytest.mark.parametrize(
+    "script",
+    [path.name for path in SHELL if path.parent == LAUNCH and path.suffix == ".sh" and path.name != "common.sh"],
+)
 def test_every_launcher_explains_itself(script):
     done = launch(script, "--help")
     assert done.returncode == 0
@@ -230,6 +235,13 @@ def test_conditions_in_a_template():
             render.render(broken, {})
 
 
+def test_what_a_job_is_told_about_resuming_is_checked():
+    for script in ("gke.sh gpu", "skypilot.sh gpu", "slurm.sh", "xpk.sh", "tpu_vm.sh", "ray.sh"):
+        name, *kind = script.split()
+        done = launch(name, "--dry-run", *kind, CONFIG, **VARIABLES, SKY_ACCELERATORS="H100:8", LCLM_RESUME="perhaps")
+        assert done.returncode == 2 and "LCLM_RESUME=perhaps is none of required, auto, never" in done.stderr, script
+
+
 def test_the_schemas_notice_a_misspelt_key():
     text = launch("gke.sh", "--dry-run", "tpu", *ARGUMENTS, **VARIABLES).stdout
     for right, wrong in (("failurePolicy", "failPolicy"), ("backoffLimit", "backOffLimit"), ("mountPath", "path")):
@@ -238,6 +250,21 @@ def test_the_schemas_notice_a_misspelt_key():
     text = launch("skypilot.sh", "--dry-run", "gpu", *ARGUMENTS, **VARIABLES, SKY_ACCELERATORS="H100:8").stdout
     with pytest.raises(AssertionError):
         validate("skypilot", text.replace("num_nodes", "nodes"))
+
+
+def test_skypilot_chooses_machines_and_network():
+    task = validate("skypilot", launch("skypilot.sh", "--dry-run", "gpu", CONFIG, **SKY).stdout)
+    resources = task["resources"]
+    assert (resources["use_spot"], resources["network_tier"], "infra" in resources) == (True, "best", False)
+    assert resources["job_recovery"]["max_restarts_on_errors"] == 0, "an error is no reason to start again"
+    asked = {"SKY_SPOT": "0", "SKY_NETWORK": "standard", "SKY_INFRA": "aws", "LCLM_PREFLIGHT": "1"}
+    task = validate("skypilot", launch("skypilot.sh", "--dry-run", "gpu", CONFIG, **SKY, **asked).stdout)
+    resources = task["resources"]
+    assert (resources["use_spot"], resources["network_tier"], resources["infra"]) == (False, "standard", "aws")
+    assert task["envs"]["LCLM_PREFLIGHT"] == "1"
+    on_bucket = ["--set", "run_dir=gs://bucket/runs/x"]
+    task = launch("skypilot.sh", "--dry-run", "tpu", CONFIG, *on_bucket, **SKY | {"SKY_BUCKET": ""}).stdout
+    assert "file_mounts" not in validate("skypilot", task) and yaml.safe_load(task)["resources"]["infra"] == "gcp"
 
 
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
@@ -266,6 +293,147 @@ def test_xpk_and_tpu_vm():
     assert "--worker=all" in done.stdout
 
 
+def test_xpk_on_gpus():
+    variables = VARIABLES | {"XPK_TPU_TYPE": "", "XPK_DEVICE_TYPE": "h100-mega-80gb-8", "XPK_NODES": "16"}
+    asked = {"XPK_PRIORITY": "high", "LCLM_PREFLIGHT": "1", "LCLM_MAX_RESTARTS": "7"}
+    done = launch("xpk.sh", "--dry-run", CONFIG, "a b", **variables, **asked)
+    words = shell_words(done.stdout.removeprefix("+ "))
+    assert {"--device-type=h100-mega-80gb-8", "--num-nodes=16", "--priority=high", "--max-restarts=7"} <= set(words)
+    assert "--env=LCLM_PREFLIGHT=1" in words and not any(word.startswith("--tpu-type") for word in words)
+    # What the pod makes of the command: the address as lclm reads it, and the arguments.
+    pod = {"PATH": os.environ["PATH"], "JAX_COORDINATOR_ADDRESS": "host", "JAX_COORDINATOR_PORT": "6002"}
+    pod |= {"NNODES": "16", "NODE_RANK": "3"}
+    script = words[-1].removeprefix("--command=").replace("lclm train", "show train")
+    show = "show() { printf '%s\\0' $JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID \"$@\"; }\n"
+    done = subprocess.run(["bash", "-c", show + script], capture_output=True, text=True, env=pod, check=True)
+    assert done.stdout.split("\0")[:-1] == ["host:6002", "16", "3", "train", CONFIG, "a b"]
+
+
+@pytest.fixture
+def worker(fake):
+    """``worker(mounted, *arguments, **variables)``: what a worker of a TPU VM does with the remote command."""
+
+    def run(mounted, *arguments, **variables):
+        done = launch("tpu_vm.sh", "--dry-run", CONFIG, *arguments, **VARIABLES | variables)
+        assert done.returncode == 0, done.stderr
+        (ssh,) = [line for line in done.stdout.splitlines() if "tpu-vm ssh" in line]
+        (remote,) = [word for word in shell_words(ssh.removeprefix("+ ")) if word.startswith("--command=")]
+        for name in ("sudo", "gcsfuse", "gcloud"):
+            fake(name)
+        fake("mountpoint", f"exit {0 if mounted else 1}")
+        command = ["bash", "-c", remote.removeprefix("--command=")]
+        done = subprocess.run(command, env=fake.environment, capture_output=True, text=True)
+        return done, fake.calls("sudo")
+
+    return run
+
+
+def test_workers_of_tpu_vms_mount_the_bucket_and_log_in(worker):
+    done, calls = worker(True, IMAGE="us-docker.pkg.dev/project/lclm:1", LCLM_PREFLIGHT="1")
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == ["gcloud", "auth", "configure-docker", "us-docker.pkg.dev", "--quiet"]
+    docker = calls[-1]
+    assert {"--volume=/mnt/lclm-runs:/runs", "--workdir=/runs", "--ulimit=memlock=-1", "--shm-size=16g"} <= set(docker)
+    assert {"--env=LCLM_RESTARTS=0", "--env=LCLM_PREFLIGHT=1"} <= set(docker)
+    assert docker[-3:] == ["us-docker.pkg.dev/project/lclm:1", "train", CONFIG]
+
+
+def test_workers_refuse_storage_that_is_not_mounted(worker):
+    done, calls = worker(False)
+    assert done.returncode == 2 and "is not mounted, so the run would start anew there" in done.stderr
+    assert ["gcsfuse", "--implicit-dirs", "-o", "allow_other", "bucket", "/mnt/lclm-runs"] in calls
+    assert not any("docker" in call and "run" in call for call in calls)
+    done, calls = worker(False, TPU_BUCKET="", TPU_RUNS="/mnt/filestore")
+    assert done.returncode == 2 and "/mnt/filestore is not mounted" in done.stderr
+
+
+def test_a_run_on_a_bucket_needs_no_mount(worker):
+    done, calls = worker(False, "--set", "run_dir=gs://bucket/runs/x", TPU_BUCKET="")
+    assert done.returncode == 0 and not any(word.startswith("--volume") for word in calls[-1])
+    done = launch("tpu_vm.sh", "--dry-run", CONFIG, **VARIABLES | {"TPU_BUCKET": ""})
+    assert done.returncode == 2 and "the workers' own disks go with them" in done.stderr
+
+
+def test_a_new_slice_has_to_find_the_folder_of_the_run(fake):
+    """The second start, after a preemption, says that it is one."""
+    ssh = f"""*ssh*) echo >> '{fake.environment["PATH"].split(":")[0]}/starts';
+        (($(wc -l < '{fake.environment["PATH"].split(":")[0]}/starts') > 1)) || exit 255;;"""
+    fake("gcloud", f'case "$*" in *describe*) echo ACTIVE;; {ssh} esac')
+    assert launch("tpu_vm.sh", CONFIG, **VARIABLES, **fake.environment).returncode == 0
+    starts = [word for call in fake.calls("gcloud") for word in call if word.startswith("--command=")]
+    assert [re.findall(r"LCLM_RESTARTS=(\d)", start) for start in starts] == [["0"], ["1"]]
+
+
+def test_whole_nodes_and_containers_on_slurm(fake, tmp_path):
+    done = launch("slurm.sh", "--dry-run", CONFIG, LCLM_NODES="32", SBATCH_ARGS="--time=1:00:00")
+    assert "+ sbatch --nodes=32 --exclusive --mem=0 --gpus-per-node=8 --time=1:00:00 " in done.stdout
+    missing = launch("slurm.sh", "--dry-run", CONFIG, LCLM_CONTAINER=f"{tmp_path}/none.sqsh")
+    assert missing.returncode == 2 and "enroot import -o" in missing.stderr
+    fake("srun")
+    container = {"LCLM_CONTAINER": "registry#lclm:1", "LCLM_MOUNTS": "/shared:/shared"}
+    assert sbatch_script(fake, **container, SLURM_TASKS_PER_NODE="8(x32)", SLURM_GPUS_ON_NODE="8")[0] == 0
+    here = os.getcwd()
+    assert fake.calls("srun")[0][:7] == [
+        "--kill-on-bad-exit=0", "--cpu-bind=cores", "--gpu-bind=none", "--container-image=registry#lclm:1",
+        "--no-container-mount-home", f"--container-workdir={here}", f"--container-mounts={here}:{here},/shared:/shared",
+    ]  # fmt: skip
+    assert sbatch_script(fake, SLURM_TASKS_PER_NODE="1(x32)")[0] == 0
+    assert fake.calls("srun")[1][:3] == ["--kill-on-bad-exit=0", "--cpu-bind=none", "lclm"]
+
+
+def test_nodes_are_looked_at_first(fake):
+    fake("srun", '[[ "$*" != *nvidia-smi* ]] || exit 1')
+    status, _ = sbatch_script(fake, LCLM_PREFLIGHT="1", SLURM_GPUS_ON_NODE="8")
+    assert status == 1 and len(fake.calls("srun")) == 1, "the run does not begin"
+    fake("srun")
+    assert sbatch_script(fake, LCLM_PREFLIGHT="1", SLURM_GPUS_ON_NODE="8")[0] == 0
+    assert [call[0] for call in fake.calls("srun")[1:]] == ["--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+
+
+@pytest.mark.parametrize("name", ["aws-efa", "azure-ndv5", "rocm"])
+def test_files_for_nodes_of_other_clouds_set_an_environment_alone(name):
+    done = subprocess.run(["bash", "-euc", f"source {LAUNCH}/setup/{name}.sh; env"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert {"aws-efa": "FI_PROVIDER=efa", "azure-ndv5": "NCCL_IB_PCI", "rocm": "/opt/rocm/lib"}[name] in done.stdout
+
+
+def test_ray_on_a_cluster():
+    done = launch("ray.sh", "--dry-run", CONFIG, *AWKWARD, **VARIABLES, RAY_GPUS="4", LCLM_PREFLIGHT="1")
+    words = shell_words(done.stdout.removeprefix("+ "))
+    assert words[:7] == ["ray", "job", "submit", "--address", "http://head:8265", "--submission-id", "lclm-16x"]
+    assert json.loads(words[words.index("--runtime-env-json") + 1]) == {"env_vars": {"LCLM_PREFLIGHT": "1"}}
+    driver = words[words.index("--") + 1 :]
+    assert driver[:4] == ["python", "ray_job.py", "--workers", "4"] and driver[-3:-1] == ["--gpus", "4"]
+    assert json.loads(base64.b64decode(driver[-1])) == [CONFIG, *AWKWARD]
+    assert re.fullmatch(r"[A-Za-z0-9+/=]+", driver[-1]), "nothing that a shell would change"
+
+
+@pytest.mark.parametrize("kind", ["GPUS", "TPUS"])
+def test_ray_on_kubernetes(kind):
+    asked = {
+        "RAY_KUBERNETES": "1",
+        "RAY_NODE": "pool=h100",
+        "RAY_CLAIM": "lclm-runs",
+        f"RAY_{kind}": "4",
+        "RAY_QUEUE": "q",
+    }
+    done = launch("ray.sh", "--dry-run", CONFIG, **VARIABLES, **asked)
+    job = validate("rayjob", done.stdout)
+    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "q"} and job["spec"]["suspend"]
+    assert job["spec"]["backoffLimit"] == 0 and job["spec"]["entrypoint"].startswith(
+        "python /opt/lclm/launch/ray/ray_job.py"
+    )
+    (workers,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 4
+    pod = workers["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"][{"GPUS": "nvidia.com/gpu", "TPUS": "google.com/tpu"}[kind]] == 4
+    assert container["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"]}
+    assert pod["nodeSelector"] == {"pool": "h100"} and {one["name"] for one in pod["volumes"]} == {"runs", "shm"}
+    done = launch("ray.sh", "--dry-run", CONFIG, **VARIABLES, **asked | {"RAY_CLAIM": ""})
+    assert done.returncode == 2 and "RAY_CLAIM is not set" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -284,11 +452,13 @@ def test_what_is_missing_is_named(arguments, words):
 
 def test_local_starts_again_after_status_75(tmp_path):
     lclm = tmp_path / "lclm"
-    lclm.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -ge 3 ] || exit 75\n')
+    lclm.write_text(
+        f'#!/bin/sh\necho "$LCLM_RESTARTS $@" >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -ge 3 ] || exit 75\n'
+    )
     lclm.chmod(0o755)
     done = launch("local.sh", CONFIG, PATH=f"{tmp_path}:/usr/bin:/bin")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "calls").read_text().splitlines() == [f"train {CONFIG}"] * 3
+    assert (tmp_path / "calls").read_text().splitlines() == [f"{number} train {CONFIG}" for number in range(3)]
     (tmp_path / "calls").unlink()
     assert launch("local.sh", CONFIG, PATH=f"{tmp_path}:/usr/bin:/bin", LCLM_MAX_RESTARTS="1").returncode == 75
 
@@ -347,7 +517,8 @@ def test_arguments_reach_the_program_as_they_are(fake):
     assert done.returncode == 0, done.stderr
     (ssh,) = [call for call in fake.calls("gcloud") if "ssh" in call]
     (remote,) = [one.removeprefix("--command=") for one in ssh if one.startswith("--command=")]
-    fake("sudo")
+    for name in ("sudo", "gcsfuse", "mountpoint"):
+        fake(name)
     subprocess.run(["bash", "-c", remote], env=fake.environment, check=True)
     assert fake.calls("sudo")[-1][-len(settings) :] == settings
 
@@ -398,6 +569,7 @@ def test_names_in_manifests_are_texts():
         ("tpu_vm.sh", "n" * 64, "has 64 characters, and here a name has at most 63"),
         ("tpu_vm.sh", "a.b", "is not a name that the cluster takes"),
         ("skypilot.sh gpu", "a b", "is not a name that SkyPilot takes"),
+        ("ray.sh", "A", "is not a name that the cluster takes"),
     ],
 )
 def test_names_are_checked_before_anything_is_submitted(script, name, words):
@@ -417,6 +589,7 @@ def test_names_are_checked_before_anything_is_submitted(script, name, words):
         ("skypilot.sh gpu", "the program sky is not on PATH"),
         ("xpk.sh", "the program xpk is not on PATH"),
         ("tpu_vm.sh", "the program gcloud is not on PATH"),
+        ("ray.sh", "the program ray is not on PATH; pip install 'ray[default]'"),
     ],
 )
 def test_a_missing_program_is_named(script, words, tmp_path):
@@ -512,11 +685,47 @@ def test_a_job_is_requeued_though_the_controller_is_away_for_a_moment(fake):
     assert sbatch_script(fake, LCLM_SRUN_ARGS=options)[0] == 0
     assert fake.calls("scontrol") == [["requeue", "42"]] * 3
     assert fake.calls("srun") == [
-        ["--kill-on-bad-exit=0", "--container-image=my image", "--x", "lclm", "train", CONFIG]
+        ["--kill-on-bad-exit=0", "--cpu-bind=none", "--container-image=my image", "--x", "lclm", "train", CONFIG]
     ]
     fake("squeue", "exit 1")
     status, errors = sbatch_script(fake, LCLM_SUBMIT_TRIES="2")
     assert status == 75 and "the controller gives no answer: submit the job again" in errors
+
+
+def dockerfile(name):
+    """Instructions of a Dockerfile as (keyword, rest), continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (LAUNCH / "docker" / f"{name}.Dockerfile").read_text(), flags=re.MULTILINE)
+    return [tuple(line.split(maxsplit=1)) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", ["gpu", "tpu"])
+def test_images_are_pinned_and_hold_what_launchers_start(name):
+    steps = dockerfile(name)
+    base = dict(rest.split("=") for keyword, rest in steps if keyword == "ARG")["BASE"]
+    assert re.fullmatch(r"python:3\.12\.\d+-slim-[a-z]+", base)
+    (install,) = [rest for keyword, rest in steps if keyword == "RUN" and "pip install" in rest]
+    assert "-c constraints-py312.txt" in install and "--no-cache-dir" in install
+    copied = [rest.split() for keyword, rest in steps if keyword == "COPY"]
+    assert all((ROOT / source).exists() for *sources, _ in copied for source in sources)
+    assert ["launch/ray/ray_job.py", "./launch/ray/"] in copied, "the entry point of a RayJob"
+    (apt,) = [rest for keyword, rest in steps if keyword == "RUN" and "apt-get install" in rest]
+    assert "--no-install-recommends" in apt and "rm -rf /var/lib/apt/lists" in apt
+    assert steps[-1] == ("ENTRYPOINT", '["lclm"]')
+    if name == "gpu":
+        assert {"libibverbs1", "ibverbs-providers", "librdmacm1", "libnuma1"} <= set(apt.split())
+        assert ("USER", "10001") in steps and "-c constraints-cuda.txt" in install
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert ignored[0] == "*" and all(
+        f"!{source.split('/')[0]}" in ignored for *sources, _ in copied for source in sources
+    )
+
+
+def test_the_gpu_image_pins_what_jax_brings():
+    pins = (LAUNCH / "docker" / "constraints-cuda.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in pins if not line.startswith("#"))
+    jaxlib = re.search(r"^jaxlib==(.*)$", (ROOT / "constraints-py312.txt").read_text(), re.MULTILINE)[1]
+    assert any(line.startswith("jax-cuda13-plugin==") and jaxlib.startswith(line.split("==")[1]) for line in pins)
+    assert any(line.startswith("nvidia-nccl-cu13==") for line in pins)
 
 
 def test_no_secrets_in_the_files():

@@ -16,6 +16,9 @@ from lclm_jax.types import JsonObject
 if TYPE_CHECKING:
     from lclm_jax.doctor.finding import Finding
 
+_LOG_WIDTH = 180
+"""Columns of a table in a log, where no terminal says how many there are."""
+
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
@@ -98,6 +101,8 @@ def _print_findings(found: "Sequence[Finding]", total: int, error: bool = False)
     for one in found:
         table.add_row(one.check, f"[{style[one.status]}]{one.status}[/]", escape(one.shown(total)))
     console = Console(stderr=error)
+    if not console.is_terminal:
+        console = Console(stderr=error, width=_LOG_WIDTH)
     console.print(table)
     counts = {status: sum(one.status == status for one in found) for status in style}
     console.print(f"{counts['ok']} ok, {counts['warning']} warnings, {counts['failure']} failures")

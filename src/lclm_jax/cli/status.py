@@ -1,35 +1,73 @@
 """``lclm status`` and ``lclm report``: a run seen from outside."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lclm_jax.cli.options import Place, json_option, load_run, run_argument, write_result
+from lclm_jax.cli.options import Place, json_option, load_run, write_result
 from lclm_jax.report.formatting import duration
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from lclm_jax.ops.status import RunStatus, StageStatus
 
+_LOG_WIDTH = 160
+"""Columns of the table of several runs where no terminal says how many there are."""
+
 
 @click.command()
-@run_argument
+@click.argument("runs", type=Place(), nargs=-1, required=True)
+@click.option("--watch", type=click.FloatRange(min=1), metavar="SECONDS", help="Show it again so often, until Ctrl-C.")
+@click.option(
+    "--prometheus",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write a text file for Prometheus (the textfile collector of its node exporter).",
+)
 @json_option
-def status(run: Path, json_file: Path | None) -> None:
-    """Show progress, health and time left of RUN, from the files in its folder alone.
+def status(runs: tuple[Path, ...], watch: float | None, prometheus: Path | None, json_file: Path | None) -> None:
+    """Show progress, health and time left of RUNS, from the files in their folders alone.
 
-    RUN may be running, dead or finished, on this machine or another. It is shown as silent when nothing was written for
-    two minutes and for ten times the duration of a step: look at its log, or rerun its command to resume.
+    A run may be running, dead or finished, on this machine or another. It is shown as silent when nothing was written
+    for two minutes and for ten times the duration of a step: look at its log, or rerun its command to resume. Several
+    runs are shown as one table, a line each.
     """
     from rich.console import Console
 
+    console = Console()
+    if len(runs) > 1 and not console.is_terminal:
+        console = Console(width=_LOG_WIDTH)
+    while True:
+        results = _results(runs)
+        write_result(json_file, results[0] if len(runs) == 1 else results)
+        if prometheus is not None:
+            from lclm_jax.files import write_text
+            from lclm_jax.ops.prometheus import prometheus_text
+
+            write_text(prometheus, prometheus_text(dict(zip(map(str, runs), results, strict=True))))
+        if watch is not None:
+            console.clear()
+        _show(console, results)
+        if watch is None:
+            return
+        time.sleep(watch)
+
+
+def _results(runs: tuple[Path, ...]) -> "list[RunStatus]":
     from lclm_jax.ops.status import run_status
 
-    result = run_status(load_run(run))
-    write_result(json_file, result)
-    console = Console()
+    return [run_status(load_run(run)) for run in runs]
+
+
+def _show(console: "Console", results: "list[RunStatus]") -> None:
+    if len(results) > 1:
+        console.print(_overview(results))
+        return
+    (result,) = results
     console.print(_headline(result), markup=False, highlight=False)
     console.print(_stages(result))
     for line in _notes(result):
@@ -61,15 +99,32 @@ def _headline(result: "RunStatus") -> str:
     return f"{result['name']}: {where}{sign}{end}"
 
 
+def _overview(results: "list[RunStatus]") -> "Table":
+    """Several runs, a line each: the stage that a run is at."""
+    rows = []
+    for result in results:
+        cells = _cells(result["stage"], result["stages"][result["stage"]])
+        silent, eta = result["silent_seconds"], result["eta_seconds"]
+        cells = {name: cells[name] for name in ("stage", "state", "step", "loss", "tok/s", "MFU")}
+        cells["goodput"] = _shown(result["goodput"], ".0%")
+        cells["left"] = duration(eta) if eta else ""
+        cells["last sign"] = "" if silent is None else f"{duration(silent)} ago"
+        rows.append({"run": result["name"], **cells})
+    return _table(rows)
+
+
 def _stages(result: "RunStatus") -> "Table":
+    return _table([_cells(name, stage) for name, stage in result["stages"].items()])
+
+
+def _table(rows: list[dict[str, str]]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    rows = [_cells(name, stage) for name, stage in result["stages"].items()]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
     for column in columns:
-        table.add_column(column, justify="left" if column in ("stage", "state") else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in ("run", "stage", "state") else "right", overflow="fold")
     for row in rows:
         table.add_row(*(row[column] for column in columns))
     return table

@@ -109,8 +109,10 @@ class TrainConfig(Tree, role="logging"):
     spike: SpikeConfig = key(SpikeConfig(), "Loss spikes.")
     probe: ProbeConfig = key(ProbeConfig(), "Evaluation during training.")
     log_every: int = key(20, "Steps between log lines.", gt=0)
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = key(
-        (), "Trackers that metrics also go to; metrics.jsonl is always written."
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "ml_goodput"], ...] = key(
+        (),
+        "Trackers that metrics also go to (ml_goodput: times of steps, to Google Cloud); metrics.jsonl is always"
+        " written.",
     )
     processes: ProcessesConfig = key(ProcessesConfig(), "Time limits of a run of several processes.")
     compilation_cache: str | None = key(

@@ -56,6 +56,33 @@ def test_runs_are_opened_by_name_and_told_every_number(make_run, monkeypatch, na
     assert opened[0]["config"]["stages"]["two"]["steps"] == 5
 
 
+def test_goodput_is_told_when_each_step_began(make_run, monkeypatch):
+    told = []
+
+    class Recorder:
+        def __init__(self, *arguments):
+            told.append(arguments)
+
+        def record_job_start_time(self):
+            told.append("job")
+
+        def record_step_start_time(self, step, time):
+            told.append((step, time.timestamp()))
+
+        def record_job_end_time(self):
+            told.append("end")
+
+    module = SimpleNamespace(GoodputRecorder=Recorder)
+    monkeypatch.setitem(sys.modules, "ml_goodput_measurement", SimpleNamespace(goodput=module))
+    monkeypatch.setitem(sys.modules, "ml_goodput_measurement.goodput", module)
+    (tracker,) = open_trackers(make_run("ml_goodput"))
+    tracker.start("two", 0, 5)
+    tracker.step({"step": 0, "loss_nats": 2.5, "unix_seconds": 100.0, "wall_seconds": 2.0})
+    tracker.probe(1, {"context_nats/raw": 1.5})
+    tracker.close()
+    assert told == [("tiny", "goodput_tiny", True), "job", (5, 98.0), "end"]
+
+
 def test_tensorboard_gets_scalars(make_run, monkeypatch):
     told = []
 

@@ -6,6 +6,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import jax
 
@@ -149,7 +150,21 @@ def _trackio(config: Config) -> tuple[Write, Callable[[], None]]:
     return write, run.finish
 
 
-_OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+def _ml_goodput(config: Config) -> tuple[Write, Callable[[], None]]:
+    """Goodput in Google Cloud: the library writes times of job and steps to Cloud Logging, and computes from them."""
+    goodput = _imported("ml_goodput_measurement.goodput", "ml_goodput")
+    recorder = goodput.GoodputRecorder(config.name, f"goodput_{config.name}", True)
+    recorder.record_job_start_time()
+
+    def write(step: int, values: dict[str, float]) -> None:
+        if "train/unix_seconds" in values:  # when the step was over
+            began = values["train/unix_seconds"] - values["train/wall_seconds"]
+            recorder.record_step_start_time(step, datetime.fromtimestamp(began, UTC))
+
+    return write, recorder.record_job_end_time
+
+
+_OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "ml_goodput": _ml_goodput}
 
 
 def _imported(module: str, extra: str) -> PyTree:
