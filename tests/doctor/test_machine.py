@@ -11,6 +11,7 @@ from lclm_jax.doctor import limits, storage
 from lclm_jax.doctor.clocks import check_clocks
 from lclm_jax.doctor.finding import Finding, merged
 from lclm_jax.doctor.run import checkpoint_bytes
+from lclm_jax.paths import to_path
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 OTHERS = ("base_varied", "stage0", "stage1", "stage2", "stage3")
@@ -105,6 +106,17 @@ def test_storage_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", lambda self, target: shutil.copytree(self, target))
     found = storage.measure_storage(tmp_path / "run", 0, size=16)
     assert isinstance(found, Finding) and "cannot rename in run_dir=" in found.message
+
+
+def test_a_run_in_a_bucket(config):
+    run_dir = to_path("memory://doctor/run")
+    rates = storage.measure_storage(run_dir, 0, size=2**16)
+    assert not isinstance(rates, Finding) and storage.check_storage(rates, None, 1).status == "ok"
+    assert storage.check_shared(run_dir, [True]).status == "ok"
+    assert storage.check_shared(run_dir, [True, True]).status == "failure"
+    storage.clean(run_dir, 0)
+    assert not (run_dir / ".doctor" / "process-0").exists()
+    assert limits.check_disk(config.model_copy(update={"run_dir": "memory://doctor/run"}), 10**18, 1) == []
 
 
 def test_storage_that_gives_back_other_bytes(tmp_path, monkeypatch):

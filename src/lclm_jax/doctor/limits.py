@@ -59,8 +59,8 @@ def check_disk(config: Config, checkpoint_bytes: int, processes: int) -> list[Fi
         checkpoint_bytes: of one checkpoint of its largest stage, written by all processes together.
         processes: of the run; a copy on a local disk holds the part of one.
     """
-    policy = config.train.checkpoint
-    found = [_room("disk", RunPaths(config).root, (policy.keep_last + 1) * checkpoint_bytes, "run_dir")]
+    policy, root = config.train.checkpoint, RunPaths(config).root
+    found = [] if is_remote(root) else [_room("disk", root, (policy.keep_last + 1) * checkpoint_bytes, "run_dir")]
     if policy.local_dir is not None:
         part = 2 * checkpoint_bytes // processes
         found.append(_room("local disk", Path(policy.local_dir), part, "train.checkpoint.local_dir"))
