@@ -59,7 +59,7 @@ class NativeTools:
 
     def read(self, reply: Reply) -> Turn:
         """Calls of ``expand``; other tools and broken arguments are asked for by what they are, and refused later."""
-        wanted = tuple((one.id, _segment_of(one.name, one.arguments)) for one in reply.calls)
+        wanted = tuple((one.id, segment_of(one.name, one.arguments)) for one in reply.calls)
         return Turn(wanted, "" if wanted else final(reply.content))
 
     def results(self, turn: Turn, texts: Sequence[str]) -> list[Message]:
@@ -119,7 +119,8 @@ def protocol_named(name: str) -> ExpandProtocol:
     return PROTOCOLS[name]()
 
 
-def _segment_of(name: str, arguments: str) -> str:
+def segment_of(name: str, arguments: str) -> str:
+    """The segment that a call asks for, as the model wrote it; of another tool or broken arguments, what they are."""
     if name != "expand":
         return f"tool {name}"
     try:
