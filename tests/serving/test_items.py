@@ -134,3 +134,14 @@ def test_plain_prompts_begin_with_the_token_that_the_tokenizer_puts_before_a_tex
     assert reader.read("some words", True)[0] == [bos, *words]
     assert reader.read(f"{special}some words", True)[0] == [bos, *words]
     assert reader.read("<|memory_start|>a<|memory_end|>", True)[0] == [bos, 1, 3, 2]
+
+
+def test_a_text_that_is_much_too_long_is_refused_without_its_tokens():
+    values = dict(memory_start_id=1, memory_end_id=2, memory_id=3)
+    reader = PromptReader.from_folder(CHECKPOINTS["mlp-tied"], config_of(**values))
+    long = "some words " * 20_000
+    for text in (long, f"<|memory_start|>{long}<|memory_end|>"):
+        count = sum(map(len, reader.pieces(text, False)))
+        assert sum(map(len, reader.pieces(text, False, (count, count)))) == count
+        with pytest.raises(LclmError, match="more than the 1,000 tokens"):
+            list(reader.pieces(text, False, (1000, 1000)))

@@ -130,7 +130,7 @@ HOSTILE = {
     "placeholder": ("<|memory|>", "placeholders are filled in"),
     "long": (SPAN.format("word " * 4000), "positions for text"),
     "100,000 windows": (SPAN.format("x") * 100_000, "positions for text"),
-    "10 MB": (SPAN.format("0123456789" * 1_000_000), "positions for text"),
+    "10 MB": (SPAN.format("0123456789" * 1_000_000), "than the 2,048 tokens for which the model has positions"),
 }
 
 

@@ -11,6 +11,10 @@ from lclm_serving.errors import LclmError
 from lclm_serving.memory_tags import split_memory
 from lclm_serving.windows import latent_count
 
+_STRETCH = 1 << 16
+"""Characters that are counted at once."""
+_MORE_BY_A_CUT = 64
+
 
 class PromptReader:
     """Both tokenizers of a model.
@@ -47,15 +51,17 @@ class PromptReader:
         decoder, encoder = (path.read_text(encoding="utf-8") for path in found)
         return cls(decoder, encoder, config)
 
-    def pieces(self, text: str, bos: bool) -> Iterator[list[int] | np.ndarray]:
+    def pieces(self, text: str, bos: bool, limits: tuple[int, int] | None = None) -> Iterator[list[int] | np.ndarray]:
         """Decoder ids (a list) and encoder ids of spans (an array), in the order of the text.
 
         Args:
             text: the prompt, tags included.
             bos: whether to begin with ``bos_id`` unless the text does: for plain prompts, not for rendered chats.
+            limits: most tokens of a raw piece and of a span that are of any use; longer ones are refused before memory
+                holds all their tokens. None: no limit.
 
         Raises:
-            LclmError: for tags that do not pair up, and for spans that are empty.
+            LclmError: for tags that do not pair up, and for spans that are empty or too long.
         """
         if bos and self.bos_id is not None:
             first = next(iter(split_memory(text)), None)
@@ -63,6 +69,8 @@ class PromptReader:
             if not begun:
                 yield [self.bos_id]
         for piece in split_memory(text):
+            if limits is not None:
+                _check_length(self._encoder if piece.span else self._decoder, piece.text, limits[piece.span])
             if not piece.span:
                 yield self._ids(piece.text)
                 continue
@@ -100,6 +108,25 @@ def _tokenizer(content: str) -> tokenizers.Tokenizer:
     built.no_truncation()
     built.no_padding()
     return built
+
+
+def _check_length(tokenizer: tokenizers.Tokenizer, text: str, limit: int) -> None:
+    """Raise ``LclmError`` if ``text`` has more than ``limit`` tokens by far.
+
+    A tokenizer holds some hundred bytes for each token of a text, so a long text is counted in stretches first. A cut
+    may make some tokens more, which are not counted.
+    """
+    if len(text) <= 2 * limit + _STRETCH:
+        return
+    count = 0
+    for start in range(0, len(text), _STRETCH):
+        found = tokenizer.encode(text[start : start + _STRETCH], add_special_tokens=False)
+        count += max(len(found) - _MORE_BY_A_CUT, 0)
+        if count > limit:
+            raise LclmError(
+                f"a text of {len(text):,} characters has more than the {limit:,} tokens for which the model has"
+                " positions; shorten it, or compress more of it"
+            )
 
 
 def _put_before(tokenizer: tokenizers.Tokenizer) -> list[int]:

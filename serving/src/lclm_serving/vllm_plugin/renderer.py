@@ -77,27 +77,27 @@ class LclmRenderer(HfRenderer):
         items: list[np.ndarray] = []
         config = self._lclm
         ratio = self._ratio(prompt.get(_OPTIONS) or {})
-        tokens = latents = 0
-        for piece in self._reader.pieces(prompt["prompt"], params.add_special_tokens):
+        text = tokens = latents = 0
+        limit = self.model_config.max_model_len
+        for piece in self._reader.pieces(prompt["prompt"], params.add_special_tokens, (limit, limit * ratio)):
             if isinstance(piece, list):
                 ids += piece
-                continue
-            some = items_of(piece, config, ratio)
-            ids += [config.memory_start_id, *[config.memory_id] * len(some), config.memory_end_id]
-            items += some
-            tokens += len(piece)
-            latents += sum(map(latents_of_item, some))
-        text, limit = len(ids) - len(items), self.model_config.max_model_len
-        if text + latents > limit:
-            raise LclmError(
-                f"this prompt takes {text} positions for text and {latents} for latents, and the model has {limit};"
-                " shorten it, or compress more of it"
-            )
+            else:
+                some = items_of(piece, config, ratio)
+                ids += [config.memory_start_id, *[config.memory_id] * len(some), config.memory_end_id]
+                items += some
+                tokens += len(piece)
+                latents += sum(map(latents_of_item, some))
+            text = len(ids) - len(items)
+            if text + latents > limit:
+                raise LclmError(
+                    f"this prompt takes at least {text} positions for text and {latents} for latents, and the model has"
+                    f" {limit}; shorten it, or compress more of it"
+                )
         if self._counters is not None:
             self._counters.add(requested=len(items), tokens=tokens, latents=latents, text=text)
         if items:
             logger.info("Prompt: %d text tokens, %d latents of %d tokens", text, latents, tokens)
-        if items:
             prompt = {**prompt, "multi_modal_data": {**(prompt.get("multi_modal_data") or {}), "memory": items}}
         return self._build_tokens_prompt(ids, prompt)
 
