@@ -5,7 +5,7 @@
 # make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
 # make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
 # make test-processes  several real processes train, save, die and go on through `lclm train`
-# make test-buckets    runs in a bucket (an emulator of Google Cloud Storage): killed, refused, resumed, same losses (in .venv-buckets)
+# make test-buckets    runs in a bucket (emulators of Google Cloud Storage and S3): killed, refused, resumed, same losses (in .venv-buckets)
 # make fuzz            damaged files, chats, tokenizers, configurations, models and checkpoints for SECONDS (an hour): a result or a message
 # make test-slurm      the shipped job on a SLURM of this machine: preempted, requeued, same losses (installs SLURM, needs root)
 # make test-ray        a run on a real Ray cluster of this machine, two hosts: preempted, started again, same losses (in .venv-ray: 1 GB)
@@ -78,7 +78,7 @@ test-buckets: .venv-buckets/.installed
 
 .venv-buckets/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-buckets
-	.venv-buckets/bin/python $(PLAIN_PIP) -e '.[gcs,s3]' 'gcp-storage-emulator>=2026.7' pytest
+	.venv-buckets/bin/python $(PLAIN_PIP) -e '.[gcs,s3]' 'gcp-storage-emulator>=2026.7' 'moto[server]>=5' pytest
 	@touch $@
 
 lint: $(VENV)/.dev-installed
