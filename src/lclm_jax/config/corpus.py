@@ -166,6 +166,13 @@ class CorpusConfig(Tree, role="result"):
     max_bytes: int | None = key(None, "Read a sample of this many bytes (without collections); null: everything.")
     validation_share: float = key(0.05, "Share of documents to tune on.", ge=0, lt=1)
     held_out_share: float = key(0.05, "Share of documents that only the final evaluation reads.", ge=0, lt=1)
+    decontaminate: str | None = key(
+        None,
+        "Leave out documents and chats that share 12 words in a row with a sample of this file of benchmarks"
+        " (samples.jsonl of lclm suite SUITE.yaml --samples), by datatrove; null: none.",
+        role="place",
+        added=True,
+    )
 
     @model_validator(mode="after")
     def _check(self):

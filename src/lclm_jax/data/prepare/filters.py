@@ -10,6 +10,7 @@ from lclm_jax.data.prepare.corpus import read_documents
 from lclm_jax.data.prepare.datatrove_engine import engine_module
 from lclm_jax.data.prepare.parts import Part
 from lclm_jax.data.prepare.reject_counter import RejectCounter
+from lclm_jax.data.prepare.rows.decontamination import Decontamination
 from lclm_jax.errors import LclmError
 from lclm_jax.types import ReadOnlyJson
 
@@ -83,9 +84,9 @@ def _make(name: str, arguments: ReadOnlyJson) -> Any:
 def part_documents(
     part: Part, collection: CollectionConfig, config: Config, counter: RejectCounter
 ) -> Iterator[Document]:
-    """The documents of ``part`` that its filters keep, before duplicates are taken out."""
+    """The documents of ``part`` that its filters keep and that repeat no benchmark, before duplicates are taken out."""
     documents = read_documents(part.entries, collection, config.corpus, counter)
-    if not collection.filters:
-        return documents
-    filters = DocumentFilters(collection.filters)
-    return (document for document in documents if filters.keep(document, counter))
+    if collection.filters:
+        filters = DocumentFilters(collection.filters)
+        documents = (document for document in documents if filters.keep(document, counter))
+    return Decontamination(config.corpus, counter).clean(documents)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lclm_jax.config import CollectionConfig, Config, result_values
 from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.corpus import SPLITS, list_collection, output_folders, split_of
+from lclm_jax.data.prepare.rows.decontamination import benchmark_bytes
 from lclm_jax.data.store.shards import FORMAT, Shard, lengths_name
 from lclm_jax.data.store.storage import PreparedError, Storage
 from lclm_jax.text.shared_tokenization import shared_tokenization
@@ -124,6 +125,8 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
             listing.update(f"{part.collection}\0{entry.id}\0{entry.start}\0{entry.size}\n".encode())
     collections = {part.collection: config.corpus.resolved[part.collection] for part in parts}
     shared = shared_tokenization(tokenizers["decoder"], tokenizers["encoder"])
+    benchmarks = config.corpus.decontaminate
+    left_out = {} if benchmarks is None else {"decontaminate": hashlib.sha256(benchmark_bytes(benchmarks)).hexdigest()}
     python = any(collection.format == "python_stdlib" for collection in collections.values())
     return {
         "format": FORMAT,
@@ -138,6 +141,7 @@ def preparation_settings(config: Config, parts: Sequence[Part], tokenizers: dict
         },
         "chat_templates": _chat_templates(config, collections.values(), tokenizers["decoder"]),
         "tokenized_once": None if shared is None else {"unless_text_has": list(shared.differing)},
+        **left_out,
     }
 
 

@@ -15,6 +15,8 @@ from lclm_jax.config.base import suggestion
 from lclm_jax.data.documents import Entry
 from lclm_jax.data.prepare.file_versions import changed_entries, changed_since, entries_made, shown_files
 from lclm_jax.data.prepare.parts import Listing, Part, list_corpus, plan_parts, preparation_settings, settings_key
+from lclm_jax.data.prepare.reject_counter import RejectCounter
+from lclm_jax.data.prepare.rows.decontamination import Decontamination
 from lclm_jax.data.store.shards import (
     FORMAT,
     generation_keys,
@@ -69,6 +71,7 @@ def plan_preparation(config: Config, out_dir: str | Path | None = None) -> Plan:
     _ = tokenizers.decoder.memory_ids
     check_vocabularies(config.model.decoder.vocab_size, config.model.encoder.vocab_size, tokenizers)
     _check_collections(config)
+    Decontamination(config.corpus, RejectCounter())
     listed = list_corpus(config)
     plan = _plan(config, storage, tokenizers, listed)
     manifest = _stored_manifest(storage)

@@ -18,6 +18,7 @@ from lclm_jax.data.prepare.file_versions import sources_of, write_sources
 from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
 from lclm_jax.data.prepare.reject_counter import RejectCounter
+from lclm_jax.data.prepare.rows.decontamination import Decontamination
 from lclm_jax.data.prepare.rows.printed_keys import PrintedKeys
 from lclm_jax.data.prepare.rows.reasoning import ReasoningPolicy, row_name
 from lclm_jax.data.store.columns import column_text
@@ -244,7 +245,8 @@ def _function_chat_records(
     part: Part, collection: CollectionConfig, context: PreparationContext, counter: RejectCounter
 ) -> Iterator[Placed]:
     # Files that cannot be used are counted with the documents; here only what concerns chats.
-    for document in read_documents(part.entries, collection, context.config.corpus, RejectCounter()):
+    documents = read_documents(part.entries, collection, context.config.corpus, RejectCounter())
+    for document in Decontamination(context.config.corpus, counter).clean(documents):
         if context.special_strings.in_text(document.text):
             counter.note("special_token")  # in a chat its text would become the token
             continue
@@ -259,7 +261,10 @@ def _chat_records(
     printed, policy = PrintedKeys(context.decoder), None
     if collection.compress_reasoning is not None:
         policy = ReasoningPolicy(collection.compress_reasoning, context.decoder, counter)
+    benchmarks = Decontamination(context.config.corpus, counter)
     for chat in read_chats(part.entries, collection, context.config.corpus, counter):
+        if not benchmarks.keeps_chat(chat.raw):
+            continue
         outline = _chat_outline(chat.raw, collection, policy, context, counter)
         if outline is not None:
             printed.look(chat.raw)
