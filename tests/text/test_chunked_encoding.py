@@ -74,7 +74,9 @@ def test_what_is_no_ascii_and_what_cannot_be_imitated_goes_to_the_library(byte_l
     def pattern(regex):
         return lambda settings: settings["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=regex)
 
-    for number, regex in enumerate([r"\w+|\W+", r"[a-z&&[^b]]+|.", r"[\S]+|\s+", r"[^ab]+"]):
+    for number, regex in enumerate(
+        [r"\w+|\W+", r"[a-z&&[^b]]+|.", r"[\S]+|\s+", r"[^ab]+", r"(a|b)+|[^ab]", r"^a|.", r"(?<n>a)|[^a]", r"[[a]]+|."]
+    ):
         other = changed(byte_level[0], tmp_path / str(number), pattern(regex))
         assert known_pre_tokens(other) is None
         text = "abab ab, the width"

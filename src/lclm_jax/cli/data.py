@@ -362,7 +362,10 @@ def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | No
     tokenizers, wanted = load_tokenizers(tree), range(first, first + rows)
     with tempfile.TemporaryDirectory() as index, make_loader(tree, stage, tokenizers, index_folder=index) as loader:
         if plot is not None:
-            _plot(loader, min(total, _PLOTTED_ROWS), plot, f"{config.name}, stage {stage}")
+            from lclm_jax.report.histograms import plot_ratios
+
+            for path in plot_ratios(loader.indices, min(total, _PLOTTED_ROWS), plot, f"{config.name}, stage {stage}"):
+                click.echo(path)
         if html is not None:
             pieces = render_page(
                 ((number, *loader.row(number)[:2]) for number in wanted), tokenizers, f"{config.name}, stage {stage}"
@@ -372,16 +375,6 @@ def show_rows(config: Config, stage: str, rows: int, first: int, html: Path | No
             click.echo(html)
         if plot is None and html is None:
             _print(tree, loader, tokenizers, wanted)
-
-
-def _plot(loader: "Loader", rows: int, path: Path, title: str) -> None:
-    """Write one PNG, or one per ratio for a stage with several ratios."""
-    from lclm_jax.report.histograms import plot_histograms
-
-    for ratio, index in loader.indices.items():
-        own = path if len(loader.indices) == 1 else path.with_stem(f"{path.stem}-{ratio}x")
-        plot_histograms(index, rows, own, f"{title}, N = {ratio}")
-        click.echo(own)
 
 
 def _print(config: Config, loader: "Loader", tokenizers: "Tokenizers", rows: range) -> None:

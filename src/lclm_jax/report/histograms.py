@@ -1,5 +1,6 @@
 """Histograms of a stage's data: lengths of documents, spans and examples, fraction compressed, fill of the rows."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _RECORDS = 2000
+
+
+def plot_ratios(indices: Mapping[int, RowIndex], rows: int, path: Path, title: str) -> Iterator[Path]:
+    """Write one PNG for each ratio's index, ``path`` itself if there is one alone; yields where they are."""
+    for ratio, index in indices.items():
+        own = path if len(indices) == 1 else path.with_stem(f"{path.stem}-{ratio}x")
+        plot_histograms(index, rows, own, f"{title}, N = {ratio}")
+        yield own
 
 
 def plot_histograms(index: RowIndex, rows: int, path: Path, title: str) -> None:

@@ -304,11 +304,15 @@ def _ascii_pattern(pre_tokenizer: JsonObject | None) -> re.Pattern[str] | None:
             part = _CLASSES[part] if inside else f"[{_CLASSES[part]}]" if _CLASSES[part] else "(?!)"
         elif part == r"\S" and not inside:
             part = f"[^{_BLANKS}]"
-        elif (part[0] == "\\" and part[1].isalpha() and part[1] not in "rnt") or (part == "[" and inside):
-            return None
+        elif (part[0] == "\\" and part[1].isalpha() and part[1] not in "rnt") or part in ("[" if inside else "^$"):
+            return None  # another class, a nested one, or an anchor, whose meaning differs
         inside = part == "[" or (inside and part != "]")
         parts.append(part)
-    return re.compile("".join(parts))
+    try:
+        compiled = re.compile("".join(parts))
+    except re.error:
+        return None
+    return None if compiled.groups else compiled
 
 
 def long_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:

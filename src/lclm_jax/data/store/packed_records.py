@@ -55,7 +55,9 @@ def unpack(
             continue
         if coding and coding not in CODINGS:
             raise PreparedError(f"column {name} has a coding that this version does not know; update it")
-        columns[logical] = decode_list(coding, column).astype(_DTYPES.get(logical, np.uint32)) if coding else column
+        columns[logical] = (
+            decode_list(coding, column).astype(_DTYPES.get(logical, np.uint32), copy=False) if coding else column
+        )
     missing = [name for name in _FROM_TOKENS if name not in columns and (wanted is None or name in wanted)]
     if missing and "decoder_ids.varint" in stored and "text" not in stored:
         columns |= _from_tokens(stored, vocabulary)
