@@ -23,7 +23,7 @@ Masks = tuple[jax.Array, jax.Array, jax.Array | None]
 Carry = tuple[jax.Array, jax.Array, jax.Array]
 """Running maximum, sum and output."""
 Saved = tuple[jax.Array, jax.Array, jax.Array, Masks, jax.Array, jax.Array]
-_LOWEST = float(jnp.finfo(jnp.float32).min)
+LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 def unsupported_reason(request: AttentionRequest) -> str | None:
@@ -81,12 +81,12 @@ def _forward(
 
             def fold(carry: PyTree) -> PyTree:
                 mask_BST = _mask(static, i, j, segments_BS, segments_BT, offset_B)
-                return _online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST)
+                return online_softmax(carry, q_BSKGd, k_BTKd, v_BTKd, mask_BST)
 
             return jax.lax.cond(needed, fold, lambda c: c, carry), None
 
         rows, _, kv_heads, group, width = q_BSKGd.shape
-        lowest_BKGS = jnp.full((rows, kv_heads, group, q_block), _LOWEST, jnp.float32)
+        lowest_BKGS = jnp.full((rows, kv_heads, group, q_block), LOWEST, jnp.float32)
         out_BKGSd = jnp.zeros((*lowest_BKGS.shape, width), jnp.float32)
         start = (lowest_BKGS, jnp.zeros_like(lowest_BKGS), out_BKGSd)
         order = jnp.arange(key_blocks[2].shape[0])
@@ -101,13 +101,13 @@ def _forward(
     return _joined(out_blocks), lse_blocks
 
 
-def _online_softmax(
+def online_softmax(
     carry: Carry, q_BSKGd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, mask_BST: jax.Array
 ) -> Carry:
     """Fold one block of keys into the running maximum, sum and output."""
     max_BKGS, sum_BKGS, out_BKGSd = carry
     mask_BKGST = mask_BST[:, None, None]
-    scores_BKGST = jnp.where(mask_BKGST, _scores(q_BSKGd, k_BTKd), _LOWEST)
+    scores_BKGST = jnp.where(mask_BKGST, _scores(q_BSKGd, k_BTKd), LOWEST)
     new_BKGS = jnp.maximum(max_BKGS, scores_BKGST.max(-1))
     weights_BKGST = jnp.where(mask_BKGST, jnp.exp(scores_BKGST - new_BKGS[..., None]), 0.0)
     shrink_BKGS = jnp.exp(max_BKGS - new_BKGS)

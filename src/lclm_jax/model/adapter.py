@@ -85,4 +85,6 @@ class MlpAdapter(Module):
         shape = self.model.adapter_backbone
         assert shape is not None
         options = StackOptions.of(self.model, False, "batch", "latents")
-        return layers(shape, options)(x_BLE, None, attention_context(shape, segments_BL, positions_BL))[0]
+        context = attention_context(shape, segments_BL, positions_BL)
+        (x_BLE, _), _ = layers(shape, options)((x_BLE, None), None, context)
+        return x_BLE

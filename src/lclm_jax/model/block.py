@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy
 from lclm_jax.kernels.attention import attention
+from lclm_jax.kernels.cached_attention import cached_attention
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
 from lclm_jax.model.kv_cache import write
@@ -19,7 +20,7 @@ from lclm_jax.parallel.sharding import axis_names, logical_shard_map
 from lclm_jax.parallel.zigzag import natural_order, pieces_of
 
 Cache = tuple[jax.Array, jax.Array] | None
-"""Keys and values of earlier positions, [B, T, K, d] of a layer; None: there is no cache."""
+"""Keys and values of earlier positions, [L, B, T, K, d] of all layers; None: there is no cache."""
 
 
 class StackOptions(NamedTuple):
@@ -70,8 +71,13 @@ class Attention(Module):
     options: StackOptions
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, cache: Cache, context: AttentionContext) -> tuple[jax.Array, Cache]:
-        """Attention over the row (``cache`` None) or over cache and row; (out_BSD, the cache with this row in it)."""
+    def __call__(
+        self, x_BSD: jax.Array, cache: Cache, layer: jax.Array | None, context: AttentionContext
+    ) -> tuple[jax.Array, Cache]:
+        """Attention over the row (``cache`` None) or over cache and row; (out_BSD, the cache with this row in it).
+
+        ``layer``: which layer of the cache is this one's, int32.
+        """
         c, rows, positions = self.config, self.options.rows, self.options.positions
         heads, kv_heads = self.options.heads, self.options.kv_heads
         q_BSHd = self._heads("q", c.num_heads, heads)(x_BSD)
@@ -85,14 +91,11 @@ class Attention(Module):
         q_BSHd = self.constrained(q_BSHd, rows, positions, heads, "head_dim")
         # Cut before they are gathered: else the partitioner gathers x, which is wider, and projects all of it again.
         k_BSKd, v_BSKd = (self.constrained(x, rows, positions, kv_heads, "head_dim") for x in (k_BSKd, v_BSKd))
-        keys, values = k_BSKd, v_BSKd
-        if cache is not None:
-            assert context.offset_B is not None
-            keys, values = (write(old, new, context.offset_B) for old, new in zip(cache, (keys, values), strict=True))
-            cache = (keys, values)
-            keys, values = keys.astype(x_BSD.dtype), values.astype(x_BSD.dtype)
-        k_BTKd, v_BTKd = (self.constrained(x, rows, "kv_seq", kv_heads, "head_dim") for x in (keys, values))
-        out_BSHd = self._attend((q_BSHd, k_BTKd, v_BTKd), context)
+        k_BTKd, v_BTKd = (self.constrained(x, rows, "kv_seq", kv_heads, "head_dim") for x in (k_BSKd, v_BSKd))
+        if cache is None:
+            out_BSHd = self._attend((q_BSHd, k_BTKd, v_BTKd), context)
+        else:
+            out_BSHd, *cache = self._attend_cached((q_BSHd, k_BTKd, v_BTKd), cache, layer, context)
         out = Projection(
             "BSHd,HdD->BSD",
             (c.num_heads, c.head_dim, c.hidden_size),
@@ -102,7 +105,7 @@ class Attention(Module):
             lora=self.options.lora_of("o"),
             name="o",
         )
-        return out(out_BSHd), cache
+        return out(out_BSHd), None if cache is None else (cache[0], cache[1])
 
     def _attend(self, qkv: tuple[jax.Array, jax.Array, jax.Array], context: AttentionContext) -> jax.Array:
         """out_BSHd: every device attends with its rows, heads and queries to all keys of its rows.
@@ -121,6 +124,25 @@ class Attention(Module):
         of_q, of_k = (rows, positions, heads, "head_dim"), (rows, "kv_seq", self.options.kv_heads, "head_dim")
         in_axes = (of_q, of_k, of_k, (rows, positions), (rows, "kv_seq"), (rows,))
         return logical_shard_map(run, in_axes, of_q)(*qkv, *context[2:])
+
+    def _attend_cached(
+        self,
+        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        cache: tuple[jax.Array, jax.Array],
+        layer: jax.Array | None,
+        context: AttentionContext,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(out_BSHd, keys and values of the cache with the row's in them); every device as in ``_attend``."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.size == 1:
+            return _attend_with_cache(self.options, (), *qkv, *cache, layer, *context[2:])
+        rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
+        cut = tuple(axis for axis in axis_names(positions) if mesh.shape[axis] > 1)
+        run = functools.partial(_attend_with_cache, self.options, cut)
+        of_q, of_k = (rows, positions, heads, "head_dim"), (rows, "kv_seq", self.options.kv_heads, "head_dim")
+        of_cache = ("layers", *of_k)
+        in_axes = (of_q, of_k, of_k, of_cache, of_cache, (), (rows, positions), (rows, "kv_seq"), (rows,))
+        return logical_shard_map(run, in_axes, (of_q, of_cache, of_cache))(*qkv, *cache, layer, *context[2:])
 
     def _heads(self, name: str, heads: int, axis: str) -> Projection:
         c = self.config
@@ -152,6 +174,29 @@ def _attend_locally(
         offset_B=offset_B,
         backend=options.backend,
     )
+
+
+def _attend_with_cache(
+    options: StackOptions,
+    cut: tuple[str, ...],
+    q_BSHd: jax.Array,
+    k_BSKd: jax.Array,
+    v_BSKd: jax.Array,
+    *others: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As ``_attend_locally``, over a cache that gets the row first; (out_BSHd, keys, values).
+
+    ``others``: keys and values of the cache [L, B, T, K, d], which of its layers, and the context's last three.
+    """
+    k_LBTKd, v_LBTKd, layer, q_segments_BS, kv_segments_BT, offset_B = others
+    k_LBTKd, v_LBTKd = (write(old, new, layer, offset_B) for old, new in ((k_LBTKd, k_BSKd), (v_LBTKd, v_BSKd)))
+    if q_BSHd.shape[1] == 1 and not cut:
+        return cached_attention(q_BSHd, k_LBTKd, v_LBTKd, layer, offset_B), k_LBTKd, v_LBTKd
+    k_BTKd, v_BTKd = (
+        jax.lax.dynamic_index_in_dim(x, layer, keepdims=False).astype(q_BSHd.dtype) for x in (k_LBTKd, v_LBTKd)
+    )
+    out_BSHd = _attend_locally(options, cut, q_BSHd, k_BTKd, v_BTKd, q_segments_BS, kv_segments_BT, offset_B)
+    return out_BSHd, k_LBTKd, v_LBTKd
 
 
 def _attend_zigzag(options: StackOptions, cut: tuple[str, ...], *arrays: jax.Array) -> jax.Array:
@@ -196,23 +241,30 @@ class Block(Module):
     options: StackOptions
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, cache: Cache, context: AttentionContext) -> tuple[jax.Array, Cache]:
-        """(x_BSD, this layer's cache), shaped for ``nn.scan``: carry and scanned output."""
+    def __call__(
+        self, carry: tuple[jax.Array, Cache], layer: jax.Array | None, context: AttentionContext
+    ) -> tuple[tuple[jax.Array, Cache], None]:
+        """((x_BSD, cache), nothing), shaped for ``nn.scan``: the carry, and no output of each layer.
+
+        The cache is carried, so that it is written in place; ``layer``: this one's number, where there is a cache.
+        """
+        x_BSD, cache = carry
         c, axes = self.config, (self.options.rows, self.options.positions, "embed")
         with jax.named_scope("attn"):
             normed_BSD = RMSNorm(c.hidden_size, c.norm_eps, name="attn_norm")(x_BSD)
-            out_BSD, cache = Attention(c, self.options, name="attn")(normed_BSD, cache, context)
+            out_BSD, cache = Attention(c, self.options, name="attn")(normed_BSD, cache, layer, context)
             x_BSD = self.constrained(x_BSD + out_BSD, *axes)
         with jax.named_scope("mlp"):
             normed_BSD = RMSNorm(c.hidden_size, c.norm_eps, name="mlp_norm")(x_BSD)
             x_BSD = x_BSD + SwiGLU(c, self.options, name="mlp")(normed_BSD)
-        return self.constrained(x_BSD, *axes), cache
+        return (self.constrained(x_BSD, *axes), cache), None
 
 
 def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") -> nn.Module:
-    """A stack of ``config.num_layers`` blocks, called as (x_BSD, cache, sight) -> (x_BSD, cache).
+    """A stack of ``config.num_layers`` blocks: ((x_BSD, cache), layers, context) -> ((x_BSD, cache), None).
 
-    Parameters (and the cache's keys and values) carry the layers on axis 0, scanned or unrolled alike.
+    ``layers`` [num_layers] int32 counts them where there is a cache. Parameters carry the layers on axis 0, scanned or
+    unrolled alike.
     """
     block: Callable[..., nn.Module] = Block
     if options.remat.recomputes:

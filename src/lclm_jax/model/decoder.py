@@ -62,7 +62,8 @@ class Decoder(Module):
     def __call__(self, x_BSD: jax.Array, context: AttentionContext, cache: Cache = None) -> tuple[jax.Array, Cache]:
         """(hidden_BSD after the final norm, cache) from spliced embeddings."""
         x_BSD = self.constrained(x_BSD.astype(self.model.compute_dtype), "batch", "seq", "embed")
-        x_BSD, cache = self.layers(x_BSD, cache, context)
+        numbers_L = None if cache is None else jnp.arange(self.model.decoder.num_layers, dtype=jnp.int32)
+        (x_BSD, cache), _ = self.layers((x_BSD, cache), numbers_L, context)
         return self.final_norm(x_BSD), cache
 
     def output(self) -> tuple[jax.Array, jax.Array | None]:

@@ -27,10 +27,13 @@ def init_cache(model: ModelConfig, rows: int, length: int) -> KVCache:
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(rows, jnp.int32))
 
 
-def write(cache_BTKd: jax.Array, new_BSKd: jax.Array, offset_B: jax.Array) -> jax.Array:
-    """``cache_BTKd`` with ``new_BSKd`` at positions ``offset_B[b] + s`` of row b; the caller keeps them in range."""
+def write(cache_LBTKd: jax.Array, new_BSKd: jax.Array, layer: jax.Array, offset_B: jax.Array) -> jax.Array:
+    """The cache with ``new_BSKd`` in ``layer``, at positions ``offset_B[b] + s`` of row b.
 
-    def row(cache_TKd: jax.Array, new_SKd: jax.Array, offset: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(cache_TKd, new_SKd, (offset, 0, 0))
-
-    return jax.vmap(row)(cache_BTKd, new_BSKd.astype(cache_BTKd.dtype), offset_B)
+    The caller keeps them in range. Row by row, as a slice can be written in place: a scatter of all rows would copy the cache.
+    """
+    new_BSKd = new_BSKd.astype(cache_LBTKd.dtype)
+    for row in range(new_BSKd.shape[0]):
+        place = (layer, row, offset_B[row], 0, 0)
+        cache_LBTKd = jax.lax.dynamic_update_slice(cache_LBTKd, new_BSKd[row][None, None], place)
+    return cache_LBTKd
