@@ -2,7 +2,7 @@
 # make test   lint, types and the default test suite (installs the development extra)
 # make docs        the documentation as a site, in docs/_build/html; any warning is an error (2 minutes)
 # make test-docs   the examples, and the commands of the tutorials on a small configuration (4 minutes)
-# make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (5 minutes)
+# make test-slow        the tests marked slow: settings beyond the golden cases, peaks of memory (7 minutes)
 # make test-mesh       every mesh of 1, 2, 4 and 8 simulated devices gives the loss and gradients of one
 # make test-processes  several real processes train, save, die and go on through `lclm train`
 # make test-buckets    runs in a bucket (emulators of Google Cloud Storage and S3): killed, refused, resumed, same losses (in .venv-buckets)

@@ -190,6 +190,7 @@ def test_cached_decoding_uses_the_updates(case, rng, mesh):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.mesh
 def test_eight_devices_compute_what_one_does(make_model, make_backbone, batches, rng):
     lora = {tower: {"rank": 2, "dropout": 0.3, "targets": ("q", "o", "down")} for tower in ("encoder", "decoder")}
     encoder = make_backbone(hidden_size=24, num_heads=2, num_kv_heads=2, head_dim=12, mlp_size=40)

@@ -137,6 +137,7 @@ def eight_rows(model, batches, rng):
     return batches.build(model, [[batches.example(model, rng, [9, 3])] for _ in range(8)], S=32)
 
 
+@pytest.mark.mesh
 def test_six_meshes_compute_what_one_device_does(make_model, make_backbone, batches, rng):
     model = divisible(make_model, make_backbone)
     compare(model, eight_rows(model, batches, rng), [dict(fsdp=1) | sizes for sizes in COVERING])

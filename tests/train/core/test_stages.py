@@ -110,6 +110,7 @@ def flat(tree):
     return [(path[-1].key, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_lora_added_between_stages(values, tmp_path):
     """A run that was trained without LoRA gets it: fresh leaves, the stages before stay finished, the base frozen."""

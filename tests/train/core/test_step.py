@@ -163,6 +163,7 @@ def test_a_mesh_of_eight_devices_gives_the_same_step(make_config, make_batch, me
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_compute_what_their_values_do_in_float32(make_config, make_batch, mesh, monkeypatch):
     wide = make_config(microbatches=2)
     narrow = wide.model_copy(update={"model": wide.model.model_copy(update={"param_dtype": "bfloat16"})})
