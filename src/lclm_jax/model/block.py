@@ -95,7 +95,8 @@ class Attention(Module):
         if cache is None:
             out_BSHd = self._attend((q_BSHd, k_BTKd, v_BTKd), context)
         else:
-            out_BSHd, *cache = self._attend_cached((q_BSHd, k_BTKd, v_BTKd), cache, layer, context)
+            out_BSHd, keys, values = self._attend_cached((q_BSHd, k_BTKd, v_BTKd), cache, layer, context)
+            cache = (keys, values)
         out = Projection(
             "BSHd,HdD->BSD",
             (c.num_heads, c.head_dim, c.hidden_size),
@@ -105,7 +106,7 @@ class Attention(Module):
             lora=self.options.lora_of("o"),
             name="o",
         )
-        return out(out_BSHd), None if cache is None else (cache[0], cache[1])
+        return out(out_BSHd), cache
 
     def _attend(self, qkv: tuple[jax.Array, jax.Array, jax.Array], context: AttentionContext) -> jax.Array:
         """out_BSHd: every device attends with its rows, heads and queries to all keys of its rows.
@@ -182,13 +183,15 @@ def _attend_with_cache(
     q_BSHd: jax.Array,
     k_BSKd: jax.Array,
     v_BSKd: jax.Array,
-    *others: jax.Array,
+    *others: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As ``_attend_locally``, over a cache that gets the row first; (out_BSHd, keys, values).
 
     ``others``: keys and values of the cache [L, B, T, K, d], which of its layers, and the context's last three.
     """
     k_LBTKd, v_LBTKd, layer, q_segments_BS, kv_segments_BT, offset_B = others
+    assert k_LBTKd is not None and v_LBTKd is not None and q_segments_BS is not None
+    assert layer is not None and offset_B is not None
     k_LBTKd, v_LBTKd = (write(old, new, layer, offset_B) for old, new in ((k_LBTKd, k_BSKd), (v_LBTKd, v_BSKd)))
     if q_BSHd.shape[1] == 1 and not cut:
         return cached_attention(q_BSHd, k_LBTKd, v_LBTKd, layer, offset_B), k_LBTKd, v_LBTKd

@@ -30,7 +30,8 @@ def init_cache(model: ModelConfig, rows: int, length: int) -> KVCache:
 def write(cache_LBTKd: jax.Array, new_BSKd: jax.Array, layer: jax.Array, offset_B: jax.Array) -> jax.Array:
     """The cache with ``new_BSKd`` in ``layer``, at positions ``offset_B[b] + s`` of row b.
 
-    The caller keeps them in range. Row by row, as a slice can be written in place: a scatter of all rows would copy the cache.
+    The caller keeps them in range. Row by row, as a slice can be written in place: a scatter of all rows would copy the
+    cache.
     """
     new_BSKd = new_BSKd.astype(cache_LBTKd.dtype)
     for row in range(new_BSKd.shape[0]):
