@@ -30,11 +30,15 @@ SEGMENTS = number_segments(TEXTS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An export whose chat template prints tools, calls and results."""
+    """An export whose chat template prints tools, calls and results, and whose decoder has room for them."""
     folder = tiny_export("mean", tmp_path_factory.mktemp("agent") / "model")
     template = train_tokenizer(["a"], 270, tmp_path_factory.mktemp("tools"), True) / "chat_template.jinja"
     for part in ("", "decoder", "encoder"):
         (folder / part / "chat_template.jinja").write_bytes(template.read_bytes())
+    for name, path in (("text_config", folder / "config.json"), (None, folder / "decoder" / "config.json")):
+        values = json.loads(path.read_text())
+        (values[name] if name else values)["max_position_embeddings"] = 2048
+        path.write_text(json.dumps(values))
     return folder
 
 
@@ -43,6 +47,7 @@ def running(folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("log")
     options = ["--block-size", str(BLOCK), "--enable-prefix-caching", "--enable-prompt-tokens-details"]
     options += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    options += ["--max-model-len", "2048"]
     with Server(folder, base / "log", *options, store=str(base / "latents.db")) as running:
         yield running
 
@@ -87,10 +92,13 @@ def test_windows_are_encoded_once_for_all_rounds(running, model):
     assert running.metrics()["windows_encoded"] == again["windows_encoded"]
 
 
-def test_never_expanding_gives_the_tokens_of_the_plain_lclm(folder, model):
+def test_never_expanding_gives_the_tokens_of_the_plain_lclm(folder, running, model):
     found = Conversation(model, SEGMENTS, budget=Budget(0, None, 8)).ask("Which?")
-    (wanted,) = Generator.from_folder(folder).generate([list(found.rounds[0].sent)], Sampling(max_new_tokens=8))
-    assert found.rounds[0].reply.content == wanted.text
+    chat = list(found.rounds[0].sent)
+    (wanted,) = Generator.from_folder(folder).generate([chat], Sampling(max_new_tokens=8, stop_ids=()))
+    assert running.ask(chat, max_tokens=8)["token_ids"] == list(wanted.ids)
+    plain = running.ask(chat, max_tokens=8, ignore_eos=False)
+    assert found.rounds[0].reply.content == plain["message"]["content"]
 
 
 @pytest.mark.parametrize("protocol", ["tools", "text"])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from lclm_agent.escape import harmless
+
 Message = dict[str, Any]
 """A message of the OpenAI API."""
 
@@ -79,14 +81,18 @@ def expand_call(number: int, segment_id: str) -> Call:
 
 
 def assistant(reply: Reply) -> Message:
-    """A reply as the message that the next request repeats: equal text, so that prefixes stay equal."""
-    message: Message = {"role": "assistant", "content": reply.content}
+    """A reply as the message that the next request repeats: equal text, so that prefixes stay equal.
+
+    But for special tokens that the model has written out: those are broken (``escape.harmless``).
+    """
+    message: Message = {"role": "assistant", "content": harmless(reply.content)}
     if reply.calls:
-        message["tool_calls"] = [
-            {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
-            for one in reply.calls
-        ]
+        message["tool_calls"] = [{"id": one.id, "type": "function", "function": _function(one)} for one in reply.calls]
     return message
+
+
+def _function(call: Call) -> dict[str, str]:
+    return {"name": harmless(call.name), "arguments": harmless(call.arguments)}
 
 
 def parse_calls(text: str, first: int = 1) -> tuple[str, tuple[Call, ...]]:

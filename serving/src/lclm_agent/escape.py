@@ -17,6 +17,7 @@ _FOREIGN = re.compile(
     rf"<(?=[|｜])|<(?=/?(?:{_NAMES})\b)|\[(?=/?(?:INST|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS)\])|<(?=<SYS>>|</SYS>>)",
     re.IGNORECASE,
 )
+_SPECIAL = re.compile(r"<(?=[|｜])")
 _LINE = re.compile(r"^([ \t]*)(EXPAND|ANSWER|FINAL)(?=:)", re.IGNORECASE | re.MULTILINE)
 _SEGMENT = re.compile(r"^([ \t]*)(seg_)(?=\d+\b)", re.IGNORECASE | re.MULTILINE)
 
@@ -30,6 +31,14 @@ def escape(text: str) -> str:
     text = _FOREIGN.sub(lambda found: found.group() + " ", whole(text))
     text = _LINE.sub(r"\1\2 ", text) if _LINE.search(text) else text
     return _SEGMENT.sub(r"\1seg ", text)
+
+
+def harmless(text: str) -> str:
+    """A model's own words as they are repeated to it: it may have been talked into writing out a special token.
+
+    Text without ``<|`` comes back unchanged, so the prefix of the chat stays what the server has cached.
+    """
+    return _SPECIAL.sub("< ", text)
 
 
 def whole(text: str) -> str:
