@@ -12,6 +12,7 @@ from lclm_jax.config import dump_config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import compiled, plans
 from lclm_jax.plan.hlo import parse
+from lclm_jax.plan.memory import estimate, parameter_counts
 from lclm_jax.plan.program_cost import count
 from lclm_jax.plan.topologies import parse_topology
 from lclm_jax.report.plan_tables import stages_table
@@ -35,6 +36,23 @@ def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
     formula = step_flops(config.model, config.stages[stage], config.pack(stage), "reference").executed / 8
     assert cost.flops == pytest.approx(formula, rel=0.05)
     assert step.peak_bytes >= step.argument_bytes > 0
+
+
+def test_a_teacher_is_counted(on_cpu):
+    stages = small_config().model_dump(mode="json")["stages"]
+    stages["all"]["distill"] = {"weight": 0.5}
+    config, plain = small_config(model__remat="none", stages=stages), small_config(model__remat="none")
+    cost = count(parse(compiled.compile_step(compiled.lower_step(config, "all", on_cpu)).text), 8)
+    arguments = ((one.model, one.stages["all"], one.pack("all"), "reference") for one in (config, plain))
+    with_teacher, without = (step_flops(*one) for one in arguments)
+    assert cost.flops == pytest.approx(with_teacher.executed / 8, rel=0.05)
+    assert (
+        with_teacher.model - without.model == with_teacher.teacher.forward > without.decoder.forward
+    )
+    mesh = {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    held, before = (estimate(one, "all", mesh) for one in (config, plain))
+    copy = 4 * parameter_counts(config.model)["decoder"]
+    assert copy < held.arguments - before.arguments < copy + 8 * 4 * 4 * config.twin_length("all")  # and int32 arrays
 
 
 def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatch):
