@@ -46,9 +46,7 @@ def test_a_teacher_is_counted(on_cpu):
     arguments = ((one.model, one.stages["all"], one.pack("all"), "reference") for one in (config, plain))
     with_teacher, without = (step_flops(*one) for one in arguments)
     assert cost.flops == pytest.approx(with_teacher.executed / 8, rel=0.05)
-    assert (
-        with_teacher.model - without.model == with_teacher.teacher.forward > without.decoder.forward
-    )
+    assert with_teacher.model - without.model == with_teacher.teacher.forward > without.decoder.forward
     mesh = {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1}
     held, before = (estimate(one, "all", mesh) for one in (config, plain))
     copy = 4 * parameter_counts(config.model)["decoder"]
