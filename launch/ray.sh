@@ -68,5 +68,18 @@ submit=(ray job submit --address "$RAY_ADDRESS" --submission-id "$JOB_NAME" --wo
   --entrypoint-num-cpus 0 --runtime-env-json "$variables" -- python ray_job.py "${driver[@]}")
 show "${submit[@]}"
 ((!dry_run)) || exit 0
-# A name that the cluster knows is refused, so a job that was taken is not started twice.
-retry 'connection refused|failed to connect|could not connect|timed out|temporarily unavailable|bad gateway' "${submit[@]}"
+# A name that the cluster knows is refused, so a job that was taken is not started twice, though the answer was lost.
+away='connection refused|failed to connect|could not connect|timed out|temporarily unavailable|bad gateway'
+for ((try = 1; ; try++)); do
+  status=0
+  said=$("${submit[@]}" 2>&1) || status=$?
+  printf '%s\n' "$said"
+  ((status)) || exit 0
+  if ((try > 1)) && grep -qi 'already exists' <<<"$said"; then
+    exit 0
+  fi
+  if ((try >= tries)) || ! grep -qiE "$away" <<<"$said"; then
+    exit "$status"
+  fi
+  pause "$try"
+done

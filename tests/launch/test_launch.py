@@ -408,6 +408,14 @@ def test_ray_on_a_cluster():
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", driver[-1]), "nothing that a shell would change"
 
 
+def test_a_job_that_ray_took_without_an_answer_is_not_submitted_twice(fake):
+    silent, known = 'echo "Connection timed out" >&2; exit 1', 'echo "Job lclm-16x already exists." >&2; exit 1'
+    fake("ray", f"if ((n < 2)); then {silent}; fi; {known}")
+    done = launch("ray.sh", CONFIG, **VARIABLES, **fake.environment)
+    assert done.returncode == 0 and len(fake.calls("ray")) == 2
+    assert launch("ray.sh", CONFIG, **VARIABLES, **fake.environment).returncode == 1, "another job has the name"
+
+
 @pytest.mark.parametrize("kind", ["GPUS", "TPUS"])
 def test_ray_on_kubernetes(kind):
     asked = {

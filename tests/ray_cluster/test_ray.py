@@ -6,7 +6,7 @@ Run by `make test-ray`.
 import contextlib
 import json
 import os
-import signal
+import shlex
 import socket
 import subprocess
 import sys
@@ -80,21 +80,16 @@ def node_settings():
 class Hosts:
     """A cluster with a head and two hosts."""
 
-    def __init__(self, path):
+    def __init__(self, path, dashboard=False):
         one_device = "--xla_force_host_platform_device_count=1"
         os.environ |= {"PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": one_device}
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": True,
-                "dashboard_port": 0,
-                "object_store_memory": 10**8,
-            },
-        )
+        head = {"num_cpus": 0, "include_dashboard": dashboard, "dashboard_port": 0, **node_settings()}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.hosts = [self.add(), self.add()]
-        self.address = f"http://{self.cluster.head_node.webui_url}"
-        self.client = JobSubmissionClient(self.address)
+
+    @property
+    def dashboard(self):
+        return f"http://{self.cluster.head_node.webui_url}"
 
     def add(self):
         return self.cluster.add_node(num_cpus=1, **node_settings())
@@ -103,23 +98,18 @@ class Hosts:
         """Take a host away without notice."""
         self.cluster.remove_node(self.hosts.pop(number), allow_graceful=False)
 
-    def submit(self, name, *arguments, **variables):
-        """Through the launcher, as a user would."""
-        environment = os.environ | {"JOB_NAME": name, "RAY_WORKERS": "2", "RAY_GPUS": "0", "RAY_ADDRESS": self.address}
-        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        command = [ROOT / "launch" / "ray.sh", *map(str, arguments)]
-        done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-
-    def status(self, name):
-        return self.client.get_job_status(name)
-
-    def log(self, name):
-        return self.client.get_job_logs(name)[-6000:]
-
-    def wait(self, name, status):
-        wait_until(lambda: self.status(name).is_terminal(), lambda: self.log(name))
-        assert self.status(name) == status, self.log(name)
+    def start(self, folder, *arguments):
+        """The entry point that the launcher would submit, here as a process; its log is in ``folder``."""
+        variables = {"JOB_NAME": "run", "RAY_WORKERS": "2", "RAY_GPUS": "0", "RAY_ADDRESS": "http://head:8265"}
+        command = [ROOT / "launch" / "ray.sh", "--dry-run", *map(str, arguments)]
+        shown = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True).stdout
+        words = shlex.split(shown.removeprefix("+ "))
+        driver = words[words.index("--") + 2 :]
+        with (folder / "log").open("w") as log:
+            environment = os.environ | {"RAY_ADDRESS": self.cluster.address}
+            return subprocess.Popen(
+                [sys.executable, *driver], cwd=ROOT / "launch" / "ray", env=environment, stdout=log, stderr=log
+            )
 
 
 @pytest.fixture(scope="module")
@@ -145,35 +135,48 @@ def plan(folder, statuses, seconds):
     return folder
 
 
-def test_a_process_on_each_host_is_started_again_after_status_75(hosts, tmp_path):
-    awkward = ["a b", "$HOME", 'say "so"', "it's", "é", "*"]
-    hosts.submit("saved", plan(tmp_path, [[75, 75], [0, 0]], [0, 0]), *awkward, LCLM_PREFLIGHT="1")
-    hosts.wait("saved", JobStatus.SUCCEEDED)
-    calls = [lines(tmp_path / f"calls-{rank}") for rank in (0, 1)]
-    assert [[call["LCLM_RESTARTS"] for call in own] for own in calls] == [["0", "1"]] * 2
+def log(folder):
+    return (folder / "log").read_text()[-6000:]
+
+
+def wait_for_calls(folder):
+    wait_until(lambda: all(lines(folder / f"calls-{rank}") for rank in (0, 1)), lambda: log(folder))
+
+
+AWKWARD = ["a b", "$HOME", 'say "so"', "it's", "é", "*"]
+
+
+def check_calls(folder, restarts):
+    """Each process was started so often, with the same coordinator and arguments, and told how often before."""
+    calls = [lines(folder / f"calls-{rank}") for rank in (0, 1)]
+    assert [[call["LCLM_RESTARTS"] for call in own] for own in calls] == [[str(n) for n in range(restarts + 1)]] * 2
     for first, second in zip(*calls, strict=True):
         assert first["JAX_COORDINATOR_ADDRESS"] == second["JAX_COORDINATOR_ADDRESS"]
-        assert first["arguments"] == ["train", str(tmp_path), *awkward]
-        assert first["JAX_NUM_PROCESSES"] == "2" and first["LCLM_PREFLIGHT"] == "1"
+        assert first["arguments"] == ["train", str(folder), *AWKWARD]
+        assert first["JAX_NUM_PROCESSES"] == "2"
+
+
+def test_a_process_on_each_host_is_started_again_after_status_75(hosts, tmp_path):
+    driver = hosts.start(tmp_path, plan(tmp_path, [[75, 75], [0, 0]], [0, 0]), *AWKWARD)
+    assert driver.wait(600) == 0, log(tmp_path)
+    check_calls(tmp_path, restarts=1)
 
 
 def test_an_error_fails_the_job_at_once(hosts, tmp_path):
-    hosts.submit("wrong", plan(tmp_path, [[1, 75]], [0]))
-    hosts.wait("wrong", JobStatus.FAILED)
+    driver = hosts.start(tmp_path, plan(tmp_path, [[1, 75]], [0]))
+    assert driver.wait(600) == 1, log(tmp_path)
     assert len(lines(tmp_path / "calls-0")) == 1
 
 
 def test_a_host_that_is_lost_is_replaced(hosts, tmp_path):
-    hosts.submit("lost", plan(tmp_path, [[75, 75], [0, 0]], [5, 0]))
-    wait_until(lambda: all(lines(tmp_path / f"calls-{rank}") for rank in (0, 1)), lambda: hosts.log("lost"))
+    driver = hosts.start(tmp_path, plan(tmp_path, [[75, 75], [0, 0]], [5, 0]), *AWKWARD)
+    wait_for_calls(tmp_path)
     hosts.preempt(1)
-    wait_until(
-        lambda: "waiting for 2 hosts" in hosts.log("lost").partition("starting again")[2], lambda: hosts.log("lost")
-    )
+    wait_until(lambda: "waiting for 2 hosts" in log(tmp_path).partition("starting again")[2], lambda: log(tmp_path))
     hosts.hosts.append(hosts.add())
-    hosts.wait("lost", JobStatus.SUCCEEDED)
-    assert [call["LCLM_RESTARTS"] for call in lines(tmp_path / "calls-1")] == ["0", "1"]
-    assert "was lost with its host" in hosts.log("lost")
+    assert driver.wait(600) == 0, log(tmp_path)
+    check_calls(tmp_path, restarts=1)
+    assert "was lost with its host" in log(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -193,46 +196,56 @@ def losses(run):
 
 @pytest.fixture
 def train(hosts, prepared, stand_in, tmp_path):
-    """``train(name)``: start a training run of two processes; its folder."""
+    """``train(name)``: start a training run of two processes; its driver and its folder."""
     (stand_in / "lclm_jax").rename(stand_in / "aside")
 
     def start(name):
         run = tmp_path / name
-        hosts.submit(name, TINY, *(part for text in (*prepared, f"run_dir={run}") for part in ("--set", text)))
-        return run
+        run.mkdir()
+        settings = [part for text in (*prepared, f"run_dir={run}") for part in ("--set", text)]
+        return hosts.start(run, TINY, *settings), run
 
     yield start
     (stand_in / "aside").rename(stand_in / "lclm_jax")
 
 
 def test_a_preempted_run_ends_with_the_same_losses(hosts, train):
-    whole = train("whole")
-    hosts.wait("whole", JobStatus.SUCCEEDED)
-    run = train("preempted")
-    wait_until(lambda: len(losses(run)) > 20 or hosts.status("preempted").is_terminal(), lambda: hosts.log("preempted"))
+    driver, whole = train("whole")
+    assert driver.wait(1200) == 0, log(whole)
+    driver, run = train("preempted")
+    wait_until(lambda: len(losses(run)) > 20 or driver.poll() is not None, lambda: log(run))
     hosts.preempt(0)
     hosts.hosts.append(hosts.add())
-    hosts.wait("preempted", JobStatus.SUCCEEDED)
-    assert "starting again (1)" in hosts.log("preempted")
+    assert driver.wait(1200) == 0, log(run)
+    assert "starting again (1)" in log(run)
     assert losses(run) == losses(whole) and len(losses(whole)) == STEPS
     events = lines(run / "stages" / "base" / "events.jsonl")
     assert [event["step"] > 0 for event in events if event["kind"] == "begin"] == [False, True]
 
 
-def test_processes_end_with_their_actors(hosts, tmp_path):
-    """A job that is stopped leaves nothing that holds a device."""
-    hosts.submit("stopped", plan(tmp_path, [[0, 0]], [600]))
-    wait_until(lambda: all(lines(tmp_path / f"calls-{rank}") for rank in (0, 1)), lambda: hosts.log("stopped"))
-    hosts.client.stop_job("stopped")
+def test_a_job_that_is_stopped_leaves_nothing_that_holds_a_device(hosts, tmp_path):
+    driver = hosts.start(tmp_path, plan(tmp_path, [[0, 0]], [600]))
+    wait_for_calls(tmp_path)
+    driver.kill()  # Ray kills the actors of a driver that is gone, and their processes end with them
     pids = [lines(tmp_path / f"calls-{rank}")[0]["pid"] for rank in (0, 1)]
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), lambda: log(tmp_path), 120)
 
-    def gone():
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIG_DFL)
-            except ProcessLookupError:
-                continue
-            return False
-        return True
 
-    wait_until(gone, lambda: hosts.log("stopped"), 60)
+def test_the_launcher_submits_a_job(stand_in, tmp_path):
+    """`ray job submit`, to a dashboard."""
+    before = dict(os.environ)
+    hosts = Hosts(stand_in, dashboard=True)
+    try:
+        variables = {"JOB_NAME": "saved", "RAY_WORKERS": "2", "RAY_GPUS": "0", "RAY_ADDRESS": hosts.dashboard}
+        variables |= {"LCLM_PREFLIGHT": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = [ROOT / "launch" / "ray.sh", plan(tmp_path, [[75, 75], [0, 0]], [0, 0]), *AWKWARD]
+        subprocess.run(command, env=os.environ | variables, check=True)
+        client = JobSubmissionClient(hosts.dashboard)
+        wait_until(lambda: client.get_job_status("saved").is_terminal(), lambda: client.get_job_logs("saved"))
+        assert client.get_job_status("saved") == JobStatus.SUCCEEDED, client.get_job_logs("saved")
+        check_calls(tmp_path, restarts=1)
+        assert lines(tmp_path / "calls-0")[0]["LCLM_PREFLIGHT"] == "1"
+    finally:
+        hosts.cluster.shutdown()
+        os.environ.clear()
+        os.environ |= before
