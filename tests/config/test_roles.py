@@ -122,7 +122,7 @@ def test_result_values_are_those_of_the_dump(config):
         "paths": True,
         "max_row_bytes": True,
         "message": True,
-        "columns": {"system"},
+        "columns": {"system", "language"},
         **dict.fromkeys(("where", "train_on", "compress_reasoning"), True),
     }  # their defaults change nothing
     assert result_values(collection) == collection.model_dump(mode="json", exclude=later)
