@@ -10,6 +10,8 @@ optimum-quanto), with or without a press.
 import contextlib
 import importlib
 import math
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -74,6 +76,7 @@ class KvpressSystem:
             self._transformers: Foreign = importlib.import_module("transformers")
             self._kvpress: Foreign = importlib.import_module("kvpress")
             if self._bits is not None:
+                _find_programs_beside_the_interpreter()
                 importlib.import_module("optimum.quanto")
         except ImportError as error:
             raise LclmError(f"{error}; name the interpreter of an environment with kvpress 0.5.5 (python)") from None
@@ -261,6 +264,11 @@ class KvpressSystem:
 
     def _row(self, ids: list[int]) -> Foreign:
         return self._torch.tensor([ids], device=self._model.device)
+
+
+def _find_programs_beside_the_interpreter() -> None:
+    """On its first use quanto compiles how it unpacks bits, with a ninja that may be in this environment alone."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 if __name__ == "__main__":
