@@ -81,8 +81,12 @@ def _encode_flags(flags: np.ndarray) -> np.ndarray:
     return encode_varints((np.diff(places, prepend=0) << _FLAG_BITS) | values)
 
 
+def _set_bits(data: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.unpackbits(data, bitorder="little").view(bool))
+
+
 def _decode_bits(data: Ragged) -> Ragged:
-    bits = np.flatnonzero(np.unpackbits(data.values, bitorder="little").view(bool))
+    bits = _set_bits(data.values)
     counts = np.diff(np.searchsorted(bits, 8 * data.offsets))
     return Ragged.from_sizes(counts, bits - np.repeat(8 * data.offsets[:-1], counts))
 
@@ -120,4 +124,6 @@ def decode_list(coding: str, data: np.ndarray) -> np.ndarray:
     """One list, written with ``coding`` as uint8 [bytes]; int64 [values], or uint32 for ``varint``."""
     if coding == "varint":
         return decode_varints(data)
+    if coding == "bits":
+        return _set_bits(data)
     return CODINGS[coding][1](Ragged(np.array([0, data.size]), data)).values
