@@ -11,7 +11,7 @@ from lclm_jax.config import load_config
 from lclm_jax.ops.lease import NAME as LOCK
 from lclm_jax.ops.lease import lease_of
 from lclm_jax.ops.status import run_status
-from lclm_jax.paths import StoreError, names_below, to_path
+from lclm_jax.paths import StoreError, names_below, send_folder, to_path
 from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.checkpoints.step_folders import complete_steps
 from lclm_jax.train.logging.records import MEASURED, read_metrics
@@ -101,30 +101,15 @@ def test_a_store_that_fails_now_and_then_costs_nothing(disk, gcs):
     check_same(disk, url)
 
 
-def test_a_damaged_checkpoint_is_found_and_set_aside(disk, gcs):
+def test_a_run_that_is_copied_to_a_bucket_is_used_there_by_all_commands(disk, gcs, tmp_path):
     bucket, root = gcs
-    url = f"{root}/damaged"
-    assert train(disk, url, "stages.base.steps=6").wait(PATIENCE)[0] == [0]
-    params = f"damaged/{BASE}/checkpoints/6/params/"
-    victim = next(name for name in bucket.names() if name.startswith(params) and "/d/" in name)
-    bucket.put(victim, b"\0" * 10)
-    codes, texts = train(disk, url).wait(PATIENCE)
-    assert codes == [0] and "checkpoints/6 is damaged" in texts[0] and "Resuming from step 3" in texts[0]
-    aside = {name.split("/")[4] for name in bucket.names() if f"damaged/{BASE}/checkpoints/damaged-6" in name}
-    assert len(aside) == 1
-    check_same(disk, url)
-
-
-def test_what_a_bucket_holds_is_read_and_written_by_the_other_commands(disk, gcs, tmp_path):
-    bucket, root = gcs
-    url = f"{root}/other"
-    assert launch("data", "prepare", DEMO, *settings(url)).wait(PATIENCE)[0] == [0]
-    assert launch("train", DEMO, *settings(url)).wait(PATIENCE)[0] == [0]
-    check_same(disk, url)
-    assert launch("export", url, f"{url}/model").wait(PATIENCE)[0] == [0]
-    assert launch("report", url).wait(PATIENCE)[0] == [0]
-    names = {name.removeprefix("other/") for name in bucket.names()}
-    assert {"report.html", "model/model_config.json", "tokenizer/tokenizer.json", "data/manifest.json"} <= names
+    url = f"{root}/copied"
+    send_folder(disk, to_path(url))
+    for command in (["export", url, f"{url}/model"], ["report", url]):
+        codes, texts = launch(*command).wait(PATIENCE)
+        assert codes == [0], texts
+    names = {name.removeprefix("copied/") for name in bucket.names()}
+    assert {"report.html", "model/model_config.json"} <= names
     done = launch("generate", f"{url}/model", "--prompt", "def", "--max-new-tokens", "2").wait(PATIENCE)
     assert done[0] == [0], done[1]
     places = (f"data.prepared={url}/data", f"tokenizer={{decoder: {url}/tokenizer, vocab_size: null}}")
