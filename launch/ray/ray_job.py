@@ -65,8 +65,10 @@ def run_once(options: argparse.Namespace, command: list[str], restarts: int) -> 
     bundle = {name: count for name, count in bundle.items() if count}
     group = placement_group([bundle] * options.workers, strategy=options.strategy)
     _say(f"waiting for {options.workers} hosts with {bundle}")
-    ray.get(group.ready())  # an autoscaler begins to look for them
     try:
+        while not group.wait(5):  # an autoscaler begins to look for them
+            if _asked:
+                return RESTART
         place = [PlacementGroupSchedulingStrategy(group, bundle_index) for bundle_index in range(options.workers)]
         hosts = [
             Host.options(

@@ -14,7 +14,11 @@ import time
 from pathlib import Path
 
 # Read when Ray is imported: on a busy machine its daemons take longer to start than it allows for.
-os.environ |= {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600", "RAY_agent_register_timeout_ms": "600000"}
+os.environ |= {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_worker_register_timeout_seconds": "600",
+}
 
 import pytest
 from ray._private import services
@@ -116,6 +120,7 @@ class Hosts:
 def stand_in(tmp_path_factory):
     folder = tmp_path_factory.mktemp("python")
     (folder / "lclm_jax").mkdir()
+    (folder / "lclm_jax" / "__init__.py").touch()
     (folder / "lclm_jax" / "__main__.py").write_text(STAND_IN)
     return folder
 
