@@ -16,7 +16,7 @@ from lclm_jax.data.prepare.parts import Part, Report, parts_of_worker
 from lclm_jax.data.prepare.planning import Plan, finished_manifest, plan_preparation, shards_of
 from lclm_jax.data.prepare.prepare_part import PreparationContext, make_part
 from lclm_jax.data.prepare.reject_counter import left_out
-from lclm_jax.data.prepare.rows.selection import unclaimed
+from lclm_jax.data.prepare.rows.selection import unclaimed, without_values
 from lclm_jax.data.prepare.workers import make_in_processes
 from lclm_jax.data.store.shard_writer import LANGUAGE
 from lclm_jax.data.store.shards import FORMAT, MANIFEST, REJECTS, lengths_name
@@ -310,7 +310,7 @@ def prepare_data(config: Config, workers: int | None = None, strict: bool = Fals
     manifest = prepare_corpus(config, None, log_progress(), workers or cores(), strict)
     for collection, splits in manifest["collections"].items():
         counts: Counter[str] = sum((Counter(split["counts"]) for split in splits.values()), Counter())
-        noted = "".join(f", {reason} {count}" for reason, count in sorted(counts.items()))
+        noted = "".join(f", {reason} {count}" for reason, count in sorted(without_values(counts).items()))
         records = f"{splits['train']['records']:,}"
         logger.info("%s: %s records to train on; left out or cut:%s", collection, records, noted[1:] or " none")
         files = manifest.get("files_left_out", {}).get(collection, [])

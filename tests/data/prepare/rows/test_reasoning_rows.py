@@ -13,6 +13,7 @@ from tests.data.prepare.test_prepare_part import TOWER, reply, user
 from lclm_jax.config import ConfigError, parse_config, result_values
 from lclm_jax.config.corpus import CollectionConfig
 from lclm_jax.data.prepare.rows.reasoning import chosen
+from lclm_jax.data.prepare.rows.selection import without_values
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store import PreparedSplit, column_text
 from lclm_jax.data.store.records import chat_outline_of
@@ -158,6 +159,7 @@ def test_values_that_no_collection_takes_are_named(tokenizer, tmp_path, caplog):
         "not_selected:sub_dataset=b": 1,
         "not_selected:sub_dataset=c": 2,
     }
+    assert without_values(found["a"][0]) == {"missing_column": 1, "not_selected": 3}, "in the log"
     assert [len(rows) for _, rows in found.values()] == [1, 1]
     said = [record.message for record in caplog.records if "none of them" in record.message]
     assert said == [

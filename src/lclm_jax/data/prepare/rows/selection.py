@@ -38,6 +38,13 @@ class RowSelection:
         self._counter.note(reason if reason in self._seen else _REASON)
 
 
+def without_values(counts: Mapping[str, int]) -> dict[str, int]:
+    """``counts`` with the rows that ``where`` leaves to other collections as one number, for messages."""
+    kept = {reason: count for reason, count in counts.items() if not reason.startswith(_REASON)}
+    left = sum(counts.values()) - sum(kept.values())
+    return kept | ({_REASON: left} if left else {})
+
+
 def unclaimed(corpus: CorpusConfig, collections: Mapping[str, ReadOnlyJson]) -> Iterator[str]:
     """A line for every value by which rows of some files are in no collection at all.
 
