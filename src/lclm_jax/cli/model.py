@@ -155,7 +155,8 @@ def _reason(generator: "Generator", request: "Prompt", settings: "Sampling", eve
     click.echo(generator.decoder_tokenizer.decode(row.generated[: len(row.generated) - stopped]))
     click.echo(
         f"{len(row.generated)} new tokens in {row.positions - len(row.prompt.tokens)} positions: effective ratio"
-        f" {row.effective_ratio:.2f}, {row.compressions} compressions, {row.positions_saved} positions saved",
+        f" {row.effective_ratio:.2f}, {row.compressions} compressions of {row.compressed_tokens} tokens,"
+        f" {row.positions_saved} positions saved, {row.encoded_again} tokens encoded again",
         err=True,
     )
 
