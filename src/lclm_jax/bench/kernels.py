@@ -36,7 +36,7 @@ def bench_kernels(names: Iterable[str] = tuple(KERNELS), small: bool | None = No
     for name in names:
         for case in KERNELS[name](small):
             logger.info("%s: %s", case.kernel, case.shape)
-            rows += _measure(case, peaks)
+            rows += measure_case(case, peaks)
             if name == "attention":
                 rows += torch_rows(case, peaks)
     return {
@@ -47,7 +47,8 @@ def bench_kernels(names: Iterable[str] = tuple(KERNELS), small: bool | None = No
     }
 
 
-def _measure(case: Case, peaks: Peaks | None) -> list[JsonObject]:
+def measure_case(case: Case, peaks: Peaks | None) -> list[JsonObject]:
+    """One row for every way of computing ``case``, as in ``bench_kernels``; without ``peaks`` they are only checked."""
     picked = tuple(array.astype(jnp.float32) for array in case.pick(case.arrays))
     bar = _bar(case)
     truth = jax.device_get(jax.jit(_with_gradients(case.truth))(case.pick_output(bar), *picked))

@@ -17,13 +17,11 @@ from lclm_jax.bench.flops import step_flops
 from lclm_jax.bench.timing import measure_peaks, on_cpu, surroundings
 from lclm_jax.config import Config, MeshConfig
 from lclm_jax.config.base import suggestion
-from lclm_jax.data.loading.loader import make_loader
 from lclm_jax.data.loading.position import batch_stats
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.parallel.hardware import peak_flops
-from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.train.core.initial_state import fresh_state, params_shardings, random_params
 from lclm_jax.train.core.optimizer import make_optimizer
 from lclm_jax.train.core.step import make_train_step, put_batch
@@ -51,6 +49,10 @@ def bench_step(
     Raises:
         LclmError: the stage is unknown, or the corpus is not prepared.
     """
+    # Here, so that a machine with little but JAX can time steps of batches that it makes itself.
+    from lclm_jax.data.loading.loader import make_loader
+    from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
+
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for PyTorch as well
     stage = stage or list(config.stages)[-1]
     if stage not in config.stages:
@@ -62,7 +64,7 @@ def bench_step(
     params = _host_params(config)
     other = _torch_step(config, stage, params, batches[0]) if torch else None
     other_seconds = [] if other is None or on_cpu() else _alone(other, batches, repeats)
-    ours = _OurStep(config, stage, params)
+    ours = OurStep(config, stage, params)
     compile_seconds = ours.compile(batches[0])
     seconds: list[float] = []
     for number in range(repeats):
@@ -73,7 +75,7 @@ def bench_step(
     if profile is not None:
         with jax.profiler.trace(str(profile)):
             ours.run(batches)
-    result = _rates(config, stage, batches, seconds) | {"compile_seconds": compile_seconds, **_memory()}
+    result = step_rates(config, stage, batches, seconds) | {"compile_seconds": compile_seconds, **memory_in_use()}
     result |= {"surroundings": surroundings(), "stage": stage, "steps": steps, "repeats": repeats}
     if other is not None:
         result["pytorch"] = _comparison(config, batches, seconds, other_seconds) | {"first_loss": other.first_loss}
@@ -81,7 +83,7 @@ def bench_step(
     return result
 
 
-class _OurStep:
+class OurStep:
     """Our train step with its state."""
 
     def __init__(self, config: Config, stage: str, params: Params):
@@ -136,7 +138,8 @@ def _torch_step(config: Config, stage: str, params: Params, first: Batch) -> "To
     return TorchStep(config, stage, params, first)
 
 
-def _rates(config: Config, stage: str, batches: list[Batch], seconds: list[float]) -> JsonObject:
+def step_rates(config: Config, stage: str, batches: list[Batch], seconds: list[float]) -> JsonObject:
+    """Tokens a second, MFU and fill of ``batches`` by the median of ``seconds`` a step; JSON values."""
     stats = [batch_stats(batch) for batch in batches]
     step, steps = statistics.median(seconds), len(batches)
     counts = {name: sum(getattr(s, f"{name}_tokens") for s in stats) / steps for name in ("raw", "encoder", "decoder")}
@@ -186,7 +189,8 @@ def _peak_flops() -> tuple[float, str]:
     return measure_peaks().matmul_flops, "measured: one large product, " + ("float32" if on_cpu() else "bfloat16")
 
 
-def _memory() -> dict[str, float]:
+def memory_in_use() -> dict[str, float]:
+    """Bytes: the most that the device held, or what this process holds on a CPU."""
     stats = jax.devices()[0].memory_stats()
     if stats:
         return {"peak_device_bytes": stats["peak_bytes_in_use"]}

@@ -57,8 +57,20 @@ def run(
 ) -> jax.Array:
     """As ``attention.attention``; ``interpret``: on any platform, slowly."""
     assert offset_B is None and segments[0] is segments[1]
-    length, segments_BS = q_BSHd.shape[1], _padded(segments[0])
-    sizes = block_sizes(segments_BS.shape[1], q_BSHd.dtype.name, device_kind())
+    sizes = block_sizes(q_BSHd.shape[1] + -q_BSHd.shape[1] % LANES, q_BSHd.dtype.name, device_kind())
+    return scheduled_attention(sizes, (q_BSHd, k_BTKd, v_BTKd), segments[0], causal, interpret)
+
+
+def scheduled_attention(
+    sizes: "BlockSizes",
+    arrays: tuple[jax.Array, jax.Array, jax.Array],
+    segments_BS: jax.Array,
+    causal: bool,
+    interpret: bool = False,
+) -> jax.Array:
+    """As ``run``, in blocks of chosen sizes, which divide the length as it is padded to whole lanes."""
+    q_BSHd, k_BTKd, v_BTKd = arrays
+    length, segments_BS = q_BSHd.shape[1], _padded(segments_BS)
     q_BHSd = _padded(q_BSHd * q_BSHd.shape[3] ** -0.5).swapaxes(1, 2)  # splash leaves the scale to its caller
     k_BKTd, v_BKTd = (_padded(x_BTKd).swapaxes(1, 2) for x_BTKd in (k_BTKd, v_BTKd))
 
@@ -70,19 +82,19 @@ def run(
         assert isinstance(out_HSd, jax.Array)  # and no residuals
         return out_HSd
 
-    arrays = (q_BHSd, k_BKTd, v_BKTd, segments_BS)
+    operands = (q_BHSd, k_BKTd, v_BKTd, segments_BS)
     if sizes.forward == sizes.backward == segments_BS.shape[1]:  # nothing to skip: one schedule for all rows
         whole = np.ones((1, 1), bool)
-        out_BHSd = jax.vmap(functools.partial(row, (whole, whole)))(*arrays)
+        out_BHSd = jax.vmap(functools.partial(row, (whole, whole)))(*operands)
     else:
         visited = (
             visited_blocks(segments_BS, sizes.forward, causal),
             visited_blocks(segments_BS, sizes.backward, causal),
         )
         if segments_BS.shape[0] == 1:  # over several schedules Pallas loops, and copies what each row reads and writes
-            out_BHSd = row(*jax.tree.map(lambda x: x[0], (visited, *arrays)))[None]
+            out_BHSd = row(*jax.tree.map(lambda x: x[0], (visited, *operands)))[None]
         else:
-            out_BHSd = jax.vmap(row)(visited, *arrays)
+            out_BHSd = jax.vmap(row)(visited, *operands)
     out_BSHd = out_BHSd.swapaxes(1, 2)
     # To splash padding is a segment like others: its queries see its keys. They return zeros and take no gradient.
     return jnp.where((segments_BS != 0)[:, :, None, None], out_BSHd, 0)[:, :length]

@@ -1,0 +1,1 @@
+"""What ``benchmarks/first_contact.py`` measures, and the rules by which it judges."""
