@@ -3,6 +3,7 @@
 import copy
 import functools
 import zlib
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -83,6 +84,9 @@ CHANGES = {
     "compute_dtype": ("bfloat16", "numbers"),
     "param_dtype": ("bfloat16", "numbers"),
     "embedding_std": (0.5, "initial values"),
+    # Without the extra [quantize] it is refused; tests/model/test_quantized.py has the rest.
+    "quantize.encoder": ("int8", "numbers" if find_spec("qwix") else "missing"),
+    "quantize.decoder": ("int8", "numbers" if find_spec("qwix") else "missing"),
     "remat": ("full", "program"),
     "scan_layers": (False, "program"),
     "attention": ("chunked", "program"),
@@ -188,7 +192,10 @@ def test_a_key_matters(name):
         assert one != other
         return
     with use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        if kind == "refusal":
+        if kind == "missing":
+            with pytest.raises(LclmError, match="needs the package qwix"):
+                program(model)
+        elif kind == "refusal":
             with pytest.raises(LclmError, match="compiled for cpu"):
                 program(model)
         elif kind == "program":

@@ -207,6 +207,13 @@ def test_products_left_to_the_library_of_gpus():
     assert count(parse(CUBLAS), 1).dot_flops == 2 * 32 * 64 * 16
 
 
+@pytest.mark.parametrize(("one", "other", "counted"), [("s8", "s8", 1), ("f8e5m2", "f8e4m3fn", 1), ("s8", "bf16", 0)])
+def test_products_of_8_bits(one, other, counted):
+    text = CUBLAS.replace("bf16[32,64]", f"{one}[32,64]").replace("bf16[64,16]", f"{other}[64,16]")
+    cost = count(parse(text), 1)
+    assert (cost.dot_flops, cost.eight_bit_flops) == (2 * 32 * 64 * 16, counted * 2 * 32 * 64 * 16)
+
+
 SLICES = """HloModule s
 
 ENTRY %main (g: bf16[160,8,128]) -> bf16[160,8,128] {

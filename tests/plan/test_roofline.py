@@ -58,6 +58,13 @@ def test_what_crosses_nodes_of_gpus_takes_the_slow_network():
     assert place.seconds(gather([0, 4])) == pytest.approx(0.5e9 / 50e9)
 
 
+@pytest.mark.parametrize(("name", "rate"), [("v5p:4x4x4", 918e12), ("v4:4x4x4", 275e12), ("h100:8", 1978.9e12)])
+def test_products_of_8_bits_have_a_rate_of_their_own(name, rate):
+    place = wiring(name)
+    cost = ProgramCost(2 * rate + place.topology.chip.flops, 0.0, (), 0.0, (), eight_bit_flops=2 * rate)
+    assert roofline(cost, place).compute_s == pytest.approx(3.0)
+
+
 def test_bound_and_totals():
     place = wiring("v5p:4x4x4", fsdp=64)
     cost = ProgramCost(459e12, 0.0, (), 2765e9 * 2, (gather(range(64)),))

@@ -14,7 +14,15 @@ from lclm_jax.config.load import (
     parse_config,
     read_yaml,
 )
-from lclm_jax.config.model import AdapterConfig, BackboneConfig, LoraConfig, LoraTowers, ModelConfig, RopeScaling
+from lclm_jax.config.model import (
+    AdapterConfig,
+    BackboneConfig,
+    LoraConfig,
+    LoraTowers,
+    ModelConfig,
+    QuantizedTowers,
+    RopeScaling,
+)
 from lclm_jax.config.paths import RunPaths
 from lclm_jax.config.study import PublishedConfig, StudyConfig
 from lclm_jax.config.train import (
@@ -50,6 +58,7 @@ __all__ = [
     "PackConfig",
     "ProcessesConfig",
     "PublishedConfig",
+    "QuantizedTowers",
     "Role",
     "RopeScaling",
     "RowsFor",

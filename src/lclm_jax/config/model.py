@@ -13,6 +13,7 @@ from lclm_jax.config.registry.poolings import LATE_LAYERS, POOLINGS, PoolingRow
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
 
 Dtype = Literal["float32", "bfloat16"]
+Quantization = Literal["none", "int8", "fp8"]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
@@ -146,6 +147,17 @@ class LoraTowers(Tree, role="result"):
     decoder: LoraConfig | None = key(None, "LoRA of the decoder; null: none.")
 
 
+class QuantizedTowers(Tree, role="result"):
+    """8-bit products in training, by backbone: those with the kernels of its blocks, forward and backward.
+
+    Embeddings, norms, the adapter, the output head, attention and low-rank updates stay as they are. int8 is for TPUs
+    v5e, v5p and v6e, fp8 for TPU7x, Hopper and Blackwell; a CPU computes both, slowly.
+    """
+
+    encoder: Quantization = key("none", "Products of the encoder's blocks: none, int8 or fp8.", added=True)
+    decoder: Quantization = key("none", "Products of the decoder's blocks: none, int8 or fp8.", added=True)
+
+
 class ModelConfig(Tree, role="result"):
     """Encoder, adapter, decoder and the compression between them."""
 
@@ -153,6 +165,7 @@ class ModelConfig(Tree, role="result"):
     decoder: BackboneConfig = required("Backbone that reads text and latents.")
     adapter: AdapterConfig = key(AdapterConfig(), "Projection of latents into the decoder's embedding space.")
     lora: LoraTowers = key(LoraTowers(), "Low-rank updates of the backbones.")
+    quantize: QuantizedTowers = key(QuantizedTowers(), "8-bit products in training, by backbone.")
     ratio: int = key(16, "N: encoder tokens per latent.", gt=0)
     window: int = key(1024, "W: tokens that attend to each other in the encoder; a multiple of ratio.", gt=0)
     overlap: int = key(0, "O: context tokens beside a window, read but not pooled.", ge=0)
@@ -211,6 +224,11 @@ class ModelConfig(Tree, role="result"):
             choices = " or ".join(str(v) for v in (low, low + self.ratio) if v)
             raise ValueError(
                 f"window={self.window} is not a multiple of ratio={self.ratio}; set model.window to {choices}"
+            )
+        if REMAT_POLICIES[self.remat].keeps_products and self.quantize != QuantizedTowers():
+            raise ValueError(
+                f"remat={self.remat} saves products, which model.quantize would make in 32 bits; set model.remat to"
+                f" {', '.join(name for name, policy in REMAT_POLICIES.items() if not policy.keeps_products)}"
             )
         if self.pool_before_last and (self.pooling != "mean" or self.pool_before_last >= self.encoder.num_layers):
             raise ValueError(
@@ -282,5 +300,6 @@ __all__ = [
     "LoraConfig",
     "LoraTowers",
     "ModelConfig",
+    "QuantizedTowers",
     "RopeScaling",
 ]

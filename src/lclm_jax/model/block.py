@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig
+from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig, Quantization
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.cached_attention import cached_attention
@@ -41,6 +41,8 @@ class StackOptions(NamedTuple):
     """Logical axis of the residual stream's width in the parameters."""
     lora: LoraConfig | None = None
     """Low-rank updates of the stack's projections."""
+    quantize: Quantization = "none"
+    """Of their products."""
 
     def lora_of(self, target: str) -> LoraConfig | None:
         """The update of projection ``target``; None if it has none."""
@@ -104,6 +106,7 @@ class Attention(Module):
             contracted=2,
             gain=0.5 / c.num_layers,
             lora=self.options.lora_of("o"),
+            quantize=self.options.quantize,
             name="o",
         )
         return out(out_BSHd), cache
@@ -149,7 +152,8 @@ class Attention(Module):
         c = self.config
         shape, axes = (c.hidden_size, heads, c.head_dim), (self.options.width, axis, "head_dim")
         bias = (axis, "head_dim") if c.qkv_bias else ()
-        return Projection("BSD,DHd->BSHd", shape, axes, bias=bias, lora=self.options.lora_of(name), name=name)
+        lora, quantize = self.options.lora_of(name), self.options.quantize
+        return Projection("BSD,DHd->BSHd", shape, axes, bias=bias, lora=lora, quantize=quantize, name=name)
 
 
 def _attend_locally(
@@ -229,12 +233,14 @@ class SwiGLU(Module):
         hidden_BSF = nn.silu(self._widen("gate")(x_BSD)) * self._widen("up")(x_BSD)
         hidden_BSF = self.constrained(hidden_BSF, self.options.rows, self.options.positions, self.options.mlp)
         shape, axes, gain = (c.mlp_size, c.hidden_size), (self.options.mlp, self.options.width), 0.5 / c.num_layers
-        lora = self.options.lora_of("down")
-        return Projection("BSF,FD->BSD", shape, axes, gain=gain, lora=lora, name="down")(hidden_BSF)
+        lora, quantize = self.options.lora_of("down"), self.options.quantize
+        down = Projection("BSF,FD->BSD", shape, axes, gain=gain, lora=lora, quantize=quantize, name="down")
+        return down(hidden_BSF)
 
     def _widen(self, name: str) -> Projection:
         shape, axes = (self.config.hidden_size, self.config.mlp_size), (self.options.width, self.options.mlp)
-        return Projection("BSD,DF->BSF", shape, axes, lora=self.options.lora_of(name), name=name)
+        lora, quantize = self.options.lora_of(name), self.options.quantize
+        return Projection("BSD,DF->BSF", shape, axes, lora=lora, quantize=quantize, name=name)
 
 
 class Block(Module):

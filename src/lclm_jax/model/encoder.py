@@ -71,6 +71,7 @@ def encoder_options(model: ModelConfig, rows: str, positions: str) -> StackOptio
         mlp="encoder_mlp",
         width="encoder_embed",
         lora=model.lora.encoder,
+        quantize=model.quantize.encoder,
         remat=remat_of(model.remat, "encoder"),
     )
 

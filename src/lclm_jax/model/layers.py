@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from lclm_jax.config.model import LoraConfig, ModelConfig
+from lclm_jax.config.model import LoraConfig, ModelConfig, Quantization
 from lclm_jax.model.functional import product, rms_norm
 from lclm_jax.model.lora import dropped, low_rank_equations
+from lclm_jax.model.quantized import quantized_product
 from lclm_jax.parallel.sharding import axis_names, constrain, logical_shard_map
 from lclm_jax.types import PyTree
 
@@ -93,6 +94,8 @@ class Projection(Module):
 
     With ``lora`` a low-rank update is added (arXiv 2106.09685): ``alpha / rank * (x A) B``, of which training drops
     inputs. A starts uniform as in the peft package, B at zero, so that the update is nothing at first.
+
+    ``quantize`` (int8, fp8) takes the product with the kernel, forward and backward, in 8 bits.
     """
 
     equation: str
@@ -102,13 +105,18 @@ class Projection(Module):
     gain: float = 1.0
     bias: tuple[str, ...] = ()
     lora: LoraConfig | None = None
+    quantize: Quantization = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The product, in the dtype of ``x``."""
         inputs, outputs = range(self.contracted), range(self.contracted, len(self.shape))
         init = nn.initializers.variance_scaling(self.gain, "fan_in", "normal", inputs, outputs)
-        out = product(self.equation, x, self.declare("kernel", init, self.shape, self.axes))
+        kernel = self.declare("kernel", init, self.shape, self.axes)
+        if self.quantize == "none" or self.is_initializing():
+            out = product(self.equation, x, kernel)
+        else:
+            out = quantized_product(x, kernel, self.contracted, self.quantize)
         if self.bias:
             bias = self.declare("bias", nn.initializers.zeros, self.shape[self.contracted :], self.bias)
             out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)

@@ -17,6 +17,9 @@ _FREE = frozenset({
 # fmt: on
 """Instructions that move nothing themselves."""
 
+_EIGHT_BIT = frozenset({"s8", "f8e4m3fn", "f8e5m2"})
+"""Types of the operands of 8-bit products."""
+
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
@@ -60,6 +63,8 @@ class ProgramCost(NamedTuple):
     hbm_bytes: float
     """Read from and written to device memory."""
     collectives: tuple[Collective, ...]
+    eight_bit_flops: float = 0.0
+    """Of ``dot_flops``, those of products of two 8-bit operands: a chip may have a rate of its own for them."""
 
     @property
     def flops(self) -> float:
@@ -69,26 +74,29 @@ class ProgramCost(NamedTuple):
 
 def count(program: Program, devices: int, causality: Causality = Causality()) -> ProgramCost:  # noqa: B008 - immutable
     """The totals of ``program``, compiled for ``devices`` devices; ``causality``: of its attention kernels."""
-    dots = kernels = traffic = 0.0
+    dots = kernels = traffic = eight_bit = 0.0
     unknown: dict[str, None] = {}
     collectives: list[Collective] = []
     seen: set[tuple] = set()
     for execution in program.executions():
         instruction, times = execution.instruction, execution.times
         if instruction.opcode in ("dot", "convolution") or _is_cublas(instruction):
-            dots += times * _product_flops(execution.computation, instruction)
+            operands = [execution.computation.instructions[name].arrays[0] for name in instruction.operands]
+            flops = times * _product_flops(instruction, operands)
+            dots += flops
+            eight_bit += flops if all(array.dtype in _EIGHT_BIT for array in operands[:2]) else 0.0
         elif is_kernel(instruction):
             operands = [execution.computation.instructions[name].arrays[0] for name in instruction.operands]
-            flops = kernel_flops(instruction, operands, causality)
-            kernels += times * (flops or 0.0)
-            if flops is None:
+            known = kernel_flops(instruction, operands, causality)
+            kernels += times * (known or 0.0)
+            if known is None:
                 unknown[kernel_name(instruction)] = None
         collective = _collective(execution, devices)
         if collective and _is_new(execution, seen):
             collectives.append(collective)
         if execution.fused_in is None and instruction.opcode not in _FREE:
             traffic += times * _boundary(program, execution.computation, instruction)
-    return ProgramCost(dots, kernels, tuple(unknown), traffic, tuple(collectives))
+    return ProgramCost(dots, kernels, tuple(unknown), traffic, tuple(collectives), eight_bit)
 
 
 def _is_cublas(instruction: Instruction) -> bool:
@@ -96,8 +104,7 @@ def _is_cublas(instruction: Instruction) -> bool:
     return instruction.opcode == "custom-call" and 'custom_call_target="__cublas$' in instruction.attributes
 
 
-def _product_flops(computation: Computation, product: Instruction) -> float:
-    operands = [computation.instructions[name].arrays[0] for name in product.operands]
+def _product_flops(product: Instruction, operands: list[Array]) -> float:
     if product.opcode == "convolution":
         return _convolution_flops(product, operands[0], operands[1])
     if _is_cublas(product):

@@ -100,7 +100,9 @@ def roofline(cost: ProgramCost, wiring: Wiring) -> Roofline:
     """Times of ``cost`` at the peak rates of the wiring's chips."""
     chip = wiring.topology.chip
     network = math.fsum(wiring.seconds(collective) for collective in cost.collectives)
-    return Roofline(cost.flops / chip.flops, cost.hbm_bytes / chip.hbm_bytes_per_s, network)
+    slow, fast = cost.flops - cost.eight_bit_flops, cost.eight_bit_flops
+    compute = slow / chip.flops + fast / (chip.eight_bit[1] if chip.eight_bit else chip.flops)
+    return Roofline(compute, cost.hbm_bytes / chip.hbm_bytes_per_s, network)
 
 
 def collective_bytes_by_axes(cost: ProgramCost, wiring: Wiring) -> dict[str, float]:

@@ -18,6 +18,11 @@ class RematPolicy(NamedTuple):
     encoder: str | None = None
     """The policy that the encoder follows instead; None: the same."""
 
+    @property
+    def keeps_products(self) -> bool:
+        """Whether products are picked to be saved, where others are not."""
+        return self.recomputes and self.saves_dots
+
 
 REMAT_POLICIES: dict[str, RematPolicy] = {
     "full": RematPolicy(),
