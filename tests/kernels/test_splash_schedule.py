@@ -1,7 +1,6 @@
 """The blocks that splash visits: those between segments are skipped, and the right ones are in memory."""
 
 import functools
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.backends import anything, arrays, runs
 
-from lclm_jax.bench.simulated import simulated_sources
+from lclm_jax.bench.simulated import simulated_rows
 from lclm_jax.config import load_config
-from lclm_jax.data.loading.blocks import BlockMaker
-from lclm_jax.data.packing.block_sizing import make_mixture, size_blocks
-from lclm_jax.data.packing.mixture import Cursor
 from lclm_jax.kernels.masks import allowed_BST
 from lclm_jax.kernels.reference_attention import reference_attention
 from lclm_jax.kernels.tpu import splash
@@ -27,8 +23,6 @@ from lclm_jax.kernels.tpu.splash import (
     next_queries,
     visited_blocks,
 )
-from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
-from lclm_jax.text.train_tokenizer import train_tokenizer
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -82,23 +76,13 @@ def test_scalar_memory_holds_the_schedule_of_any_row(kind, length):
 
 
 @pytest.fixture(scope="module")
-def packed_rows(tmp_path_factory):
+def packed_rows():
     """Segments of 500 rows of the published layout, int32, from simulated documents."""
-    config, stage = load_config("configs/experiments/0.6b-4b-cs16-mean-w1024-causal-mlp-O0.yaml"), "stage2"
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["any text"], 512, folder)
-    tokenizer = Tokenizer.from_folder(folder)
-    sources = simulated_sources(config, stage, Tokenizers(tokenizer, tokenizer), 1e9)
-    mixture = make_mixture(config, stage, sources, size_blocks(config, stage, sources))
-    make, cursor, rows = BlockMaker(sources, mixture, config.pack(stage), 0), Cursor(0, 0, (0,) * len(sources)), []
-    while len(rows) < 500:
-        block = make(cursor)
-        cursor, ends = block.after, block.columns["rows"]
-        for first, last in pairwise(ends):
-            sizes = block.columns["tokens"][first:last]
-            ids = np.repeat(np.arange(1, sizes.size + 1, dtype=np.int32), sizes)
-            rows.append(np.pad(ids, (0, 16_384 - ids.size)))
-    return np.stack(rows[:500])
+    config = load_config("configs/experiments/0.6b-4b-cs16-mean-w1024-causal-mlp-O0.yaml")
+    rows = np.zeros((500, 16_384), np.int32)
+    for row, sizes in zip(rows, simulated_rows(config, "stage2", 500), strict=True):
+        row[: sum(sizes)] = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+    return rows
 
 
 def test_packed_rows_take_at_most_1_4_times_the_visible_work(packed_rows):

@@ -21,7 +21,7 @@ from lclm_jax.model.lclm import encode_pooled
 from lclm_jax.model.pooling import dummy_groups, pool_rows, pooling_of
 from lclm_jax.model.poolings.late_layers import latent_windows
 from lclm_jax.plan.hlo import parse
-from lclm_jax.plan.memory import parameter_counts
+from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.plan.program_cost import count
 
 LEARNED = [name for name, row in POOLINGS.items() if row.code is not None and row.markers is None]

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from lclm_jax.model.lclm import abstract_params
-from lclm_jax.plan.memory import estimate, parameter_counts
+from lclm_jax.plan.memory import estimate
+from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.train.core.optimizer import make_optimizer
 
 spec = importlib.util.spec_from_file_location("plan_conftest", Path(__file__).with_name("conftest.py"))

@@ -12,7 +12,8 @@ from lclm_jax.config import dump_config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.plan import compiled, plans
 from lclm_jax.plan.hlo import parse
-from lclm_jax.plan.memory import estimate, parameter_counts
+from lclm_jax.plan.memory import estimate
+from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.plan.program_cost import count
 from lclm_jax.plan.topologies import parse_topology
 from lclm_jax.report.plan_tables import stages_table

@@ -5,18 +5,25 @@ thing at the sizes of the real thing.
 """
 
 import hashlib
+import tempfile
 from collections.abc import Collection, Iterable
+from itertools import pairwise
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from lclm_jax.config import Config, ModelConfig
+from lclm_jax.data.loading.blocks import BlockMaker
+from lclm_jax.data.packing.block_sizing import make_mixture, size_blocks
 from lclm_jax.data.packing.counter_rng import draw_key, random_bits, uniform
+from lclm_jax.data.packing.mixture import Cursor
 from lclm_jax.data.packing.sources import OBJECTIVES, Source, SourceSetup
 from lclm_jax.data.store.columns import Ragged
 from lclm_jax.data.store.shards import PreparedSplit
 from lclm_jax.errors import LclmError
-from lclm_jax.text.tokenizer import Tokenizers
+from lclm_jax.text.tokenizer import Tokenizer, Tokenizers
+from lclm_jax.text.train_tokenizer import train_tokenizer
 
 _SHORTEST, _LONGEST = 32, 2**19
 
@@ -102,3 +109,23 @@ def simulated_sources(config: Config, stage: str, tokenizers: Tokenizers, tokens
         raise LclmError(f"stage {stage} has no source of documents to simulate; name another stage")
     settings = [(name, config.data.sources[name]) for name in names]
     return [OBJECTIVES[one.objective](name, one, cast(PreparedSplit, split), setup) for name, one in settings]
+
+
+def simulated_rows(config: Config, stage: str, count: int = 256, tokens: float = 1e9) -> list[list[int]]:
+    """Positions of each segment of ``count`` packed rows of ``stage``, over a simulated corpus of ``tokens``.
+
+    Raises:
+        LclmError: The stage has no source of documents.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        train_tokenizer(["any text"], 512, Path(folder))
+        tokenizer = Tokenizer.from_folder(Path(folder))
+        sources = simulated_sources(config, stage, Tokenizers(tokenizer, tokenizer), tokens)
+        mixture = make_mixture(config, stage, sources, size_blocks(config, stage, sources))
+        make, cursor = BlockMaker(sources, mixture, config.pack(stage), config.seed), Cursor(0, 0, (0,) * len(sources))
+        rows: list[list[int]] = []
+        while len(rows) < count:
+            block = make(cursor)
+            cursor, sizes = block.after, block.columns["tokens"].tolist()
+            rows += [sizes[first:last] for first, last in pairwise(block.columns["rows"].tolist())]
+    return rows[:count]

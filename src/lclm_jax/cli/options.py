@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -49,7 +50,12 @@ cluster_option = click.option(
     help="YAML file merged over CONFIG: mesh, microbatches, remat and flags of a cluster (see configs/clusters).",
 )
 
-json_option = click.option("--json", "json_file", type=Place(), help="Also write the result to this file as JSON.")
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=Place(),
+    help="Also write the result to this file as JSON; - for standard output.",
+)
 
 
 def load_for_devices(config: Path, overrides: tuple[str, ...], cluster: Path | None) -> Config:
@@ -70,10 +76,14 @@ def set_environment(config: Config) -> None:
 
 def write_result(json_file: Path | None, result: object) -> None:
     """Write ``result`` where ``--json`` says."""
-    if json_file is not None:
-        from lclm_jax.files import write_json
+    if json_file is None:
+        return
+    if str(json_file) == "-":
+        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    from lclm_jax.files import write_json
 
-        write_json(json_file, result)
+    write_json(json_file, result)
 
 
 def load_run(run: Path) -> Config:

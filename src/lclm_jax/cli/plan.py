@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lclm_jax.cli.options import (
+    Place,
     cluster_option,
-    config_argument,
     json_option,
     load_for_devices,
     set_option,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@config_argument
-@click.option("--topology", "name", required=True, help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256, h100:8, h100:8x8...")
+@click.argument("config", type=Place(), required=False)
+@click.option("--topology", "name", help="v5p:4x4x4, v5p-128, v5e-256, 2xv6e-256, h100:8, h100:8x8...")
 @click.option("--stage", help="Plan this stage alone; default: all stages.")
 @click.option(
     "--rows-per-chip",
@@ -45,12 +45,18 @@ if TYPE_CHECKING:
     help="How many of the best plans by formula --search compiles at most.",
 )
 @click.option("--fresh", is_flag=True, help="Compile again even if the result is cached.")
+@click.option("--full-rows", is_flag=True, help="Expect rows of one segment each, not the stage's own segments.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Print what is expected of steps that others published, beside what they took; needs no CONFIG.",
+)
 @set_option
 @cluster_option
 @json_option
 def plan(
-    config: Path,
-    name: str,
+    config: Path | None,
+    name: str | None,
     stage: str | None,
     rows_per_chip: float | None,
     overrides: tuple[str, ...],
@@ -59,11 +65,17 @@ def plan(
     """Compile the real train step of CONFIG for TPU slices or H100s, on this machine, and analyse the program.
 
     Prints whether it fits, memory and FLOPs per chip, bytes sent per mesh axis, the step time at peak rates and its
-    bottleneck, and from these tokens/s, MFU, days, chip-hours and price. Times are lower bounds, as no program runs at
-    peak. Needs no accelerator. TPUs need libtpu (pip install "lclm-jax[tpu]"); GPUs need jax-cuda13-plugin,
-    jax-cuda13-pjrt and nvidia-cuda-nvcc, without which their plan is by formula and says so. A compile takes minutes;
-    results are kept under ~/.cache/lclm-jax/plans.
+    bottleneck, and from these tokens/s, MFU, days, chip-hours and price. These times are lower bounds, as no program
+    runs at peak; beside them stands the time that is expected at rates that were measured on real chips, of rows with
+    the segments that the stage's mixture gives. Needs no accelerator. TPUs need libtpu (pip install "lclm-jax[tpu]");
+    GPUs need jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cuda-nvcc, without which their plan is by formula and says
+    so. A compile takes minutes; results are kept under ~/.cache/lclm-jax/plans.
     """
+    if options["calibrate"]:
+        _calibrate(options["json_file"])
+        return
+    if config is None or name is None:
+        raise click.UsageError("give CONFIG and --topology, or --calibrate alone")
     from lclm_jax.plan.topologies import parse_topology, prepare_environment
 
     tree = load_for_devices(config, overrides, options["cluster"])
@@ -80,6 +92,29 @@ def plan(
         _plan(tree, stages, topology, options)
 
 
+def _calibrate(json_file: Path | None) -> None:
+    from lclm_jax.plan.expected.published import calibrate
+    from lclm_jax.report.plan_tables import calibration_document, calibration_table
+
+    found = calibrate()
+    _console(json_file).print(calibration_table(found))
+    write_result(json_file, calibration_document(found))
+
+
+def _segments(tree: Config, stage: str, full_rows: bool) -> list[list[int]] | None:
+    """Of some rows of ``stage`` as its mixture packs them, over simulated documents; None: one segment a row."""
+    from lclm_jax.bench.simulated import simulated_rows
+    from lclm_jax.errors import LclmError
+
+    if full_rows:
+        return None
+    try:
+        return simulated_rows(tree, stage)
+    except LclmError as error:
+        click.echo(f"rows count as one segment each: {error}", err=True)
+        return None
+
+
 def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) -> None:
     from lclm_jax.plan.plans import plan_stage
     from lclm_jax.report.plan_tables import document, stages_table, totals
@@ -88,9 +123,10 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
     plans = []
     for name in stages:
         click.echo(f"planning {name} for {topology.name}: takes minutes unless the result is cached", err=True)
-        plans.append(plan_stage(tree, name, topology, reuse=not options["fresh"]))
+        segments = _segments(tree, name, options["full_rows"])
+        plans.append(plan_stage(tree, name, topology, reuse=not options["fresh"], segments=segments))
     price = options["price"]
-    console = _console()
+    console = _console(options["json_file"])
     console.print(stages_table(plans, price))
     for planned in plans:
         if not planned.fits:
@@ -102,6 +138,10 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
     if len(plans) > 1 and total["days"] is not None:
         price_text = "" if total["price"] is None else f", price about {total['price']:,.0f}"
         console.print(f"in total at least {total['days']:.2f} days, {total['chip_hours']:,.0f} chip-hours{price_text}")
+    if len(plans) > 1 and total["expected_days"] is not None:
+        price_text = "" if total["expected_price"] is None else f", price about {total['expected_price']:,.0f}"
+        hours = f"{total['expected_chip_hours']:,.0f} chip-hours"
+        console.print(f"in total {total['expected_days']:.2f} days are expected, {hours}{price_text}")
     write_result(options["json_file"], document(plans, price))
 
 
@@ -117,15 +157,16 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
     )
     tried = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse=not options["fresh"])
     plans = compiled_best(tried, most)
-    _console().print(search_table(plans))
+    _console(options["json_file"]).print(search_table(plans))
     write_result(options["json_file"], document(plans, options["price"]))
 
 
-def _console() -> "Console":
-    """Standard output; wide enough for the tables if it is not a terminal."""
+def _console(json_file: Path | None) -> "Console":
+    """Standard output, or that of errors if JSON goes there; wide enough for the tables if it is not a terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160)
+    stream = sys.stderr if json_file is not None and str(json_file) == "-" else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else 160)
 
 
 def with_rows(tree: Config, rows: int) -> Config:

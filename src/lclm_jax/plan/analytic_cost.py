@@ -10,7 +10,7 @@ from lclm_jax.config.registry.remat_policies import remat_of
 from lclm_jax.config.tree import Config
 from lclm_jax.model.flops import step_flops
 from lclm_jax.parallel import batch_parts
-from lclm_jax.plan.memory import parameter_counts
+from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.plan.topologies import Topology
 
 _BFLOAT16 = 2
@@ -36,7 +36,7 @@ def analytic_cost(config: Config, stage: str, topology: Topology) -> AnalyticCos
     """The step of ``stage`` on ``config.mesh`` over ``topology``."""
     flops = step_flops(config.model, config.stages[stage], config.pack(stage), backend_of(config, topology)).executed
     received = {axis: count for axis, count in _collective_bytes(config, stage, topology).items() if count}
-    seconds = sum(_seconds(axis, count, mesh_sizes(config, topology), topology) for axis, count in received.items())
+    seconds = sum(axis_seconds(axis, count, mesh_sizes(config, topology), topology) for axis, count in received.items())
     share = flops / topology.num_devices
     return AnalyticCost(share, received, share / topology.chip.flops, seconds)
 
@@ -69,10 +69,16 @@ def _bytes_of_weights(config: Config, stage: str, sizes: dict[str, int], whole: 
     reduction over the ``whole`` slice is compiled to an all-reduce, of twice the bytes.
     """
     settings = config.stages[stage]
-    each = _BFLOAT16 / sizes["tensor"] * settings.microbatches
+    each = settings.microbatches / sizes["tensor"]
     counts = parameter_counts(config.model)
     weights = each * sum(counts.values())
-    gradients = each * sum(count for part, count in counts.items() if settings.peak_lr(part) is not None)
+    learned = each * sum(count for part, count in counts.items() if settings.peak_lr(part) is not None)
+    return bytes_of_weights(weights, learned, sizes, whole)
+
+
+def bytes_of_weights(parameters: float, learned: float, sizes: dict[str, int], whole: bool) -> dict[str, float]:
+    """Bytes along each axis of a microbatch: ``parameters`` are gathered twice, gradients of those learned reduced."""
+    weights, gradients = _BFLOAT16 * parameters, _BFLOAT16 * learned
     n, copies = sizes["fsdp"] * sizes["context"], sizes["replica"]
     return {
         "replica": gradients / n * 2 * (copies - 1) / copies,
@@ -98,7 +104,7 @@ def _bytes_of_positions(config: Config, stage: str, sizes: dict[str, int]) -> di
     }
 
 
-def _seconds(axis: str, count: float, sizes: dict[str, int], topology: Topology) -> float:
+def axis_seconds(axis: str, count: float, sizes: dict[str, int], topology: Topology) -> float:
     """Time of ``count`` bytes: inside a slice over all its links, between slices what its chips share out."""
     chip = topology.chip
     links = 2 * chip.dimensions if all(topology.wrap) else max(chip.dimensions, 1)

@@ -12,8 +12,8 @@ from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
 from lclm_jax.plan.hlo import Array, Instruction, backend_config
 
-TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
-"""What custom kernels are called in a program: Pallas kernels by Mosaic on TPUs, by Triton on GPUs."""
+TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu_v2", "mosaic_gpu")
+"""What custom kernels are called in a program: Pallas kernels by Mosaic on TPUs, by Triton and Mosaic GPU on GPUs."""
 
 
 def is_kernel(instruction: Instruction) -> bool:
@@ -23,8 +23,9 @@ def is_kernel(instruction: Instruction) -> bool:
 
 def kernel_name(instruction: Instruction) -> str:
     """What its author calls a kernel."""
-    found = re.search(r'kernel_name\\*"? ?[=:] ?\\*"([\w.]+)|\bname = "([\w.]+)"', instruction.attributes)
-    return found[1] or found[2] if found else instruction.name.rstrip("0123456789.")
+    named = r'kernel_name\\*"? ?[=:] ?\\*"([\w.]+)|\bname = "([\w.]+)"|([A-Za-z]\w*)_mosaic_gpu\b'
+    found = re.search(named, instruction.attributes)
+    return found[1] or found[2] or found[3] if found else instruction.name.rstrip("0123456789.")
 
 
 class Causality(NamedTuple):
@@ -55,7 +56,7 @@ def kernel_flops(instruction: Instruction, operands: list[Array], causality: Cau
     for pattern, products in (program for row in ATTENTION_BACKENDS.values() for program in row.programs):
         if re.search(pattern, name):
             wide = [array for array in operands if array.dtype in ("bf16", "f32") and len(array.dims) >= 3]
-            if TARGETS[1] in instruction.attributes:  # [rows, positions, heads, width] as the model has them
+            if TARGETS[0] not in instruction.attributes:  # [rows, positions, heads, width] as the model has them
                 wide = [array._replace(dims=tuple(array.dims[i] for i in (0, 2, 1, 3))) for array in wide[:2]]
             return 2.0 * products * _width_times_pairs(wide, causality.block_of(instruction))
     return None

@@ -19,6 +19,7 @@ from lclm_jax.config.tree import Config, StageConfig
 from lclm_jax.model.flops import kernel_sizes, through_encoder
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.parallel import batch_parts
+from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.train.core.loss import teacher_model
 from lclm_jax.train.core.optimizer import make_optimizer
 
@@ -41,34 +42,6 @@ class MemoryEstimate(NamedTuple):
     def peak(self) -> float:
         """All at once."""
         return sum(self)
-
-
-def parameter_counts(model: ModelConfig) -> dict[str, int]:
-    """Number of parameters by part, LoRA left out."""
-    width = model.decoder.hidden_size
-    decoder = backbone_parameters(model.decoder)
-    if not model.decoder.tie_embeddings:
-        decoder += model.decoder.vocab_size * width
-    return {
-        "encoder": backbone_parameters(model.encoder),
-        "adapter": _adapter_parameters(model.plain),
-        "decoder": decoder,
-        "memory_rows": 3 * width,
-    }
-
-
-@functools.cache
-def _adapter_parameters(model: ModelConfig) -> int:
-    """Of the adapter, and of a pooling that has any: as they declare them."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)["adapter"]))
-
-
-def backbone_parameters(shape: BackboneConfig) -> int:
-    """Table, blocks and final norm of a backbone, without an untied head."""
-    norms = 2 * shape.hidden_size + 2 * shape.head_dim * shape.qk_norm
-    biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim * shape.qkv_bias
-    layers = shape.num_layers * (sum(kernel_sizes(shape).values()) + norms + biases)
-    return shape.vocab_size * shape.hidden_size + layers + shape.hidden_size
 
 
 def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEstimate:

@@ -10,6 +10,8 @@ from lclm_jax.plan import cache
 from lclm_jax.plan.analytic_cost import AnalyticCost, analytic_cost, backend_of, mesh_sizes
 from lclm_jax.plan.cache import CompiledStep
 from lclm_jax.plan.compiled import compile_step, lower_step
+from lclm_jax.plan.expected.forecast import Expected, forecast
+from lclm_jax.plan.expected.work import Segments
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.kernels import Causality
 from lclm_jax.plan.memory import MemoryEstimate, estimate
@@ -79,6 +81,8 @@ class StagePlan:
     """None: it does not fit."""
     why_not: str = ""
     """What the compiler said if it does not fit."""
+    expected: Expected | None = None
+    """How long the step will take, where the program and the properties below say how long it takes at least."""
 
     @property
     def fits(self) -> bool:
@@ -110,12 +114,45 @@ class StagePlan:
         """Of the whole stage at the roofline's time."""
         return None if self.days is None else self.days * 24 * self.choice.chips
 
+    @property
+    def expected_mfu(self) -> float | None:
+        """Model FLOPs utilisation at the expected time, of rows that count as full like that at the roofline's."""
+        return None if self.expected is None else self.model_flops / (self.expected.step_s * self.peak_flops)
 
-def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = True, compiled: bool = True) -> StagePlan:
+    @property
+    def expected_visible_mfu(self) -> float | None:
+        """The same without attention between segments, which the model does not need."""
+        return None if self.expected is None else self.expected.visible_flops / (self.expected.step_s * self.peak_flops)
+
+    @property
+    def expected_tokens_per_s(self) -> float | None:
+        """Decoder positions a second at the expected time."""
+        return None if self.expected is None else self.tokens_per_step / self.expected.step_s
+
+    @property
+    def expected_days(self) -> float | None:
+        """Of the whole stage at the expected time."""
+        return None if self.expected is None else self.expected.step_s * self.steps / _DAY
+
+    @property
+    def expected_chip_hours(self) -> float | None:
+        """Of the whole stage at the expected time."""
+        return None if self.expected_days is None else self.expected_days * 24 * self.choice.chips
+
+
+def plan_stage(
+    config: Config,
+    stage: str,
+    topology: Topology,
+    reuse: bool = True,
+    compiled: bool = True,
+    segments: Segments | None = None,
+) -> StagePlan:
     """Compile the train step of ``stage`` for ``topology`` and count it; raises ``LclmError`` as ``lower_step``.
 
     ``reuse``: take the result of an earlier call with the same program from the cache. Without ``compiled``, and where
-    the compiler of GPUs is not installed, the plan is by formula (``Program.compile_s`` is None).
+    the compiler of GPUs is not installed, the plan is by formula (``Program.compile_s`` is None). ``segments``: of some
+    rows, for the expected time; None: one segment a row.
     """
     settings, pack = config.stages[stage], config.pack(stage)
     backend = backend_of(config, topology)
@@ -139,6 +176,7 @@ def plan_stage(config: Config, stage: str, topology: Topology, reuse: bool = Tru
         steps=settings.steps,
         peak_flops=topology.num_devices * topology.chip.flops,
         program=None,
+        expected=forecast(config, stage, topology, segments),
     )
     if not compiled or not can_compile(topology):
         guess = _program_by_formula(analytic_cost(config, stage, topology), estimate(config, stage, mesh))
@@ -160,10 +198,13 @@ def shown(mesh: dict[str, int]) -> str:
 
 def as_json(plan: StagePlan) -> JsonObject:
     """Everything about a plan, with what follows from it, for ``json.dump``."""
-    derived = {
-        name: getattr(plan, name) for name in ("fits", "by_formula", "mfu", "tokens_per_s", "days", "chip_hours")
-    }
-    return dataclasses.asdict(plan) | derived
+    rates = ("mfu", "tokens_per_s", "days", "chip_hours")
+    derived = {name: getattr(plan, name) for name in ("fits", "by_formula", *rates)}
+    expected = None
+    if plan.expected is not None:
+        expected = dataclasses.asdict(plan.expected) | {"step_s": plan.expected.step_s}
+        expected |= {name: getattr(plan, f"expected_{name}") for name in ("visible_mfu", *rates)}
+    return dataclasses.asdict(plan) | derived | {"expected": expected}
 
 
 def _program(config: Config, compiled: CompiledStep, wiring: Wiring, backend: str) -> Program:

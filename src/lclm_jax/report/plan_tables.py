@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from rich.table import Table
 
+from lclm_jax.plan.expected.published import Calibration
 from lclm_jax.plan.memory import MemoryEstimate
 from lclm_jax.plan.plans import StagePlan, as_json, shown
 from lclm_jax.plan.topologies import GPU_PACKAGES
@@ -32,7 +33,18 @@ def stages_table(plans: Sequence[StagePlan], price: float | None) -> Table:
 def search_table(plans: Sequence[StagePlan]) -> Table:
     """One line per plan, in the order given."""
     table = Table(title=f"stage {plans[0].stage}, {plans[0].choice.topology}", title_justify="left")
-    for name in ("mesh", "rows a chip", "remat", "peak GB", "wire GB", "step s", "bound", "tokens/s", "MFU %"):
+    for name in (
+        "mesh",
+        "rows a chip",
+        "remat",
+        "peak GB",
+        "wire GB",
+        "step s",
+        "bound",
+        "expected s",
+        "tokens/s",
+        "MFU %",
+    ):
         table.add_column(name, justify="left" if name in ("mesh", "remat", "bound") else "right")
     for plan in plans:
         start = (shown(plan.choice.mesh), f"{plan.choice.rows_per_chip:g}", plan.choice.remat)
@@ -42,7 +54,11 @@ def search_table(plans: Sequence[StagePlan]) -> Table:
             continue
         wire = _gb(sum(program.wire_bytes.values()))
         figures = (_gb(program.peak_bytes), wire, f"{program.step_s:.2f}", program.bound)
-        table.add_row(*start, *figures, f"{plan.tokens_per_s:,.0f}", f"{100 * (plan.mfu or 0):.1f}")
+        if plan.expected is None:
+            rates = ("", plan.tokens_per_s, plan.mfu)
+        else:
+            rates = (f"{plan.expected.step_s:.2f}", plan.expected_tokens_per_s, plan.expected_mfu)
+        table.add_row(*start, *figures, rates[0], f"{rates[1]:,.0f}", f"{100 * (rates[2] or 0):.1f}")
     return table
 
 
@@ -84,9 +100,58 @@ def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
     ]
     if price is not None:
         found.append(("price at least", f"{price * (plan.chip_hours or 0):,.0f}"))
+    found += _expected(plan, price)
     if program.unknown_kernels:
         found.append(("kernels not counted", ", ".join(program.unknown_kernels)))
     return [*found, *([] if program.compile_s is None else [("s: compiling", f"{program.compile_s:.0f}")])]
+
+
+def _expected(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:
+    """(name, figure) of what is expected of a plan, beside what it takes at least."""
+    expected = plan.expected
+    if expected is None:
+        return []
+    found = [
+        (
+            "segments a row",
+            f"{expected.segments_per_row:.1f}, {100 * expected.visible_share:.0f} % of the pairs visible",
+        ),
+        ("expected s: products", f"{expected.products_s:.3f}"),
+        ("expected s: kernels", f"{expected.kernels_s:.3f}"),
+        ("expected s: elementwise", f"{expected.elementwise_s:.3f}"),
+        ("expected s: lookups, optimizer", f"{expected.rows_s + expected.optimizer_s:.3f}"),
+        ("expected s: network", f"{expected.network_s:.3f}"),
+        ("expected s: step", f"{expected.step_s:.3f}{', by the compiler' if expected.compiled else ', by formula'}"),
+        ("expected tokens/s", f"{plan.expected_tokens_per_s:,.0f}"),
+        ("expected MFU", f"{100 * (plan.expected_mfu or 0):.1f} %"),
+        ("expected MFU of visible work", f"{100 * (plan.expected_visible_mfu or 0):.1f} %"),
+        ("expected days", f"{plan.expected_days:.2f}"),
+        ("expected chip-hours", f"{plan.expected_chip_hours:,.0f}"),
+    ]
+    if price is not None:
+        found.append(("expected price", f"{price * (plan.expected_chip_hours or 0):,.0f}"))
+    if expected.assumed_from:
+        found.append(("rates not timed on this chip", f"those of {expected.assumed_from}, by peak"))
+    return found
+
+
+def calibration_table(found: Sequence[Calibration]) -> Table:
+    """Published steps beside the forecast, one line each."""
+    table = Table(title="published steps and what is expected of them, by formula", title_justify="left")
+    for name in ("step", "topology", "rows x length", "published s", "expected s", "error %", "held out"):
+        table.add_column(name, justify="left" if name in ("step", "topology", "held out") else "right")
+    for one in found:
+        step = one.step
+        table.add_row(
+            step.name,
+            step.topology,
+            f"{step.rows} x {step.length:,}",
+            f"{step.seconds:.3f}",
+            f"{one.expected_seconds:.3f}",
+            f"{100 * one.error:+.1f}",
+            "yes" if step.held_out else "",
+        )
+    return table
 
 
 def memory_table(estimate: MemoryEstimate, stage: str, mesh: dict[str, int], capacity: int | None) -> Table:
@@ -108,11 +173,25 @@ def memory_table(estimate: MemoryEstimate, stage: str, mesh: dict[str, int], cap
 
 
 def totals(plans: Sequence[StagePlan], price: float | None) -> dict[str, float | None]:
-    """Days, chip-hours and price of all stages; None where a stage does not fit."""
+    """Days, chip-hours and price of all stages, at least and as expected; None where a stage does not fit."""
     complete = all(plan.fits for plan in plans)
-    days = sum(plan.days or 0.0 for plan in plans) if complete else None
-    hours = sum(plan.chip_hours or 0.0 for plan in plans) if complete else None
-    return {"days": days, "chip_hours": hours, "price": None if hours is None or price is None else hours * price}
+
+    def total(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if complete and len(known) == len(plans) else None
+
+    found: dict[str, float | None] = {}
+    for prefix in ("", "expected_"):
+        hours = total([getattr(plan, f"{prefix}chip_hours") for plan in plans])
+        found[f"{prefix}days"] = total([getattr(plan, f"{prefix}days") for plan in plans])
+        found[f"{prefix}chip_hours"] = hours
+        found[f"{prefix}price"] = None if hours is None or price is None else hours * price
+    return found
+
+
+def calibration_document(found: Sequence[Calibration]) -> JsonObject:
+    """Everything of a calibration, for ``--json``."""
+    return {"steps": [one.as_json() for one in found]}
 
 
 def document(plans: Sequence[StagePlan], price: float | None) -> JsonObject:

@@ -1,0 +1,159 @@
+"""How long a step is expected to take by formula, which needs no compiler: work by its kind at measured rates."""
+
+from dataclasses import dataclass
+
+from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
+from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
+from lclm_jax.config.tree import Config
+from lclm_jax.kernels.tpu.splash import block_sizes
+from lclm_jax.model.flops import step_flops, through_encoder
+from lclm_jax.parallel import batch_parts
+from lclm_jax.plan.analytic_cost import analytic_cost, backend_of, mesh_sizes
+from lclm_jax.plan.expected.rates import EXPOSED, Rates, rates_of
+from lclm_jax.plan.expected.work import (
+    Attention,
+    Segments,
+    Tower,
+    head_seconds,
+    lookup_seconds,
+    optimizer_seconds,
+    tower_seconds,
+    visible_pairs,
+)
+from lclm_jax.plan.parameters import parameter_counts
+from lclm_jax.plan.topologies import Topology
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Seconds of a step by what they go to, and what they were reckoned from."""
+
+    products_s: float
+    """Products with weights, the output head among them."""
+    kernels_s: float
+    """Attention and other kernels of our own, at rates that were timed on chips."""
+    elementwise_s: float
+    """Norms, activations, softmax, copies: what moves through memory."""
+    rows_s: float
+    """Rows looked up in tables, sorted and added to their gradients."""
+    optimizer_s: float
+    network_s: float
+    """Of collectives, what arithmetic does not hide."""
+    segments_per_row: float
+    visible_share: float
+    """Pairs of a query and a key that it sees, of those of a row of one segment."""
+    visible_flops: float
+    """Of a step's model FLOPs over all chips, without attention between segments."""
+    compiled: bool
+    """Whether products and elementwise work are the compiler's own estimate."""
+    assumed_from: str
+    """The chip whose timings stand in for those of this one; empty: its own."""
+
+    @property
+    def step_s(self) -> float:
+        """All of them, one after the other."""
+        return self.products_s + self.kernels_s + self.elementwise_s + self.rows_s + self.optimizer_s + self.network_s
+
+
+def forecast(config: Config, stage: str, topology: Topology, segments: Segments | None = None) -> Expected:
+    """The step of ``stage`` on ``config.mesh`` over ``topology``.
+
+    Args:
+        config: mesh and model.
+        stage: a name in ``config.stages``.
+        topology: chips and how they are wired.
+        segments: of some rows of the stage; None: every row is one segment.
+    """
+    settings, pack, model = config.stages[stage], config.pack(stage), config.model
+    segments = segments or [[pack.row_length]]
+    sizes, chip, rates = mesh_sizes(config, topology), topology.chip, rates_of(topology.chip)
+    flops = step_flops(model, settings, pack, backend_of(config, topology))
+    found = towers(config, stage, topology, segments)
+    parts = [tower_seconds(tower, chip, rates) for tower in found]
+    decoder = found[-1]
+    learns = settings.peak_lr("decoder") is not None
+    small = (flops.adapter.executed + flops.teacher.executed) / topology.num_devices / (chip.flops * rates.products)
+    head = head_seconds(model.decoder, decoder.positions / decoder.tensor, 3 + learns, chip, rates)
+    counts = parameter_counts(model)
+    trained = sum(count for part, count in counts.items() if settings.peak_lr(part) is not None)
+    share = sizes["fsdp"] * sizes["context"]
+    visible = visible_pairs(segments, True) / visible_pairs([[pack.row_length]], True)
+    return Expected(
+        products_s=sum(part.products for part in parts) + head + small,
+        kernels_s=sum(part.kernels for part in parts),
+        elementwise_s=sum(part.elementwise for part in parts),
+        rows_s=sum(_lookups(tower, share, settings.peak_lr(name) is not None, rates)
+                   for tower, name in ((found[0], "encoder"), (decoder, "decoder"))),
+        optimizer_s=optimizer_seconds(trained / share / sizes["tensor"], chip),
+        network_s=EXPOSED * analytic_cost(config, stage, topology).network_s,
+        segments_per_row=sum(map(len, segments)) / len(segments),
+        visible_share=visible,
+        visible_flops=flops.model - (1 - visible) * _attention_flops(config, stage),
+        compiled=False,
+        assumed_from=rates.assumed_from,
+    )  # fmt: skip
+
+
+def towers(config: Config, stage: str, topology: Topology, segments: Segments) -> list[Tower]:
+    """The encoder's stacks and, last, the decoder, over the rows of one device."""
+    settings, pack, model = config.stages[stage], config.pack(stage), config.model
+    sizes = mesh_sizes(config, topology)
+    learns = through_encoder(model, settings)
+    found = []
+    for count, ratio in model.encoder_stacks:
+        length, window = pack.encoder_row_length // ratio, model.window // ratio
+        windows = [window] * (length // window) + ([length % window] if length % window else [])
+        found.append(
+            Tower(
+                model.encoder.model_copy(update={"num_layers": count}),
+                settings.batch_rows * pack.encoder_rows / topology.num_devices,
+                length,
+                attention_of(config, topology, "encoder", length, [windows]),
+                repeated_products(remat_of(model.remat, "encoder")),
+                settings.peak_lr("encoder") is not None,
+                learns,
+            )
+        )
+    found.append(
+        Tower(
+            model.decoder,
+            settings.batch_rows / batch_parts(sizes) / sizes["context"],
+            pack.row_length,
+            attention_of(config, topology, "decoder", pack.row_length, segments),
+            repeated_products(remat_of(model.remat, "decoder")),
+            settings.peak_lr("decoder") is not None,
+            True,
+            sizes["tensor"],
+        )
+    )
+    return found
+
+
+def attention_of(config: Config, topology: Topology, tower: str, length: int, segments: Segments) -> Attention:
+    """The attention kernels of ``tower`` over rows of ``length`` in ``segments``."""
+    model, backend = config.model, backend_of(config, topology)
+    cost = ATTENTION_BACKENDS[backend].cost
+    forward = backward = cost.block or length
+    if backend == "splash":
+        blocks = block_sizes(-(-length // 128) * 128, model.compute_dtype, topology.chip.name)
+        forward, backward = blocks.forward, blocks.backward
+    causal = tower == "decoder" or model.mask == "causal"
+    again = not remat_of(model.remat, tower).saves_attention
+    return Attention(backend, forward, backward, cost.backward_products, causal, segments, again)
+
+
+def repeated_products(policy: RematPolicy) -> frozenset[str]:
+    """What the backward pass computes again; of the last product of a block nothing needs the output."""
+    return frozenset() if policy.saves_dots else frozenset({"q", "k", "v", "o", "gate", "up"})
+
+
+def _lookups(tower: Tower, share: int, learns: bool, rates: Rates) -> float:
+    """A device looks up its columns for the positions of all devices that share the table."""
+    return lookup_seconds(tower.positions * share, learns, rates)
+
+
+def _attention_flops(config: Config, stage: str) -> float:
+    """Model FLOPs of the decoder's attention over rows of one segment."""
+    shape, pack = config.model.decoder, config.pack(stage)
+    pairs = visible_pairs([[pack.row_length]], True) * config.stages[stage].batch_rows
+    return 12.0 * shape.num_heads * shape.head_dim * shape.num_layers * pairs
