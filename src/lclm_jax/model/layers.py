@@ -4,6 +4,7 @@ Linen keeps names, random streams and shape checks; the rest of the program sees
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -162,14 +163,20 @@ class Embedding(Module):
         return self.declare("table", init, (self.rows, self.width), self.axes)
 
 
+SHARERS = 8
+"""Devices that share a lookup. More would look up more tokens each, in fewer columns than a register has lanes; fewer
+would hold more columns of the table at once."""
+
+
 def lookup(
     table_VD: jax.Array, tokens_BS: jax.Array, table_axes: tuple[str, str], token_axes: tuple[str, str], dtype: str
 ) -> jax.Array:
-    """x_BSD in ``dtype``: rows ``tokens_BS`` of the table, without moving the table.
+    """x_BSD in ``dtype``: rows ``tokens_BS`` of the table.
 
-    Every device looks up its columns for the tokens of all devices that hold other columns; then tokens are swapped for
-    columns (all-to-all). A device so receives its own positions' embeddings once, [B, S, D] / devices, where gathering
-    the table would cost all of it; and the gradient of its columns needs nobody else's, and adds up in float32.
+    Every device looks up its columns for the tokens of the devices that it shares the work with, which hold the other
+    columns; then tokens are swapped for columns (all-to-all). Where the table is cut over more than ``SHARERS`` devices
+    each first gathers its neighbours' columns, so that what is looked up, and what the gradient adds up and sorts, is
+    the same for any number of devices. Gradients add up in float32.
 
     Args:
         table_VD: embedding table.
@@ -185,11 +192,8 @@ def lookup(
 
     def local(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
         ids_P = tokens_BS.reshape(-1)
-        ids_NP = jax.lax.all_gather(ids_P, shared) if shared else ids_P[None]
         # Rounded after the lookup, so that a token's gradients add up in float32 whatever the table is kept in.
-        columns_NPD = _rows(table_VD.astype(jnp.float32), ids_NP, vocab).astype(dtype)
-        if shared:
-            columns_NPD = jax.lax.all_to_all(columns_NPD, shared, 0, 0)
+        columns_NPD = _shared_columns(table_VD.astype(jnp.float32), ids_P, shared, vocab, dtype)
         columns = jax.lax.all_gather(columns_NPD, absent) if absent else columns_NPD[None]
         sizes = [jax.lax.axis_size(axis) for axis in (*absent, *shared)]
         columns = columns.reshape(*sizes, ids_P.size, -1)
@@ -199,6 +203,34 @@ def lookup(
         return jax.lax.psum(x_BSD, vocab) if vocab else x_BSD
 
     return logical_shard_map(local, [table_axes, token_axes], (*token_axes, "embed"))(table_VD, tokens_BS)
+
+
+def _shared_columns(
+    table_VD: jax.Array, ids_P: jax.Array, shared: tuple[str, ...], vocab: tuple[str, ...], dtype: str
+) -> jax.Array:
+    """[devices of ``shared``, P, columns of each]: this device's tokens in the columns of all."""
+    if not shared:
+        return _rows(table_VD, ids_P[None], vocab).astype(dtype)
+    devices = math.prod(jax.lax.axis_size(axis) for axis in shared)
+    sharers = min((size for size in range(SHARERS, devices) if devices % size == 0), default=devices)
+    near, far = _groups(devices, sharers)
+    if near is not None:
+        table_VD = jax.lax.all_gather(table_VD, shared, axis=1, tiled=True, axis_index_groups=near)
+    ids_NP = jax.lax.all_gather(ids_P, shared, axis_index_groups=far)
+    columns_NPD = _rows(table_VD, ids_NP, vocab).astype(dtype)
+    columns_NPD = jax.lax.all_to_all(columns_NPD, shared, 0, 0, axis_index_groups=far)
+    if near is None:
+        return columns_NPD
+    columns = columns_NPD.reshape(sharers, ids_P.size, devices // sharers, -1)
+    return columns.swapaxes(1, 2).reshape(devices, ids_P.size, -1)
+
+
+def _groups(devices: int, sharers: int) -> tuple[list[list[int]] | None, list[list[int]] | None]:
+    """The devices that gather neighbouring columns, and those that then share a lookup; None: all in one group."""
+    if sharers == devices:
+        return None, None
+    near = [list(range(first, first + devices // sharers)) for first in range(0, devices, devices // sharers)]
+    return near, [list(group) for group in zip(*near, strict=True)]
 
 
 def _rows(table_VD: jax.Array, ids_NP: jax.Array, vocab: tuple[str, ...]) -> jax.Array:
