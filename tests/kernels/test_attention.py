@@ -66,10 +66,10 @@ def test_chunked_never_builds_the_scores():
 
 
 def test_auto_takes_the_linear_backend_for_long_rows(rng):
-    q = jnp.zeros((1, 600, 1, 4))
-    segments = jnp.ones((1, 600), jnp.int32)
+    q = jnp.zeros((1, 1100, 1, 4))
+    segments = jnp.ones((1, 1100), jnp.int32)
     text = str(jax.make_jaxpr(lambda q: attention(q, q, q, segments=(segments, segments), causal=True))(q))
-    assert "600,600]" not in text
+    assert "1100,1100]" not in text
 
 
 def test_bfloat16_keeps_float32_softmax(rng):
