@@ -120,7 +120,7 @@ class Attention(Module):
         if self.is_initializing() or mesh.size == 1:
             return _attend_locally(self.options, (), *qkv, *context[2:])
         rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
-        cut = tuple(axis for axis in axis_names(positions) if mesh.shape[axis] > 1)
+        cut = axis_names(positions)
         run: Callable[..., jax.Array] = functools.partial(_attend_locally, self.options, cut)
         if cut and context.kv_segments_BT is None:
             run = functools.partial(_attend_zigzag, self.options, cut)
@@ -141,7 +141,7 @@ class Attention(Module):
         if mesh.size == 1:
             return _attend_with_cache(self.options, (), *qkv, *cache, layer, *context[2:])
         rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
-        cut = tuple(axis for axis in axis_names(positions) if mesh.shape[axis] > 1)
+        cut = axis_names(positions)
         run = functools.partial(_attend_with_cache, self.options, cut)
         of_q, of_k = (rows, positions, heads, "head_dim"), (rows, "kv_seq", self.options.kv_heads, "head_dim")
         of_cache = ("layers", *of_k)

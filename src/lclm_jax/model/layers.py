@@ -16,7 +16,7 @@ from flax.core import meta
 
 from lclm_jax.config.model import LoraConfig, ModelConfig, Quantization
 from lclm_jax.model.functional import product, rms_norm
-from lclm_jax.model.lora import dropped, low_rank_equations
+from lclm_jax.model.lora import dropped, low_rank_equations, widened
 from lclm_jax.model.quantized import quantized_product
 from lclm_jax.parallel.sharding import axis_names, constrain, logical_shard_map
 from lclm_jax.types import PyTree
@@ -133,7 +133,7 @@ class Projection(Module):
         if lora.dropout and self.has_rng(DROPOUT):
             x = dropped(x, lora.dropout, self.make_rng(DROPOUT))
         down, up = low_rank_equations(self.equation, cut)
-        return product(up, product(down, x, lora_a), lora_b) * (lora.alpha / lora.rank)
+        return widened(up, product(down, x, lora_a), lora_b) * (lora.alpha / lora.rank)
 
 
 class RMSNorm(Module):

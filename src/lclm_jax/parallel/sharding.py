@@ -200,10 +200,13 @@ def logical_shard_map(
 def axis_names(*logical_axes: str) -> tuple[str, ...]:
     """Mesh axes that shard these logical axes: what a collective inside ``logical_shard_map`` runs over.
 
-    ``axis_names("batch", "seq")`` are those over which a loss per position is to be summed.
+    ``axis_names("batch", "seq")`` are those over which a loss per position is to be summed. Axes of one device are left
+    out: a collective over one is nothing, but XLA on CPUs copies for it.
     """
     spec_for(logical_axes)
-    return tuple(axis for name in logical_axes for axis in LOGICAL_AXIS_RULES[name])
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    names = (axis for name in logical_axes for axis in LOGICAL_AXIS_RULES[name])
+    return tuple(axis for axis in names if sizes.get(axis) != 1)
 
 
 def _is_axes(node: object) -> bool:

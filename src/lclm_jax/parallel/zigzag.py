@@ -5,6 +5,7 @@ into 2c pieces, and device i takes pieces i and 2c - 1 - i: one that sees little
 2407.21783, section 3.3.2). Only attention depends on the order; everything else is done for each position alone.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,8 +21,7 @@ Number = TypeVar("Number", int, jax.Array)
 def context_size() -> int:
     """Devices of the current mesh that share the positions of a row; 1 without a mesh."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
-    (axis,) = axis_names("seq")
-    return shape.get(axis, 1)
+    return math.prod(shape.get(axis, 1) for axis in axis_names("seq"))
 
 
 def pieces_in(devices: int) -> int:

@@ -10,11 +10,7 @@ A save is *sealed* in the background: its files are read back into a manifest of
 checkpoints go. A damaged one is renamed to ``damaged-STEP-...`` and the one before is used; nothing of it is deleted.
 """
 
-import errno
-import functools
 import logging
-import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,11 +24,12 @@ from jax.tree_util import KeyEntry
 
 from lclm_jax.config import CheckpointConfig
 from lclm_jax.errors import LclmError
-from lclm_jax.machine import remedy
 from lclm_jax.parallel import broadcast_from_process_0, gather_to_process_0
 from lclm_jax.paths import StoreError, is_remote
 from lclm_jax.train.checkpoints import step_folders
 from lclm_jax.train.checkpoints.integrity import Sums, defect, fingerprint, has_manifest, read_back, write_manifest
+from lclm_jax.train.checkpoints.replicas import from_first_replica, on_first_replica, one_reads_for_all, processes_of
+from lclm_jax.train.checkpoints.storage_faults import STORAGE_ERRORS, hush_late_callbacks, line_of, remedy_of
 from lclm_jax.train.core.freeze import path_name
 from lclm_jax.train.core.state import TrainState
 from lclm_jax.types import JsonObject, Params, PyTree
@@ -45,8 +42,6 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 CHUNK_BYTES = 2**20
 # Tables and heads are cut to chunks of at most this size, so that they too can be read in pieces.
 TABLE_CHUNK_BYTES = 2**24
-# What Orbax and tensorstore raise when a file cannot be written or read.
-_STORAGE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 
 class CheckpointError(LclmError):
@@ -67,7 +62,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, settings: CheckpointConfig | None = None):
         self.folder = folder.absolute()
-        _hush_late_callbacks()
+        hush_late_callbacks()
         self._settings = settings
         self._manager: ocp.CheckpointManager | None = None
         self._sealing: threading.Thread | None = None
@@ -88,7 +83,7 @@ class Checkpoints:
         except StoreError:
             raise
         except (OSError, ImportError) as error:
-            raise CheckpointError(f"cannot open {self.folder} for checkpoints: {_line(error)}") from error
+            raise CheckpointError(f"cannot open {self.folder} for checkpoints: {line_of(error)}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -108,8 +103,8 @@ class Checkpoints:
     def _close(self, manager: ocp.CheckpointManager) -> None:
         try:
             manager.close()
-        except _STORAGE_ERRORS as error:  # Orbax raises the failure of a save once in every thread; we had it already
-            logger.debug("closing after a failed save: %s", _line(error))
+        except STORAGE_ERRORS as error:  # Orbax raises the failure of a save once in every thread; we had it already
+            logger.debug("closing after a failed save: %s", line_of(error))
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -142,7 +137,7 @@ class Checkpoints:
             # It is there if an earlier try failed after it was complete: then it is only sealed.
             if jax.process_count() > 1 or step not in self.steps():
                 self._manager.save(step, args=items, force=True)
-        except _STORAGE_ERRORS as error:
+        except STORAGE_ERRORS as error:
             self._fail_save(error)
         self._sealing = threading.Thread(target=self._seal, args=(step,), name=f"seal checkpoint {step}")
         self._sealing.start()
@@ -181,7 +176,7 @@ class Checkpoints:
         try:
             sums = read_back(folder, jax.process_index(), jax.process_count())
         except OSError as error:
-            failure = f"process {jax.process_index()}: {_line(error)}"
+            failure = f"process {jax.process_index()}: {line_of(error)}"
         mine: JsonObject = {"sums": sums, "failure": failure}
         found = gather_to_process_0(f"sums in {self.folder}", mine) or [mine]
         if failures := [one["failure"] for one in found if one["failure"]]:
@@ -228,10 +223,7 @@ class Checkpoints:
         Every process looks at its share of them.
         """
         mine = defect(self.folder / str(step), jax.process_index(), jax.process_count())
-        faults = gather_to_process_0(f"faults in {self.folder}", mine or "") or []
-        fault = broadcast_from_process_0(f"fault in {self.folder}", next(filter(None, faults), ""))
-        if fault:
-            raise DamagedCheckpoint(f"checkpoint {self.folder / str(step)} is damaged: {fault}")
+        self._raise_fault(f"checkpoint {self.folder / str(step)} is damaged: {mine}" if mine else "")
 
     def set_aside(self, step: int, why: str = "damaged") -> Path:
         """Rename the folder of ``step``, so that it no longer counts as a checkpoint; returns its new path."""
@@ -252,11 +244,18 @@ class Checkpoints:
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of ``step`` in the shapes, dtypes and shardings of ``abstract`` (any mesh).
 
+        Where the mesh has several replicas of whole processes, the first one reads, and the others get it from there.
+
         Raises:
             CheckpointError: damaged, of another model, or holding a value that is not finite.
         """
         rest = {"step": abstract.step, "rng": abstract.rng, "opt_state": abstract.opt_state}
-        restored = self._restore(step, params=_onto(abstract.params), rest=_onto(rest))
+        whole = {"params": abstract.params, "rest": rest}
+        mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+        if one_reads_for_all(mesh):
+            restored = self._restore_once(step, whole, reads=jax.process_index() in processes_of(mesh)[0])
+        else:
+            restored = self._restore(step, **{item: _onto(tree) for item, tree in whole.items()})
         state = TrainState(params=restored["params"], **restored["rest"])
         self._compare(step, {"params": state.params, **restored["rest"]})
         check_finite({"params": state.params, "opt_state": state.opt_state}, str(self.folder / str(step)))
@@ -274,13 +273,39 @@ class Checkpoints:
         check_finite(params, str(self.folder / str(step)))
         return params
 
+    def _restore_once(self, step: int, items: dict[str, PyTree], reads: bool) -> dict[str, PyTree]:
+        """The trees ``items``, which the first replica's processes read from storage for all."""
+        # All processes take part in a restore of Orbax's; those that do not read ask it for nothing.
+        mine = {
+            item: _onto(jax.tree.map(on_first_replica, tree))
+            if reads
+            else ocp.args.PyTreeRestore(jax.tree.map(lambda _: ocp.PLACEHOLDER, tree))
+            for item, tree in items.items()
+        }
+        found: dict[str, PyTree] = {}
+        fault = ""
+        try:
+            found = dict(self._restore(step, **mine))
+        except DamagedCheckpoint as error:
+            fault = str(error)
+        self._raise_fault(fault)
+        if not reads:
+            return jax.tree.map(lambda leaf: from_first_replica(leaf, None), items)
+        return jax.tree.map(from_first_replica, items, found)
+
+    def _raise_fault(self, mine: str) -> None:
+        """Raise ``DamagedCheckpoint`` on all processes if one has found a fault; none: an empty text."""
+        faults = gather_to_process_0(f"faults in {self.folder}", mine) or []
+        if fault := broadcast_from_process_0(f"fault in {self.folder}", next(filter(None, faults), "")):
+            raise DamagedCheckpoint(fault)
+
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> PyTree:
         if self._manager is None or step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has: {known}")
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except _STORAGE_ERRORS as error:
+        except STORAGE_ERRORS as error:
             raise self._unreadable(step, error) from error
 
     def _compare(self, step: int, restored: PyTree) -> None:
@@ -295,7 +320,7 @@ class Checkpoints:
     def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
         older = [other for other in self.steps() if other < step]
         way = f"delete that folder to resume from step {older[-1]}" if older else "delete that folder to start over"
-        return DamagedCheckpoint(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}); {way}")
+        return DamagedCheckpoint(f"checkpoint {self.folder / str(step)} cannot be read ({line_of(error)}); {way}")
 
     def _fail_save(self, error: BaseException) -> NoReturn:
         if jax.process_index() == 0:
@@ -303,7 +328,7 @@ class Checkpoints:
         kept = self.steps()
         intact = f"the checkpoint of step {max(kept)} is intact" if kept else "there is no earlier checkpoint"
         raise CheckpointError(
-            f"a checkpoint could not be written to {self.folder} ({_line(error)}); {intact}: {_remedy(error)}, then"
+            f"a checkpoint could not be written to {self.folder} ({line_of(error)}); {intact}: {remedy_of(error)}, then"
             " rerun the same command to resume"
         ) from error
 
@@ -360,40 +385,3 @@ def _by_layer(params: Params) -> PyTree:
         return ocp.SaveArgs(chunk_byte_size=TABLE_CHUNK_BYTES if leaf.nbytes > TABLE_CHUNK_BYTES else None)
 
     return jax.tree_util.tree_map_with_path(cut, params)
-
-
-@functools.cache
-def _hush_late_callbacks() -> None:
-    """Drop the tracebacks of tensorstore's callbacks that come after a failed read or write was reported."""
-    passed_on = sys.unraisablehook
-
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
-            passed_on(unraisable)
-
-    sys.unraisablehook = hook
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what ``error`` says."""
-    text = str(error).strip() or type(error).__name__
-    if (said := _reason(error)) is not None:  # the libraries' own line is often longer than what is kept of it
-        return "disk full" if said == errno.ENOSPC else os.strerror(said).lower()
-    return text.splitlines()[0][:300]
-
-
-def _reason(error: BaseException) -> int | None:
-    """The error of the operating system (``errno``) that a library tells of in words; None: another one."""
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" in text and "quota" not in text:
-        return errno.ENOSPC
-    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EFBIG)
-    return next((number for number in known if os.strerror(number).lower() in text.lower()), None)
-
-
-def _remedy(error: BaseException) -> str:
-    """What to do about a save that failed."""
-    number = error.errno if isinstance(error, OSError) and error.errno else _reason(error)
-    if number is None:
-        return "look at the storage"
-    return remedy(number)

@@ -28,6 +28,31 @@ def processes_of(mesh: Mesh) -> list[set[int]]:
     return [{device.process_index for device in devices.flat} for devices in mesh.devices]
 
 
+def one_reads_for_all(mesh: Mesh) -> bool:
+    """Whether there are several replicas, and no process has devices of two: then one can read what all need."""
+    ranks = processes_of(mesh)
+    return len(ranks) > 1 and sum(map(len, ranks)) == len(set().union(*ranks))
+
+
+def on_first_replica(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """``leaf`` on the devices of the first replica alone."""
+    sharding = leaf.sharding
+    assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
+    mesh = Mesh(sharding.mesh.devices[:1], sharding.mesh.axis_names)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, sharding.spec))
+
+
+def from_first_replica(leaf: jax.ShapeDtypeStruct, there: jax.Array | None) -> jax.Array:
+    """The array in the sharding of ``leaf``, of the one on the first replica; all processes call it.
+
+    ``there``: that array, None in a process that has none of its devices.
+    """
+    assert leaf.sharding is not None
+    parts = {} if there is None else {shard.device: np.asarray(shard.data) for shard in there.addressable_shards}
+    mine = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    return spread(leaf, [(device, parts.get(device)) for device in mine], source=0)
+
+
 def complete_replica(mesh: Mesh, mine: bool) -> int | None:
     """The first replica all of whose processes say True; None if there is none. All processes call it."""
     if jax.process_count() == 1:
