@@ -21,6 +21,11 @@ CHANGES = {
     "model.encoder.preset": "qwen3_0p6b",
     "model.decoder.preset": "qwen3_0p6b",
     "model.remat": "full",
+    **{
+        f"model.remat_tensors.{tower}.{where}": ["q"]
+        for tower in ("encoder", "decoder")
+        for where in ("device", "host")
+    },
     "model.attention": "chunked",
     "model.pooling_backend": "auto",
     "train.trackers": ["wandb"],
@@ -46,7 +51,10 @@ def changed(config, name):
     for part in real.split("."):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
     value = CHANGES[name] or value if name in CHANGES else another(value, name)
-    return parse_config(override(config.model_dump(mode="json"), real, value))
+    values = config.model_dump(mode="json")
+    if real.startswith("model.remat_tensors"):  # of use where not everything is saved
+        values = override(values, "model.remat", "full")
+    return parse_config(override(values, real, value))
 
 
 def another(value, name):

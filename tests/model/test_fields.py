@@ -59,6 +59,7 @@ TOWER_CHANGES = {
     "rope_scaling.truncate": (False, "error"),
     "rope_scaling.attention_factor": (2.0, "error"),
 }
+TOWERS = ("encoder", "decoder")
 LORA_CHANGES = {
     "rank": (4, "shape"),
     "alpha": (8.0, "numbers"),
@@ -88,6 +89,8 @@ CHANGES = {
     "quantize.encoder": ("int8", "numbers" if find_spec("qwix") else "missing"),
     "quantize.decoder": ("int8", "numbers" if find_spec("qwix") else "missing"),
     "remat": ("full", "program"),
+    # With remat=none every product is saved; what they do is in tests/model/test_remat.py.
+    **{f"remat_tensors.{tower}.{where}": (["q"], "error") for tower in TOWERS for where in ("device", "host")},
     "scan_layers": (False, "program"),
     "attention": ("chunked", "program"),
     "pooling_backend": ("pallas_tpu", "refusal"),

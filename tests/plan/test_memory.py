@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from lclm_jax.config.model import RematTensors, RematTowers
+from lclm_jax.model.flops import step_flops
 from lclm_jax.model.lclm import abstract_params
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.parameters import parameter_counts
@@ -40,3 +42,26 @@ def test_moments_in_bfloat16_and_averages_are_counted():
     plain, _ = arguments()
     assert plain - arguments(moment_dtype="bfloat16")[0] == 2 * sum(counts.values())
     assert arguments(ema_decay=0.9)[0] - plain == 4 * sum(counts.values())
+
+
+def test_products_that_are_kept_cost_memory_and_save_arithmetic():
+    config = conftest.small_config()
+
+    def found(remat="full", **tensors):
+        """(bytes that the decoder's layers keep, FLOPs that its backward pass repeats) in one step."""
+        towers = RematTowers(decoder=RematTensors(**tensors))
+        model = config.model.model_copy(update={"remat": remat, "remat_tensors": towers})
+        saved = estimate(config.model_copy(update={"model": model}), "all", ONE).saved
+        return saved, step_flops(model, config.stages["all"], config.pack("all")).decoder.again
+
+    kept, again = found()
+    decoder, positions = config.model.decoder, config.stages["all"].batch_rows * config.pack("all").row_length
+    heads = decoder.num_heads * decoder.head_dim
+    width, size = heads + decoder.mlp_size, {"float32": 4, "bfloat16": 2}[config.model.compute_dtype]
+    per_position = decoder.num_layers * width * positions
+    rows_at_once = config.stages["all"].microbatches
+    on_device, fewer = found(device=("q", "up"))
+    assert on_device - kept == pytest.approx(per_position * size / rows_at_once)
+    assert again - fewer == pytest.approx(2 * per_position * decoder.hidden_size)
+    assert found(host=("q", "up")) == (kept, fewer)
+    assert found("dots", device=())[1] < found(device=("q", "k", "v", "o", "gate"))[1]

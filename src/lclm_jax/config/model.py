@@ -10,10 +10,11 @@ from lclm_jax.config.registry.adapters import ADAPTERS, AdapterRow
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.config.registry.pooling_backends import POOLING_BACKENDS
 from lclm_jax.config.registry.poolings import LATE_LAYERS, POOLINGS, PoolingRow
-from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
+from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy, remat_of
 
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["none", "int8", "fp8"]
+RematProduct = Literal["q", "k", "v", "o", "gate", "up"]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
@@ -158,6 +159,30 @@ class QuantizedTowers(Tree, role="result"):
     decoder: Quantization = key("none", "Products of the decoder's blocks: none, int8 or fp8.", added=True)
 
 
+class RematTensors(Tree, role="layout"):
+    """Products with weights that a backward pass need not take again, by where they wait for it.
+
+    The outputs of the projections of a block, as for LoRA; ``down`` is not among them, as nothing needs its output.
+    """
+
+    device: tuple[RematProduct, ...] = key((), "Products that the device keeps.", added=True)
+    host: tuple[RematProduct, ...] = key((), "Products that are moved to the host's memory and back.", added=True)
+
+    @model_validator(mode="after")
+    def _once(self):
+        names = [*self.device, *self.host]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"device={list(self.device)} and host={list(self.host)} name {', '.join(twice)} twice")
+        return self
+
+
+class RematTowers(Tree, role="layout"):
+    """Products that are saved beside what ``remat`` says, by backbone."""
+
+    encoder: RematTensors = key(RematTensors(), "Of the encoder's blocks.")
+    decoder: RematTensors = key(RematTensors(), "Of the decoder's blocks.")
+
+
 class ModelConfig(Tree, role="result"):
     """Encoder, adapter, decoder and the compression between them."""
 
@@ -192,6 +217,7 @@ class ModelConfig(Tree, role="result"):
         " products with weights; dots_attention: all but these and attention.",
         role="layout",
     )
+    remat_tensors: RematTowers = key(RematTowers(), "Products that are saved beside what remat says, by backbone.")
     embedding_std: float = key(0.02, "Standard deviation of embedding rows that start at random.", gt=0)
     scan_layers: bool = key(
         True, "Compile one block and scan over the layers, instead of unrolling them.", role="layout"
@@ -230,6 +256,11 @@ class ModelConfig(Tree, role="result"):
                 f"remat={self.remat} saves products, which model.quantize would make in 32 bits; set model.remat to"
                 f" {', '.join(name for name, policy in REMAT_POLICIES.items() if not policy.keeps_products)}"
             )
+        if REMAT_POLICIES[self.remat].saves_dots and self.remat_tensors != RematTowers():
+            raise ValueError(
+                f"remat_tensors has no effect with remat={self.remat}, which saves every product; leave it out, or set"
+                f" model.remat to {', '.join(name for name, policy in REMAT_POLICIES.items() if not policy.saves_dots)}"
+            )
         if self.pool_before_last and (self.pooling != "mean" or self.pool_before_last >= self.encoder.num_layers):
             raise ValueError(
                 f"pool_before_last={self.pool_before_last} needs pooling=mean, not {self.pooling}, and more than"
@@ -244,6 +275,11 @@ class ModelConfig(Tree, role="result"):
                 f" is {self.encoder.max_positions}; lower model.window"
             )
         return self
+
+    def remat_of(self, tower: Literal["encoder", "decoder"]) -> RematPolicy:
+        """What ``remat`` and ``remat_tensors`` say of a backbone."""
+        tensors: RematTensors = getattr(self.remat_tensors, tower)
+        return remat_of(self.remat, tower)._replace(device=tensors.device, host=tensors.host)
 
     @property
     def pooling_row(self) -> PoolingRow:

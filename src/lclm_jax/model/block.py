@@ -15,7 +15,7 @@ from lclm_jax.kernels.cached_attention import cached_attention
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
 from lclm_jax.model.kv_cache import write
-from lclm_jax.model.layers import DROPOUT, Module, Projection, RMSNorm
+from lclm_jax.model.layers import DROPOUT, Module, ProductOptions, Projection, RMSNorm
 from lclm_jax.parallel.sharding import axis_names, logical_shard_map
 from lclm_jax.parallel.zigzag import natural_order, pieces_of
 
@@ -44,9 +44,10 @@ class StackOptions(NamedTuple):
     quantize: Quantization = "none"
     """Of their products."""
 
-    def lora_of(self, target: str) -> LoraConfig | None:
-        """The update of projection ``target``; None if it has none."""
-        return self.lora if self.lora is not None and target in self.lora.targets else None
+    def product(self, name: str) -> ProductOptions:
+        """What they say of projection ``name``."""
+        lora = self.lora if self.lora is not None and name in self.lora.targets else None
+        return ProductOptions(lora, self.quantize, name if name in (*self.remat.device, *self.remat.host) else None)
 
     @classmethod
     def of(cls, model: ModelConfig, causal: bool, rows: str, positions: str) -> "StackOptions":
@@ -105,8 +106,7 @@ class Attention(Module):
             (heads, "head_dim", self.options.width),
             contracted=2,
             gain=0.5 / c.num_layers,
-            lora=self.options.lora_of("o"),
-            quantize=self.options.quantize,
+            how=self.options.product("o"),
             name="o",
         )
         return out(out_BSHd), cache
@@ -152,8 +152,7 @@ class Attention(Module):
         c = self.config
         shape, axes = (c.hidden_size, heads, c.head_dim), (self.options.width, axis, "head_dim")
         bias = (axis, "head_dim") if c.qkv_bias else ()
-        lora, quantize = self.options.lora_of(name), self.options.quantize
-        return Projection("BSD,DHd->BSHd", shape, axes, bias=bias, lora=lora, quantize=quantize, name=name)
+        return Projection("BSD,DHd->BSHd", shape, axes, bias=bias, how=self.options.product(name), name=name)
 
 
 def _attend_locally(
@@ -233,14 +232,12 @@ class SwiGLU(Module):
         hidden_BSF = nn.silu(self._widen("gate")(x_BSD)) * self._widen("up")(x_BSD)
         hidden_BSF = self.constrained(hidden_BSF, self.options.rows, self.options.positions, self.options.mlp)
         shape, axes, gain = (c.mlp_size, c.hidden_size), (self.options.mlp, self.options.width), 0.5 / c.num_layers
-        lora, quantize = self.options.lora_of("down"), self.options.quantize
-        down = Projection("BSF,FD->BSD", shape, axes, gain=gain, lora=lora, quantize=quantize, name="down")
-        return down(hidden_BSF)
+        how = self.options.product("down")
+        return Projection("BSF,FD->BSD", shape, axes, gain=gain, how=how, name="down")(hidden_BSF)
 
     def _widen(self, name: str) -> Projection:
         shape, axes = (self.config.hidden_size, self.config.mlp_size), (self.options.width, self.options.mlp)
-        lora, quantize = self.options.lora_of(name), self.options.quantize
-        return Projection("BSD,DF->BSF", shape, axes, lora=lora, quantize=quantize, name=name)
+        return Projection("BSD,DF->BSF", shape, axes, how=self.options.product(name), name=name)
 
 
 class Block(Module):
@@ -296,6 +293,16 @@ def saveable(remat: RematPolicy) -> Callable[..., bool]:
     The kernels name their output and log-sum-exp: saving both spares the forward kernel, the output alone would not.
     """
     policies = jax.checkpoint_policies
+    if remat.device or remat.host:
+        kept = [*remat.device, *([SAVED] if remat.saves_attention else [])]
+        if not remat.host:
+            return policies.save_only_these_names(*kept)
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=kept,
+            names_which_can_be_offloaded=list(remat.host),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     dots = policies.dots_with_no_batch_dims_saveable if remat.saves_dots else policies.nothing_saveable
     if not remat.saves_attention:
         return dots

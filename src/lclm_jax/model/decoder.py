@@ -38,7 +38,8 @@ class Decoder(Module):
         config = self.model.decoder
         self.embed = Embedding(config.vocab_size, config.hidden_size, self.model.embedding_std)
         options = StackOptions.of(self.model, True, "batch", "seq")
-        options = options._replace(lora=self.model.lora.decoder, quantize=self.model.quantize.decoder)
+        options = options._replace(remat=self.model.remat_of("decoder"), quantize=self.model.quantize.decoder)
+        options = options._replace(lora=self.model.lora.decoder)
         self.layers = layers(config, options, name="layers")
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         init, axes = nn.initializers.normal(self.model.embedding_std), ("memory_row", "param_embed")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config.model import ModelConfig
-from lclm_jax.config.registry.remat_policies import remat_of
 from lclm_jax.model.block import StackOptions, attention_context, layers
 from lclm_jax.model.layers import Embedding, Module, RMSNorm, lookup
 from lclm_jax.parallel.sharding import ENCODER_ROWS, widest
@@ -72,7 +71,7 @@ def encoder_options(model: ModelConfig, rows: str, positions: str) -> StackOptio
         width="encoder_embed",
         lora=model.lora.encoder,
         quantize=model.quantize.encoder,
-        remat=remat_of(model.remat, "encoder"),
+        remat=model.remat_of("encoder"),
     )
 
 

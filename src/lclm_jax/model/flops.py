@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lclm_jax.config.data import PackConfig
 from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS, AttentionCost
-from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
+from lclm_jax.config.registry.remat_policies import RematPolicy
 from lclm_jax.config.tree import StageConfig
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.layers import Products
@@ -81,7 +81,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     cost, rows = ATTENTION_BACKENDS[backend].cost, stage.batch_rows
     encoder_learns = through_encoder(model, stage)
     encoder_rows = rows * pack.encoder_rows
-    run = _Run(remat_of(model.remat, "encoder"), cost, model.mask == "causal", model.lora.encoder)
+    run = _Run(model.remat_of("encoder"), cost, model.mask == "causal", model.lora.encoder)
     stacks = []
     for count, ratio in model.encoder_stacks:
         shape = model.encoder.model_copy(update={"num_layers": count})
@@ -90,7 +90,7 @@ def step_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, backend
     encoder = Passes(*map(sum, zip(*stacks, strict=True)))
     decoder = _stack(
         model.decoder, rows, pack.row_length, pack.row_length, trains["decoder"], True,
-        _Run(remat_of(model.remat, "decoder"), cost, True, model.lora.decoder),
+        _Run(model.remat_of("decoder"), cost, True, model.lora.decoder),
     )  # fmt: skip
     latents = encoder_rows * pack.encoder_row_length // model.ratio
     adapter = latent_flops(model, trains["adapter"], encoder_learns).times(latents)
@@ -115,7 +115,7 @@ def _teacher_flops(model: ModelConfig, stage: StageConfig, pack: PackConfig, cos
     twin_length = distill.twin_length(pack.row_length, pack.encoder_rows * pack.encoder_row_length)
     if twin_length is None:
         return Passes(0.0, 0.0, 0.0, student)
-    run = _Run(remat_of(model.remat, "decoder"), cost, True, model.lora.decoder)
+    run = _Run(model.remat_of("decoder"), cost, True, model.lora.decoder)
     read = _stack(model.decoder, stage.batch_rows, twin_length, twin_length, False, False, run)
     taught = logits * model.decoder.hidden_size
     return Passes(read.forward + taught, 0.0, 0.0, read.again + taught + student)
@@ -155,8 +155,9 @@ def _stack(shape: BackboneConfig, rows: int, length: int, window: int, trains: b
     inputs = matmul + low_rank + 4 * needed
     weights = matmul * trains + low_rank
     again += run.cost.backward_products * done - 4 * needed
-    if not run.remat.saves_dots:  # nothing needs the last product's output again: the program drops it
-        again += matmul * (1 - products["down"] / sum(products.values())) + low_rank
+    if repeated := run.remat.repeated:
+        again += matmul * (1 - sum(products[name] for name in products.keys() - repeated) / sum(products.values()))
+        again += low_rank
     if not run.remat.saves_attention:
         again += 2 * done
     return Passes(forward, inputs, weights, again)

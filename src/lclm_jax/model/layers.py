@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import meta
+from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.config.model import LoraConfig, ModelConfig, Quantization
 from lclm_jax.model.functional import product, rms_norm
@@ -87,16 +88,26 @@ def load(code: str, model: ModelConfig) -> Module:
     return cast(Module, getattr(importlib.import_module(module), name)(model))
 
 
+class ProductOptions(NamedTuple):
+    """What a configuration says of one projection, beside its shape. Hashable."""
+
+    lora: LoraConfig | None = None
+    """The low-rank update; None: there is none."""
+    quantize: Quantization = "none"
+    """int8, fp8: the product with the kernel is taken in 8 bits, forward and backward."""
+    saved: str | None = None
+    """What the result is called in policies of activation checkpointing; None: nothing."""
+
+
 class Projection(Module):
     """A linear map ``einsum(equation, x, kernel)``, with a bias over the kernel's output axes if ``bias`` names them.
 
     The kernel starts as a normal of variance ``gain / fan_in`` (LeCun et al. 1998, Efficient BackProp); ``gain`` below
     one tames the maps that write to the residual stream. Biases start at zero.
 
-    With ``lora`` a low-rank update is added (arXiv 2106.09685): ``alpha / rank * (x A) B``, of which training drops
+    With ``how.lora`` a low-rank update is added (arXiv 2106.09685): ``alpha / rank * (x A) B``, of which training drops
     inputs. A starts uniform as in the peft package, B at zero, so that the update is nothing at first.
 
-    ``quantize`` (int8, fp8) takes the product with the kernel, forward and backward, in 8 bits.
     """
 
     equation: str
@@ -105,23 +116,26 @@ class Projection(Module):
     contracted: int = 1
     gain: float = 1.0
     bias: tuple[str, ...] = ()
-    lora: LoraConfig | None = None
-    quantize: Quantization = "none"
+    how: ProductOptions = ProductOptions()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The product, in the dtype of ``x``."""
+        out = self._product(x)
+        return out if self.how.saved is None else checkpoint_name(out, self.how.saved)
+
+    def _product(self, x: jax.Array) -> jax.Array:
         inputs, outputs = range(self.contracted), range(self.contracted, len(self.shape))
         init = nn.initializers.variance_scaling(self.gain, "fan_in", "normal", inputs, outputs)
         kernel = self.declare("kernel", init, self.shape, self.axes)
-        if self.quantize == "none" or self.is_initializing():
+        if self.how.quantize == "none" or self.is_initializing():
             out = product(self.equation, x, kernel)
         else:
-            out = quantized_product(x, kernel, self.contracted, self.quantize)
+            out = quantized_product(x, kernel, self.contracted, self.how.quantize)
         if self.bias:
             bias = self.declare("bias", nn.initializers.zeros, self.shape[self.contracted :], self.bias)
             out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
-        return out if self.lora is None else out + self._low_rank(x, self.lora)
+        return out if self.how.lora is None else out + self._low_rank(x, self.how.lora)
 
     def _low_rank(self, x: jax.Array, lora: LoraConfig) -> jax.Array:
         """The update, in the dtype of ``x``."""

@@ -13,7 +13,7 @@ import jax
 
 from lclm_jax.batch import teacher_shapes
 from lclm_jax.config.model import BackboneConfig, ModelConfig
-from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
+from lclm_jax.config.registry.remat_policies import RematPolicy
 from lclm_jax.config.train import OptimizerConfig
 from lclm_jax.config.tree import Config, StageConfig
 from lclm_jax.model.flops import kernel_sizes, through_encoder
@@ -115,8 +115,8 @@ def _optimizer_state(
 
 def _saved(model: ModelConfig, stage: StageConfig, positions: float, encoded: float, size: int) -> float:
     """What the scans over layers keep: their carry, and what the remat policy names."""
-    total = _kept(model.decoder, remat_of(model.remat, "decoder"), size) * positions
-    kept = _kept(model.encoder, remat_of(model.remat, "encoder"), size) * encoded
+    total = _kept(model.decoder, model.remat_of("decoder"), size) * positions
+    kept = _kept(model.encoder, model.remat_of("encoder"), size) * encoded
     return total + kept * through_encoder(model, stage)
 
 
@@ -124,8 +124,9 @@ def _kept(shape: BackboneConfig, remat: RematPolicy, size: int) -> float:
     """Bytes that all layers keep per position."""
     heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     attention = heads * size + shape.num_heads * _FLOAT32  # the output and the log-sum-exp
-    dots = (heads + 2 * kv + shape.hidden_size + 2 * shape.mlp_size) * size
-    kept = shape.hidden_size * size + remat.saves_attention * attention + remat.saves_dots * dots
+    widths = {"q": heads, "k": kv, "v": kv, "o": shape.hidden_size, "gate": shape.mlp_size, "up": shape.mlp_size}
+    dots = sum(width for name, width in widths.items() if remat.saves_dots or name in remat.device) * size
+    kept = shape.hidden_size * size + remat.saves_attention * attention + dots
     if not remat.recomputes:
         # Norms keep what they read and what they scale in float32; the MLP its activation, factors and product.
         norms = (2 * shape.hidden_size + (heads + kv) * shape.qk_norm) * 2 * _FLOAT32

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+PRODUCTS = ("q", "k", "v", "o", "gate", "up")
+"""Products of a block with weights whose output its backward pass needs: all but the last one, ``down``."""
+
 
 class RematPolicy(NamedTuple):
     """What the backward pass finds saved of each block; from this follow its memory and the FLOPs that are repeated.
@@ -17,11 +20,20 @@ class RematPolicy(NamedTuple):
     """Products with weights."""
     encoder: str | None = None
     """The policy that the encoder follows instead; None: the same."""
+    device: tuple[str, ...] = ()
+    """Products with weights that are saved besides, of ``PRODUCTS``."""
+    host: tuple[str, ...] = ()
+    """Products with weights that wait for the backward pass in the host's memory."""
 
     @property
     def keeps_products(self) -> bool:
         """Whether products are picked to be saved, where others are not."""
         return self.recomputes and self.saves_dots
+
+    @property
+    def repeated(self) -> frozenset[str]:
+        """The products with weights that the backward pass takes again."""
+        return frozenset() if self.saves_dots else frozenset(PRODUCTS) - {*self.device, *self.host}
 
 
 REMAT_POLICIES: dict[str, RematPolicy] = {
