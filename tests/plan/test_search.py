@@ -1,9 +1,13 @@
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 from tests.plan.conftest import small_config
 
 from lclm_jax.errors import LclmError
 from lclm_jax.plan import search
 from lclm_jax.plan.analytic_cost import analytic_cost, mesh_sizes
+from lclm_jax.plan.expected.forecast import forecast
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.search import TIE, candidates, compiled_best, meshes, ranked
 from lclm_jax.plan.topologies import parse_topology
@@ -35,9 +39,9 @@ def test_every_rows_and_remat_is_tried_before_any_a_second_time(config):
     assert len(set(choices[:different])) == different < len(choices)
 
 
-def test_the_first_candidate_is_the_fastest_by_formula_but_for_ties(config):
+def test_the_first_candidate_is_expected_to_be_the_fastest_but_for_ties(config):
     found = candidates(config, "all", NODE)
-    seconds = [analytic_cost(candidate, "all", NODE).step_s for candidate in found]
+    seconds = [forecast(candidate, "all", NODE).step_s for candidate in found]
     assert seconds[0] <= min(seconds) * (1 + 2 * TIE)
 
 
@@ -75,12 +79,21 @@ def test_plans_that_do_not_fit_come_last(plan_of):
 
 def test_only_what_could_be_faster_is_compiled(config, plan_of, monkeypatch):
     found = candidates(config, "all", NODE)
-    quick = analytic_cost(found[0], "all", NODE).step_s
-    told, steps = [], iter([quick * 1.001] * len(found))
-    monkeypatch.setattr(search, "plan_stage", lambda *_: plan_of(step=next(steps)))
+    told = []
+    monkeypatch.setattr(search, "plan_stage", lambda *_, **__: plan_of())
+    times = {id(one): 1.0 + 0.06 * number for number, one in enumerate(found)}
+    monkeypatch.setattr(search, "forecast", lambda one, *_: SimpleNamespace(step_s=times[id(one)]))
     plans = list(search.search(found, "all", NODE, told.append))
-    assert len(plans) == len(told) < len(found)
+    assert len(plans) == len(told) == 2 < len(found)  # 1.00 and 1.06 s, within a tenth
     assert "by formula" in told[0]
+
+
+def test_what_is_expected_decides_the_rank(plan_of):
+    slow, fast = (
+        dataclasses.replace(plan_of(step=step), expected=SimpleNamespace(step_s=expected))
+        for step, expected in ((1.0, 5.0), (2.0, 4.0))
+    )
+    assert ranked([slow, fast]) == [fast, slow]
 
 
 def test_what_has_no_room_does_not_count_as_compiled(plan_of):

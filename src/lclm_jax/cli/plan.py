@@ -149,13 +149,15 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
     from lclm_jax.plan.search import candidates, compiled_best, search
     from lclm_jax.report.plan_tables import document, search_table
 
-    found, most = candidates(tree, stage, topology), options["compiles"]
+    segments = _segments(tree, stage, options["full_rows"])
+    found, most = candidates(tree, stage, topology, segments), options["compiles"]
     click.echo(
-        f"{len(found)} meshes, rows and remat policies fit by formula and are ranked by it; the best are compiled,"
-        f" at most {most}. Ctrl-C keeps finished plans; rerun the same command to resume",
+        f"{len(found)} meshes, rows and remat policies fit by formula and are ranked by expected time; the best are"
+        f" compiled, at most {most}. Ctrl-C keeps finished plans; rerun the same command to resume",
         err=True,
     )
-    tried = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse=not options["fresh"])
+    reuse = not options["fresh"]
+    tried = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse, segments)
     plans = compiled_best(tried, most)
     _console(options["json_file"]).print(search_table(plans))
     write_result(options["json_file"], document(plans, options["price"]))

@@ -10,8 +10,10 @@ from lclm_jax.plan import cache
 from lclm_jax.plan.analytic_cost import AnalyticCost, analytic_cost, backend_of, mesh_sizes
 from lclm_jax.plan.cache import CompiledStep
 from lclm_jax.plan.compiled import compile_step, lower_step
+from lclm_jax.plan.expected.compiled import refined
 from lclm_jax.plan.expected.forecast import Expected, forecast
 from lclm_jax.plan.expected.work import Segments
+from lclm_jax.plan.hlo import Program as HloProgram
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.kernels import Causality
 from lclm_jax.plan.memory import MemoryEstimate, estimate
@@ -187,8 +189,13 @@ def plan_stage(
     if step is None:
         step = compile_step(lowered)
         cache.store(key, step)
-    program = None if step.why_not else _program(config, step, lowered.wiring, backend)
-    return dataclasses.replace(plan, program=program, why_not=step.why_not)
+    if step.why_not:
+        return dataclasses.replace(plan, why_not=step.why_not)
+    text = parse(step.text)
+    program = _program(config, step, text, lowered.wiring, backend)
+    assert plan.expected is not None
+    expected = refined(plan.expected, text, program.network_s, topology.chip)
+    return dataclasses.replace(plan, program=program, expected=expected)
 
 
 def shown(mesh: dict[str, int]) -> str:
@@ -207,10 +214,10 @@ def as_json(plan: StagePlan) -> JsonObject:
     return dataclasses.asdict(plan) | derived | {"expected": expected}
 
 
-def _program(config: Config, compiled: CompiledStep, wiring: Wiring, backend: str) -> Program:
+def _program(config: Config, compiled: CompiledStep, text: HloProgram, wiring: Wiring, backend: str) -> Program:
     scopes = ("decoder", "encoder") if config.model.mask == "causal" else ("decoder",)
     causality = Causality(scopes, ATTENTION_BACKENDS[backend].cost.block or 1)
-    cost = count(parse(compiled.text), len(wiring.devices), causality)
+    cost = count(text, len(wiring.devices), causality)
     times = roofline(cost, wiring)
     return Program(
         argument_bytes=compiled.argument_bytes,

@@ -1,4 +1,4 @@
-"""Which mesh, rows per chip and remat policy train fastest: few are compiled, after all were ranked by formula."""
+"""Which mesh, rows per chip and remat policy are expected to train fastest: few are compiled, all ranked by formula."""
 
 import itertools
 import math
@@ -8,18 +8,23 @@ from lclm_jax.config.devices import MeshConfig
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES
 from lclm_jax.config.tree import Config
 from lclm_jax.errors import LclmError
-from lclm_jax.plan.analytic_cost import analytic_cost, mesh_sizes
+from lclm_jax.plan.analytic_cost import mesh_sizes
+from lclm_jax.plan.expected.forecast import forecast
+from lclm_jax.plan.expected.work import Segments
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.plans import StagePlan, plan_stage, shown
 from lclm_jax.plan.topologies import Topology
 
 ROWS = (1, 2, 4, 8)
 TIE = 0.02
-"""Guesses closer than this, relatively, are one: the plan that takes less memory comes first."""
+"""Forecasts closer than this, relatively, are one: the plan that takes less memory comes first."""
+SLACK = 0.1
+"""A plan is passed over if it is expected to take longer than the best compiled one by more than this: about as far as
+forecasts are off."""
 
 
-def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
-    """Configurations worth compiling, the most promising first.
+def candidates(config: Config, stage: str, topology: Topology, segments: Segments | None = None) -> list[Config]:
+    """Configurations worth compiling, by the time that each is expected to take on rows of ``segments``.
 
     The rows of a step stay what they are: more rows per chip means fewer microbatches. What cannot fit by formula,
     which guesses low, is left out. Meshes differ little beside rows and remat, so that every rows and remat is tried on
@@ -32,7 +37,7 @@ def candidates(config: Config, stage: str, topology: Topology) -> list[Config]:
             continue
         memory = estimate(candidate, stage, mesh_sizes(candidate, topology)).peak
         if memory <= topology.chip.hbm_bytes:
-            seconds = analytic_cost(candidate, stage, topology).step_s
+            seconds = forecast(candidate, stage, topology, segments).step_s
             entry = (round(math.log(seconds) / TIE), memory, seconds, candidate)
             groups.setdefault((rows, remat), []).append(entry)
     if not groups:
@@ -64,25 +69,29 @@ def meshes(config: Config, topology: Topology) -> list[MeshConfig]:
 
 
 def search(
-    found: Sequence[Config], stage: str, topology: Topology, say: Callable[[str], None], reuse: bool = True
+    found: Sequence[Config],
+    stage: str,
+    topology: Topology,
+    say: Callable[[str], None],
+    reuse: bool = True,
+    segments: Segments | None = None,
 ) -> Iterator[StagePlan]:
     """Plans of ``found`` in its order, each when it is compiled; ``say`` is told what comes next.
 
-    Those that even by formula take longer than the best plan so far are passed over: arithmetic and collectives by
-    formula are a lower bound, as memory traffic is left out.
+    Passed over is what by formula is expected to take clearly longer (``SLACK``) than the best that fits so far.
     """
     best = math.inf
     for config in found:
-        seconds, sizes = analytic_cost(config, stage, topology).step_s, mesh_sizes(config, topology)
-        if seconds >= best:
+        seconds, sizes = forecast(config, stage, topology, segments).step_s, mesh_sizes(config, topology)
+        if seconds > best * (1 + SLACK):
             continue
         parts = config.stages[stage].microbatches
         peak = estimate(config, stage, sizes).peak / 1e9
         choice = f"{shown(sizes)}, {parts} microbatch{'es' if parts > 1 else ''}, remat {config.model.remat}"
         say(f"compiling {choice} (by formula {peak:.1f} GB, {seconds:.2f} s)")
-        plan = plan_stage(config, stage, topology, reuse)
-        if plan.fits and plan.program is not None:
-            best = min(best, plan.program.step_s)
+        plan = plan_stage(config, stage, topology, reuse, segments=segments)
+        if plan.fits:
+            best = min(best, seconds)
         yield plan
 
 
@@ -97,8 +106,8 @@ def compiled_best(plans: Iterable[StagePlan], most: int) -> list[StagePlan]:
 
 
 def ranked(plans: Iterable[StagePlan]) -> list[StagePlan]:
-    """Those that fit by tokens/s, the fastest first, then the others."""
-    return sorted(plans, key=lambda plan: (not plan.fits, -(plan.tokens_per_s or 0.0)))
+    """Those that fit by expected tokens/s, the fastest first, then the others."""
+    return sorted(plans, key=lambda plan: (not plan.fits, -(plan.expected_tokens_per_s or plan.tokens_per_s or 0.0)))
 
 
 def _changed(config: Config, stage: str, mesh: MeshConfig, rows: int, remat: str) -> Config | None:

@@ -112,6 +112,7 @@ def towers(config: Config, stage: str, topology: Topology, segments: Segments) -
                 repeated_products(remat_of(model.remat, "encoder")),
                 settings.peak_lr("encoder") is not None,
                 learns,
+                eight_bit=model.quantize.encoder != "none",
             )
         )
     found.append(
@@ -124,6 +125,7 @@ def towers(config: Config, stage: str, topology: Topology, segments: Segments) -
             settings.peak_lr("decoder") is not None,
             True,
             sizes["tensor"],
+            eight_bit=model.quantize.decoder != "none",
         )
     )
     return found
@@ -132,6 +134,8 @@ def towers(config: Config, stage: str, topology: Topology, segments: Segments) -
 def attention_of(config: Config, topology: Topology, tower: str, length: int, segments: Segments) -> Attention:
     """The attention kernels of ``tower`` over rows of ``length`` in ``segments``."""
     model, backend = config.model, backend_of(config, topology)
+    if backend == "splash" and tower == "decoder" and mesh_sizes(config, topology)["context"] > 1:
+        backend = "pallas_tpu"  # splash knows no rows that are cut
     cost = ATTENTION_BACKENDS[backend].cost
     forward = backward = cost.block or length
     if backend == "splash":

@@ -55,13 +55,15 @@ class PublishedStep(NamedTuple):
     saved: frozenset[str]
     """Outputs that wait for the backward pass, on the device or on its host: products, and ``attention``."""
     kernel: str
-    block: int
+    blocks: tuple[int, int]
+    """Positions of a block, forward and backward."""
     backward_products: int
     flags: tuple[str, ...]
     source: str
     mesh: Mapping[str, int] = MappingProxyType({})
     """Where not all devices share the parameters."""
     held_out: bool = False
+    eight_bit: bool = False
 
 
 _QKV = frozenset({"q", "k", "v"})
@@ -71,36 +73,40 @@ _TIERS = "maxtext.readthedocs.io, Optimized models tiering (65.4 %, 692 tokens/s
 # fmt: off
 STEPS = (
     PublishedStep("MaxText Llama-3.1-8B, v6e-256", "v6e:16x16", "llama3.1-8b", 4, 8192, 4.546, _QKV | {"o"},
-                  "splash", 2048, 5, _TRILLIUM, _TPU_RECIPES + "trillium/Llama3.1-8B-MaxText/v6e-256"),
+                  "splash", (2048, 2048), 5, _TRILLIUM, _TPU_RECIPES + "trillium/Llama3.1-8B-MaxText/v6e-256"),
     PublishedStep("MaxText Llama-3.1-8B, v6e-8", "v6e:2x4", "llama3.1-8b", 3, 8192, 3.443, _QKV | {"o"},
-                  "splash", 2048, 5, (*_TRILLIUM, "DISABLE_COLLECTIVE_MATMUL"),
+                  "splash", (2048, 2048), 5, (*_TRILLIUM, "DISABLE_COLLECTIVE_MATMUL"),
                   _TPU_RECIPES + "trillium/Llama3.1-8B-MaxText/v6e-8"),
     PublishedStep("MaxText Mistral-7B, v6e-8", "v6e:2x4", "mistral-7b", 6, 8192, 6.320, _QKV | {"o"},
-                  "splash", 2048, 5, (*_TRILLIUM, "DISABLE_COLLECTIVE_MATMUL"),
+                  "splash", (2048, 2048), 5, (*_TRILLIUM, "DISABLE_COLLECTIVE_MATMUL"),
                   _TPU_RECIPES + "trillium/Mistral-7B-MaxText", held_out=True),
     PublishedStep("MaxText Llama-3.1-70B, v6e-256", "v6e:16x16", "llama3.1-70b", 5, 8192, 42.656, _QKV,
-                  "splash", 2048, 5, (*_DENSE, "HOST_OFFLOAD_FLAGS"),
+                  "splash", (2048, 2048), 5, (*_DENSE, "HOST_OFFLOAD_FLAGS"),
                   _TPU_RECIPES + "trillium/Llama3.1-70B-MaxText/v6e-256"),
     PublishedStep("MaxText Llama2-70B, v5p-512", "v5p:4x8x8", "llama2-70b", 4, 4096, 16384 / 692, _QKV | {"o"},
-                  "splash", 512, 7, _MEGACORE, _TIERS + "; " + _MAXTEXT + "MaxText/configs/v5p/llama2_70b.sh"),
+                  "splash", (512, 512), 7, _MEGACORE, _TIERS + "; " + _MAXTEXT + "MaxText/configs/v5p/llama2_70b.sh"),
     PublishedStep("MaxText Llama-3.1-405B, v5p-1024", "v5p:8x8x8", "llama3.1-405b", 2, 8192, 131.474,
-                  frozenset({"attention"}), "splash", 2048, 7,
+                  frozenset({"attention"}), "splash", (2048, 2048), 7,
                   ("DENSE_VMEM_LIMIT_FLAG", "CF_FOR_ALL_GATHER", "HOST_OFFLOAD_FLAGS"),
                   _TPU_RECIPES + "v5p/Llama3.1-405B-MaxText"),
     PublishedStep("MaxText Llama-3.1-70B, 64 Ironwood", "tpu7x:4x4x4", "llama3.1-70b", 2, 8192, 12.20,
-                  _QKV | {"attention"}, "splash", 2048, 5, _IRONWOOD,
+                  _QKV | {"attention"}, "splash", (2048, 2048), 5, _IRONWOOD,
                   _TPU_RECIPES + "ironwood/llama3.1-70b/8k-bf16-tpu7x-4x4x4"),
     PublishedStep("MaxText Llama-3.1-405B, 256 Ironwood", "tpu7x:4x8x8", "llama3.1-405b", 3, 8192, 98.34,
-                  frozenset({"k", "v"}), "splash", 2048, 5, (*_IRONWOOD, "gathers and reductions on SparseCores"),
+                  frozenset({"k", "v"}), "splash", (2048, 2048), 5,
+                  (*_IRONWOOD, "gathers and reductions on SparseCores"),
                   _TPU_RECIPES + "ironwood/llama3.1-405b/8k-bf16-tpu7x-4x8x8", held_out=True),
+    PublishedStep("MaxText Llama-3.1-70B in fp8, 64 Ironwood", "tpu7x:4x4x4", "llama3.1-70b", 2, 8192, 7.93,
+                  _QKV | {"attention"}, "splash", (1024, 2048), 5, _IRONWOOD,
+                  _TPU_RECIPES + "ironwood/llama3.1-70b/8k-fp8-tpu7x-4x4x4", held_out=True, eight_bit=True),
     PublishedStep("MaxText Llama2-7B, 8 H100", "h100:8", "llama2-7b", 4, 4096, 16384 * 46.08e9 / 492e12,
-                  _PRODUCTS | {"attention"}, "cudnn", 128, 5, _HOPPER,
+                  _PRODUCTS | {"attention"}, "cudnn", (128, 128), 5, _HOPPER,
                   _MAXTEXT + "MaxText/configs/a3/llama_2_7b (492 TFLOP/s; 46.08 GFLOP a token, attention as a square)"),
     PublishedStep("MaxText Llama2-7B, 256 H100", "h100:32x8", "llama2-7b", 4, 4096, 1.500,
-                  _PRODUCTS | {"attention"}, "cudnn", 128, 5, _HOPPER,
+                  _PRODUCTS | {"attention"}, "cudnn", (128, 128), 5, _HOPPER,
                   _GPU_RECIPES + "a3mega/llama-2-7b", {"replica": 32, "fsdp": 8}),
     PublishedStep("MaxText Llama-3.1-70B, 256 H200", "h200:32x8", "llama3.1-70b", 2, 8192, 15.516,
-                  _QKV | {"o", "attention"}, "cudnn", 128, 5, _HOPPER,
+                  _QKV | {"o", "attention"}, "cudnn", (128, 128), 5, _HOPPER,
                   _GPU_RECIPES + "a3ultra/llama3-1-70b", {"replica": 2, "fsdp": 128}, held_out=True),
 )  # fmt: skip
 # fmt: on
@@ -138,9 +144,10 @@ class Calibration(NamedTuple):
             "remat": {"saved": sorted(step.saved), "repeated": sorted(_PRODUCTS - step.saved)},
             "attention": {
                 "kernel": step.kernel,
-                "block": step.block,
+                "blocks": list(step.blocks),
                 "backward_products": step.backward_products,
             },
+            "products": "fp8" if step.eight_bit else "bfloat16",
             "flags": list(step.flags),
             "parameters": parameters_of(shape),
             "parts": dict(self.parts),
@@ -173,8 +180,7 @@ def expected_parts(step: PublishedStep) -> dict[str, float]:
         step.length,
         Attention(
             step.kernel,
-            step.block,
-            step.block,
+            *step.blocks,
             step.backward_products,
             True,
             [[step.length]],
@@ -183,6 +189,7 @@ def expected_parts(step: PublishedStep) -> dict[str, float]:
         _PRODUCTS - step.saved,
         True,
         True,
+        eight_bit=step.eight_bit,
     )
     seconds = tower_seconds(tower, chip, rates)
     sizes = {"replica": 1, "fsdp": topology.num_devices, "context": 1, "tensor": 1, **step.mesh}

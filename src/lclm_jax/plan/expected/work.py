@@ -49,6 +49,8 @@ class Tower(NamedTuple):
     """Whether the backward pass goes through it."""
     tensor: int = 1
     """Devices that share its heads and its MLP."""
+    eight_bit: bool = False
+    """Whether its products take the chip's 8-bit rate."""
 
     @property
     def positions(self) -> float:
@@ -94,11 +96,12 @@ def lookup_seconds(rows: float, learns: bool, rates: Rates) -> float:
 def _products(tower: Tower, chip: Chip, rates: Rates) -> float:
     """Each product takes its arithmetic's time or, where it is narrow, that of its operands' way to memory."""
     shape, seconds = tower.shape, 0.0
+    peak = chip.eight_bit[1] if tower.eight_bit and chip.eight_bit else chip.flops
     for name, (rows, columns) in _kernel_shapes(shape).items():
         size = rows * columns / tower.tensor
         flops = 2.0 * tower.positions * size
         moved = _SIZE * (tower.positions * (rows + columns) + size)
-        once = max(flops / (chip.flops * rates.products), moved / chip.hbm_bytes_per_s)
+        once = max(flops / (peak * rates.products), moved / chip.hbm_bytes_per_s)
         seconds += once * (1 + tower.learns + tower.trains + (name in tower.repeated))
     return shape.num_layers * seconds
 
