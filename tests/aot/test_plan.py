@@ -38,7 +38,7 @@ def four_layers(chips):
 @pytest.mark.parametrize("name", ["v5p:2x2x2", "v6e:2x4", "h100:8"])
 def test_programs_execute_the_flops_of_the_formula(name, report):
     topology = parse_topology(name)
-    if not can_compile(topology):
+    if topology.chip.dimensions == 0 and not can_compile(topology):
         pytest.skip(f"needs {', '.join(GPU_PACKAGES)}")
     plan = plan_stage(four_layers(topology.num_devices), "all", topology, reuse=False)
     assert plan.fits

@@ -46,7 +46,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_train_step_takes_kernels_through_auto(name):
     topology = parse_topology(name)
-    if not can_compile(topology):
+    if topology.chip.dimensions == 0 and not can_compile(topology):
         pytest.skip(f"needs {', '.join(GPU_PACKAGES)}")
     mesh, encoder, decoder = CASES[name]
     compiled = compile_step(lower_step(step(mesh), "all", topology))

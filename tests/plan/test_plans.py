@@ -79,6 +79,22 @@ def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatc
     assert CliRunner().invoke(plan, arguments).exit_code == 0
 
 
+def test_the_command_compiles_nothing_by_formula(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(dump_config(small_config()))
+    arguments = [str(path), "--formula", "--topology", "v5p:2x2x2", "--price", "2", "--json", "-"]
+    found = CliRunner().invoke(plan, arguments)
+    assert found.exit_code == 0, found.output
+    written = json.loads(found.stdout)
+    assert [stage["by_formula"] for stage in written["plans"]] == [True, True]
+    for stage in written["plans"]:
+        expected = stage["expected"]
+        assert expected["step_s"] > 0 and expected["segments_per_row"] >= 1
+        assert expected["tokens_per_s"] == pytest.approx(stage["tokens_per_step"] / expected["step_s"])
+    assert written["total"]["expected_price"] == pytest.approx(2 * written["total"]["expected_chip_hours"])
+    assert "lclm-jax[tpu]" in found.stderr
+
+
 @pytest.mark.parametrize("wrong", [("--rows-per-chip", "0"), ("--compiles", "0"), ("--price", "-1")])
 def test_numbers_that_make_no_sense_are_refused(wrong):
     found = CliRunner().invoke(plan, ["any.yaml", "--topology", "v5e:2x2", *wrong])

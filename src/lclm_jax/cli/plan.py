@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="How many of the best plans by formula --search compiles at most.",
 )
 @click.option("--fresh", is_flag=True, help="Compile again even if the result is cached.")
+@click.option("--formula", is_flag=True, help="Compile nothing: everything by formula, in seconds.")
 @click.option("--full-rows", is_flag=True, help="Expect rows of one segment each, not the stage's own segments.")
 @click.option(
     "--calibrate",
@@ -67,9 +68,9 @@ def plan(
     Prints whether it fits, memory and FLOPs per chip, bytes sent per mesh axis, the step time at peak rates and its
     bottleneck, and from these tokens/s, MFU, days, chip-hours and price. These times are lower bounds, as no program
     runs at peak; beside them stands the time that is expected at rates that were measured on real chips, of rows with
-    the segments that the stage's mixture gives. Needs no accelerator. TPUs need libtpu (pip install "lclm-jax[tpu]");
-    GPUs need jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cuda-nvcc, without which their plan is by formula and says
-    so. A compile takes minutes; results are kept under ~/.cache/lclm-jax/plans.
+    the segments that the stage's mixture gives. Needs no accelerator. TPUs need libtpu (pip install "lclm-jax[tpu]"),
+    GPUs jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cuda-nvcc; without these a plan is by formula and says so. A
+    compile takes minutes; results are kept under ~/.cache/lclm-jax/plans.
     """
     if options["calibrate"]:
         _calibrate(options["json_file"])
@@ -122,9 +123,10 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
 
     plans = []
     for name in stages:
-        click.echo(f"planning {name} for {topology.name}: takes minutes unless the result is cached", err=True)
+        if not options["formula"]:
+            click.echo(f"planning {name} for {topology.name}: takes minutes unless the result is cached", err=True)
         segments = _segments(tree, name, options["full_rows"])
-        plans.append(plan_stage(tree, name, topology, reuse=not options["fresh"], segments=segments))
+        plans.append(plan_stage(tree, name, topology, not options["fresh"], not options["formula"], segments))
     price = options["price"]
     console = _console(options["json_file"])
     console.print(stages_table(plans, price))

@@ -137,10 +137,16 @@ def compile_only_devices(topology: Topology) -> "list[jax.Device]":
 
 
 def can_compile(topology: Topology) -> bool:
-    """Whether a compiler for a topology is installed; that for GPUs is optional, libtpu is taken for granted."""
-    if topology.chip.dimensions == 0 and topology.chip.name not in _COMPILED_GPUS:
-        return False
-    return topology.chip.dimensions > 0 or all(find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
+    """Whether a compiler for a topology is installed."""
+    if topology.chip.dimensions:
+        return find_spec("libtpu") is not None
+    has_plugin = all(find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
+    return topology.chip.name in _COMPILED_GPUS and has_plugin
+
+
+def compiler_packages(topology: Topology) -> str:
+    """What to install to compile for ``topology``."""
+    return "lclm-jax[tpu]" if topology.chip.dimensions else ", ".join(GPU_PACKAGES)
 
 
 def _tpu_devices(topology: Topology) -> "list[jax.Device]":

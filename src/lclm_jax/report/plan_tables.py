@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from rich.markup import escape
 from rich.table import Table
 
 from lclm_jax.plan.expected.published import Calibration
 from lclm_jax.plan.memory import MemoryEstimate
 from lclm_jax.plan.plans import StagePlan, as_json, shown
-from lclm_jax.plan.topologies import GPU_PACKAGES
+from lclm_jax.plan.topologies import compiler_packages, parse_topology
 from lclm_jax.types import JsonObject
 
 
@@ -18,7 +19,8 @@ def stages_table(plans: Sequence[StagePlan], price: float | None) -> Table:
     choice = plans[0].choice
     title = f"{choice.topology}: {choice.chips} chips, {shown(choice.mesh)}, remat {choice.remat}"
     if any(plan.by_formula for plan in plans):
-        title += f"\nBY FORMULA, NOT COMPILED: install {', '.join(GPU_PACKAGES)} to compile"
+        packages = escape(compiler_packages(parse_topology(choice.topology)))
+        title += f"\nBY FORMULA, NOT COMPILED; compiling needs {packages}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     columns = [dict(lines(plan, price)) for plan in plans]

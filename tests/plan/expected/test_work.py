@@ -74,6 +74,14 @@ def test_a_part_that_is_frozen_spares_time():
     assert less.rows_s < more.rows_s
 
 
+def test_lookups_cost_the_same_on_any_number_of_chips():
+    seconds = []
+    for chips, topology in ((64, "v5p:4x4x4"), (512, "v5p:8x8x8")):
+        config = small_config(stages__all__batch_rows=chips, mesh={"replica": 1, "fsdp": chips})
+        seconds.append(forecast(config, "all", parse_topology(topology)).rows_s)
+    assert seconds[0] == pytest.approx(seconds[1])
+
+
 def test_the_step_is_the_sum_of_its_parts():
     found = forecast(small_config(), "all", NODE)
     parts = ("products", "kernels", "elementwise", "rows", "optimizer", "network")

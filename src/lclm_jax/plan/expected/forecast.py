@@ -7,6 +7,7 @@ from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
 from lclm_jax.config.tree import Config
 from lclm_jax.kernels.tpu.splash import block_sizes
 from lclm_jax.model.flops import step_flops, through_encoder
+from lclm_jax.model.layers import SHARERS
 from lclm_jax.parallel import batch_parts
 from lclm_jax.plan.analytic_cost import analytic_cost, backend_of, mesh_sizes
 from lclm_jax.plan.expected.rates import EXPOSED, Rates, rates_of
@@ -152,8 +153,9 @@ def repeated_products(policy: RematPolicy) -> frozenset[str]:
 
 
 def _lookups(tower: Tower, share: int, learns: bool, rates: Rates) -> float:
-    """A device looks up its columns for the positions of all devices that share the table."""
-    return lookup_seconds(tower.positions * share, learns, rates)
+    """A device looks up its columns for the positions of those it shares the work with (``model.layers.lookup``)."""
+    sharers = min((size for size in range(SHARERS, share) if share % size == 0), default=share)
+    return lookup_seconds(tower.positions * sharers, learns, rates)
 
 
 def _attention_flops(config: Config, stage: str) -> float:
