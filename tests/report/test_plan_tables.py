@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from lclm_jax.plan.expected.forecast import Expected
+from lclm_jax.plan.expected.expected import Expected
 from lclm_jax.plan.plans import as_json
 from lclm_jax.report.plan_tables import document, lines, search_table, stages_table, totals
 

@@ -11,7 +11,8 @@ from lclm_jax.plan.analytic_cost import AnalyticCost, analytic_cost, backend_of,
 from lclm_jax.plan.cache import CompiledStep
 from lclm_jax.plan.compiled import compile_step, lower_step
 from lclm_jax.plan.expected.compiled import refined
-from lclm_jax.plan.expected.forecast import Expected, forecast
+from lclm_jax.plan.expected.expected import Expected
+from lclm_jax.plan.expected.forecast import forecast
 from lclm_jax.plan.expected.work import Segments
 from lclm_jax.plan.hlo import Program as HloProgram
 from lclm_jax.plan.hlo import parse

@@ -9,7 +9,7 @@ import dataclasses
 import re
 
 from lclm_jax.parallel.hardware import Chip
-from lclm_jax.plan.expected.forecast import Expected
+from lclm_jax.plan.expected.expected import Expected
 from lclm_jax.plan.expected.rates import EXPOSED
 from lclm_jax.plan.hlo import Execution, Program
 from lclm_jax.plan.kernels import is_kernel

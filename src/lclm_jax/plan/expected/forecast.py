@@ -1,7 +1,5 @@
 """How long a step is expected to take by formula, which needs no compiler: work by its kind at measured rates."""
 
-from dataclasses import dataclass
-
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
 from lclm_jax.config.tree import Config
@@ -10,6 +8,7 @@ from lclm_jax.model.flops import step_flops, through_encoder
 from lclm_jax.model.layers import SHARERS
 from lclm_jax.parallel import batch_parts
 from lclm_jax.plan.analytic_cost import analytic_cost, backend_of, mesh_sizes
+from lclm_jax.plan.expected.expected import Expected
 from lclm_jax.plan.expected.rates import EXPOSED, Rates, rates_of
 from lclm_jax.plan.expected.work import (
     Attention,
@@ -23,37 +22,6 @@ from lclm_jax.plan.expected.work import (
 )
 from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.plan.topologies import Topology
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Seconds of a step by what they go to, and what they were reckoned from."""
-
-    products_s: float
-    """Products with weights, the output head among them."""
-    kernels_s: float
-    """Attention and other kernels of our own, at rates that were timed on chips."""
-    elementwise_s: float
-    """Norms, activations, softmax, copies: what moves through memory."""
-    rows_s: float
-    """Rows looked up in tables, sorted and added to their gradients."""
-    optimizer_s: float
-    network_s: float
-    """Of collectives, what arithmetic does not hide."""
-    segments_per_row: float
-    visible_share: float
-    """Pairs of a query and a key that it sees, of those of a row of one segment."""
-    visible_flops: float
-    """Of a step's model FLOPs over all chips, without attention between segments."""
-    compiled: bool
-    """Whether products and elementwise work are the compiler's own estimate."""
-    assumed_from: str
-    """The chip whose timings stand in for those of this one; empty: its own."""
-
-    @property
-    def step_s(self) -> float:
-        """All of them, one after the other."""
-        return self.products_s + self.kernels_s + self.elementwise_s + self.rows_s + self.optimizer_s + self.network_s
 
 
 def forecast(config: Config, stage: str, topology: Topology, segments: Segments | None = None) -> Expected:
