@@ -23,8 +23,9 @@ Shape: TypeAlias = tuple[tuple[int, ...], type[np.generic]]
 class Batch(NamedTuple):
     """Packed rows, as NumPy arrays on the host or JAX arrays on devices.
 
-    ``marker_index`` is None unless the pooling has markers (``eos``), ``objectives`` unless the batch is trained on,
-    and what follows it unless it is distilled.
+    ``marker_index`` is None unless the pooling has markers (``eos``), ``latent_ratios`` unless spans have ratios of
+    their own (``model.span_ratios``), ``objectives`` unless the batch is trained on, and what follows it unless it is
+    distilled.
     """
 
     decoder_tokens: Array
@@ -53,6 +54,9 @@ class Batch(NamedTuple):
     """[B, L] int32: order of the latent in its span, across windows."""
     marker_index: Array = None
     """[B, L] int32: flattened position of each slot's marker in [0, M * R); 0 in gaps."""
+    latent_ratios: Array = None
+    """[B, L] int32: N of each latent where spans have ratios of their own; 0 in gaps. Slots are then groups of the
+    smallest N, and a latent of k such groups lies in the slot of the first; the k - 1 that follow are gaps."""
     objectives: Array = None
     """[B, S] int8: objective of the position's example, its place in ``config.OBJECTIVES``; -1 is padding. Losses are
     told apart by it and nothing else."""
@@ -131,4 +135,6 @@ def batch_shapes(model: ModelConfig, pack: PackConfig, rows: int) -> dict[str, S
     }
     if model.has_markers:
         shapes["marker_index"] = (latents, np.int32)
+    if model.span_ratios:
+        shapes["latent_ratios"] = (latents, np.int32)
     return shapes

@@ -76,6 +76,7 @@ CHANGES = {
     "adapter.type": ("mlp_attn", "numbers"),
     "adapter.num_layers": (2, "shape"),
     "ratio": (4, "numbers"),
+    "span_ratios": ((2, 4), "program"),
     "window": (6, "numbers"),
     "overlap": (1, "numbers"),
     "pooling": ("eos", "numbers"),

@@ -9,20 +9,25 @@ import pytest
 from pydantic import ValidationError
 
 from lclm_jax.batch import Batch, batch_shapes
-from lclm_jax.config import PackConfig, StageConfig
+from lclm_jax.config import MeshConfig, PackConfig, StageConfig
 from lclm_jax.config.registry.adapters import ADAPTERS
 from lclm_jax.config.registry.poolings import POOLINGS
+from lclm_jax.data.packing.rows import assemble_batch, pack_for
 from lclm_jax.errors import LclmError
 from lclm_jax.interop.hf_weight_map import tensor_table
 from lclm_jax.model import abstract_params, init_params, logical_axes
 from lclm_jax.model.adapter import adapter_of
 from lclm_jax.model.flops import step_flops
-from lclm_jax.model.lclm import encode_pooled
+from lclm_jax.model.lclm import encode, encode_pooled
 from lclm_jax.model.pooling import dummy_groups, pool_rows, pooling_of
 from lclm_jax.model.poolings.late_layers import latent_windows
+from lclm_jax.parallel import make_mesh, use_mesh
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.plan.program_cost import count
+from lclm_jax.text.example import expand
+from lclm_jax.text.outline import make_outline
+from lclm_jax.train.core.step import put_batch
 
 LEARNED = [name for name, row in POOLINGS.items() if row.code is not None and row.markers is None]
 OURS = [{"pooling": name} for name, row in POOLINGS.items() if not row.published]
@@ -180,6 +185,67 @@ def test_late_layers_over_latents_of_one_token_are_layers_over_tokens(make_model
     batch = Batch(*[None] * len(Batch._fields))._replace(**fields)
     params = random_params(early)
     np.testing.assert_allclose(pooled_by(params, late, batch), pooled_by(params, early, batch), atol=1e-5)
+
+
+def spans_example(model, spans, ratios):
+    """One example of nothing but spans, each with its N."""
+    start, end, placeholder = model.memory_token_ids
+    gaps = 2 * np.arange(len(spans)) + 1
+    outline = make_outline([np.array([start, end] * len(spans))], [np.zeros(2 * len(spans))], gaps.tolist(), spans)
+    return expand(outline, np.array(ratios), placeholder)
+
+
+@pytest.mark.mesh
+def test_spans_with_ratios_of_their_own_have_the_latents_and_gradients_of_these(make_model, mesh, rng):
+    lengths, ratios = (5, 39, 22, 16), (2, 8, 4, 8)
+    spans = [rng.integers(0, 60, length).astype(np.int32) for length in lengths]
+    wanted = [rng.normal(size=(-(-size // n), 16)).astype(np.float32) for size, n in zip(lengths, ratios, strict=True)]
+
+    def latents_by(model, chosen, mesh, copies=1):
+        """(latents of the chosen spans, gradient of their products with ``wanted``) in one batch of ``model``."""
+        own = [ratios[i] if model.span_ratios else model.ratio for i in chosen]
+        example = spans_example(model, [spans[i] for i in chosen], own)
+        pack = pack_for([[example]], model)
+        batch = assemble_batch([[example]] * copies, model, pack)
+        where = batch.latent_index[0][batch.latent_index[0] >= 0]
+        target = np.concatenate([wanted[i] for i in chosen])
+
+        def product(params, batch):
+            found_BLD = encode(params, model, batch)[:, where]
+            return (found_BLD * target[None]).sum() / copies, found_BLD[0]
+
+        options = {"xla_backend_optimization_level": 0}
+        with use_mesh(mesh):
+            run = jax.jit(jax.value_and_grad(product, has_aux=True), compiler_options=options)
+            (_, found), gradient = run(random_params(model), put_batch(batch, mesh))
+        return np.split(jax.device_get(found), np.cumsum([len(wanted[i]) for i in chosen])[:-1]), gradient
+
+    keys = dict(window=16, overlap=3, mask="bidirectional", adapter={"type": "attn_mlp"})
+    mixed = make_model(ratio=2, span_ratios=(2, 4, 8), **keys)
+    found, gradient = latents_by(mixed, (0, 1, 2, 3), mesh)
+    total = jax.tree.map(jnp.zeros_like, gradient)
+    for ratio in mixed.span_ratios:
+        chosen = [i for i, one in enumerate(ratios) if one == ratio]
+        expected, part = latents_by(make_model(ratio=ratio, **keys), chosen, mesh)
+        for i, latents in zip(chosen, expected, strict=True):
+            np.testing.assert_allclose(found[i], latents, rtol=1e-5, atol=1e-5)
+        total = jax.tree.map(jnp.add, total, part)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), gradient, total)
+    eight = make_mesh(MeshConfig(fsdp=8), jax.devices())
+    again, spread = latents_by(mixed, (0, 1, 2, 3), eight, copies=8)
+    np.testing.assert_allclose(np.concatenate(again), np.concatenate(found), rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), spread, gradient)
+
+
+def test_ratios_of_spans_that_cannot_be_are_refused(make_model):
+    for ratios in [(4, 8), (2, 4, 6), (2, 2)]:
+        with pytest.raises(ValidationError, match="must begin with ratio=2, and each be a multiple"):
+            make_model(ratio=2, window=24, span_ratios=ratios)
+    with pytest.raises(ValidationError, match=r"a multiple of ratio=16; set model.window to 16 or 32"):
+        make_model(ratio=2, window=24, span_ratios=(2, 16))
+    for other in ({"pooling": "concat"}, {"pooling": "eos"}, {"pooling": "attention"}, {"pool_before_last": 1}):
+        with pytest.raises(ValidationError, match="needs pooling=mean and pool_before_last=0"):
+            make_model(ratio=2, window=16, span_ratios=(2, 4), **other)
 
 
 def test_a_slot_belongs_to_the_window_that_it_pools():

@@ -46,7 +46,7 @@ class TokenizerConfig(Tree, role="result"):
 
 
 class SpanConfig(Tree, role="result"):
-    """Law of span and segment lengths, in encoder tokens."""
+    """Law of span and segment lengths, in encoder tokens, and of the spans' ratios."""
 
     law: Literal["fixed", "uniform", "log_uniform"] = key("uniform", "Distribution of the length of a span.")
     min_tokens: int = key(8, "Shortest span.", gt=0)
@@ -54,6 +54,13 @@ class SpanConfig(Tree, role="result"):
     raw_min_tokens: int = key(8, "Shortest raw segment between spans (cpt).", gt=0)
     raw_max_tokens: int = key(64, "Longest raw segment between spans (cpt).", gt=0)
     first: Literal["raw", "compressed", "either"] = key("either", "Which kind of segment opens an example (cpt).")
+    ratio: int | None = key(
+        None,
+        "N of the spans, one of model.span_ratios; null: each span draws one of these, all equally often (where there"
+        " are none, model.ratio).",
+        added=True,
+        gt=0,
+    )
     raw_share: float = key(0.0, "Share of examples left uncompressed, so that raw context is learned too.", ge=0, le=1)
     boundary: Literal["token", "sentence", "paragraph", "code_block"] = key(
         "token", "Where segments end: where the law says, or at such a place among the lengths that it allows, if any."

@@ -1,5 +1,6 @@
 """Shape of the encoder, the adapter, the decoder, and of the compression between them."""
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, field_validator, model_validator
@@ -192,6 +193,12 @@ class ModelConfig(Tree, role="result"):
     lora: LoraTowers = key(LoraTowers(), "Low-rank updates of the backbones.")
     quantize: QuantizedTowers = key(QuantizedTowers(), "8-bit products in training, by backbone.")
     ratio: int = key(16, "N: encoder tokens per latent.", gt=0)
+    span_ratios: tuple[int, ...] = key(
+        (),
+        "Ratios N of which every memory span has one of its own (mean pooling), ascending: ratio first, each a multiple"
+        " of the one before; none: all spans have ratio.",
+        added=True,
+    )
     window: int = key(1024, "W: tokens that attend to each other in the encoder; a multiple of ratio.", gt=0)
     overlap: int = key(0, "O: context tokens beside a window, read but not pooled.", ge=0)
     pooling: Annotated[str, AfterValidator(one_of(POOLINGS))] = key(
@@ -245,11 +252,12 @@ class ModelConfig(Tree, role="result"):
 
     @model_validator(mode="after")
     def _check(self):
-        if self.window % self.ratio:
-            low = self.window // self.ratio * self.ratio
-            choices = " or ".join(str(v) for v in (low, low + self.ratio) if v)
+        self._check_span_ratios()
+        if self.window % self.alignment:
+            low = self.window // self.alignment * self.alignment
+            choices = " or ".join(str(v) for v in (low, low + self.alignment) if v)
             raise ValueError(
-                f"window={self.window} is not a multiple of ratio={self.ratio}; set model.window to {choices}"
+                f"window={self.window} is not a multiple of ratio={self.alignment}; set model.window to {choices}"
             )
         if REMAT_POLICIES[self.remat].keeps_products and self.quantize != QuantizedTowers():
             raise ValueError(
@@ -280,6 +288,26 @@ class ModelConfig(Tree, role="result"):
         """What ``remat`` and ``remat_tensors`` say of a backbone."""
         tensors: RematTensors = getattr(self.remat_tensors, tower)
         return remat_of(self.remat, tower)._replace(device=tensors.device, host=tensors.host)
+
+    def _check_span_ratios(self) -> None:
+        ratios = self.span_ratios
+        if not ratios:
+            return
+        if ratios[0] != self.ratio or any(b <= a or b % a for a, b in itertools.pairwise(ratios)):
+            raise ValueError(
+                f"span_ratios={list(ratios)} must begin with ratio={self.ratio}, and each be a multiple of the one"
+                " before, such as [4, 8, 16]; change model.span_ratios or model.ratio"
+            )
+        if self.pooling != "mean" or self.pool_before_last:
+            raise ValueError(
+                f"span_ratios={list(ratios)} needs pooling=mean and pool_before_last=0, not {self.pooling} and"
+                f" {self.pool_before_last}: only a mean over N tokens is a mean of means over fewer; change one"
+            )
+
+    @property
+    def alignment(self) -> int:
+        """Where the pooled part of a window may start in an encoder row: at multiples of the largest N of a span."""
+        return max(self.span_ratios, default=self.ratio)
 
     @property
     def pooling_row(self) -> PoolingRow:

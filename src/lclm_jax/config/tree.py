@@ -188,10 +188,11 @@ class Config(Tree):
                         f" {suggestion(source, self.data.sources)}"
                     )
             self._check_lora(name, stage)
-            for ratio in stage.ratios or (self.model.ratio,):
+            self._check_span_ratios(name, stage)
+            for ratio in stage.ratios or (self.model.alignment,):
                 self._check_pack(name, self.model, ratio)
             planned = self.planned(self.model)
-            self._check_pack(name, planned, planned.ratio)
+            self._check_pack(name, planned, planned.alignment)
             if stage.ratios and not self.model.pooling_row.any_ratio:
                 choices = " or ".join(pooling for pooling, row in POOLINGS.items() if row.any_ratio)
                 raise ValueError(
@@ -229,6 +230,26 @@ class Config(Tree):
                 raise ValueError(
                     f"stages.{name}.lr.{tower}_lora={rate} trains a LoRA that the model lacks; set"
                     f" model.lora.{tower}, for example to {{rank: 16}}"
+                )
+
+    def _check_span_ratios(self, name: str, stage: StageConfig) -> None:
+        known = self.model.span_ratios
+        if known and stage.ratios:
+            raise ValueError(
+                f"stages.{name}.ratios={list(stage.ratios)} draws one ratio for a step, and model.span_ratios="
+                f"{list(known)} one for every span; remove one of the two"
+            )
+        if known and self.data.rows_for.ratio is not None:
+            raise ValueError(
+                f"data.rows_for.ratio={self.data.rows_for.ratio} plans rows for one ratio, and model.span_ratios="
+                f"{list(known)} gives every span its own; remove one of the two"
+            )
+        for source in stage.sources:
+            ratio = self.data.sources[source].spans.ratio
+            if ratio is not None and ratio not in known:
+                raise ValueError(
+                    f"data.sources.{source}.spans.ratio={ratio} is not one of model.span_ratios={list(known)}; add it"
+                    " there, or leave it out"
                 )
 
     def _check_pack(self, stage: str, model: ModelConfig, ratio: int) -> None:

@@ -70,14 +70,14 @@ class Scorer:
         pack = pack_for([[target.example] for target in targets], self.model, self._round_up)
         width = max(target.stop - target.start for target in targets)
         scores = Scores(*(np.zeros((len(targets), width)) for _ in Scores._fields))
-        markers = self.model.has_markers
+        markers, span_ratios = self.model.has_markers, bool(self.model.span_ratios)
         for begin in range(0, len(targets), self.rows):
             chosen = targets[begin : begin + self.rows]
             rows: list[list[Example]] = [[target.example] for target in chosen]
             rows += [[]] * (self.rows - len(rows))
             batch = assemble_batch(rows, self.model, pack, self._pad_id)
             with use_mesh(self.mesh):
-                batch = jax.device_put(batch, batch_sharding(self.mesh, markers))
+                batch = jax.device_put(batch, batch_sharding(self.mesh, markers, span_ratios=span_ratios))
                 nll_BS, hits_BS = _fetch(_score(self.params, batch, model=self.model))
             for row, target in enumerate(chosen):
                 # Position t predicts token t + 1.

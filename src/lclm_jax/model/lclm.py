@@ -22,7 +22,14 @@ from lclm_jax.model.decoder import Decoder, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
 from lclm_jax.model.kv_cache import KVCache
 from lclm_jax.model.layers import DROPOUT, Declared
-from lclm_jax.model.pooling import dummy_groups, fused_norm_scale, learned_markers, pool_rows, pooling_of
+from lclm_jax.model.pooling import (
+    dummy_groups,
+    fused_norm_scale,
+    learned_markers,
+    merge_groups,
+    pool_rows,
+    pooling_of,
+)
 from lclm_jax.model.poolings.late_layers import first_layers, read_latents, runs_late_layers
 from lclm_jax.model.splice import splice
 from lclm_jax.parallel.sharding import ENCODER_ROWS, axis_names, constrain, logical_shard_map, widest
@@ -71,7 +78,8 @@ def _encode_pooled(
             pooled_BLE = pool_rows(params, model, x_BMRE[:, 0], alone, spread, latent_scale_E)
         # Home to the owners of the packed rows: only pooled states travel, a ratio-th of what was computed.
         pooled_BLE = pooled_BLE.reshape(batch.encoder_tokens.shape[0], -1, pooled_BLE.shape[-1])
-        return constrain(pooled_BLE, "batch", "latents", "embed")
+        pooled_BLE = constrain(pooled_BLE, "batch", "latents", "embed")
+        return pooled_BLE if batch.latent_ratios is None else merge_groups(model, pooled_BLE, batch)
 
 
 def encode(params: Params, model: ModelConfig, batch: Batch, key: jax.Array | None = None) -> jax.Array:

@@ -55,7 +55,8 @@ def fused_norm_scale(params: Params, model: ModelConfig) -> jax.Array | None:
         params: of the whole model.
         model: its configuration.
     """
-    fused = model.pooling_row.kernel is not None and model.adapter.row.norm_first
+    # Where spans have ratios of their own, the norm comes after the means of what the kernel gives.
+    fused = model.pooling_row.kernel is not None and model.adapter.row.norm_first and not model.span_ratios
     return input_norm_scale(params["adapter"]) if fused else None
 
 
@@ -97,6 +98,30 @@ def pool_rows(
             " __call__, or the width on its line of config/registry/poolings.py"
         )
     return constrain(jnp.where(full_BL[..., None], pooled_BLE, 0), rows, "latents", "embed")
+
+
+def merge_groups(model: ModelConfig, pooled_BLE: jax.Array, batch: Batch) -> jax.Array:
+    """pooled_BLE with every latent the mean over its own N tokens; in what were slots of its other tokens, anything.
+
+    The mean over N = k * n tokens is the mean over the k groups of n, each weighed by its tokens; so one pass of the
+    kernel at the smallest n serves all N. Sums are float32.
+
+    Args:
+        model: with ``span_ratios``.
+        pooled_BLE: means of groups of ``model.ratio``.
+        batch: ``latent_ratios`` and ``pool_weights``.
+    """
+    rows, slots, _ = pooled_BLE.shape
+    counts_BL = batch.pool_weights.reshape(rows, slots, model.ratio).sum(-1)
+    sums_BLE = pooled_BLE.astype(jnp.float32) * counts_BL[..., None]
+    merged_BLE = pooled_BLE
+    for ratio in model.span_ratios[1:]:
+        groups = ratio // model.ratio
+        sum_BGE = sums_BLE.reshape(rows, slots // groups, groups, -1).sum(2)
+        count_BG = jnp.maximum(counts_BL.reshape(rows, slots // groups, groups).sum(-1), 1.0)
+        mean_BGE = (sum_BGE / count_BG[..., None]).astype(pooled_BLE.dtype)
+        merged_BLE = jnp.where(batch.latent_ratios[..., None] == ratio, jnp.repeat(mean_BGE, groups, 1), merged_BLE)
+    return merged_BLE
 
 
 def _groups(model: ModelConfig, hidden_BRE: jax.Array, weights_BR: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

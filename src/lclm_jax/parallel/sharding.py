@@ -102,17 +102,24 @@ def widest(names: Sequence[str], size: int, mesh: Mesh | AbstractMesh | None = N
     return max(fitting, key=pieces.__getitem__) if fitting else names[-1]
 
 
-def batch_sharding(mesh: Mesh, markers: bool = False, objectives: bool = False, teacher: Collection[str] = ()) -> Batch:
+def batch_sharding(
+    mesh: Mesh,
+    markers: bool = False,
+    objectives: bool = False,
+    teacher: Collection[str] = (),
+    span_ratios: bool = False,
+) -> Batch:
     """Shardings of a batch: rows as ``batch``, positions of the decoder's arrays as ``seq``.
 
     Encoder arrays lie with their packed row, whole: they are small, and devices pick their encoder rows from them.
     ``markers``: the batch has ``marker_index`` (eos); ``objectives``: it has those; ``teacher``: which of
-    ``TEACHER_ARRAYS`` it has.
+    ``TEACHER_ARRAYS`` it has; ``span_ratios``: it has ``latent_ratios``.
     """
     rows, positions = (NamedSharding(mesh, spec_for(axes)) for axes in (("batch",), ("batch", "seq")))
     decoder = ["decoder_tokens", "decoder_segments", "decoder_positions", "targets", "loss_weights", "latent_index"]
     decoder += ["objectives", *TEACHER_ARRAYS]
-    absent = {"marker_index": markers, "objectives": objectives} | {name: name in teacher for name in TEACHER_ARRAYS}
+    absent = {"marker_index": markers, "latent_ratios": span_ratios, "objectives": objectives}
+    absent |= {name: name in teacher for name in TEACHER_ARRAYS}
     shardings = Batch(**{name: positions if name in decoder else rows for name in Batch._fields})
     return shardings._replace(**{name: None for name, there in absent.items() if not there})
 

@@ -142,8 +142,8 @@ def case_batch(
     """A batch of exactly the rows and positions that ``rows`` need (``row_length``: at least so many)."""
     length = max(2, row_length or 0, *(sum(len(e.tokens) for e in row) for row in rows))
     tables = [plan_spans([max(1, len(s)) for e in row for s in e.spans], model) for row in rows]
-    width = max((int((t.storage + 2 * model.ratio).sum()) for t in tables), default=0)
-    width = max(model.ratio, -(-width // model.ratio) * model.ratio)
+    width = max((int((t.storage + 2 * model.alignment).sum()) for t in tables), default=0)
+    width = max(model.alignment, -(-width // model.alignment) * model.alignment)
     return assemble_any(rows, model, PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width), pad_id)
 
 

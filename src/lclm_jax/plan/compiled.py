@@ -99,7 +99,9 @@ def _abstract_batch(config: Config, stage: str, mesh: jax.sharding.Mesh) -> Batc
     settings = config.stages[stage]
     teacher = teacher_shapes(settings.batch_rows, *config.teacher_sizes(stage))
     shapes = batch_shapes(config.model, config.pack(stage), settings.batch_rows) | teacher
-    places = batch_sharding(mesh, markers="marker_index" in shapes, teacher=teacher)
+    places = batch_sharding(
+        mesh, markers="marker_index" in shapes, teacher=teacher, span_ratios="latent_ratios" in shapes
+    )
     return Batch(
         **{
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=getattr(places, name))

@@ -30,6 +30,8 @@ class Example:
     """float32 [T]: weight of each token as a target; 0 on tags, placeholders, prompts and the first token."""
     spans: tuple[np.ndarray, ...]
     """Encoder ids of each span, int32, in the order of the text."""
+    ratios: np.ndarray | None = None
+    """N of each span, int32; None: all spans have the model's."""
 
 
 def latent_count(span_tokens: int, ratio: int) -> int:
@@ -37,13 +39,15 @@ def latent_count(span_tokens: int, ratio: int) -> int:
     return max(1, -(-span_tokens // ratio))
 
 
-def expand(outline: Outline, ratio: int, placeholder: int) -> Example:
-    """Fill in the placeholders of one ``ratio``; ``placeholder`` is the decoder's id of ``<|memory|>``.
+def expand(outline: Outline, ratio: int | np.ndarray, placeholder: int) -> Example:
+    """Fill in the placeholders of one ``ratio``, or of one for each span; ``placeholder``: the id of ``<|memory|>``.
 
     >>> expand(Outline(tokens=[7, START, END, 8], gaps=[2], spans=[five ids]), ratio=4, placeholder=M).tokens
     [7, START, M, M, END, 8]
     """
-    counts = [latent_count(len(span), ratio) for span in outline.spans]
+    ratios = None if isinstance(ratio, int) else np.asarray(ratio, np.int32)
+    by_span = [ratio] * len(outline.spans) if isinstance(ratio, int) else ratio.tolist()
+    counts = [latent_count(len(span), own) for span, own in zip(outline.spans, by_span, strict=True)]
     length = len(outline.tokens) + sum(counts)
     tokens, loss = np.empty(length, np.int32), np.empty(length, np.float32)
     taken = made = 0
@@ -53,7 +57,7 @@ def expand(outline: Outline, ratio: int, placeholder: int) -> Example:
         made += raw
         tokens[made : made + count], loss[made : made + count] = placeholder, 0
         taken, made = gap, made + count
-    return Example(tokens, loss, outline.spans)
+    return Example(tokens, loss, outline.spans, ratios)
 
 
 def placeholder_ranges(tokens: np.ndarray, placeholder: int) -> list[tuple[int, int]]:
@@ -214,7 +218,11 @@ class DocumentTokens:
 
 
 def cpt_example_from_ids(
-    document: DocumentTokens, segments: Sequence[Segment], memory: MemoryIds, ratio: int, bos_id: int | None = None
+    document: DocumentTokens,
+    segments: Sequence[Segment],
+    memory: MemoryIds,
+    ratio: int | np.ndarray,
+    bos_id: int | None = None,
 ) -> Example:
     """Continual pre-training over alternating ``segments``, behind ``bos_id`` if there is one: loss on raw tokens."""
     tags = np.array([memory.start, memory.end], np.int32)

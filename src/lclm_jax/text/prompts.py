@@ -74,7 +74,7 @@ def reconstruction_example_from_ids(
     document: DocumentTokens,
     segment: Segment,
     memory: MemoryIds,
-    ratio: int,
+    ratio: int | np.ndarray,
     quote: Segment | None = None,
 ) -> Example:
     """Reconstruction: ``prompt`` around the compressed ``segment``, answered by its decoder ids; loss on the answer.

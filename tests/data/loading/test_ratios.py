@@ -226,3 +226,25 @@ def test_impossible_ratios_are_refused(config):
         with_ratios([4, 8], pooling="concat")
     with pytest.raises(LclmError, match=r"made 1 updates with 4 rows.*cannot be resumed with another batch_rows"):
         open_loader(config, start=Position(2 * ROWS, step=1))
+
+
+def test_rows_of_spans_with_their_own_ratios_resume(config, tmp_path):
+    values = config.model_dump()
+    values["model"] |= {"span_ratios": (4, 8, 16)}
+    values["stages"]["s"] |= {"ratios": (), "steps": 6}
+    spans = parse_config(values)
+    whole = batches_of(spans, index_folder=tmp_path / "one")
+    assert {tuple(batch.latent_ratios.shape) for batch in whole} == {(ROWS, 2 * 128 // 4)}
+    assert {*np.concatenate([batch.latent_ratios.ravel() for batch in whole]).tolist()} == {0, 4, 8, 16}
+    with open_loader(spans, index_folder=tmp_path / "one") as loader:
+        for _ in range(2):
+            next(loader)
+        state = loader.state()
+    rest = batches_of(spans, start=Position.from_state(state), index_folder=tmp_path / "other")
+    assert len(rest) == 4 and all(map(equal, rest, whole[2:]))
+    values["stages"]["s"] |= {"ratios": (4, 8)}
+    with pytest.raises(ConfigError, match=r"and model.span_ratios=.* one for every span; remove one of the two"):
+        parse_config(values)
+    values["stages"]["s"]["ratios"], values["data"]["sources"]["cpt"]["spans"]["ratio"] = (), 32
+    with pytest.raises(ConfigError, match=r"cpt.spans.ratio=32 is not one of model.span_ratios=\[4, 8, 16\]"):
+        parse_config(values)

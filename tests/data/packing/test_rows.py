@@ -6,7 +6,7 @@ from tests.data.helpers import unpack_row
 
 from lclm_jax.batch import batch_shapes
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
-from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row
+from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row, span_tokens
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 
@@ -127,6 +127,29 @@ def test_batches_stack_rows_and_match_the_declared_shapes():
     assert batch.marker_index is None
     assert not batch.decoder_segments[2].any()
     assert (batch.latent_index[2] == -1).all()
+
+
+def test_spans_with_ratios_of_their_own_written_out():
+    config, pack = (
+        model(ratio=2, span_ratios=(2, 4), window=4),
+        PackConfig(row_length=12, encoder_rows=1, encoder_row_length=16),
+    )
+    ids = np.arange(10, 15, dtype=np.int32), np.arange(20, 23, dtype=np.int32)
+    tokens = np.array([START, MEMORY, MEMORY, END, START, MEMORY, MEMORY, END, 7], np.int32)
+    example = Example(tokens, np.zeros(9, np.float32), ids, np.array([4, 2], np.int32))
+    row = assemble_row([example], config, pack)
+    # Windows of 4, 3 and 1 tokens, each at a multiple of 4; the five tokens of the first span are pooled as 4 and 1.
+    assert row["encoder_tokens"][0].tolist() == [10, 11, 12, 13, 20, 21, 22, 0, 14] + [0] * 7
+    assert row["latent_segments"].tolist() == [1, 0, 2, 2, 1, 0, 0, 0]
+    assert row["latent_positions"].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert row["latent_ratios"].tolist() == [4, 0, 2, 2, 4, 0, 0, 0]
+    assert row["latent_index"].tolist() == [-1, 0, 4, -1, -1, 2, 3, -1, -1, -1, -1, -1]
+    assert [span.tolist() for span in span_tokens(row, 2).values()] == [list(one) for one in ids]
+    without = assemble_row([Example(np.array([START, *[MEMORY] * 3, END]), np.zeros(5), ids[:1])], config, pack)
+    assert without["latent_ratios"].tolist() == [2, 2, 2, 0, 0, 0, 0, 0]  # the model's, as the example has none
+    wrong = Example(tokens, np.zeros(9, np.float32), ids, np.array([8, 2], np.int32))
+    with pytest.raises(RowError, match=r"ratio=8 of a span is not one of \[2, 4\]"):
+        assemble_row([wrong], config, pack)
 
 
 def test_what_does_not_fit_is_an_error_with_numbers():

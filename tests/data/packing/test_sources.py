@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lclm_jax.config import parse_config
+from lclm_jax.config import ModelConfig, SpanConfig, parse_config
 from lclm_jax.data.packing.sources import ExampleRef, make_sources
 from lclm_jax.data.prepare.run import prepare_corpus
 from lclm_jax.data.store.columns import column_text
@@ -188,3 +188,16 @@ def test_documents_begin_with_the_token_that_the_tokenizer_puts_before_a_text(ru
     assert all(example.tokens[0] == 319 and example.loss[0] == 0 and len(example.tokens) <= 256 for example in opened)
     assert any(example.loss[1] == 1 for example in opened)
     np.testing.assert_array_equal(opened[0].tokens[1:50], plain[0].tokens[:49])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_span_draws_a_ratio_of_its_own(run, name):
+    model = ModelConfig(**run.model.model_dump() | {"span_ratios": (4, 8, 16)})
+    source = source_of(run.model_copy(update={"model": model}), name)
+    drawn = [ratio for _, example in examples_of(source) for ratio in example.ratios.tolist()]
+    assert {*drawn} == {4, 8, 16}
+    assert drawn == [ratio for _, example in examples_of(source) for ratio in example.ratios.tolist()]
+    other = [ratio for _, example in examples_of(source, epoch=1) for ratio in example.ratios.tolist()]
+    assert other != drawn
+    given = source_of(run.model_copy(update={"model": model}), name, spans=SpanConfig(**SPANS, ratio=8))
+    assert {ratio for _, example in examples_of(given) for ratio in example.ratios.tolist()} == {8}

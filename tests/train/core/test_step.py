@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.train.core import programs
 
-from lclm_jax.config import OBJECTIVES, MeshConfig
+from lclm_jax.config import OBJECTIVES, MeshConfig, ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh, use_mesh
@@ -184,6 +184,15 @@ def test_rows_that_do_not_divide_over_the_mesh_are_an_error(make_config):
     config = make_config(microbatches=4)
     with pytest.raises(LclmError, match="batch_rows a multiple of 32"):
         start(config, make_mesh(MeshConfig()))
+
+
+def test_ratios_of_spans_share_one_program(make_config, make_batch, mesh, model, toy_loss):
+    config = make_config(model=ModelConfig(**model.model_dump() | {"span_ratios": (4, 8)}))
+    batches = [make_batch(config, 8, seed) for seed in range(3)]
+    batches = [batch._replace(latent_ratios=batch.latent_ratios + 4 * (k % 2 + 1)) for k, batch in enumerate(batches)]
+    _, state, _, step = run(config, mesh, batches)
+    assert step._cache_size() == 1
+    assert int(state.step) == 3
 
 
 def test_each_ratio_of_a_stage_compiles_once_and_reaches_the_model(make_config, make_batch, mesh, monkeypatch):

@@ -52,7 +52,7 @@ class BlockMaker:
 
     def __init__(self, sources: Sequence[Source], mixture: Mixture, pack: PackConfig, key: int):
         self.sources, self.mixture, self._key = sources, mixture, key
-        self._packer = RowPacker(sources[0].setup.plan_model.ratio, pack)
+        self._packer = RowPacker(sources[0].setup.plan_model.alignment, pack)
 
     def __call__(self, cursor: Cursor) -> Block:
         """Plan and pack the block at ``cursor``; raises ``Exhausted`` where the stage ends."""

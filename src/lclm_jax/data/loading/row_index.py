@@ -383,6 +383,7 @@ def index_inputs(config: Config, stage: str, sources: Sequence[Source]) -> JsonO
         "tokenizers": [setup.tokenizers.decoder.digest, setup.tokenizers.encoder.digest],
         "part": list(setup.part),
         **({"parts": sorted(config.stages[stage].ratios)} if setup.part[1] > 1 else {}),
+        **({"span_ratios": list(model.span_ratios)} if model.span_ratios else {}),
     }
 
 

@@ -36,7 +36,7 @@ def sample_averages(source: Source, seed: int) -> RecordAverages:
     the sample would otherwise shift the shares of a whole stage.
     """
     order = Shuffle(draw_key("sample", seed, source.name), len(source))
-    model, packer = source.setup.plan_model, RowPacker(source.setup.plan_model.ratio, source.setup.pack)
+    model, packer = source.setup.plan_model, RowPacker(source.setup.plan_model.alignment, source.setup.pack)
     mean = source.split.mean_tokens
     totals, taken, tokens = np.zeros(4), 0, 0
     while taken < min(len(source), SAMPLE_RECORDS) and totals[3] < SAMPLE_TOKENS:

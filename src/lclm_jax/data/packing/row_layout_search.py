@@ -124,7 +124,7 @@ class _Sample:
         """Pack the records into rows of ``pack``; the last row, which may be short, is not counted."""
         sources = self._make_sources(self._with(pack))
         columns, windows, dropped = self._planned(sources)
-        tokens, packer = columns["tokens"], RowPacker(sources[0].setup.plan_model.ratio, pack)
+        tokens, packer = columns["tokens"], RowPacker(sources[0].setup.plan_model.alignment, pack)
         usable, reasons = packer.find_packable(tokens, windows)
         rows = packer.pack_apart(usable, row_groups(sources)[columns["source"]], tokens, windows)
         kept = np.array([example for row in rows[:-1] or rows for example in row], np.int64)

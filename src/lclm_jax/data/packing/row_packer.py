@@ -42,7 +42,7 @@ class ExampleWindows:
         """Windows of each example, int64."""
         self.storage = Ragged(offsets, storage * count).sums()
         """Encoder positions they take together, without alignment, int64."""
-        whole = np.where(context == 0, -(-storage // model.ratio) * model.ratio, storage)
+        whole = np.where(context == 0, -(-storage // model.alignment) * model.alignment, storage)
         self.aligned = Ragged(offsets, whole * count).sums()
         """As ``storage``, those without context with alignment, int64: nearer to what they take of a row."""
         self.largest = np.append(storage, 0)[offsets[:-1]] * (self.windows > 0)
@@ -88,15 +88,15 @@ class RowPacker:
     the very function that places them when the row is assembled.
     """
 
-    def __init__(self, ratio: int, pack: PackConfig):
-        self._ratio, self._pack = ratio, pack
+    def __init__(self, alignment: int, pack: PackConfig):
+        self._alignment, self._pack = alignment, pack
         self._encoder_positions = pack.encoder_rows * pack.encoder_row_length
 
     def reject_reason(self, tokens: int, types: WindowTypes) -> str | None:
         """Why an example cannot be in any row: ``longer_than_row``, ``windows_exceed_row``, or None if it can."""
         if tokens > self._pack.row_length:
             return "longer_than_row"
-        if place_types(types, self._ratio, self._pack) is None:
+        if place_types(types, self._alignment, self._pack) is None:
             return "windows_exceed_row"
         return None
 
@@ -169,15 +169,15 @@ class RowPacker:
         for size, context, count in types:
             merged[(-size, context)] = merged.get((-size, context), 0) + count
         ordered = [(-size, context, count) for (size, context), count in sorted(merged.items())]
-        return place_types(ordered, self._ratio, self._pack) is not None
+        return place_types(ordered, self._alignment, self._pack) is not None
 
     def _excess(self, storage: Count, windows: Count, largest: Count) -> Count:
         """How far windows of these totals exceed what fits a row however they fall: at most 0 if they surely fit.
 
-        A window that fits no encoder row leaves each of them filled above R - largest - (N - 1), and alignment costs
-        at most N - 1 positions a window.
+        A window that fits no encoder row leaves each of them filled above R - largest - (N - 1), and alignment to N
+        costs at most N - 1 positions a window.
         """
-        slack = self._ratio - 1
+        slack = self._alignment - 1
         surely_filled = (self._pack.encoder_row_length - largest - slack) * self._pack.encoder_rows
         excess: Count = storage + windows * slack - surely_filled
         return excess

@@ -29,10 +29,11 @@ def pack_for(
     spans = [[max(1, len(span)) for example in row for span in example.spans] for row in examples_by_row]
     tables = [plan_spans(lengths, model) for lengths in spans]
     # A pooled part starts at a multiple of the ratio, so a window may be pushed to the right of its row's start.
-    longest = max((int((t.storage + -t.context % model.ratio).max()) for t in tables if t.storage.size), default=1)
-    width = -(-rounded(longest) // model.ratio) * model.ratio
+    align = model.alignment
+    longest = max((int((t.storage + -t.context % align).max()) for t in tables if t.storage.size), default=1)
+    width = -(-rounded(longest) // align) * align
     pack = PackConfig(row_length=length, encoder_rows=1, encoder_row_length=width)
-    while any(place_windows(table, model.ratio, pack) is None for table in tables):
+    while any(place_windows(table, align, pack) is None for table in tables):
         pack = pack.model_copy(update={"encoder_rows": pack.encoder_rows * 2})
     return pack
 
@@ -62,8 +63,11 @@ def assemble_row(
     spans = [span for example in examples for span in example.spans]
     table = plan_spans([len(span) for span in spans], model)
     _fill_decoder(row, examples, pack)
+    ratios = [_span_ratios(example, model) for example in examples]
     slots = _fill_encoder(row, spans, table, model, pack, encoder_pad_id)
-    _link(row, examples, slots, model)
+    if model.span_ratios:
+        slots = _merge_slots(row, slots, np.concatenate([*ratios, np.empty(0, np.int64)]), table, model)
+    _link(row, examples, ratios, slots, model)
     return row
 
 
@@ -119,7 +123,7 @@ def _fill_encoder(
     """Write the windows; returns the latent slots of all spans in text order, int64."""
     if not spans:
         return np.empty(0, np.int64)
-    offsets = place_windows(table, model.ratio, pack)
+    offsets = place_windows(table, model.alignment, pack)
     if offsets is None:
         raise RowError(
             f"{int(table.storage.sum())} encoder positions of {len(spans)} spans do not fit encoder_rows="
@@ -146,7 +150,38 @@ def _fill_encoder(
     return slots
 
 
-def _link(row: Row, examples: Sequence[Example], slots: np.ndarray, model: ModelConfig) -> None:
+def _span_ratios(example: Example, model: ModelConfig) -> np.ndarray:
+    """N of each span of an example, int64; raises ``RowError`` for one that the model does not have."""
+    if example.ratios is None:
+        return np.full(len(example.spans), model.ratio, np.int64)
+    known = model.span_ratios or (model.ratio,)
+    if unknown := sorted({*example.ratios.tolist()} - {*known}):
+        raise RowError(
+            f"ratio={unknown[0]} of a span is not one of {list(known)}; add it to model.span_ratios, or give the span"
+            " one of these"
+        )
+    return example.ratios.astype(np.int64)
+
+
+def _merge_slots(row: Row, slots: np.ndarray, ratios: np.ndarray, table: WindowTable, model: ModelConfig) -> np.ndarray:
+    """Make gaps of the slots that coarser spans do not need; returns the others, int64.
+
+    Of a span whose N is k times the smallest, a latent stands in the first of k slots: a window's slots begin at a
+    multiple of the largest k.
+    """
+    fine = row["latent_positions"][slots].astype(np.int64)
+    own = np.repeat(ratios[table.span], table.latents)
+    merged = own // model.ratio
+    kept = fine % merged == 0
+    row["latent_segments"][slots[~kept]] = row["latent_positions"][slots[~kept]] = 0
+    slots, fine, own, merged = (column[kept] for column in (slots, fine, own, merged))
+    row["latent_positions"][slots], row["latent_ratios"][slots] = fine // merged, own
+    return slots
+
+
+def _link(
+    row: Row, examples: Sequence[Example], ratios: Sequence[np.ndarray], slots: np.ndarray, model: ModelConfig
+) -> None:
     """Point the placeholders at their latent slots, checking that every example has as many as its spans need."""
     if model.memory_token_ids is None:
         if slots.size:
@@ -155,7 +190,10 @@ def _link(row: Row, examples: Sequence[Example], slots: np.ndarray, model: Model
     placeholder = model.memory_token_ids[2]
     where = np.flatnonzero((row["decoder_tokens"] == placeholder) & (row["decoder_segments"] > 0))
     found = np.bincount(row["decoder_segments"][where], minlength=len(examples) + 1)[1:]
-    needed = [sum(-(-len(span) // model.ratio) for span in example.spans) for example in examples]
+    needed = [
+        sum(-(-len(span) // ratio) for span, ratio in zip(example.spans, own.tolist(), strict=True))
+        for example, own in zip(examples, ratios, strict=True)
+    ]
     if found.tolist() != needed:
         worst = int(np.argmax(found != np.array(needed)))
         raise RowError(
@@ -187,8 +225,12 @@ def span_tokens(row: Row, ratio: int) -> dict[int, np.ndarray]:
     segments, positions = row["latent_segments"], row["latent_positions"]
     slots = np.flatnonzero(segments)
     slots = slots[np.lexsort((positions[slots], segments[slots]))]
+    owners = segments[slots]
+    if row.get("latent_ratios") is not None:  # a latent of k groups stands in the slot of the first
+        groups = row["latent_ratios"][slots] // ratio
+        owners, slots = np.repeat(owners, groups), _ranges(slots, groups)
     counts = weights[slots].sum(axis=1)
-    ids, first = np.unique(segments[slots], return_index=True)
+    ids, first = np.unique(owners, return_index=True)
     bounds = np.append(np.append(0, np.cumsum(counts))[first], counts.sum())
     flat = tokens[slots][weights[slots]]
     return {int(span): flat[bounds[i] : bounds[i + 1]] for i, span in enumerate(ids)}

@@ -22,6 +22,7 @@ from lclm_jax.data.packing.span_sampling import (
     quote_in_span,
     sample_segments,
     sample_spans,
+    span_ratios,
 )
 from lclm_jax.data.store.columns import Ragged, join
 from lclm_jax.data.store.records import chat_outline_of
@@ -52,7 +53,8 @@ class ExampleRef(NamedTuple):
     """Index of the source in the stage's mixture."""
     record: int
     variant: int
-    """cpt: 1 if the first segment is compressed; reconstruction: which request; chat: 0; qa: order of the passages."""
+    """cpt: 1 if the first segment is compressed; reconstruction: which request; qa: order of the passages; chat: number
+    of the draw of the spans' ratios, 0 if none is made."""
     bounds: np.ndarray
     """int32: cut indices between which the segments lie; empty for chat."""
 
@@ -118,6 +120,10 @@ class Source(ABC):
     def inputs(self) -> JsonObject:
         """What the examples of this source and their order depend on beside the set-up, as plain values."""
         return {"name": self.name, "config": result_values(self.config), "data": self.split.digest}
+
+    def _ratios(self, model: ModelConfig, record: np.ndarray | int, *place: np.ndarray | int) -> int | np.ndarray:
+        key = draw_key(self.setup.seed, self.name, "span ratios")
+        return span_ratios(model, self.config.spans, key, record, *place)
 
     def _key(self, epoch: int) -> int:
         return draw_key(self.setup.seed, self.name, epoch)
@@ -186,7 +192,8 @@ class CptSource(_DocumentSource):
         bounds = ref.bounds.tolist()
         segments = [Segment(bool(ref.variant ^ i & 1), bounds[i], bounds[i + 1]) for i in range(len(bounds) - 1)]
         document, decoder = DocumentTokens.from_record(columns), self.setup.tokenizers.decoder
-        return cpt_example_from_ids(document, segments, decoder.memory_ids, self.setup.model.ratio, decoder.bos_id)
+        n = self._ratios(self.setup.model, ref.record, np.array([s.start for s in segments if s.compressed]))
+        return cpt_example_from_ids(document, segments, decoder.memory_ids, n, decoder.bos_id)
 
     def inputs(self) -> JsonObject:  # noqa: D102
         bos_id = self.setup.tokenizers.decoder.bos_id
@@ -205,10 +212,13 @@ class CptSource(_DocumentSource):
         place = np.arange(start.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         compressed = np.repeat(sampled.opens_compressed, sizes) ^ (place % 2 == 1)
         decoder, encoder = cuts.decoder[stop] - cuts.decoder[start], cuts.encoder[stop] - cuts.encoder[start]
-        cost = np.where(compressed, -(-encoder // self.setup.plan_model.ratio) + 2, decoder)
+        record = cuts.record[sampled.document]
+        at = np.repeat(record, sizes), np.delete(sampled.bounds.values, ends - 1)
+        ratios = self._ratios(self.setup.plan_model, *at)
+        cost = np.where(compressed, -(-encoder // ratios) + 2, decoder)
         spans = Ragged.from_sizes(Ragged.from_sizes(sizes, compressed).sums(), encoder[compressed])
         return Plan(
-            record=cuts.record[sampled.document],
+            record=record,
             variant=sampled.opens_compressed.astype(np.int64),
             bounds=sampled.bounds,
             tokens=self._opening + Ragged.from_sizes(sizes, cost).sums(),
@@ -218,7 +228,7 @@ class CptSource(_DocumentSource):
 
     def _halve_oversized(self, sampled: SampledExamples, plan: Plan) -> SampledExamples | None:
         """Cut each example whose windows do not fit a row in two, before a span; None if there is none to cut."""
-        packer = RowPacker(self.setup.plan_model.ratio, self.setup.pack)
+        packer = RowPacker(self.setup.plan_model.alignment, self.setup.pack)
         usable, _ = packer.find_packable(plan.tokens, ExampleWindows(plan.spans, self.setup.plan_model))
         halved, parts, opens = [], [], []
         for i in np.delete(np.arange(plan.tokens.size), usable).tolist():
@@ -264,7 +274,8 @@ class RepetitionSource(_DocumentSource):
         encoder, decoder = cuts.encoder[stop] - cuts.encoder[start], cuts.decoder[stop] - cuts.decoder[start]
         # Of a partial one the quotation and what follows it are read, of a whole one all.
         decoder = np.where(partial, cuts.decoder[stop] - cuts.decoder[quote[0]], decoder)
-        tokens = overhead[variant] + -(-encoder // self.setup.plan_model.ratio) + decoder
+        ratios = self._ratios(self.setup.plan_model, record, bounds[:, 0])
+        tokens = overhead[variant] + -(-encoder // ratios) + decoder
         fits = tokens <= self._positions
         four = np.stack([start, stop, *quote], axis=1) - cuts.first[sampled.document][:, None]
         used = np.stack([fits, fits, partial & fits, partial & fits], axis=1)
@@ -282,7 +293,10 @@ class RepetitionSource(_DocumentSource):
         bounds = np.asarray(ref.bounds).tolist()
         segment, quote = Segment(True, *bounds[:2]), Segment(False, *bounds[2:]) if len(bounds) == 4 else None
         decoder, document = self.setup.tokenizers.decoder, DocumentTokens.from_record(columns)
-        prompt, ratio = self._prompts[ref.variant], self.setup.model.ratio
+        prompt, ratio = (
+            self._prompts[ref.variant],
+            self._ratios(self.setup.model, ref.record, np.array([segment.start])),
+        )
         return reconstruction_example_from_ids(prompt, document, segment, decoder.memory_ids, ratio, quote)
 
     def inputs(self) -> JsonObject:  # noqa: D102
@@ -306,11 +320,14 @@ class ChatSource(Source):
                 f" {self.config.collection!r} does not hold; use collection=chat or another objective"
             )
         tokens = self.split.numbers("decoder_tokens", records)
-        positions = tokens + Ragged(spans.offsets, -(-spans.values // self.setup.plan_model.ratio)).sums()
+        variant = self._variants(epoch, np.asarray(records, np.int64))
+        of_span = [np.repeat(column, spans.sizes) for column in (records, variant)]
+        ratios = self._ratios(self.setup.plan_model, *of_span, spans.places())
+        positions = tokens + Ragged(spans.offsets, -(-spans.values // ratios)).sums()
         fits = np.flatnonzero(positions <= self._positions)
         return Plan(
             record=np.asarray(records, np.int64)[fits],
-            variant=self._orders(epoch, np.asarray(records, np.int64)[fits]),
+            variant=variant[fits],
             bounds=Ragged.from_sizes(np.zeros_like(fits), np.zeros(0, np.int32)),
             tokens=positions[fits],
             spans=spans.take(fits),
@@ -320,10 +337,12 @@ class ChatSource(Source):
 
     def example(self, ref: ExampleRef, columns: Mapping[str, np.ndarray]) -> Example:  # noqa: D102
         outline = chat_outline_of(columns)
-        if ref.variant:
+        ratio = self._ratios(self.setup.model, ref.record, ref.variant, np.arange(len(outline.spans)))
+        if self.config.objective == "qa" and ref.variant:
             order = self._passages(outline, ref.variant)
             outline = replace(outline, spans=tuple(outline.spans[i] for i in order.tolist()))
-        return expand(outline, self.setup.model.ratio, self.setup.tokenizers.decoder.memory_ids.placeholder)
+            ratio = ratio if isinstance(ratio, int) else ratio[order]
+        return expand(outline, ratio, self.setup.tokenizers.decoder.memory_ids.placeholder)
 
     def _passages(self, outline: Outline, variant: int) -> np.ndarray:
         """The order ``variant`` of the passages: those of one message change places among themselves.
@@ -339,10 +358,10 @@ class ChatSource(Source):
         keys = [draw_key("passages", variant, turn) for turn in range(len(turns))]
         return np.concatenate([turn[permutation(key, len(turn))] for key, turn in zip(keys, turns, strict=True)])
 
-    def _orders(self, epoch: int, records: np.ndarray) -> np.ndarray:
-        """Number of the order of each record's passages, int64; 0: as they are."""
+    def _variants(self, epoch: int, records: np.ndarray) -> np.ndarray:
+        """Number of the order of each record's passages (qa), or of the draw of its spans' ratios, int64."""
         if self.config.objective != "qa":
-            return np.zeros_like(records)
+            return np.full_like(records, epoch % _ORDERS if self.setup.model.span_ratios else 0)
         return 1 + (uniform(self._key(epoch), records) * _ORDERS).astype(np.int64)
 
 

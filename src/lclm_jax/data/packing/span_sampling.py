@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lclm_jax.config import SpanConfig
+from lclm_jax.config import ModelConfig, SpanConfig
 from lclm_jax.data.packing.counter_rng import uniform
 from lclm_jax.data.store.columns import Ragged
 
@@ -70,6 +70,25 @@ def make_cut_table(records: np.ndarray, decoder_cuts: Ragged, encoder_cuts: Ragg
         sizes = cuts.values[last].astype(np.int64) + 1
         joined.append(cuts.values + np.repeat(np.cumsum(sizes) - sizes, decoder_cuts.sizes))
     return CutTable(joined[0], joined[1], decoder_cuts.offsets[:-1], last, records)
+
+
+def span_ratios(
+    model: ModelConfig, spans: SpanConfig, key: int, record: np.ndarray | int, *place: np.ndarray | int
+) -> int | np.ndarray:
+    """N of spans: the model's; or, where each has its own, int64 [spans]: the source's, or drawn, all equally often.
+
+    Args:
+        model: with its ``span_ratios``, if it has any.
+        spans: of the source.
+        key: of the draws.
+        record: the span's record.
+        *place: numbers that tell the spans of a record apart.
+    """
+    if not model.span_ratios:
+        return model.ratio
+    which = (uniform(key, record, *place) * len(model.span_ratios)).astype(np.int64)
+    drawn = np.array(model.span_ratios, np.int64)[which]
+    return drawn if spans.ratio is None else np.full_like(drawn, spans.ratio)
 
 
 def sample_lengths(distribution: str, low: np.ndarray, high: np.ndarray, fraction: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Encoder windows of memory spans, and their places in the encoder rows of a packed row.
 
 A span of T tokens is tiled by windows of W tokens. What the encoder reads for one window is
-``[left context][pooled part][right context][markers]``; in an encoder row the pooled part starts at a multiple of N, so
-that a latent is always one aligned group of N positions. Short windows share an encoder row.
+``[left context][pooled part][right context][markers]``; in an encoder row the pooled part starts at a multiple of N (of
+the largest N, if spans have their own), so that a latent is always one aligned group of N positions. Short windows
+share an encoder row.
 
 Example: T = 75, W = 32, N = 8, O = 8, causal, mean::
 
@@ -120,7 +121,7 @@ def window_types(table: WindowTable) -> list[tuple[int, int, int]]:
     return [(-(key >> 32), key & 0xFFFFFFFF, count) for key, count in zip(*(a.tolist() for a in types), strict=True)]
 
 
-def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackConfig) -> list[list[Run]] | None:
+def place_types(types: Sequence[tuple[int, int, int]], alignment: int, pack: PackConfig) -> list[list[Run]] | None:
     """First-fit-decreasing places of windows grouped by ``window_types`` order; None if they do not fit.
 
     Deterministic; the packer asks it whether a set of examples fits, and row assembly gets the same answer.
@@ -132,10 +133,10 @@ def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackCon
     for storage, context, count in types:
         runs: list[Run] = []
         full = False
-        stride = -(-storage // ratio) * ratio
+        stride = -(-storage // alignment) * alignment
         for row in open_rows:
             cursor = cursors[row]
-            offset = cursor + -(cursor + context) % ratio
+            offset = cursor + -(cursor + context) % alignment
             free = length - offset - storage
             if free < 0:
                 continue
@@ -154,12 +155,12 @@ def place_types(types: Sequence[tuple[int, int, int]], ratio: int, pack: PackCon
     return placed
 
 
-def place_windows(table: WindowTable, ratio: int, pack: PackConfig) -> np.ndarray | None:
+def place_windows(table: WindowTable, alignment: int, pack: PackConfig) -> np.ndarray | None:
     """Flattened position ``row * R + offset`` at which each window's input begins, int64; None if they do not fit."""
     offsets = np.empty(table.span.size, np.int64)
     if not offsets.size:
         return offsets
-    placed = place_types(window_types(table), ratio, pack)
+    placed = place_types(window_types(table), alignment, pack)
     if placed is None:
         return None
     places = [

@@ -33,6 +33,10 @@ class Ragged(NamedTuple):
         """Index of the list that each value belongs to, int64 [values]."""
         return np.repeat(np.arange(self.offsets.size - 1), self.sizes)
 
+    def places(self) -> np.ndarray:
+        """Place of each value in its list, int64 [values]."""
+        return np.arange(self.values.size) - np.repeat(self.offsets[:-1], self.sizes)
+
     def sums(self) -> np.ndarray:
         """Sum of each list, int64 [lists]; 0 for an empty one."""
         totals = np.append(0, np.cumsum(self.values, dtype=np.int64))

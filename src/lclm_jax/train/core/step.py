@@ -105,7 +105,9 @@ def ratio_of(batch: Batch) -> int:
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Place the rows of this process (NumPy) on its devices as part of the global batch."""
     teacher = [name for name in TEACHER_ARRAYS if getattr(batch, name) is not None]
-    shardings = batch_sharding(mesh, batch.marker_index is not None, batch.objectives is not None, teacher)
+    shardings = batch_sharding(
+        mesh, batch.marker_index is not None, batch.objectives is not None, teacher, batch.latent_ratios is not None
+    )
     if jax.process_count() == 1:
         whole: Batch = jax.device_put(batch, shardings)
         return whole
