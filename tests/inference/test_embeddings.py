@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from lclm_jax.cli.model import encode
 from lclm_jax.errors import LclmError
 from lclm_jax.inference import embeddings
-from lclm_jax.inference.embeddings import encode_prompts
+from lclm_jax.inference.embeddings import Reading, encode_prompts
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.prompts import PromptError, read_prompts
 from lclm_jax.inference.stream import TensorStream
@@ -40,7 +40,8 @@ def prompts(tmp_path):
 
 def test_tensors_and_metadata(exported, generator, prompts, tmp_path):
     out, said = tmp_path / "to" / "embeds.safetensors", []
-    records = encode_prompts(exported, prompts, out, batch_windows=2, progress=lambda *values: said.append(values))
+    two = Reading(batch_windows=2)
+    records = encode_prompts(exported, prompts, out, reading=two, progress=lambda *values: said.append(values))
     tensors = load_file(out)
     assert [record["id"] for record in records] == ["1", "long", "chat", "12"] == list(tensors)
     assert records == [json.loads(line) for line in (tmp_path / "to" / "embeds.safetensors.jsonl").open()]

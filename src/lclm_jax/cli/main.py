@@ -27,6 +27,7 @@ COMMANDS = {
     "import": ("lclm_jax.cli.model", "import_command", "Import pretrained weights for a run to start from."),
     "export": ("lclm_jax.cli.model", "export", "Write a run's model in the Hugging Face layout."),
     "generate": ("lclm_jax.cli.model", "generate", "Answer a prompt whose memory spans are compressed."),
+    "fit-ratios": ("lclm_jax.cli.model", "fit_ratios", "Fit the head that chooses a ratio for every memory span."),
     "expand": ("lclm_jax.cli.agent", "expand", "Ask a model questions whose compressed segments it may expand."),
     "encode": ("lclm_jax.cli.model", "encode", "Write prompt embeddings, latents included, for vLLM."),
     "store": (
@@ -59,6 +60,7 @@ _COMPUTING = {
     "train",
     "tune",
     "eval",
+    "fit-ratios",
     "export",
     "generate",
     "expand",

@@ -22,6 +22,16 @@ store_option = click.option(
 )
 
 
+ratio_option = click.option(
+    "--ratio",
+    metavar="N[,N...]|auto",
+    help="Tokens per latent of all memory spans or of each in turn, multiples of the model's; auto: the model chooses.",
+)
+budget_option = click.option(
+    "--budget", type=click.FloatRange(0, 1, min_open=True), help="Latents per token that --ratio auto keeps to."
+)
+
+
 @click.command("eval")
 @run_argument
 @click.option("--split", type=click.Choice(["held_out", "validation"]), default="held_out", show_default=True)
@@ -47,6 +57,43 @@ def evaluate(run: Path, split: str, stage: str | None, step: int | None, ema: bo
         click.echo(f"loss, {name:<8} {estimate_text(estimate)} nats per token")
     click.echo(f"recovered share {estimate_text(result['recovered_share'])}")
     click.echo(f"verbatim token accuracy {estimate_text(result['verbatim_token_accuracy'])}")
+
+
+@click.command("fit-ratios")
+@run_argument
+@click.argument("model", type=Place(copied=True))
+@click.option(
+    "--margin",
+    type=click.FloatRange(0),
+    default=0.02,
+    show_default=True,
+    help="Nats per token that a span's ratio may cost the text after it.",
+)
+@click.option(
+    "--examples", type=click.IntRange(2), default=512, show_default=True, help="Spans that the head is fitted on."
+)
+@json_option
+def fit_ratios(run: Path, model: Path, margin: float, examples: int, json_file: Path | None) -> None:
+    """Fit the head that chooses a ratio for every span of MODEL, an export of RUN, which trained several.
+
+    It is written into MODEL, for generate and encode with --ratio auto.
+    """
+    from lclm_jax.eval.ratio_head import FitSettings, fit_ratio_head
+    from lclm_jax.report.formatting import estimate as estimate_text
+
+    head, found = fit_ratio_head(load_run(run), model, FitSettings(margin, examples))
+    head.save(model)
+    write_result(json_file, found)
+    shares = ", ".join(f"{ratio}x {share:.0%}" for ratio, share in found["targets"].items())
+    click.echo(f"{found['spans']} held-out spans; targets: {shares}; the head finds {found['right']:.0%} of them")
+    for ratio, row in found["static"].items():
+        static, chosen, difference = (
+            estimate_text(row[name]) for name in ("loss_nats", "adaptive_loss_nats", "difference_nats")
+        )
+        click.echo(
+            f"{row['latents_per_token']:.4f} latents per token: {static} nats with {ratio}x for all; chosen"
+            f" ({row['adaptive_latents_per_token']:.4f}): {chosen}, difference {difference}"
+        )
 
 
 @click.command()
@@ -103,6 +150,8 @@ def export(run: Path, out: Path, dtype: str, lora: str, push: str | None, public
     help="Compress what is written each time so many tokens are complete, up to </think> if the tokenizer has it.",
 )
 @store_option
+@ratio_option
+@budget_option
 def generate(
     model: Path,
     prompt: str | None,
@@ -110,7 +159,7 @@ def generate(
     chat: bool,
     every: int | None,
     store: Path | None,
-    **sampling,
+    **options,
 ) -> None:
     """Answer one prompt with MODEL, an exported folder; the answer is printed token by token.
 
@@ -131,9 +180,14 @@ def generate(
 
     from lclm_jax.inference.generate import Generator
     from lclm_jax.inference.sampling import Sampling
+    from lclm_jax.inference.span_ratios import parse_ratios
 
-    settings = Sampling(**sampling)
+    ratios = options.pop("ratio"), options.pop("budget")
+    if every is not None and ratios != (None, None):
+        raise click.UsageError("--compress-reasoning takes the model's ratio; leave --ratio out")
+    settings = Sampling(**options)
     generator = Generator.from_folder(model, store=store)
+    generator.ratios = parse_ratios(*ratios, model, generator.model)
     request = [{"role": "user", "content": prompt}] if chat else prompt
     if every is not None:
         _reason(generator, request, settings, every)
@@ -231,18 +285,21 @@ def import_command(
     help="pt: the format of the PyTorch project's vLLM script (needs torch).",
 )
 @store_option
+@ratio_option
+@budget_option
 @json_option
-def encode(model: Path, prompts: Path, out: Path, json_file: Path | None, **options) -> None:
+def encode(model: Path, prompts: Path, out: Path, file_format: str, json_file: Path | None, **options) -> None:
     """Write prompt embeddings of MODEL, an exported folder, with the latents spliced in: one tensor per prompt.
 
     Each line of the prompts is an object with prompt (text or chat messages) or messages, which may hold memory tags,
     and an optional id. After an interruption, rerun the same command to resume.
     """
     from lclm_jax.cli.progress_bar import progress_bar
-    from lclm_jax.inference.embeddings import encode_prompts
+    from lclm_jax.inference.embeddings import Reading, encode_prompts
 
+    how = Reading(**options)
     with progress_bar() as progress:
-        records = encode_prompts(model, prompts, out, progress=progress, **options)
+        records = encode_prompts(model, prompts, out, file_format=file_format, reading=how, progress=progress)
     totals = {name: sum(record[name] for record in records) for name in ("positions", "latents", "encoder_tokens")}
     write_result(json_file, {"prompts": len(records), **totals})
     click.echo(

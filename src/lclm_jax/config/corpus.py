@@ -8,7 +8,15 @@ from lclm_jax.config.base import Tree, key, required
 from lclm_jax.types import JsonObject
 
 Format = Literal[
-    "jsonl", "parquet", "arrow", "text", "python_stdlib", "synthetic", "running_sums", "running_sums_compressed"
+    "jsonl",
+    "parquet",
+    "arrow",
+    "text",
+    "python_stdlib",
+    "synthetic",
+    "recall",
+    "running_sums",
+    "running_sums_compressed",
 ]
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -18,12 +26,13 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".md", ".rst", ".py"),
     "python_stdlib": (),
     "synthetic": (),
+    "recall": (),
     "running_sums": (),
     "running_sums_compressed": (),
 }
 
 
-_WITHOUT_FILES = ("python_stdlib", "synthetic", "running_sums", "running_sums_compressed")
+_WITHOUT_FILES = ("python_stdlib", "synthetic", "recall", "running_sums", "running_sums_compressed")
 
 
 class ColumnsConfig(Tree, role="result"):
@@ -83,6 +92,7 @@ class CollectionConfig(Tree, role="result"):
     format: Format = required(
         "jsonl (lines or JSON arrays), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
         " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict),"
+        " recall (generated documents that need exact facts of their beginning, few or many),"
         " running_sums (generated chats whose steps need the steps before; records: chat), running_sums_compressed"
         " (the same, the first steps compressed)."
     )

@@ -134,7 +134,7 @@ def with_bos(target: Target, bos_id: int | None) -> Target:
         np.concatenate([first, column]).astype(column.dtype)
         for first, column in (([bos_id], example.tokens), ([0.0], example.loss))
     )
-    return Target(Example(tokens, loss, example.spans), start + 1, stop + 1)
+    return Target(Example(tokens, loss, example.spans, example.ratios), start + 1, stop + 1)
 
 
 def _shares(room: np.ndarray, count: int) -> Iterator[tuple[int, int]]:

@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.files import replacing
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.prompts import PromptError, PromptLine, read_example, read_prompts
+from lclm_jax.inference.span_ratios import parse_ratios, with_ratios
 from lclm_jax.inference.stream import TensorStream, read_records
 from lclm_jax.inference.torch_file import require_torch, write_torch_file
 from lclm_jax.inference.windows import BATCH_WINDOWS
@@ -42,12 +44,29 @@ class Plan:
     encoder_tokens: int
     windows: int
     extra: JsonObject
+    ratios: tuple[int, ...] | None = None
+    """N of each span; None: the model's."""
 
     def record(self, array: np.ndarray, source: str) -> JsonObject:
         """The line of metadata of its embeddings ``array``."""
         digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
         counts = {name: getattr(self, name) for name in ("line", "positions", "spans", "latents", "encoder_tokens")}
-        return {"id": self.id, **counts, "sha256": digest, "source": source, "extra": self.extra}
+        own = {} if self.ratios is None else {"ratios": list(self.ratios)}
+        return {"id": self.id, **counts, **own, "sha256": digest, "source": source, "extra": self.extra}
+
+
+class Reading(NamedTuple):
+    """How the spans of prompts are read."""
+
+    batch_windows: int = BATCH_WINDOWS
+    """Most windows that the encoder reads at once."""
+    store: Path | None = None
+    """File of a store of latents: windows that it has are not read again, and it gets the others."""
+    ratio: str | None = None
+    """N of the spans: one for all, or one for each with commas between, or ``auto``: chosen by the model's head, for
+    which windows are read twice, unless a store keeps them. None: the model's."""
+    budget: float | None = None
+    """Latents per token, with ``auto``."""
 
 
 def encode_prompts(
@@ -56,8 +75,7 @@ def encode_prompts(
     out: Path,
     *,
     file_format: str = "safetensors",
-    batch_windows: int = BATCH_WINDOWS,
-    store: Path | None = None,
+    reading: Reading = Reading(),  # noqa: B008 - immutable
     progress: Progress | None = None,
 ) -> list[JsonObject]:
     """Encode every prompt of a JSONL file and write the embeddings to ``out``, their metadata to ``out`` + ``.jsonl``.
@@ -70,8 +88,7 @@ def encode_prompts(
         prompts: see ``read_prompts``.
         out: file to write; one of an earlier call is replaced.
         file_format: ``safetensors`` (a tensor per id, in the model's dtype) or ``pt`` (see ``torch_file``).
-        batch_windows: most windows that the encoder reads at once.
-        store: file of a store of latents: windows that it has are not read again, and it gets the others.
+        reading: how spans are read.
         progress: told of prompts read, then of windows encoded.
 
     Returns:
@@ -90,14 +107,19 @@ def encode_prompts(
         require_torch()
     progress = progress or (lambda *_: None)
     model = read_model(folder)
+    ratios = parse_ratios(reading.ratio, reading.budget, folder, model)
     plans = _plan(folder, prompts, model, progress)
-    source = _fingerprint(folder, prompts, file_format)
+    wanted = file_format if ratios is None else f"{file_format} {reading.ratio} {reading.budget}"
+    source = _fingerprint(folder, prompts, wanted)
     if out.is_file() and metadata.is_file():
         records = read_records(metadata)
         if [(r.get("id"), r.get("source")) for r in records] == [(plan.id, source) for plan in plans]:
             log.info("%s is complete: nothing to do", out)
             return records
-    generator = Generator.from_folder(folder, batch_windows=batch_windows, store=store)
+    generator = Generator.from_folder(folder, batch_windows=reading.batch_windows, store=reading.store)
+    if ratios is not None:
+        generator.ratios = ratios
+        plans = _with_ratios(generator, prompts, plans)
     out.parent.mkdir(parents=True, exist_ok=True)
     shapes = {plan.id: (plan.positions, model.decoder.hidden_size) for plan in plans}
     with TensorStream(out, shapes, generator.model.compute_dtype, source) as stream:
@@ -136,6 +158,19 @@ def _plan_one(entry: PromptLine, example: Example, model: ModelConfig) -> Plan:
     return Plan(entry.line, entry.id, positions, len(sizes), latents, sum(sizes), windows, dict(entry.extra))
 
 
+def _with_ratios(generator: Generator, path: Path, plans: Sequence[Plan]) -> list[Plan]:
+    """``plans`` with the ratios of the spans, which are read for it, and the sizes that follow from them."""
+    chosen: list[Plan] = []
+    for group in _groups(path, plans, 0, generator.encoder.batch_windows):
+        examples, _ = generator.read([generator.example(entry.prompt) for entry, _ in group])
+        for (_, plan), example in zip(group, examples, strict=True):
+            assert example.ratios is not None, "the generator chooses ratios"
+            ratios = tuple(example.ratios.tolist())
+            latents = sum(map(latent_count, map(len, example.spans), ratios))
+            chosen.append(replace(plan, positions=len(example.tokens), latents=latents, ratios=ratios))
+    return chosen
+
+
 def _encode(generator: Generator, path: Path, plans: Sequence[Plan], stream: TensorStream, progress: Progress) -> None:
     total, done = sum(plan.windows for plan in plans), sum(plan.windows for plan in plans[: len(stream.done)])
 
@@ -147,6 +182,9 @@ def _encode(generator: Generator, path: Path, plans: Sequence[Plan], stream: Ten
     count(0)
     for group in _groups(path, plans, len(stream.done), generator.encoder.batch_windows):
         examples = [generator.example(entry.prompt) for entry, _ in group]
+        if generator.ratios is not None:
+            chosen = zip(examples, (plan.ratios for _, plan in group), strict=True)
+            examples = [with_ratios(example, ratios or (), generator.model) for example, ratios in chosen]
         if [len(example.tokens) for example in examples] != [plan.positions for _, plan in group]:
             raise PromptError(f"{path} changed while it was read; run the command again")
         # One at a time: the embeddings of a prompt are far larger than its pooled vectors.

@@ -16,6 +16,7 @@ from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.errors import LclmError
 from lclm_jax.inference.prompts import Prompt, check_ids, read_example
 from lclm_jax.inference.sampling import Sampling, pick
+from lclm_jax.inference.span_ratios import Chooser, merge_vectors, with_ratios
 from lclm_jax.inference.stored_windows import StoredWindows, open_store
 from lclm_jax.inference.windows import (
     BATCH_WINDOWS,
@@ -85,6 +86,8 @@ class Generator:
         # The marker of eos pooling; no other pooling reads it.
         pad_id = encoder_tokenizer.pad_id if model.has_pad_markers else 0
         self.encoder = SpanEncoder(self.params, model, self.mesh, pad_id, batch_windows, store)
+        self.ratios: Chooser | None = None
+        """Gives every span a ratio of its own; None: all have the model's."""
 
     @classmethod
     def from_folder(
@@ -164,7 +167,7 @@ class Generator:
         Args:
             examples: one prompt per row.
             sampling: how tokens are chosen.
-            pooled: for each prompt what ``encoder.pooled`` gave for its spans; None: the encoder reads them now.
+            pooled: for each prompt the vectors of its spans, as ``read`` gives them; None: the encoder reads them now.
 
         Raises:
             LclmError: a prompt and its new tokens exceed the decoder's ``max_positions``.
@@ -172,6 +175,8 @@ class Generator:
         if not examples:
             return
         stops = self.stops(sampling)
+        if pooled is None and self.ratios is not None:  # how long a prompt is then depends on what the encoder says
+            examples, pooled = self.read(examples)
         longest = max(len(example.tokens) for example in examples)
         limit = self.model.decoder.max_positions
         if longest + sampling.max_new_tokens > limit:
@@ -211,7 +216,7 @@ class Generator:
 
         All windows are encoded first; ``progress`` is told how many each chunk had.
         """
-        pooled = self.pooled(examples, progress)
+        examples, pooled = self.read(examples, progress)
         for example, spans in zip(examples, pooled, strict=True):
             batch, pooled_BLE, _ = self.inputs([example], [spans])
             with use_mesh(self.mesh):
@@ -239,9 +244,28 @@ class Generator:
     def pooled(
         self, examples: Sequence[Example], progress: Callable[[int], None] | None = None
     ) -> list[list[np.ndarray]]:
-        """Pooled vectors of every span of every example."""
+        """Pooled vectors of every span of every example, at the model's ratio."""
         spans = [span for example in examples for span in example.spans]
         return list(split_spans(examples, self.encoder.pooled(spans, progress)))
+
+    def read(
+        self, examples: Sequence[Example], progress: Callable[[int], None] | None = None
+    ) -> tuple[list[Example], list[list[np.ndarray]]]:
+        """Examples with the ratios that ``ratios`` gives their spans, and the vectors of every span at its ratio.
+
+        Spans that have ratios already keep them.
+        """
+        read, vectors = [], []
+        for example, spans in zip(examples, self.pooled(examples, progress), strict=True):
+            if example.ratios is None and self.ratios is not None:
+                example = with_ratios(example, self.ratios(spans), self.model)
+            if example.ratios is not None:
+                pairs = [(self.model.ratio, ratio) for ratio in example.ratios.tolist()]
+                sized = zip(spans, map(len, example.spans), pairs, strict=True)
+                spans = [merge_vectors(*one) for one in sized]
+            read.append(example)
+            vectors.append(spans)
+        return read, vectors
 
     def inputs(
         self, examples: Sequence[Example], pooled: Sequence[list[np.ndarray]]

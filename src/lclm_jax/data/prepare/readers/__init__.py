@@ -16,6 +16,7 @@ READERS = {
     "jsonl": "lclm_jax.data.prepare.readers.jsonl",
     "parquet": "lclm_jax.data.prepare.readers.tables",
     "python_stdlib": "lclm_jax.data.demo.python_stdlib",
+    "recall": "lclm_jax.data.demo.recall",
     "running_sums": "lclm_jax.data.demo.running_sums",
     "running_sums_compressed": "lclm_jax.data.demo.running_sums",
     "synthetic": "lclm_jax.data.demo.synthetic",
