@@ -52,6 +52,12 @@ def test_of_equal_guesses_the_smaller_comes_first(config):
     assert estimate(first, "all", sizes).peak < estimate(copied, "all", mesh_sizes(copied, NODE)).peak
 
 
+def test_products_are_kept_where_there_is_room(config):
+    kept = {(one.model.remat, one.model.remat_tensors.decoder.device) for one in candidates(config, "all", NODE)}
+    assert ("full", ("q", "k", "v", "o")) in kept
+    assert {products for remat, products in kept if remat == "dots"} == {()}
+
+
 def per_chip(candidate):
     stage, sizes = candidate.stages["all"], mesh_sizes(candidate, NODE)
     return stage.batch_rows // stage.microbatches // (sizes["replica"] * sizes["fsdp"])

@@ -111,7 +111,7 @@ def simulated_sources(config: Config, stage: str, tokenizers: Tokenizers, tokens
     return [OBJECTIVES[one.objective](name, one, cast(PreparedSplit, split), setup) for name, one in settings]
 
 
-def simulated_rows(config: Config, stage: str, count: int = 256, tokens: float = 1e9) -> list[list[int]]:
+def simulated_rows(config: Config, stage: str, count: int = 256, tokens: float = 1e9) -> tuple[tuple[int, ...], ...]:
     """Positions of each segment of ``count`` packed rows of ``stage``, over a simulated corpus of ``tokens``.
 
     Raises:
@@ -123,9 +123,9 @@ def simulated_rows(config: Config, stage: str, count: int = 256, tokens: float =
         sources = simulated_sources(config, stage, Tokenizers(tokenizer, tokenizer), tokens)
         mixture = make_mixture(config, stage, sources, size_blocks(config, stage, sources))
         make, cursor = BlockMaker(sources, mixture, config.pack(stage), config.seed), Cursor(0, 0, (0,) * len(sources))
-        rows: list[list[int]] = []
+        rows: list[tuple[int, ...]] = []
         while len(rows) < count:
             block = make(cursor)
             cursor, sizes = block.after, block.columns["tokens"].tolist()
-            rows += [sizes[first:last] for first, last in pairwise(block.columns["rows"].tolist())]
-    return rows[:count]
+            rows += [tuple(sizes[first:last]) for first, last in pairwise(block.columns["rows"].tolist())]
+    return tuple(rows[:count])

@@ -19,6 +19,7 @@ from lclm_jax.config import Config, StageConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lclm_jax.plan.expected.work import Segments
     from lclm_jax.plan.topologies import Topology
 
 
@@ -102,7 +103,7 @@ def _calibrate(json_file: Path | None) -> None:
     write_result(json_file, calibration_document(found))
 
 
-def _segments(tree: Config, stage: str, full_rows: bool) -> list[list[int]] | None:
+def _segments(tree: Config, stage: str, full_rows: bool) -> "Segments | None":
     """Of some rows of ``stage`` as its mixture packs them, over simulated documents; None: one segment a row."""
     from lclm_jax.bench.simulated import simulated_rows
     from lclm_jax.errors import LclmError

@@ -169,7 +169,7 @@ def plan_stage(
             mesh,
             settings.batch_rows / settings.microbatches / topology.num_devices,
             settings.microbatches,
-            config.model.remat,
+            remat_shown(config),
         ),
         chip_bytes=topology.chip.hbm_bytes,
         model_flops=flops.model,
@@ -202,6 +202,16 @@ def plan_stage(
 def shown(mesh: dict[str, int]) -> str:
     """The axes of ``mesh`` that are larger than one, for people."""
     return " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
+
+
+def remat_shown(config: Config) -> str:
+    """The remat policy, and the products that are kept or moved to the host besides, for people."""
+    found = config.model.remat
+    for tower in ("decoder", "encoder"):
+        for place in ("device", "host"):
+            products = getattr(getattr(config.model.remat_tensors, tower), place)
+            found += f" + {tower} {' '.join(products)}{' on the host' * (place == 'host')}" if products else ""
+    return found
 
 
 def as_json(plan: StagePlan) -> JsonObject:

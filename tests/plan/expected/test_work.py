@@ -17,7 +17,7 @@ NODE = parse_topology("v5p:2x2x2")
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_visited_blocks_are_those_of_the_kernel(causal):
-    rows = [[100, 300, 24, 60], [512], [1, 1, 510], [130]]
+    rows = ((100, 300, 24, 60), (512,), (1, 1, 510), (130,))
     ids = np.zeros((len(rows), 512), np.int32)
     for row, sizes in enumerate(rows):
         ids[row, : sum(sizes)] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
@@ -26,8 +26,8 @@ def test_visited_blocks_are_those_of_the_kernel(causal):
 
 
 def test_visible_pairs():
-    assert visible_pairs([[3, 2], [5]], True) == ((6 + 3) + 15) / 2
-    assert visible_pairs([[3, 2], [5]], False) == ((9 + 4) + 25) / 2
+    assert visible_pairs(((3, 2), (5,)), True) == ((6 + 3) + 15) / 2
+    assert visible_pairs(((3, 2), (5,)), False) == ((9 + 4) + 25) / 2
 
 
 def test_every_chip_has_rates_its_own_or_those_of_a_kin():
@@ -51,7 +51,7 @@ def test_rates_between_lengths_follow_the_logarithm():
 def test_segments_spare_attention_alone():
     config = small_config(model__attention="auto")
     whole = forecast(config, "all", NODE)
-    cut = forecast(config, "all", NODE, [[20] * 6] * 3)
+    cut = forecast(config, "all", NODE, ((20,) * 6,) * 3)
     assert cut.kernels_s <= whole.kernels_s
     assert cut.products_s == whole.products_s
     assert cut.visible_share < 0.2 < whole.visible_share == 1
@@ -65,6 +65,16 @@ def test_what_is_saved_spares_time():
         for remat in ("full", "attention", "dots_attention")
     ]
     assert seconds == sorted(seconds, reverse=True)
+
+
+def test_products_that_are_kept_are_not_taken_again():
+    kept = {"decoder": {"device": ["q", "k", "v", "o"]}}
+    none, some = (
+        forecast(small_config(model__remat_tensors=tensors, model__remat="attention"), "all", NODE)
+        for tensors in ({}, kept)
+    )
+    assert some.products_s < none.products_s
+    assert some.kernels_s == none.kernels_s
 
 
 def test_a_part_that_is_frozen_spares_time():

@@ -1,7 +1,8 @@
 """How long a step is expected to take by formula, which needs no compiler: work by its kind at measured rates."""
 
+from typing import Literal
+
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
-from lclm_jax.config.registry.remat_policies import RematPolicy, remat_of
 from lclm_jax.config.tree import Config
 from lclm_jax.kernels.tpu.splash import block_sizes
 from lclm_jax.model.flops import step_flops, through_encoder
@@ -23,6 +24,8 @@ from lclm_jax.plan.expected.work import (
 from lclm_jax.plan.parameters import parameter_counts
 from lclm_jax.plan.topologies import Topology
 
+_Backbone = Literal["encoder", "decoder"]
+
 
 def forecast(config: Config, stage: str, topology: Topology, segments: Segments | None = None) -> Expected:
     """The step of ``stage`` on ``config.mesh`` over ``topology``.
@@ -34,7 +37,7 @@ def forecast(config: Config, stage: str, topology: Topology, segments: Segments 
         segments: of some rows of the stage; None: every row is one segment.
     """
     settings, pack, model = config.stages[stage], config.pack(stage), config.model
-    segments = segments or [[pack.row_length]]
+    segments = segments or ((pack.row_length,),)
     sizes, chip, rates = mesh_sizes(config, topology), topology.chip, rates_of(topology.chip)
     flops = step_flops(model, settings, pack, backend_of(config, topology))
     found = towers(config, stage, topology, segments)
@@ -46,7 +49,7 @@ def forecast(config: Config, stage: str, topology: Topology, segments: Segments 
     counts = parameter_counts(model)
     trained = sum(count for part, count in counts.items() if settings.peak_lr(part) is not None)
     share = sizes["fsdp"] * sizes["context"]
-    visible = visible_pairs(segments, True) / visible_pairs([[pack.row_length]], True)
+    visible = visible_pairs(segments, True) / visible_pairs(((pack.row_length,),), True)
     return Expected(
         products_s=sum(part.products for part in parts) + head + small,
         kernels_s=sum(part.kernels for part in parts),
@@ -71,14 +74,14 @@ def towers(config: Config, stage: str, topology: Topology, segments: Segments) -
     found = []
     for count, ratio in model.encoder_stacks:
         length, window = pack.encoder_row_length // ratio, model.window // ratio
-        windows = [window] * (length // window) + ([length % window] if length % window else [])
+        windows = (window,) * (length // window) + ((length % window,) if length % window else ())
         found.append(
             Tower(
                 model.encoder.model_copy(update={"num_layers": count}),
                 settings.batch_rows * pack.encoder_rows / topology.num_devices,
                 length,
-                attention_of(config, topology, "encoder", length, [windows]),
-                repeated_products(remat_of(model.remat, "encoder")),
+                attention_of(config, topology, "encoder", length, (windows,)),
+                model.remat_of("encoder").repeated,
                 settings.peak_lr("encoder") is not None,
                 learns,
                 eight_bit=model.quantize.encoder != "none",
@@ -90,7 +93,7 @@ def towers(config: Config, stage: str, topology: Topology, segments: Segments) -
             settings.batch_rows / batch_parts(sizes) / sizes["context"],
             pack.row_length,
             attention_of(config, topology, "decoder", pack.row_length, segments),
-            repeated_products(remat_of(model.remat, "decoder")),
+            model.remat_of("decoder").repeated,
             settings.peak_lr("decoder") is not None,
             True,
             sizes["tensor"],
@@ -100,7 +103,7 @@ def towers(config: Config, stage: str, topology: Topology, segments: Segments) -
     return found
 
 
-def attention_of(config: Config, topology: Topology, tower: str, length: int, segments: Segments) -> Attention:
+def attention_of(config: Config, topology: Topology, tower: _Backbone, length: int, segments: Segments) -> Attention:
     """The attention kernels of ``tower`` over rows of ``length`` in ``segments``."""
     model, backend = config.model, backend_of(config, topology)
     if backend == "splash" and tower == "decoder" and mesh_sizes(config, topology)["context"] > 1:
@@ -111,13 +114,8 @@ def attention_of(config: Config, topology: Topology, tower: str, length: int, se
         blocks = block_sizes(-(-length // 128) * 128, model.compute_dtype, topology.chip.name)
         forward, backward = blocks.forward, blocks.backward
     causal = tower == "decoder" or model.mask == "causal"
-    again = not remat_of(model.remat, tower).saves_attention
+    again = not model.remat_of(tower).saves_attention
     return Attention(backend, forward, backward, cost.backward_products, causal, segments, again)
-
-
-def repeated_products(policy: RematPolicy) -> frozenset[str]:
-    """What the backward pass computes again; of the last product of a block nothing needs the output."""
-    return frozenset() if policy.saves_dots else frozenset({"q", "k", "v", "o", "gate", "up"})
 
 
 def _lookups(tower: Tower, share: int, learns: bool, rates: Rates) -> float:
@@ -129,5 +127,5 @@ def _lookups(tower: Tower, share: int, learns: bool, rates: Rates) -> float:
 def _attention_flops(config: Config, stage: str) -> float:
     """Model FLOPs of the decoder's attention over rows of one segment."""
     shape, pack = config.model.decoder, config.pack(stage)
-    pairs = visible_pairs([[pack.row_length]], True) * config.stages[stage].batch_rows
+    pairs = visible_pairs(((pack.row_length,),), True) * config.stages[stage].batch_rows
     return 12.0 * shape.num_heads * shape.head_dim * shape.num_layers * pairs

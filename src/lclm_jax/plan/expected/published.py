@@ -183,7 +183,7 @@ def expected_parts(step: PublishedStep) -> dict[str, float]:
             *step.blocks,
             step.backward_products,
             True,
-            [[step.length]],
+            ((step.length,),),
             "attention" not in step.saved,
         ),
         _PRODUCTS - step.saved,

@@ -1,7 +1,7 @@
 """The work of a step on one device, and how long it takes at measured rates."""
 
+import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ _SIZE = 2
 _STATE = 28
 """Bytes that AdamW in float32 moves per parameter: weight and both moments read and written, the gradient read."""
 
-Segments = Sequence[Sequence[int]]
+Segments = tuple[tuple[int, ...], ...]
 """Positions of the segments of each of some rows, as rows of a stage have them."""
 
 
@@ -127,6 +127,7 @@ def _elementwise(tower: Tower) -> float:
     shape = tower.shape
     heads = (shape.num_heads + shape.num_kv_heads) * shape.head_dim * (3 + 2 * shape.qk_norm)
     each = 4 * shape.hidden_size + (heads + 3 * shape.mlp_size) / tower.tensor
+    # Norms, rotary embedding and activation are taken again with the products that they stand between.
     passes = 1 + (2 + bool(tower.repeated)) * tower.learns
     return _SIZE * each * tower.positions * shape.num_layers * passes
 
@@ -166,6 +167,7 @@ def _splash(what: Attention, length: int, block: int, rates: Rates) -> float:
     return 1e-6 * visits * block**2 * (rates.blocks.pair + rates.blocks.visit / 1024**2)
 
 
+@functools.lru_cache(maxsize=64)
 def visited(segments: Segments, length: int, block: int, causal: bool) -> float:
     """Pairs of blocks in which some query sees some key, and those on the diagonal; the mean of the rows."""
     blocks = -(-length // block)
