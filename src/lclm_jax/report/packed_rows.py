@@ -7,7 +7,7 @@ import numpy as np
 
 from lclm_jax.batch import Batch
 from lclm_jax.data.inspect.show import runs_of
-from lclm_jax.data.packing.rows import Row, span_tokens
+from lclm_jax.data.packing.rows import Row, slots_of_latents, span_tokens
 from lclm_jax.report.document import template
 from lclm_jax.text.tokenizer import Tokenizers
 
@@ -94,7 +94,10 @@ def _readers(row: Row, ratio: int) -> np.ndarray:
     """The segment that reads each encoder position's latent, 0 for none; [M, R]."""
     read = row["latent_index"] >= 0
     of_slot = np.zeros(row["encoder_segments"].size // ratio, np.int64)
-    of_slot[row["latent_index"][read]] = row["decoder_segments"][read]
+    segment_of = np.zeros_like(of_slot)
+    segment_of[row["latent_index"][read]] = row["decoder_segments"][read]
+    latents, slots = slots_of_latents(row, row["latent_index"][read], ratio)
+    of_slot[slots] = segment_of[latents]
     return np.repeat(of_slot, ratio).reshape(row["encoder_segments"].shape)
 
 

@@ -6,7 +6,7 @@ from tests.data.helpers import unpack_row
 
 from lclm_jax.batch import batch_shapes
 from lclm_jax.config import BackboneConfig, ModelConfig, PackConfig
-from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row, span_tokens
+from lclm_jax.data.packing.rows import RowError, assemble_batch, assemble_row, slots_of_latents, span_tokens
 from lclm_jax.errors import LclmError
 from lclm_jax.text.example import Example
 
@@ -144,6 +144,8 @@ def test_spans_with_ratios_of_their_own_written_out():
     assert row["latent_positions"].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
     assert row["latent_ratios"].tolist() == [4, 0, 2, 2, 4, 0, 0, 0]
     assert row["latent_index"].tolist() == [-1, 0, 4, -1, -1, 2, 3, -1, -1, -1, -1, -1]
+    latents, slots = slots_of_latents(row, np.array([0, 2, 3, 4]), 2)
+    assert (latents.tolist(), slots.tolist()) == ([0, 0, 2, 3, 4, 4], [0, 1, 2, 3, 4, 5])
     assert [span.tolist() for span in span_tokens(row, 2).values()] == [list(one) for one in ids]
     without = assemble_row([Example(np.array([START, *[MEMORY] * 3, END]), np.zeros(5), ids[:1])], config, pack)
     assert without["latent_ratios"].tolist() == [2, 2, 2, 0, 0, 0, 0, 0]  # the model's, as the example has none

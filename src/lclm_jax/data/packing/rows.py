@@ -219,16 +219,25 @@ def _order_in_row(rows: np.ndarray) -> np.ndarray:
     return order
 
 
+def slots_of_latents(row: Row, latents: np.ndarray, ratio: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the latent's slot, a slot of its tokens) for every slot whose tokens the latents in ``latents`` are means of.
+
+    They differ where spans have ratios of their own: a latent of k groups of ``ratio`` stands in the first of k slots.
+    """
+    if row.get("latent_ratios") is None:
+        return latents, latents
+    groups = row["latent_ratios"][latents] // ratio
+    return np.repeat(latents, groups), _ranges(latents, groups)
+
+
 def span_tokens(row: Row, ratio: int) -> dict[int, np.ndarray]:
     """Span id -> encoder tokens, read back from the pooled parts."""
     tokens, weights = row["encoder_tokens"].reshape(-1, ratio), row["pool_weights"].reshape(-1, ratio) > 0
     segments, positions = row["latent_segments"], row["latent_positions"]
     slots = np.flatnonzero(segments)
     slots = slots[np.lexsort((positions[slots], segments[slots]))]
-    owners = segments[slots]
-    if row.get("latent_ratios") is not None:  # a latent of k groups stands in the slot of the first
-        groups = row["latent_ratios"][slots] // ratio
-        owners, slots = np.repeat(owners, groups), _ranges(slots, groups)
+    latents, slots = slots_of_latents(row, slots, ratio)
+    owners = segments[latents]
     counts = weights[slots].sum(axis=1)
     ids, first = np.unique(owners, return_index=True)
     bounds = np.append(np.append(0, np.cumsum(counts))[first], counts.sum())
