@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from lclm_jax.bench.timing import measure_peaks, seconds_of
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.kernels.attention import attention, backend_module
 from lclm_jax.kernels.gpu import attention as triton
+from lclm_jax.kernels.gpu import mosaic
 from lclm_jax.kernels.gpu.flash import Tiling
 from lclm_jax.kernels.platform import device_kind, platform
 from lclm_jax.kernels.tpu import attention as ours_tpu
@@ -90,7 +91,10 @@ def with_gradients(run: Attend, which: tuple[int, ...] = (0, 1, 2)) -> Attend:
 
 def backends(small: bool) -> list[str]:
     """Those made for this platform; ``small``: those made for any accelerator, interpreted."""
-    return [name for name, row in ATTENTION_BACKENDS.items() if row.platform and (small or row.platform == platform())]
+    rows = ATTENTION_BACKENDS.items()
+    return [
+        name for name, row in rows if row.platform and (row.quick_to_interpret if small else row.platform == platform())
+    ]
 
 
 def attend(name: str, causal: bool, small: bool) -> Attend:
@@ -147,6 +151,7 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
 class Variant(NamedTuple):
     """One kernel in one tiling."""
 
+    backend: str
     kernel: str
     """``forward``, ``dq`` or ``dkv``, or ``both`` where a tiling is for all."""
     name: str
@@ -231,22 +236,30 @@ def _tilings(lines: Lines, shape: Shape, arrays: Inputs) -> None:
             else:
                 step = with_gradients(variant.run, which[variant.kernel])
                 took = seconds_of(lambda: step(q, k, v, bar, ids), **once)
-                # A gradient needs the forward kernel; its default's time is taken off.
-                took -= next(iter(measured["forward"].values())) if variant.kernel != "both" else 0.0
-            measured.setdefault(variant.kernel, {})[variant.name] = took
+                if variant.kernel != "both":  # a gradient needs the forward kernel; its default's time is taken off
+                    took -= next(iter(measured[f"{variant.backend} forward"].values()))
+            measured.setdefault(f"{variant.backend} {variant.kernel}", {})[variant.name] = took
             return {"kernel": variant.kernel, "ms": took * 1e3}
 
-        lines.attempt("tried", f"{variant.kernel} {variant.name}, {shape}", measure)
+        lines.attempt("tried", f"{variant.backend} {variant.kernel} {variant.name}, {shape}", measure)
     for kernel, times in measured.items():
         default, best = next(iter(times)), min(times, key=times.__getitem__)
         share = {} if lines.small else {"speed_of_default": times[best] / times[default]}
         lines.say("tiling", f"{kernel}, {shape}", default=default, best=best, **share)
 
 
-FORWARD = (Tiling(128, 128, 8, 3), Tiling(128, 128, 8, 2), Tiling(128, 64, 8, 3), Tiling(64, 128, 4, 3))
-DQ = (Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 3), Tiling(64, 128, 4, 2))
-DKV = (Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 2), Tiling(64, 32, 4, 3))
-"""For Triton, beside the default; tokamax measured 128 x 128 x 3 and 64 x 64 x 2 as the fastest of its own kernels."""
+TRITON = {
+    "forward": (Tiling(128, 128, 8, 3), Tiling(128, 128, 8, 2), Tiling(128, 64, 8, 3), Tiling(64, 128, 4, 3)),
+    "dq": (Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 3), Tiling(64, 128, 4, 2)),
+    "dkv": (Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 2), Tiling(64, 32, 4, 3)),
+}
+"""Beside the default; tokamax measured 128 x 128 x 3 and 64 x 64 x 2 as the fastest of its own kernels in Triton."""
+MOSAIC = {
+    "forward": ((128, 64, 3), (128, 64, 4), (128, 64, 2)),
+    "dq": ((128, 64, 3), (128, 64, 4), (128, 128, 2)),
+    "dkv": ((128, 64, 3),),
+}
+"""Beside the default: queries or keys of a program, of a block, stages."""
 BLOCKS = ((512, 512, 512), (1024, 1024, 512), (2048, 1024, 256), (2048, 2048, 256))
 """For splash: forward, backward, keys at a time."""
 
@@ -254,29 +267,32 @@ BLOCKS = ((512, 512, 512), (1024, 1024, 512), (2048, 1024, 256), (2048, 2048, 25
 def variants(shape: Shape, small: bool) -> Iterator[Variant]:
     """Kernels of this platform in the default tiling, then in others."""
     if small or platform() == "gpu":
-        yield from _triton_variants(shape, small)
+        yield from _gpu_variants("pallas_gpu", triton.layout_of(shape.width, "bfloat16", True), TRITON, shape, small)
+    if platform() == "gpu":
+        yield from _gpu_variants("mosaic_gpu", mosaic.layout_of(shape.width, True), MOSAIC, shape, small)
     if platform() == "tpu":
         default = splash.block_sizes(shape.length, "bfloat16", device_kind())
         others = [splash.BlockSizes(*sizes) for sizes in BLOCKS if max(sizes) <= shape.length]
         for sizes in (default, *(sizes for sizes in others if sizes != default)):
             run = functools.partial(_splash, sizes)
-            yield Variant("both", f"splash {sizes.forward} {sizes.backward} {sizes.part}", run)
+            yield Variant("splash", "both", f"{sizes.forward} {sizes.backward} {sizes.part}", run)
         group = shape.heads // shape.kv_heads
         tiling = ours_tpu.tiling_of(shape.length, shape.length, group, "bfloat16")
-        yield Variant("both", f"pallas_tpu {tiling.q_tile} x {tiling.q_tiles}", attend("pallas_tpu", True, False))
+        yield Variant("pallas_tpu", "both", f"{tiling.q_tile} x {tiling.q_tiles}", attend("pallas_tpu", True, False))
 
 
-def _triton_variants(shape: Shape, small: bool) -> Iterator[Variant]:
-    default = triton.layout_of(shape.width, "bfloat16", True)._replace(interpret=small)
-    for kernel, others in (("forward", FORWARD), ("dq", DQ), ("dkv", DKV)):
-        own = getattr(default, kernel)
-        most = 0 if small else len(others) if shape.name == "decoder" else 1
-        for tiling in (own, *others[:most]):
-            run = functools.partial(_triton, default._replace(**{kernel: tiling}))
-            yield Variant(kernel, " x ".join(map(str, tiling)), run)
+def _gpu_variants(
+    backend: str, default: triton.Layout | mosaic.Layout, tilings: Mapping[str, Iterable], shape: Shape, small: bool
+) -> Iterator[Variant]:
+    default = default._replace(interpret=True) if small else default
+    for kernel, others in tilings.items():
+        most = 0 if small else None if shape.name == "decoder" else 1
+        for tiling in (getattr(default, kernel), *tuple(others)[:most]):
+            run = functools.partial(_blocked, default._replace(**{kernel: tiling}))
+            yield Variant(backend, kernel, " x ".join(map(str, tiling)), run)
 
 
-def _triton(layout: triton.Layout, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+def _blocked(layout: triton.Kernels, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
     return triton.blocked_attention(layout, q, k, v, (ids, ids))
 
 

@@ -43,6 +43,17 @@ def compile_for_gpu(lowered, dump: Path, names: str):
     return program, found
 
 
+def mosaic_resources(dump: Path) -> dict[str, dict[str, int]]:
+    """The same of the kernels in Mosaic GPU, from what ``MOSAIC_GPU_DUMP_PTXAS`` and ``MOSAIC_GPU_DUMP_TO`` left."""
+    found = {}
+    for path in dump.glob("*.ptxas"):
+        name = re.sub(r"_\d+$", "", path.stem)
+        [resources] = dump.glob(f"{name}_*.resources.txt")  # under a number of its own
+        numbers = {what: int(re.search(pattern, path.read_text())[1]) for what, pattern in SAID.items()}
+        found[name] = numbers | {"shared": int(re.search(r"smem_scratch_bytes=(\d+)", resources.read_text())[1])}
+    return found
+
+
 def _ptxas() -> Path:
     """The assembler of the package nvidia-cuda-nvcc."""
     found = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("**/bin/ptxas"))

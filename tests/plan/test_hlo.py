@@ -125,7 +125,8 @@ def test_a_kernel_on_a_gpu_has_positions_before_heads():
 
 def test_a_kernel_of_mosaic_gpu_is_counted_by_the_name_in_its_module():
     text = TRITON.replace("__gpu$xla.gpu.triton", "mosaic_gpu_v2").replace(
-        'ir = "ML", name = "attention_forward"', 'module = "ML\\00gpu\\00attention_forward_mosaic_gpu\\00"'
+        'ir = "ML", name = "attention_forward"',
+        'module = "ML\\00stable_mosaic_gpu.version\\00gpu\\00attention_forward_mosaic_gpu\\00"',
     )
     cost = count(parse(text), 1, Causality(("decoder",), 128))
     assert cost.kernel_flops == 2 * 2 * 8 * 128 * (128 * 128 * 4 * 5 / 2)

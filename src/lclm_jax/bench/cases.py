@@ -184,6 +184,8 @@ def _contenders(segments: jax.Array, parts: int, small: bool) -> dict[str, Funct
 
     found: dict[str, Function] = {"auto": functools.partial(ours, backend="auto")}
     for name, row in ATTENTION_BACKENDS.items():
+        if small and not row.quick_to_interpret:
+            continue
         if row.cost.block is not None or length <= _REFERENCE_KEYS:
             found[name] = functools.partial(interpreted if small and row.platform else ours, backend=name)
     if length <= _REFERENCE_KEYS:

@@ -24,8 +24,11 @@ def is_kernel(instruction: Instruction) -> bool:
 def kernel_name(instruction: Instruction) -> str:
     """What its author calls a kernel."""
     named = r'kernel_name\\*"? ?[=:] ?\\*"([\w.]+)|\bname = "([\w.]+)"|([A-Za-z]\w*)_mosaic_gpu\b'
-    found = re.search(named, instruction.attributes)
-    return found[1] or found[2] or found[3] if found else instruction.name.rstrip("0123456789.")
+    for found in re.finditer(named, instruction.attributes):
+        name = found[1] or found[2] or found[3]
+        if name != "stable":  # stable_mosaic_gpu is the language that the module is written in
+            return str(name)
+    return instruction.name.rstrip("0123456789.")
 
 
 class Causality(NamedTuple):

@@ -27,6 +27,8 @@ class AttentionRow(NamedTuple):
     """``auto`` takes it up to this many keys, however many rows and heads; None: any number."""
     auto_max: tuple[int, int] = (0, 0)
     """And up to this many keys where it makes at most so many scores."""
+    quick_to_interpret: bool = True
+    """Whether a small shape takes seconds in Pallas' interpreter, so that a CPU can check it by the way."""
     programs: tuple[tuple[str, int], ...] = ()
     """(regular expression that a kernel's name in a compiled program matches, products of all pairs with a head's
     width that this kernel takes); the first that matches counts."""
@@ -45,6 +47,10 @@ ATTENTION_BACKENDS: dict[str, AttentionRow] = {
     # Comes before splash once it has been timed on hardware.
     "pallas_tpu": AttentionRow("lclm_jax.kernels.tpu.attention", AttentionCost(7, 256), "tpu", programs=_FLASH),
     "pallas_gpu": AttentionRow("lclm_jax.kernels.gpu.attention", AttentionCost(7, 128), "gpu", programs=_FLASH),
+    # Comes before pallas_gpu, which can do all that it can, once a GPU has run it.
+    "mosaic_gpu": AttentionRow(
+        "lclm_jax.kernels.gpu.mosaic", AttentionCost(7, 128), "gpu", quick_to_interpret=False, programs=_FLASH
+    ),
 }
 
 

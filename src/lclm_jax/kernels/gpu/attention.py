@@ -1,11 +1,12 @@
 """Attention on GPUs with our own kernels, which skip whatever the segments leave out.
 
 ``block_mask`` derives from the segment ids which pairs of blocks hold an allowed pair; here these become bounds for
-each block; ``flash`` holds the kernels. Arrays keep their layout; lengths are padded to whole blocks.
+each block; ``flash`` holds the kernels in Triton, ``mosaic_flash`` those for Hopper, which ``mosaic`` runs through
+``blocked_attention`` as well. Arrays keep their layout; lengths are padded to whole blocks.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,42 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.gpu import flash
-from lclm_jax.kernels.gpu.flash import Operands, Outputs, Pass, Tiling
+from lclm_jax.kernels.gpu.flash import Back, Operands, Outputs, Pass, Tiling
 from lclm_jax.kernels.request import SAVED, AttentionRequest
 
 
+class Cut(Protocol):
+    """How one kernel runs, in Triton or in Mosaic."""
+
+    @property
+    def tiling(self) -> tuple[int, ...]:
+        """Positions of a block of the own side, of the other side, and what else there is."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether order limits what a query sees."""
+
+    @property
+    def by_queries(self) -> bool:
+        """Whether a program owns queries, not keys."""
+
+
+class Kernels(Protocol):
+    """The static part of a call: three kernels in their tilings. It can be hashed."""
+
+    @property
+    def block(self) -> int:
+        """What lengths are padded to."""
+
+    def output(self, x: Operands) -> list[jax.Array]:
+        """Out [B, S, H, d] and the log-sum-exp in base 2 [B, H, S]."""
+
+    def gradients(self, x: Operands, back: Back) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """dq, dk, dv; ``back``: dO [B, S, H, d], log-sum-exp and delta [B, H, S]."""
+
+
 class Layout(NamedTuple):
-    """The static part of a call."""
+    """The kernels in Triton."""
 
     forward: Tiling
     dq: Tiling
@@ -30,6 +61,21 @@ class Layout(NamedTuple):
     def block(self) -> int:
         """What lengths are padded to: the largest block; all are powers of two."""
         return max(size for tiling in self[:3] for size in tiling[:2])
+
+    def output(self, x: Operands) -> list[jax.Array]:
+        """Out and log-sum-exp."""
+        way = Pass(self.forward, self.causal, True, self.interpret)
+        outputs: Outputs = [("q", x.q.dtype), ("row", jnp.float32)]
+        return way.call(flash.attention_forward, bounds_of(way, x[3:]), x, (), outputs)
+
+    def gradients(self, x: Operands, back: Back) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """dq, dk, dv."""
+        by_queries = Pass(self.dq, self.causal, True, self.interpret)
+        by_keys = Pass(self.dkv, self.causal, False, self.interpret)
+        (dq,) = by_queries.call(flash.attention_dq, bounds_of(by_queries, x[3:]), x, back, [("q", x.q.dtype)])
+        outputs: Outputs = [("k", x.k.dtype), ("k", x.v.dtype)]
+        dk, dv = by_keys.call(flash.attention_dkv, bounds_of(by_keys, x[3:]), x, back, outputs)
+        return dq, dk, dv
 
 
 def unsupported_reason(request: AttentionRequest) -> str | None:
@@ -68,7 +114,7 @@ def run(
 
 
 def blocked_attention(
-    layout: Layout,
+    layout: Kernels,
     q_BSHd: jax.Array,
     k_BTKd: jax.Array,
     v_BTKd: jax.Array,
@@ -81,7 +127,7 @@ def blocked_attention(
     return _attend(layout, q, k, v, (q_ids, k_ids, offset_B))[:, : q_BSHd.shape[1]]
 
 
-def bounds_of(way: Pass, marks: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+def bounds_of(way: Cut, marks: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
     """What each block of the own side goes through: [B, blocks, 4] int32.
 
     Args:
@@ -114,37 +160,28 @@ Saved = tuple[jax.Array, jax.Array, jax.Array, Marks, jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(layout: Layout, q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, marks: Marks) -> jax.Array:
+def _attend(layout: Kernels, q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, marks: Marks) -> jax.Array:
     """Out [B, S, H, d]."""
     return _attend_forward(layout, q_BSHd, k_BTKd, v_BTKd, marks)[0]
 
 
 def _attend_forward(
-    layout: Layout, q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, marks: Marks
+    layout: Kernels, q_BSHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, marks: Marks
 ) -> tuple[jax.Array, Saved]:
-    way = Pass(layout.forward, layout.causal, True, layout.interpret)
-    x = Operands(q_BSHd, k_BTKd, v_BTKd, *marks)
-    outputs: Outputs = [("q", q_BSHd.dtype), ("row", jnp.float32)]
-    out_BSHd, lse_BHS = way.call(flash.attention_forward, bounds_of(way, marks), x, (), outputs)
+    out_BSHd, lse_BHS = layout.output(Operands(q_BSHd, k_BTKd, v_BTKd, *marks))
     # Named here, inside the rule, because a name outside of it would save the output but not the log-sum-exp.
     out_BSHd, lse_BHS = checkpoint_name(out_BSHd, SAVED), checkpoint_name(lse_BHS, SAVED)
     return out_BSHd, (q_BSHd, k_BTKd, v_BTKd, marks, out_BSHd, lse_BHS)
 
 
 def _attend_backward(
-    layout: Layout, saved: Saved, dout_BSHd: jax.Array
+    layout: Kernels, saved: Saved, dout_BSHd: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BSHd, k_BTKd, v_BTKd, marks, out_BSHd, lse_BHS = saved
-    x = Operands(q_BSHd, k_BTKd, v_BTKd, *marks)
     # sum over d of dO * O: the term that the softmax's normalisation adds to every score gradient
     delta_BSH = (dout_BSHd.astype(jnp.float32) * out_BSHd.astype(jnp.float32)).sum(-1)
     back = (dout_BSHd, lse_BHS, delta_BSH.swapaxes(1, 2))
-    by_queries = Pass(layout.dq, layout.causal, True, layout.interpret)
-    by_keys = Pass(layout.dkv, layout.causal, False, layout.interpret)
-    (dq,) = by_queries.call(flash.attention_dq, bounds_of(by_queries, marks), x, back, [("q", q_BSHd.dtype)])
-    outputs: Outputs = [("k", k_BTKd.dtype), ("k", v_BTKd.dtype)]
-    dk, dv = by_keys.call(flash.attention_dkv, bounds_of(by_keys, marks), x, back, outputs)
-    return dq, dk, dv, None
+    return *layout.gradients(Operands(q_BSHd, k_BTKd, v_BTKd, *marks), back), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
