@@ -192,7 +192,7 @@ AOT_PYTHON := $(shell python3.12 -c '' 2>/dev/null && echo python3.12 || echo $(
 .venv-aot/.installed: requirements.txt pyproject.toml
 	$(AOT_PYTHON) -m venv .venv-aot
 	.venv-aot/bin/python $(PLAIN_PIP) -c constraints-$$(.venv-aot/bin/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt \
-	  -e '.[tpu]' pytest hypothesis
+	  -e '.[tpu,quantize]' pytest hypothesis
 	.venv-aot/bin/python $(PLAIN_PIP) nvidia-cuda-nvcc \
 	  jax-cuda13-plugin==$$(.venv-aot/bin/python -c 'import jaxlib; print(jaxlib.__version__)')
 	@touch $@

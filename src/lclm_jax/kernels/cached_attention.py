@@ -9,6 +9,11 @@ BLOCK = 512
 """Keys read at a time."""
 
 
+def values(x: jax.Array) -> jax.Array:
+    """What part of a cache says: a cache may hold the bits of bfloat16 as uint16 (``model/kv_cache.py``)."""
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
 def cached_attention(
     q_BSHd: jax.Array,
     k_LBTKd: jax.Array,
@@ -23,8 +28,8 @@ def cached_attention(
 
     Args:
         q_BSHd: queries of positions ``offset_B[b] + s``.
-        k_LBTKd: keys of all layers.
-        v_LBTKd: values.
+        k_LBTKd: keys of all layers, or their bits (``values``).
+        v_LBTKd: values, likewise.
         layer: int32 scalar.
         offset_B: int32.
         block: keys read at a time; need not divide T.
@@ -44,7 +49,7 @@ def cached_attention(
 
         def read(x_LBTKd: jax.Array) -> jax.Array:
             size = (1, rows, block, kv_heads, width)
-            return jax.lax.dynamic_slice(x_LBTKd, (layer, 0, start, 0, 0), size)[0].astype(q_BSHd.dtype)
+            return values(jax.lax.dynamic_slice(x_LBTKd, (layer, 0, start, 0, 0), size)[0]).astype(q_BSHd.dtype)
 
         place_T = start + jnp.arange(block, dtype=jnp.int32)
         mask_BST = (place_T[None, None] <= order_BS[..., None]) & (place_T >= begin)[None, None]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig, Quantization
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy
 from lclm_jax.kernels.attention import attention
-from lclm_jax.kernels.cached_attention import cached_attention
+from lclm_jax.kernels.cached_attention import cached_attention, values
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
 from lclm_jax.model.kv_cache import write
@@ -199,7 +199,7 @@ def _attend_with_cache(
     if q_BSHd.shape[1] == 1 and not cut:
         return cached_attention(q_BSHd, k_LBTKd, v_LBTKd, layer, offset_B), k_LBTKd, v_LBTKd
     k_BTKd, v_BTKd = (
-        jax.lax.dynamic_index_in_dim(x, layer, keepdims=False).astype(q_BSHd.dtype) for x in (k_LBTKd, v_LBTKd)
+        values(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)).astype(q_BSHd.dtype) for x in (k_LBTKd, v_LBTKd)
     )
     out_BSHd = _attend_locally(options, cut, q_BSHd, k_BTKd, v_BTKd, q_segments_BS, kv_segments_BT, offset_B)
     return out_BSHd, k_LBTKd, v_LBTKd
