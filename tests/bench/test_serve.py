@@ -15,7 +15,7 @@ import json, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 if "--fail" in sys.argv:
-    sys.exit("ValueError: no such option")
+    sys.exit("(EngineCore) ERROR ValueError: no such option\\nRuntimeError: See root cause above")
 known = set()
 
 class Handler(BaseHTTPRequestHandler):

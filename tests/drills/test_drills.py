@@ -11,7 +11,7 @@ import pytest
 
 from lclm_jax.config import load_config
 from lclm_jax.drills import rehearsal as drill
-from lclm_jax.drills.faults import FAULTS, nan_gradients
+from lclm_jax.drills.faults import FAULTS, nan_gradients, newest_copy
 from lclm_jax.drills.small_disk import SmallDisk
 from lclm_jax.drills.trainer import DrillFailure, Trainer
 
@@ -21,18 +21,32 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo-chaos.yaml"
 def test_every_kind_strikes_as_often_and_the_order_is_the_seeds():
     strikes = drill.plan_strikes(20, 40, seed=1)
     counts = {kind: sum(strike.kind == kind for strike in strikes) for kind in FAULTS}
-    assert set(counts.values()) == {2, 3} and len(strikes) == 20
+    assert set(counts.values()) == {2} and len(strikes) == 20
     steps = [strike.step for strike in strikes]
     assert steps == sorted(steps) and all(b - a > 20 for a, b in itertools.pairwise(steps))
     assert strikes == drill.plan_strikes(20, 40, seed=1) != drill.plan_strikes(20, 40, seed=2)
 
 
 def test_a_drill_is_long_enough(tmp_path):
-    strikes = drill.plan_strikes(9, 30, seed=0)
+    strikes = drill.plan_strikes(len(FAULTS), 30, seed=0)
     config = drill.drill_config(load_config(CONFIG), strikes, 30, tmp_path)
     assert config.stages["only"].steps > strikes[-1].step + 30
     # All faults but the first must find checkpoints to fall back on.
     assert strikes[0].step >= 3 * config.train.checkpoint.every_steps
+
+
+def test_the_newest_copy_is_one_that_both_processes_have(tmp_path):
+    config = load_config(CONFIG).model_copy(update={"run_dir": str(tmp_path / "run")})
+    trainer = Trainer(config, patience_seconds=20)
+    with_copies = load_config(tmp_path / "run.local.yaml")
+    assert with_copies.train.checkpoint.local_dir == str(tmp_path / "run.local")
+    assert with_copies.mesh.replica == 2, "or there is no other replica to give what was lost"
+    folder = tmp_path / "run.local" / "demo-chaos" / "only" / "id"
+    folder.mkdir(parents=True)
+    assert newest_copy(trainer) == -1
+    for name in ("6.process-0-of-2", "9.process-0-of-2", "6.process-1-of-2", "12.process-0-of-1"):
+        (folder / f"{name}.safetensors").touch()
+    assert newest_copy(trainer) == 6 and len(trainer.copies(0)) == 2
 
 
 def test_a_small_disk_is_full_for_the_process_alone(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ START_SECONDS = 900
 """How long a server may take until it answers."""
 _ANSWER_SECONDS = 3600
 _NAME = "lclm"
+_CPU_CACHE_GIB = "4"
+"""Of the CPU build for its KV cache; by default it asks for 92 % of the machine's memory."""
 
 
 class Answer(NamedTuple):
@@ -59,6 +62,7 @@ class Served:
         command += ["--host", "127.0.0.1", "--port", str(self._port), "--served-model-name", _NAME]
         environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "LCLM_COUNTERS")}
         environment |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}  # caches can be emptied
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
         self._log, self._out = log, log.open("wb")
         try:
             self._process = subprocess.Popen(
@@ -79,8 +83,7 @@ class Served:
                 time.sleep(0.5)
         self.__exit__(None, None, None)
         lines = self._log.read_text(errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it printed nothing")
-        raise LclmError(f"the server does not start ({last.strip()}); {self._log} has what it printed")
+        raise LclmError(f"the server does not start ({_cause(lines)}); {self._log} has what it printed")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -163,6 +166,13 @@ class _PeakMemory:
     ) -> None:
         self._done.set()
         self._thread.join()
+
+
+def _cause(lines: list[str]) -> str:
+    """The first error that a server printed; what its other processes make of that says less."""
+    said = (re.search(r"\b\w*(Error|Exception): .+", line) for line in lines)
+    found = next((match.group() for match in said if match is not None), None)
+    return found or (lines[-1].strip() if lines else "it printed nothing")
 
 
 def resident_bytes(pid: int) -> int:

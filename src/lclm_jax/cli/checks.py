@@ -121,8 +121,9 @@ def chaos(config: Path, faults: int, seed: int, every: int, overrides: tuple[str
     """Inject faults into a run of CONFIG and verify bit-exact recovery: train twice, once undisturbed, and compare.
 
     Faults: kill -9 of the trainer and of a data worker, SIGTERM, a truncated and a bit-flipped checkpoint, a full
-    disk, a corrupt data shard, NaN gradients, one of two processes hanging. The folder of the run is emptied first.
-    Exits with status 1 if a fault was not survived or if parameters or losses differ.
+    disk, a corrupt data shard, NaN gradients, one of two processes hanging, and one losing its disk (needs
+    mesh.replica=2). The folder of the run is emptied first. Exits with status 1 if a fault was not survived or if
+    parameters or losses differ.
     """
     from lclm_jax.data.prepare.run import prepare_data
     from lclm_jax.drills import run_drill

@@ -14,6 +14,7 @@ from lclm_jax.train.logging.events import read_events
 from lclm_jax.train.logging.records import read_metrics
 from lclm_jax.train.supervise.watchdog import EXIT_RETRY
 
+_TRIES = 5
 Fault = Callable[[Trainer, random.Random, SmallDisk], None]
 
 
@@ -98,6 +99,30 @@ def hang(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
     trainer.start()
 
 
+def lose_disk(trainer: Trainer, draw: random.Random, disk: SmallDisk) -> None:
+    """Two processes die, and one comes back with an empty disk: it must go on from the other's local copy."""
+    trainer.kill()
+    for _ in range(_TRIES):
+        trainer.start(processes=2, local_copies=True)
+        _wait_until(lambda: newest_copy(trainer) > trainer.saved()[-1], trainer, "local copies newer than a checkpoint")
+        trainer.kill()
+        if newest_copy(trainer) > trainer.saved()[-1]:  # no checkpoint was written in the meantime
+            break
+    else:
+        raise DrillFailure(f"local copies were older than checkpoints {_TRIES} times; save checkpoints less often")
+    lost = draw.randrange(2)
+    for path in trainer.copies(lost):
+        path.unlink()
+    trainer.start(processes=2, local_copies=True)
+    given = f"is taken from replica {1 - lost}, which has it whole"
+    _wait_until(lambda: given in trainer.printed(), trainer, "the lost copy to come from the other replica")
+    trainer.wait_for_step(_going_on_from(trainer) + 1)
+    trainer.kill()
+    trainer.start()
+
+
+LOST_DISK = "lost disk of one of two"
+"""This fault needs two replicas."""
 FAULTS: dict[str, Fault] = {
     "kill -9 of the trainer": kill_trainer,
     "kill -9 of a data worker": kill_worker,
@@ -108,6 +133,7 @@ FAULTS: dict[str, Fault] = {
     "corrupt data shard": corrupt_shard,
     "NaN gradients": nan_gradients,
     "hung process of two": hang,
+    LOST_DISK: lose_disk,
 }
 
 
@@ -166,3 +192,9 @@ def _going_on_from(trainer: Trainer) -> int:
     """Step that the last start resumed from."""
     begins = [event["step"] for event in read_events(trainer.folder) if event["kind"] == "begin"]
     return begins[-1] if begins else 0
+
+
+def newest_copy(trainer: Trainer) -> int:
+    """Step of the newest local copy that both of two processes have; -1 without one."""
+    by_rank = ({int(path.name.split(".")[0]) for path in trainer.copies(rank)} for rank in range(2))
+    return max(set.intersection(*by_rank), default=-1)

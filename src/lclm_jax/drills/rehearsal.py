@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from lclm_jax.config import Config
-from lclm_jax.drills.faults import FAULTS
+from lclm_jax.drills.faults import FAULTS, LOST_DISK
 from lclm_jax.drills.small_disk import SmallDisk
-from lclm_jax.drills.trainer import DrillFailure, Trainer
+from lclm_jax.drills.trainer import DEVICES, DrillFailure, Trainer
 from lclm_jax.paths import is_remote
 from lclm_jax.train.checkpoints.lazy_checkpoint import LazyCheckpoint
 from lclm_jax.train.logging.events import read_events
@@ -37,14 +37,13 @@ class Strike:
     message: str = ""
 
 
-def plan_strikes(faults: int, every_steps: int, seed: int) -> list[Strike]:
-    """``faults`` strikes in random order, every kind as often as any other (but for the remainder).
+def plan_strikes(faults: int, every_steps: int, seed: int, kinds: Sequence[str] = tuple(FAULTS)) -> list[Strike]:
+    """``faults`` strikes in random order, each of ``kinds`` as often as any other (but for the remainder).
 
     The first comes after two intervals, so that there are checkpoints to damage.
     """
     draw = random.Random(seed)  # noqa: S311 - a drill, not a secret
-    kinds = list(FAULTS)
-    order = [kind for _ in range(-(-faults // len(kinds))) for kind in draw.sample(kinds, len(kinds))][:faults]
+    order = [kind for _ in range(-(-faults // len(kinds))) for kind in draw.sample(list(kinds), len(kinds))][:faults]
     return [
         Strike(kind, (number + 2) * every_steps + draw.randrange(every_steps // 3)) for number, kind in enumerate(order)
     ]
@@ -84,7 +83,11 @@ def run_drill(
         ``strikes``, ``identical`` (final parameters and losses, bit for bit), ``differences`` and seconds of both runs.
     """
     root = _emptied(config.run_dir)
-    strikes = plan_strikes(faults, every_steps, seed)
+    kinds = list(FAULTS)
+    if config.mesh.replica != DEVICES:
+        kinds.remove(LOST_DISK)
+        logger.info("left out: %s, as mesh.replica is not %d", LOST_DISK, DEVICES)
+    strikes = plan_strikes(faults, every_steps, seed, kinds)
     calm = drill_config(config, strikes, every_steps, root / "undisturbed")
     rough = drill_config(config, strikes, every_steps, root / "disturbed")
     logger.info("preparing data")

@@ -20,6 +20,8 @@ from lclm_jax.train.checkpoints.provenance import checkpoints_folder
 _POLL_SECONDS = 0.05
 DEVICES = 2
 """Devices of the run, however many processes share them: the same topology, so the same bits."""
+LOCAL_STEPS = 3
+"""Steps between two copies on the machine's own disk."""
 
 
 class DrillFailure(LclmError):
@@ -46,18 +48,24 @@ class Trainer:
         root.mkdir(parents=True, exist_ok=True)
         self._yaml = root.with_name(f"{root.name}.yaml")
         self._yaml.write_text(dump_config(config), encoding="utf-8")
+        self._local = root.with_name(f"{root.name}.local").absolute()
+        changes = {"local_dir": str(self._local), "local_every_steps": LOCAL_STEPS}
+        checkpoint = config.train.checkpoint.model_copy(update=changes)
+        with_copies = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint": checkpoint})})
+        self._yaml_with_copies = root.with_name(f"{root.name}.local.yaml")
+        self._yaml_with_copies.write_text(dump_config(with_copies), encoding="utf-8")
         self.logs = root.with_name(f"{root.name}.logs")
         self.logs.mkdir(exist_ok=True)
 
-    def start(self, processes: int = 1) -> None:
-        """Start or resume training."""
+    def start(self, processes: int = 1, local_copies: bool = False) -> None:
+        """Start or resume training; ``local_copies``: it also saves to the machine's own disk."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._starts += 1
-        self.processes = [self._spawn(rank, processes, port) for rank in range(processes)]
+        self.processes = [self._spawn(rank, processes, port, local_copies) for rank in range(processes)]
 
-    def _spawn(self, rank: int, processes: int, port: int) -> "subprocess.Popen[bytes]":
+    def _spawn(self, rank: int, processes: int, port: int, local_copies: bool) -> "subprocess.Popen[bytes]":
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -68,9 +76,10 @@ class Trainer:
         if processes > 1:
             environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
             environment["JAX_PROCESS_ID"] = str(rank)
+        path = self._yaml_with_copies if local_copies else self._yaml
         with self.log(rank).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "lclm_jax.drills.faulty_train", str(self._yaml), *map(str, self._nan_steps)],
+                [sys.executable, "-m", "lclm_jax.drills.faulty_train", str(path), *map(str, self._nan_steps)],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -102,6 +111,10 @@ class Trainer:
         if not self.checkpoints.is_dir():
             return []
         return sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit())
+
+    def copies(self, rank: int) -> list[Path]:
+        """Files that the process ``rank`` of two has saved to its machine's disk."""
+        return sorted(self._local.rglob(f"*.process-{rank}-of-2.safetensors"))
 
     def wait_for_step(self, step: int) -> None:
         """Wait until ``step`` updates are logged; raises ``DrillFailure`` if training ends or stalls before."""
