@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from tests.tiny_exports import PROMPTS, SPAN
 from tests.vllm.server import DOCUMENT, Server, greedy, windows, work
 
@@ -175,3 +176,14 @@ def test_memory_returns_to_what_it_was(server, answers):
             go_away(server, 10 * round_number + number % 3)
     assert server.ask(PROMPTS["span"])["token_ids"] == answers["span"]
     assert server.memory() - before < 64e6
+
+
+def test_an_item_is_sent_without_the_places_of_all_others():
+    """A request of n windows is handed from process to process: each field of an item must be of constant size."""
+    from lclm_serving.vllm_plugin.processing import LclmMultiModalProcessor
+
+    fields = LclmMultiModalProcessor._get_mm_fields_config(None, {}, {})
+    ids = [torch.arange(16)] * 512
+    for key, data in (("memory_ids", ids), ("memory_sizes", torch.full((512,), 16))):
+        elements = fields[key].build_elems(key, data)
+        assert len(elements) == 512 and not hasattr(elements[0].field, "slices")

@@ -83,11 +83,7 @@ def run_drill(
         ``strikes``, ``identical`` (final parameters and losses, bit for bit), ``differences`` and seconds of both runs.
     """
     root = _emptied(config.run_dir)
-    kinds = list(FAULTS)
-    if config.mesh.replica != DEVICES:
-        kinds.remove(LOST_DISK)
-        logger.info("left out: %s, as mesh.replica is not %d", LOST_DISK, DEVICES)
-    strikes = plan_strikes(faults, every_steps, seed, kinds)
+    strikes = plan_strikes(faults, every_steps, seed, _possible(config))
     calm = drill_config(config, strikes, every_steps, root / "undisturbed")
     rough = drill_config(config, strikes, every_steps, root / "disturbed")
     logger.info("preparing data")
@@ -123,6 +119,14 @@ def run_drill(
         "undisturbed_seconds": calm_seconds,
         "disturbed_seconds": rough_seconds,
     }
+
+
+def _possible(config: Config) -> list[str]:
+    """The kinds of faults that a run of ``config`` can survive."""
+    if config.mesh.replica == DEVICES:
+        return list(FAULTS)
+    logger.info("left out: %s, as mesh.replica is not %d", LOST_DISK, DEVICES)
+    return [kind for kind in FAULTS if kind != LOST_DISK]
 
 
 def _emptied(run_dir: str) -> Path:
