@@ -5,8 +5,8 @@ what does the train step spend its time on. On a CPU ``--small`` runs all of it 
 interpreter; only what is correct counts then. docs/how-to/first-contact.md has the rules.
 
 Every part is a process of its own with a time of its own: a part that fails, hangs or breaks the device is a line in
-the report, not its end. Results are written after every part to ``results.json`` and ``report.md``. The parts need JAX
-and what ``WHEELS`` names; this file needs Python alone.
+the report, not its end. Results are written after every part to ``results.json`` and ``report.md``. The parts need JAX,
+pydantic, pyyaml, psutil, flax and optax, the part ``pytorch`` torch and transformers too; this file needs Python alone.
 """
 
 import argparse
@@ -22,9 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.contact.rules import Line, compared, report  # noqa: E402  the path comes first
-
-WHEELS = ("pydantic", "pyyaml", "psutil", "flax", "optax")
-"""What the parts need beside JAX; ``pytorch`` needs torch and transformers too."""
 
 PARTS = {
     "machine": (40, "product and copy: what everything else is a share of"),
