@@ -104,6 +104,7 @@ def test_all_variants_have_the_same_examples_in_every_row(study):
         assert first and all(spans == first for spans in others)
 
 
+@pytest.mark.slow
 def test_seeds_together_learn_what_each_learns_alone(study, first_job):
     _, together = first_job
     config, _ = resolved(study, expand(study)[0], study.seeds[1])

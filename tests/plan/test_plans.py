@@ -39,6 +39,7 @@ def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
     assert step.peak_bytes >= step.argument_bytes > 0
 
 
+@pytest.mark.slow
 def test_a_teacher_is_counted(on_cpu):
     stages = small_config().model_dump(mode="json")["stages"]
     stages["all"]["distill"] = {"weight": 0.5}

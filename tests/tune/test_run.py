@@ -89,6 +89,7 @@ def test_tuning_ends_when_the_held_out_loss_stops_falling(folder, rows, tmp_path
     assert asked == [None]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_from_an_export_to_a_tuned_export(folder, rows, tmp_path):
     out = tmp_path / "tuned"

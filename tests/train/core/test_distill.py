@@ -67,6 +67,7 @@ def test_equal_inputs_teach_nothing(config, mesh):
     assert metrics["loss_nats"] > 1  # reported, though not trained on
 
 
+@pytest.mark.slow
 def test_a_mesh_finds_the_divergence_of_whole_logits(config):
     mesh, model = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2)), config.model
     loss = DistilledLoss(config.stages["only"].distill, "per_token", 0.0, [])

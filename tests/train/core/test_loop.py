@@ -150,6 +150,7 @@ def test_a_signal_saves_and_ends_with_status_75(config):
     assert len(records(config)) == checkpoints.latest() == 2
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_go_on_bit_for_bit(config, tmp_path):
     model = config.model.model_copy(update={"param_dtype": "bfloat16"})
     whole, cut = (config.model_copy(update={"model": model, "run_dir": str(tmp_path / name)}) for name in "ab")

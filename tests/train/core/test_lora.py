@@ -80,6 +80,7 @@ def test_the_base_stays_bit_identical_while_lora_moves(make_config, make_batch, 
     assert int(textual.opt_state["encoder_lora"].count) == 0
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_step_and_microbatch(make_config, make_batch, lora_model, mesh):
     config = make_config(lr=RATES, model=lora_model, microbatches=2, skip_steps=["0-1"])  # nothing moves
     batch = make_batch(config, 8)

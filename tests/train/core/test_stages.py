@@ -149,6 +149,7 @@ def by_path(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_lora_on_imported_weights(values, tmp_path):
     """The reader of imports is asked for a model without LoRA, which the stage adds."""
@@ -170,6 +171,7 @@ def test_lora_on_imported_weights(values, tmp_path):
         assert path == "decoder/memory_rows" or np.array_equal(leaf, after[path]), path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_stage_of_several_ratios_goes_on_exactly_and_counts_its_compiles(values, tmp_path, monkeypatch):
     def run(name, kill_at=None):
