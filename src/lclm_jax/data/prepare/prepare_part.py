@@ -19,6 +19,7 @@ from lclm_jax.data.prepare.filters import part_documents
 from lclm_jax.data.prepare.parts import Part, Report
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.prepare.rows.decontamination import Decontamination
+from lclm_jax.data.prepare.rows.long_documents import pieces
 from lclm_jax.data.prepare.rows.printed_keys import PrintedKeys
 from lclm_jax.data.prepare.rows.reasoning import ReasoningPolicy, row_name
 from lclm_jax.data.store.columns import column_text
@@ -159,11 +160,14 @@ def _document_records(
     batch: list[Document] = []
     characters = 0
     for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield from _tokenized(batch, context, counter)
-            batch, characters = [], 0
+        for piece in pieces(document):
+            if piece is not document and piece.id == document.id:
+                counter.note("in_pieces")
+            batch.append(piece)
+            characters += len(piece.text)
+            if characters >= _BATCH_CHARACTERS:
+                yield from _tokenized(batch, context, counter)
+                batch, characters = [], 0
     yield from _tokenized(batch, context, counter)
 
 
