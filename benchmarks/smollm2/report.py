@@ -37,8 +37,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("out", type=Path, help="folder of the report")
     parser.add_argument("--ema", action="store_true", help="measure the averages of the parameters")
+    parser.add_argument("--examples", type=int, help="held-out documents to measure on, instead of eval.examples")
     options = parser.parse_args()
     config = resolve(load_run(options.run))
+    if options.examples:
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"examples": options.examples})})
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "curve.json"
     points: list[JsonObject] = json.loads(path.read_text()) if path.is_file() else []

@@ -45,7 +45,8 @@ def test_lookup_and_gradient_equal_those_of_a_plain_table(table_axes, token_axes
 
 def lookup_work(devices):
     """Rows and elements of a device that a lookup and its gradient gather and scatter, by the traced program."""
-    mesh = jax.sharding.AbstractMesh((1, devices, 1, 1), ("replica", "fsdp", "context", "tensor"))
+    kinds = (jax.sharding.AxisType.Auto,) * 4  # jax 0.11 makes them explicit where nothing is said
+    mesh = jax.sharding.AbstractMesh((1, devices, 1, 1), ("replica", "fsdp", "context", "tensor"), axis_types=kinds)
     table_VD, tokens_BS = jax.ShapeDtypeStruct((96, 2048), jnp.float32), jax.ShapeDtypeStruct((devices, 32), jnp.int32)
     with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.make_jaxpr(jax.grad(lambda *a: lookup(*a, *DECODER, "bfloat16").astype(jnp.float32).sum()))

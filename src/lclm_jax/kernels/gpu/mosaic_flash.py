@@ -119,7 +119,7 @@ def attention_forward(way: Pass, bounds: Ref, *refs: Ref) -> None:
             wait_from(stages, n, memory.v_free.at[slot])
             plgpu.copy_gmem_to_smem(x.v.at[at.row, there, kv_head], memory.v.at[slot], memory.v_ready.at[slot])
 
-        at.walk.load(stages, copy)
+        at.walk.load(stages, copy, (memory.k_free, memory.v_free))
 
 
 def _softmax(way: Pass, at: At, memory: ForwardMemory, offset: jax.Array) -> Softmax:
@@ -290,7 +290,7 @@ def attention_dq(way: Pass, bounds: Ref, *refs: Ref) -> None:
             there = pl.ds(block * other, other)
             _copy_keys(x, (at.row, kv_head, there), Slot(memory, slot, memory.ready.at[slot]))
 
-        at.walk.load(stages, copy)
+        at.walk.load(stages, copy, (memory.free,))
 
 
 def gradients_of_keys(way: Pass, bounds: jax.Array, x: Operands, back: Back) -> list[jax.Array]:
@@ -336,7 +336,7 @@ def attention_dkv(way: Pass, bounds: Ref, *refs: Ref) -> None:
             there = pl.ds(block * other, other)
             _copy_queries(x, back, (at.row, head, there), Slot(memory, slot, memory.ready.at[slot]))
 
-        at.walk.load(stages, copy, times=group)
+        at.walk.load(stages, copy, (memory.free,), times=group)
 
 
 def _fold_queries(

@@ -145,12 +145,24 @@ class Walk(NamedTuple):
         carry = jax.lax.fori_loop(0, self.unmasked * times, functools.partial(step, False), carry)
         return jax.lax.fori_loop(self.unmasked * times, self.total * times, functools.partial(step, True), carry)
 
-    def load(self, stages: int, copy: Callable[[jax.Array, jax.Array, jax.Array], None], times: int = 1) -> None:
-        """``copy(n, block, slot)`` for every step; it waits itself until its slot is free, from step ``stages`` on."""
+    def load(
+        self, stages: int, copy: Callable[[jax.Array, jax.Array, jax.Array], None], free: Sequence[Ref], times: int = 1
+    ) -> None:
+        """``copy(n, block, slot)`` for every step; it waits itself until its slot is free, from step ``stages`` on.
 
-        @pl.loop(0, self.total * times)
+        At the end the barriers ``free`` of the last slots are waited for: Mosaic's rule is that who waits on a barrier
+        sees all that it completes.
+        """
+        steps = self.total * times
+
+        @pl.loop(0, steps)
         def _(n: jax.Array) -> None:
             copy(n, self.block(jax.lax.div(n, jnp.int32(times))), jax.lax.rem(n, jnp.int32(stages)))
+
+        @pl.loop(jnp.maximum(steps - stages, 0), steps)
+        def _(n: jax.Array) -> None:
+            for barrier in free:
+                plgpu.barrier_wait(barrier.at[jax.lax.rem(n, jnp.int32(stages))])
 
 
 def wait_from(stages: int, n: jax.Array, barrier: Ref) -> None:
