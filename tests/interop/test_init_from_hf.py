@@ -75,6 +75,7 @@ def test_shards_hold_what_the_files_hold(lclm, tmp_path, mesh, dtype):
     assert q.addressable_shards[0].data.size * (8 if mesh.fsdp < 0 else 4) == q.size
 
 
+@pytest.mark.slow
 def test_parts_without_a_folder_are_random(lclm, tmp_path):
     model, expected = load_hf(lclm, compute_dtype="float32")
     config = parse_config(values_of(lclm, model, tmp_path, decoder=str(lclm / "decoder")))

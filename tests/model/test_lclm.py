@@ -85,8 +85,8 @@ def assert_close(ours, expected, tolerance=1e-5):
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(scan_layers=False),
-        dict(remat="full"),
+        pytest.param(dict(scan_layers=False), marks=pytest.mark.slow),
+        pytest.param(dict(remat="full"), marks=pytest.mark.slow),
         dict(remat="dots", scan_layers=False),
         dict(attention="chunked"),
         dict(loss_chunk=7, remat="full"),

@@ -140,6 +140,7 @@ def test_dropout_depends_on_the_key_alone(case, mesh):
     np.testing.assert_allclose(hidden(params, off, batch, jax.random.key(1)), without, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_sees_the_mask_of_the_forward_pass(case, mesh):
     """Under remat the recomputed mask must be the same one: gradients agree with those that save everything."""
     model, params, batch = case

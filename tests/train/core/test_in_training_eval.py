@@ -27,6 +27,7 @@ def outcome(config):
     return lines, jax.tree.leaves(params)
 
 
+@pytest.mark.slow
 def test_probes_change_nothing_but_the_time(make_config, tmp_path):
     config = make_config(steps=5, batch_rows=2, train={"probe": {"every_steps": 2}})
     plain, probed = (config.model_copy(update={"run_dir": str(tmp_path / name)}) for name in ("plain", "probed"))

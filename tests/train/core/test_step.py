@@ -93,12 +93,13 @@ def test_a_batch_without_spans_moves_neither_encoder_nor_adapter(make_config, ma
     assert changed(before["encoder"], after.params["encoder"])
 
 
-@pytest.mark.parametrize("normalisation", ["per_token", "per_row"])
+@pytest.mark.parametrize("normalisation", ["per_token", pytest.param("per_row", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("toy_loss")
 def test_microbatches_agree_on_ragged_masks(make_config, make_batch, mesh, normalisation):
     compare_microbatches(make_config, make_batch, mesh, normalisation, (1, 2, 4))
 
 
+@pytest.mark.slow
 def test_microbatches_of_the_model_agree(make_config, make_batch, mesh):
     compare_microbatches(make_config, make_batch, mesh, "per_token", (1, 4))
 
