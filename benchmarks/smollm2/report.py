@@ -29,6 +29,8 @@ from lclm_jax.train.checkpoints.run_params import load_params
 from lclm_jax.types import JsonObject
 
 GOAL = 0.5
+LOWEST = -0.1
+"""Where the plot ends: untrained latents can be far worse than no context, which would leave no room for the rest."""
 
 
 def main() -> None:
@@ -90,7 +92,8 @@ def plot(points: list[JsonObject], path: Path) -> None:
                 [point["tokens"] for point in points], values, 2 * errors, color=colour, label=label, marker="o"
             )
         axis.axhline(GOAL, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
-        axis.set(xlabel="raw tokens that training has read", ylabel="share")
+        axis.set(xlabel="raw tokens that training has read", ylabel="share", ylim=(LOWEST, None))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.legend()
         save(figure, path)
 

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Row
+from lclm_jax.data.prepare import row_validation
 from lclm_jax.data.prepare.reject_counter import BadRow, RejectCounter
 from lclm_jax.data.prepare.row_validation import chat_of, document_of
 
@@ -88,3 +90,9 @@ def test_documents_are_clean_and_short_enough(text):
     if made is not None:
         assert made.text.strip()
         assert made.text.split("\n")[0].strip()
+
+
+def test_a_long_text_is_normalized_by_stretches(monkeypatch):
+    monkeypatch.setattr(row_validation, "_STRETCH", 3)
+    text = "e\u0301\n\u0301\u0323e\n\nab\u0301cdefg\u0308\n" * 3 + "a\u030a"
+    assert row_validation._form_c(text) == unicodedata.normalize("NFC", text)
