@@ -1,12 +1,17 @@
 """Files and models in S3: moto, a server that knows its protocol, on this machine."""
 
+import json
 import time
 
 import boto3
+import numpy as np
 import pytest
 import tensorstore as ts
+from array_record.python.array_record_module import ArrayRecordWriter
 from moto.server import ThreadedMotoServer
 
+from lclm_jax.data.store.shard_cache import ShardCache
+from lclm_jax.data.store.shards import PreparedSplit, encode_record
 from lclm_jax.files import replacing_folder, write_json
 from lclm_jax.ops.lease import Lease, lease_of
 from lclm_jax.paths import StoreError, kvstore_spec, local_copy, names_below, to_path
@@ -77,3 +82,23 @@ def test_a_lock_is_renewed_and_given_back(bucket):
             time.sleep(0.1)
         assert store.read(".lock").result().stamp.generation != first
     assert store.read(".lock").result().state == "missing"
+
+
+def test_prepared_records_are_read_in_place(bucket, tmp_path):
+    wanted = [{"tokens": np.arange(number, number + 500, dtype=np.uint32)} for number in range(300)]
+    path = tmp_path / "shard"
+    writer = ArrayRecordWriter(str(path), "group_size:1,zstd:3")
+    for record in wanted:
+        writer.write(encode_record(record))
+    writer.close()
+    file = "docs/train-00000-of-00001.array_record"
+    shard = {"file": file, "records": len(wanted), "bytes": path.stat().st_size}
+    shard |= {"sha256": "0" * 64, "lengths_sha256": "0" * 64}
+    split = {"records": len(wanted), "decoder_tokens": 500 * len(wanted), "shards": [shard]}
+    (to_path(f"{bucket}/prepared") / file).write_bytes(path.read_bytes())
+    manifest = {"format": 3, "collections": {"docs": {"train": split}}}
+    (to_path(f"{bucket}/prepared") / "manifest.json").write_text(json.dumps(manifest))
+    found = PreparedSplit(f"{bucket}/prepared", "docs", "train", ShardCache(tmp_path / "cache", always=False))
+    for number in (0, 7, 299):
+        np.testing.assert_array_equal(found.read(number)["tokens"], wanted[number]["tokens"])
+    assert not list((tmp_path / "cache").rglob("*.array_record")), "nothing is copied"
