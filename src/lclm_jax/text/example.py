@@ -15,6 +15,7 @@ from lclm_jax.text.chats.replies import check_ids
 from lclm_jax.text.chats.special_strings import SpecialStrings
 from lclm_jax.text.chunked_encoding import long_ids
 from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
+from lclm_jax.text.chats.prefix_lengths import PrefixLengths
 from lclm_jax.text.outline import Outline, make_outline
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import ReadOnlyJson
@@ -156,8 +157,9 @@ def rendered_outline(
     outline = outline_pieces(split_memory(chat.text), decoder, encoder)
     if strings is not None:
         check_ids(outline.tokens, outline.spans, strings.in_text(chat.text), (decoder, encoder))
+    lengths = PrefixLengths(chat.text, outline.tokens, decoder)
     for start, stop in chat.trained:
-        outline.loss[_length(chat.text[:start], decoder) : _length(chat.text[:stop], decoder)] = 1
+        outline.loss[lengths.until(start) : lengths.until(stop)] = 1
     tags = decoder.memory_ids
     outline.loss[np.isin(outline.tokens, (tags.start, tags.end))] = 0
     return outline
@@ -173,12 +175,6 @@ def chat_example(
 ) -> Example:
     """``chat_outline`` at one ``ratio``."""
     return expand(chat_outline(messages, decoder, encoder, target, replies), ratio, decoder.memory_ids.placeholder)
-
-
-def _length(text: str, decoder: Tokenizer) -> int:
-    """Decoder tokens of ``text`` without placeholders."""
-    sizes = [2 if piece.kind == "span" else len(long_ids(decoder, piece.text)) for piece in split_memory(text)]
-    return sum(sizes)
 
 
 class Segment(NamedTuple):

@@ -1,6 +1,7 @@
 """The assistant's replies in the rendered text of a chat: where one begins, and whether it says anything."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -48,8 +49,7 @@ def check_reply(
     chat: Sequence[ReadOnlyJson], printed: str, prompt: str, decoder: Tokenizer, tools: Sequence[ReadOnlyJson] | None
 ) -> None:
     """Raise ``EmptyReplyError`` if ``printed``, the last message of ``chat``, says no more than an empty one."""
-    content = chat[-1]["content"].strip()
-    if content and content in printed:
+    if any(one and one in printed for one in _said(chat[-1])):
         return
     try:
         empty = decoder.render_chat([*chat[:-1], {"role": chat[-1]["role"], "content": ""}], tools=tools)
@@ -61,6 +61,15 @@ def check_reply(
             f"messages[{len(chat) - 1}]: the chat template of {decoder.folder} prints nothing of this reply ({keys});"
             " use a template that does"
         )
+
+
+def _said(reply: ReadOnlyJson) -> Iterator[str]:
+    """What a reply says and no template says by itself: its content, and functions that it calls, as JSON has them."""
+    yield reply["content"].strip()
+    for call in reply.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and function.get("name"):
+            yield json.dumps(function["name"], ensure_ascii=False)
 
 
 def check_ids(
