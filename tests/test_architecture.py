@@ -58,8 +58,8 @@ def _packages() -> dict[str, Package]:
     everything = (*core, "train", "interop", "inference", "eval")
     add("plan", "a train step compiled for hardware that this machine does not have: memory, FLOPs, traffic",
         *base, "config", "batch", "kernels", "model", "parallel", "train")  # fmt: skip
-    add("bench", "kernels, the train step and the data path beside the alternatives of libraries",
-        *core, "train", "interop", "kernels", "plan")  # fmt: skip
+    add("bench", "kernels, the train step, generation and the data path beside the alternatives of libraries",
+        *core, "train", "interop", "inference", "kernels", "plan")  # fmt: skip
     add("suite", "benchmarks of long context: tasks, systems, scores, times, memory", *everything)
     add("agent", "skim and expand: tasks and traces to train on, the agent's loop on the JAX generator",
         *everything, "suite")  # fmt: skip
@@ -85,6 +85,7 @@ FORBIDDEN_MODULES = {"pickle", "torch", "transformers", "dill", "cloudpickle", "
 EXCEPTIONS = {
     "inference/torch_file.py": {"torch"},
     "bench/torch_attention.py": {"torch"},
+    "bench/generate.py": {"torch", "transformers"},
     "bench/torch_step.py": {"torch", "transformers"},
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from lclm_jax.bench.data import starved_share
 from lclm_jax.bench.raw_text import RawSplit, plain_batches
-from lclm_jax.bench.simulated import SimulatedSplit, simulated_sources
+from lclm_jax.bench.simulated.corpus import SimulatedSplit, simulated_sources
 from lclm_jax.config import parse_config
 from lclm_jax.data.loading.loader import BatchMaker, Loader, RecordCache
 from lclm_jax.data.loading.position import Position

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.backends import anything, arrays, runs
 
-from lclm_jax.bench.simulated import simulated_rows
+from lclm_jax.bench.simulated.corpus import simulated_rows
 from lclm_jax.config import load_config
 from lclm_jax.kernels.masks import allowed_BST
 from lclm_jax.kernels.reference_attention import reference_attention

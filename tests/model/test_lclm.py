@@ -1,6 +1,7 @@
 """The LCLM as a whole: its tree of parameters, and what must not change its numbers."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.errors import LclmError
-from lclm_jax.model import abstract_params, embed, encode, forward, init_params, logical_axes, logits, token_nll
+from lclm_jax.model import abstract_params, decode, embed, encode, forward, init_params, logical_axes, logits, token_nll
 
 KERNELS = {"attn/k/kernel", "attn/o/kernel", "attn/q/kernel", "attn/v/kernel"}
 LAYER = KERNELS | {"attn_norm/scale", "mlp/down/kernel", "mlp/gate/kernel", "mlp/up/kernel", "mlp_norm/scale"}
@@ -186,3 +187,19 @@ def test_errors(make_model, small, mesh):
     for ids, text in [(None, "memory_token_ids is not set"), ((1, 1, 2), "three different"), ((1, 2, 64), "below")]:
         with pytest.raises(LclmError, match=text):
             embed(params, make_model(memory_token_ids=ids), batch)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_layers_in_a_scan_keep_masks_block_by_block(make_model, remat, mesh):
+    """What no layer changes is computed before the scan over layers: masks must not be, there are S * S values."""
+    S, model = 640, make_model(attention="chunked", remat=remat)
+    x_BSD = jax.ShapeDtypeStruct((1, S, model.decoder.hidden_size), jnp.float32)
+    order_BS = jnp.arange(S)[None]
+
+    def loss(params, x_BSD, segments_BS):
+        return decode(params, model, x_BSD, segments_BS, order_BS).sum()
+
+    segments_BS = jax.ShapeDtypeStruct((1, S), jnp.int32)
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(abstract_params(model), x_BSD, segments_BS))
+    sizes = {np.prod([int(n) for n in shape.split(",")]) for shape in re.findall(r"\[([\d,]+)\]", text)}
+    assert max(sizes) < S * S, "with one row, masks alone are that large"

@@ -1,4 +1,4 @@
-"""``lclm bench`` and ``lclm suite``."""
+"""``lclm bench``."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from lclm_jax.types import JsonObject
 
 @click.group()
 def bench() -> None:
-    """Benchmark kernels, the train step (beside PyTorch), the data path and a server."""
+    """Benchmark kernels, the train step and generation (beside PyTorch), the data path and a server."""
 
 
 @bench.command("kernels")
@@ -124,6 +124,49 @@ def _place(surroundings: JsonObject) -> str:
     return f"{surroundings['devices']} x {surroundings['device']} ({surroundings['cores']} cores); {versions}"
 
 
+@bench.command("generate")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--length", "lengths", multiple=True, type=click.IntRange(1), help="Positions of a prompt; repeatable.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Prompts answered together.")
+@click.option("--new-tokens", default=64, show_default=True, type=click.IntRange(2), help="Tokens of an answer.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Turns of each side.")
+@click.option(
+    "--torch/--no-torch", default=True, show_default=True, help="Compare with transformers if it is installed."
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: as the decoder is stored.")
+@json_option
+def generate(folder: Path, lengths: tuple[int, ...], json_file: Path | None, batch: int, **options) -> None:
+    """Time greedy answers of FOLDER, an exported or imported model, to prompts without memory spans.
+
+    In turn with it `generate` of transformers answers the same prompts from the same weights of the decoder. Lengths:
+    128, 512 and 2048 positions, as far as the decoder has them, if none is given.
+    """
+    from lclm_jax.bench.generate import bench_generate
+
+    result = bench_generate(folder, lengths, batch, **options)
+    write_result(json_file, result)
+    _show_generate(result)
+
+
+def _show_generate(result: JsonObject) -> None:
+    click.echo(_place(result["surroundings"]))
+    click.echo(f"{result['batch']} prompts at once, {result['new_tokens']} new tokens, {result['dtype']}")
+    for row in result["rows"]:
+        sides = [name for name in ("ours", "transformers") if name in row]
+        for name in sides:
+            one = row[name]
+            click.echo(
+                f"  {row['positions']:>6} positions, {name:12}: first token {one['first_seconds'] * 1e3:7.1f} ms, then"
+                f" {one['token_seconds'] * 1e3:6.2f} ms each; {one['tokens_per_s']:,.1f} tokens/s"
+            )
+        if "ratio" in row:
+            low, high = min(row["ratios"]), max(row["ratios"])
+            click.echo(
+                f"         ours is {row['ratio']:.2f} times as fast ({low:.2f} to {high:.2f}), to the first token"
+                f" {row['first_ratio']:.2f}; {row['same_tokens']:.0%} of the tokens are equal"
+            )
+
+
 @bench.command("data")
 @config_argument
 @click.option("--stage", help="Stage whose batches are made; default: the first.")
@@ -154,7 +197,7 @@ def data(config: Path, stage: str | None, overrides: tuple[str, ...], json_file:
     of finding a row and of resuming; its documents are generated on demand.
     """
     from lclm_jax.bench.data import bench_data
-    from lclm_jax.bench.simulated_index import bench_index
+    from lclm_jax.bench.simulated.index import bench_index
     from lclm_jax.text.run_tokenizers import load_tokenizers
 
     tree = load_config(config, overrides)
@@ -286,77 +329,3 @@ def _show_serve(result: JsonObject) -> None:
             click.echo(
                 f"{'':8} {WAYS[way]}: {peak['grown_bytes'] / 1e6:,.0f} MB above {peak['before_bytes'] / 1e6:,.0f} MB"
             )
-
-
-@click.command()
-@click.argument("suite", type=click.Path(path_type=Path))
-@click.option("--samples", "only_samples", is_flag=True, help="Make the samples and count them; run no system.")
-@click.option("--show", metavar="ID", help="Print one sample (a number, or its id) as every kind of system reads it.")
-@click.option("--report", "only_report", is_flag=True, help="Write the report about what is measured; run no system.")
-def suite(suite: Path, only_samples: bool, show: str | None, only_report: bool) -> None:
-    """Answer the benchmarks of SUITE with its systems, score them, time them, and write a report.
-
-    SUITE is a YAML file that names tasks and systems (see docs/how-to/benchmark.md). Each system runs in a process of
-    its own. What can go wrong is checked before the first answer. Results are written sample by sample: rerun the same
-    command to resume after any interruption, or to retry samples that failed.
-    """
-    from lclm_jax.suite.spec import load_suite
-
-    tree = load_suite(suite)
-    if only_samples or show is not None:
-        from lclm_jax.suite.run import prepare_samples
-
-        samples = prepare_samples(tree)
-        _show(samples, show) if show is not None else _count(samples)
-        return
-    if not only_report:
-        from lclm_jax.cli.progress_bar import progress_bar
-        from lclm_jax.suite.run import run_suite
-
-        with progress_bar() as progress:
-            run_suite(tree, progress)
-    _write_report(tree)
-
-
-def _count(samples) -> None:
-    tasks: dict[str, int] = {}
-    for one in samples:
-        tasks[one.task] = tasks.get(one.task, 0) + 1
-    for task, count in tasks.items():
-        click.echo(f"{task}: {count:,} samples")
-
-
-def _show(samples, wanted: str) -> None:
-    from lclm_jax.errors import LclmError
-
-    chosen = [one for number, one in enumerate(samples) if wanted in (one.id, str(number))]
-    if not chosen:
-        raise LclmError(f"no sample is called {wanted!r}; the ids are {samples[0].id} to {samples[-1].id}")
-    (one,) = chosen
-    click.echo(f"{one.id}: answers {list(one.answers)}, at most {one.max_new_tokens} new tokens\n")
-    for title, text in (
-        ("raw", one.prompt("raw") + one.prefix),
-        ("context in memory tags", one.prompt("memory") + one.prefix),
-        ("question apart", one.question + one.prefix),
-    ):
-        click.echo(f"--- {title}\n{text}\n")
-
-
-def _write_report(tree) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from lclm_jax.report.suite.write import terminal_rows, write_report
-
-    summary = write_report(tree)
-    header, rows = terminal_rows(summary)
-    table = Table(title=tree.title or tree.name, title_justify="left")
-    for name in header:
-        table.add_column(name, justify="left" if name in ("system", "task") else "right")
-    for row in rows:
-        table.add_row(*row)
-    # Where there is no terminal the width is free: narrow columns would break numbers in two.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    for name, count in summary.missing.items():
-        click.echo(f"{name}: {count:,} samples are not measured yet", err=True)
-    click.echo(Path(tree.out) / "report" / "report.html")

@@ -257,7 +257,7 @@ def _sources_of(config: Config, stage: str, simulate: float | None) -> "MakeSour
     tokenizers = load_tokenizers(config)
     if simulate is None:
         return lambda changed: make_sources(changed, stage, tokenizers)
-    from lclm_jax.bench.simulated import simulated_sources
+    from lclm_jax.bench.simulated.corpus import simulated_sources
 
     return lambda changed: simulated_sources(changed, stage, tokenizers, simulate)
 

@@ -50,9 +50,9 @@ COMMANDS = {
         "plan",
         "Compile the train step for chips you do not have yet: memory, time, price.",
     ),
-    "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step and the data path."),
-    "ablate": ("lclm_jax.cli.ablate", "ablate", "Train variants on the same batches and compare them over seeds."),
-    "suite": ("lclm_jax.cli.bench", "suite", "Answer benchmarks with several systems: scores, times, memory."),
+    "bench": ("lclm_jax.cli.bench", "bench", "Measure kernels, the train step, generation and the data path."),
+    "ablate": ("lclm_jax.cli.experiments", "ablate", "Train variants on the same batches and compare them over seeds."),
+    "suite": ("lclm_jax.cli.experiments", "suite", "Answer benchmarks with several systems: scores, times, memory."),
     "golden": ("lclm_jax.cli.checks", "golden", "Compare with stored outputs of the PyTorch implementation."),
 }
 _COMPUTING = {

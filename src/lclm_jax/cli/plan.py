@@ -105,7 +105,7 @@ def _calibrate(json_file: Path | None) -> None:
 
 def _segments(tree: Config, stage: str, full_rows: bool) -> "Segments | None":
     """Of some rows of ``stage`` as its mixture packs them, over simulated documents; None: one segment a row."""
-    from lclm_jax.bench.simulated import simulated_rows
+    from lclm_jax.bench.simulated.corpus import simulated_rows
     from lclm_jax.errors import LclmError
 
     if full_rows:

@@ -101,7 +101,7 @@ def choose(request: AttentionRequest) -> str:
     own = [name for name, row in ATTENTION_BACKENDS.items() if row.platform == request.platform]
     for name in (*own, *(name for name, row in ATTENTION_BACKENDS.items() if row.platform is None)):
         reason = backend_module(name).unsupported_reason(request)
-        limit = _limit(name, request)
+        limit = _limit(name, request.platform)
         if reason is None and (limit is None or request.keys <= limit):
             why = passed_over if limit is None else [*passed_over, f"at most {limit} keys"]
             _log_choice(name, request.platform, "; ".join(why) or "first choice there")
@@ -110,11 +110,10 @@ def choose(request: AttentionRequest) -> str:
     raise LclmError(f"no attention backend can compute {request}: {'; '.join(passed_over)}")
 
 
-def _limit(name: str, request: AttentionRequest) -> int | None:
-    """Keys up to which ``auto`` takes a backend for so many rows, queries and heads; None: any number."""
-    row, (keys, scores) = ATTENTION_BACKENDS[name], ATTENTION_BACKENDS[name].auto_max
-    fits = request.rows * request.heads * request.queries * request.keys <= scores
-    return max(row.auto_max_keys, keys) if fits and row.auto_max_keys is not None else row.auto_max_keys
+def _limit(name: str, platform: str) -> int | None:
+    """Keys up to which ``auto`` takes a backend; None: any number."""
+    row = ATTENTION_BACKENDS[name]
+    return row.auto_max_keys_cpu if platform == "cpu" else row.auto_max_keys
 
 
 @functools.cache

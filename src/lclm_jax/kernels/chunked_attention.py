@@ -12,10 +12,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.masks import allowed_BST, precision_of
+from lclm_jax.kernels.platform import platform
 from lclm_jax.kernels.request import SAVED, AttentionRequest
 from lclm_jax.types import PyTree
 
 BLOCK = 512
+"""Queries and keys of a block."""
+_CPU_BLOCKS = {0: 128, 2048: 256}
+"""The same on a CPU, from so many keys on: what its caches hold; small blocks also skip more of a packed row."""
 Static = tuple[bool, int, int]
 """(causal, queries of a block, keys of a block)."""
 Masks = tuple[jax.Array, jax.Array, jax.Array | None]
@@ -38,11 +42,13 @@ def chunked_attention(
     segments: tuple[jax.Array, jax.Array],
     causal: bool,
     offset_B: jax.Array | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> jax.Array:
-    """As ``attention.reference_attention``; ``block`` need not divide the lengths."""
+    """As ``attention.reference_attention``; ``block`` (None: by platform and keys) need not divide the lengths."""
     rows, queries, heads, width = q_BSHd.shape
     keys, kv_heads = k_BTKd.shape[1:3]
+    if block is None:
+        block = BLOCK if platform() != "cpu" else _CPU_BLOCKS[max(least for least in _CPU_BLOCKS if least <= keys)]
     q_segments_BS, kv_segments_BT = segments
     q_block, k_block = min(block, queries), min(block, keys)
     q_BSKGd = _padded(q_BSHd, q_block).reshape(rows, -1, kv_heads, heads // kv_heads, width)
@@ -70,6 +76,9 @@ def _forward(
 ) -> tuple[jax.Array, jax.Array]:
     """The output and the log-sum-exp of every query (blocks of [B, K, G, S], stacked)."""
     _, q_block, k_block = static
+    # A scan over layers computes whatever no layer changes before its loop: all masks, S * T of them. A value of this
+    # layer keeps them in here.
+    masks, _ = jax.lax.optimization_barrier((masks, q_BSKGd[:1, :1, 0, 0, 0]))
     q_segments_BS, kv_segments_BT, offset_B = masks
     key_blocks = (_blocks(k_BTKd, k_block), _blocks(v_BTKd, k_block), _blocks(kv_segments_BT, k_block))
 

@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from lclm_jax.text.chats.prefix_lengths import PrefixLengths
 from lclm_jax.text.chats.rendered import RenderedChat, render_trained
 from lclm_jax.text.chats.replies import check_ids
 from lclm_jax.text.chats.special_strings import SpecialStrings
 from lclm_jax.text.chunked_encoding import long_ids
 from lclm_jax.text.memory_tags import MemoryIds, Piece, split_memory
-from lclm_jax.text.chats.prefix_lengths import PrefixLengths
 from lclm_jax.text.outline import Outline, make_outline
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.types import ReadOnlyJson

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lclm_jax.bench.simulated import SimulatedSplit
+from lclm_jax.bench.simulated.corpus import SimulatedSplit
 from lclm_jax.config import PackConfig, SourceConfig, SpanConfig
 from lclm_jax.data.packing.block_sizing import sample_averages
 from lclm_jax.data.packing.sources import CptSource, SourceSetup

@@ -1,6 +1,6 @@
 import pytest
 
-from lclm_jax.bench.simulated import simulated_sources
+from lclm_jax.bench.simulated.corpus import simulated_sources
 from lclm_jax.config import parse_config
 from lclm_jax.data.packing.row_layout_search import search_row_layouts
 from lclm_jax.text.tokenizer import Tokenizer, Tokenizers

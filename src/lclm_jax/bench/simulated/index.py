@@ -1,6 +1,6 @@
 """The row index of a corpus of the size that models are trained on: opened, searched and resumed from.
 
-The documents are simulated (``bench.simulated``), everything else is the real thing. Of the blocks, a few are made and
+The documents are simulated (see ``corpus``), everything else is the real thing. Of the blocks, a few are made and
 counted; the others are files with the header of a block alone, whose rows are drawn from those counts, as making them
 all would take hours. The rows that are looked up lie in the blocks that were made, whose files are deleted again: so a
 search goes through the folder of a complete index and ends with a block that has to be planned and packed.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lclm_jax.bench.simulated import simulated_sources
+from lclm_jax.bench.simulated.corpus import simulated_sources
 from lclm_jax.config import Config, dump_config, load_config
 from lclm_jax.data.loading.blocks import Block, write_block
 from lclm_jax.data.loading.loader import BatchMaker, Loader, RecordCache
@@ -49,7 +49,7 @@ def bench_index(config: Config, stage: str, tokens: float) -> JsonObject:
         questions |= {"cursor": cursors[max(made)], "digest": index.digest}
         Path(folder, "config.yaml").write_text(dump_config(config), encoding="utf-8")
         Path(folder, "questions.json").write_text(json.dumps(questions), encoding="utf-8")
-        command = [sys.executable, "-m", "lclm_jax.bench.simulated_index", folder]
+        command = [sys.executable, "-m", "lclm_jax.bench.simulated.index", folder]
         answers = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     of_block = list(made.values())
     return {

@@ -1,0 +1,1 @@
+"""Corpora and row indices of any size that are not there."""
