@@ -2,8 +2,15 @@
 
 import pytest
 
+from lclm_jax.bench.simulated import corpus
 from lclm_jax.config import parse_config
 from lclm_jax.plan.plans import Choice, Program, StagePlan
+
+
+@pytest.fixture(autouse=True)
+def documents_of_a_chapter(monkeypatch):
+    """Rows are of 128 positions here: the longest documents would each have thousands of them."""
+    monkeypatch.setattr(corpus, "_LONGEST", 2**13)
 
 
 def small_config(**changes):

@@ -28,7 +28,9 @@ def on_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stage", "remat"), [("all", "none"), ("all", "full"), ("adapter", "full")], ids=lambda value: value
+    ("stage", "remat"),
+    [pytest.param("all", "none", marks=pytest.mark.slow), ("all", "full"), ("adapter", "full")],
+    ids=lambda value: value,
 )
 def test_formula_and_program_execute_the_same_flops(on_cpu, stage, remat):
     config = small_config(model__remat=remat)

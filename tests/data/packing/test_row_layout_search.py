@@ -1,5 +1,6 @@
 import pytest
 
+from lclm_jax.bench.simulated import corpus
 from lclm_jax.bench.simulated.corpus import simulated_sources
 from lclm_jax.config import parse_config
 from lclm_jax.data.packing.row_layout_search import search_row_layouts
@@ -8,6 +9,12 @@ from lclm_jax.text.train_tokenizer import train_tokenizer
 
 TOWER = dict(hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_size=8, vocab_size=512)
 SPANS = {"law": "uniform", "min_tokens": 16, "max_tokens": 64, "raw_min_tokens": 16, "raw_max_tokens": 64}
+
+
+@pytest.fixture(autouse=True)
+def documents_of_a_chapter(monkeypatch):
+    """Spans are of a few tokens here: of the longest documents each would have tens of thousands, placed in turn."""
+    monkeypatch.setattr(corpus, "_LONGEST", 2**13)
 
 
 @pytest.fixture(scope="module")

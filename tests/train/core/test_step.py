@@ -143,6 +143,7 @@ def test_skipped_and_non_finite_steps_advance_only_the_count(make_config, make_b
     assert step._cache_size() == 1
 
 
+@pytest.mark.mesh
 def test_a_mesh_of_eight_devices_gives_the_same_step(make_config, make_batch, mesh):
     config = make_config(microbatches=2, mixture={"cpt": 1, "qa": 1})
     kinds = [OBJECTIVES.index(name) for name in ("cpt", "qa")] * 4
