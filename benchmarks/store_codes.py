@@ -36,7 +36,7 @@ def use_code(code: str | None) -> None:
     """Let the encoder's vectors pass through ``code``; None: as they are."""
 
     def encode(params, model, batch, key, scale_E):
-        assert scale_E is None, "the norm of the adapter is fused into pooling; use another pooling backend"
+        assert scale_E is None, "the norm of the adapter comes after the store"
         pooled_BLE = encode_exactly(params, model, batch, key, None)
         if code is None:
             return pooled_BLE
@@ -44,6 +44,7 @@ def use_code(code: str | None) -> None:
         rounded_BLE = jax.pure_callback(lambda x: kept(x, code), shape, pooled_BLE.astype(np.float32))
         return rounded_BLE.astype(pooled_BLE.dtype)
 
+    lclm.fused_norm_scale = lambda params, model: None
     lclm._encode_pooled = encode
     jax.clear_caches()
 

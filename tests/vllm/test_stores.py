@@ -83,7 +83,9 @@ def test_a_read_only_store_that_jax_filled_for_two_models(folder, generator, ans
     with LatentStore(store) as opened:
         entries = opened.stat().entries
     count = windows(generator, DOCUMENT)
-    with Server(folder, tmp_path / "log", store={"path": str(store), "read_only": True}) as server:
+    server = Server(folder, tmp_path / "log", store={"path": str(store), "read_only": True})
+    without = Server(folder, tmp_path / "second", store=str(folder / "config.json"))  # it is no store
+    with server, without:
         assert work(server, SPAN.format(DOCUMENT) + "?") == (count, 0, count)
         assert server.ask(SPAN.format(DOCUMENT) + "?")["token_ids"] == greedy(generator, SPAN.format(DOCUMENT) + "?")
         requested, encoded, stored = work(server, SPAN.format(OTHER) + "?")
@@ -91,8 +93,7 @@ def test_a_read_only_store_that_jax_filled_for_two_models(folder, generator, ans
         assert server.metrics()["store_lost_writes"] == encoded
         for name in ("span", "chat"):
             assert server.ask(PROMPTS[name])["token_ids"] == answers[name]
+        assert work(without, PROMPTS["long"])[2] == 0
+        assert without.ask(PROMPTS["span"])["token_ids"] == answers["span"]
     with LatentStore(store) as opened:
         assert opened.stat().entries == entries
-    with Server(folder, tmp_path / "second", store=str(folder / "config.json")) as server:  # it is no store
-        assert work(server, PROMPTS["long"])[2] == 0
-        assert server.ask(PROMPTS["span"])["token_ids"] == answers["span"]
