@@ -27,8 +27,8 @@ def test_auto_takes_the_first_that_can():
     assert choose(dataclasses.replace(DECODER, platform="gpu", offset=True)) == "pallas_gpu"
     assert choose(dataclasses.replace(DECODER, platform="gpu", head_dim=96)) == "chunked"
     assert choose(dataclasses.replace(DECODER, platform="cpu")) == "chunked"
-    assert choose(dataclasses.replace(DECODER, platform="cpu", keys=128)) == "reference"
-    assert choose(dataclasses.replace(DECODER, platform="cpu", keys=129)) == "chunked"
+    assert choose(dataclasses.replace(DECODER, platform="cpu", keys=256)) == "reference"
+    assert choose(dataclasses.replace(DECODER, platform="cpu", keys=257)) == "chunked"
     assert choose(dataclasses.replace(DECODER, platform="gpu", head_dim=96, keys=512)) == "reference"
 
 

@@ -38,9 +38,9 @@ _FLASH = (("attention_forward", 2), ("attention_dq", 3), ("attention_dkv", 4))
 _SPLASH = (("splash_m[hq]a_fwd", 2), ("splash_m[hq]a_dkv_dq", 5), ("splash_m[hq]a_dq", 3), ("splash_m[hq]a_dkv", 4))
 
 ATTENTION_BACKENDS: dict[str, AttentionRow] = {
-    # One fused block is faster than a loop over blocks while there is one only; a CPU's caches hold smaller ones.
+    # One fused block is faster than a loop over few blocks; a CPU's caches hold smaller ones.
     "reference": AttentionRow(
-        "lclm_jax.kernels.reference_attention", AttentionCost(4, None), auto_max_keys=512, auto_max_keys_cpu=128
+        "lclm_jax.kernels.reference_attention", AttentionCost(4, None), auto_max_keys=512, auto_max_keys_cpu=256
     ),
     "chunked": AttentionRow("lclm_jax.kernels.chunked_attention", AttentionCost(5, 512)),
     "splash": AttentionRow("lclm_jax.kernels.tpu.splash", AttentionCost(7, 1024), "tpu", programs=_SPLASH),
