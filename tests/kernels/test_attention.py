@@ -66,7 +66,7 @@ def test_chunked_never_builds_the_scores():
 
 
 def test_auto_takes_the_linear_backend_for_long_rows(rng):
-    q = jnp.zeros((1, 1100, 1, 4))
+    q = jnp.zeros((1, 1100, 2, 4))
     segments = jnp.ones((1, 1100), jnp.int32)
     text = str(jax.make_jaxpr(lambda q: attention(q, q, q, segments=(segments, segments), causal=True))(q))
     assert "1100,1100]" not in text

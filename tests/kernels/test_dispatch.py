@@ -27,8 +27,9 @@ def test_auto_takes_the_first_that_can():
     assert choose(dataclasses.replace(DECODER, platform="gpu", offset=True)) == "pallas_gpu"
     assert choose(dataclasses.replace(DECODER, platform="gpu", head_dim=96)) == "chunked"
     assert choose(dataclasses.replace(DECODER, platform="cpu")) == "chunked"
-    assert choose(dataclasses.replace(DECODER, platform="cpu", keys=256)) == "reference"
-    assert choose(dataclasses.replace(DECODER, platform="cpu", keys=257)) == "chunked"
+    small = dataclasses.replace(DECODER, platform="cpu", queries=1024, keys=1024, heads=2)
+    assert choose(small) == "reference"
+    assert choose(dataclasses.replace(small, rows=2)) == choose(dataclasses.replace(small, keys=1025)) == "chunked"
     assert choose(dataclasses.replace(DECODER, platform="gpu", head_dim=96, keys=512)) == "reference"
 
 

@@ -192,7 +192,7 @@ def test_errors(make_model, small, mesh):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_layers_in_a_scan_keep_masks_block_by_block(make_model, remat, mesh):
     """What no layer changes is computed before the scan over layers: masks must not be, there are S * S values."""
-    S, model = 640, make_model(attention="chunked", remat=remat)
+    S, model = 1536, make_model(attention="chunked", remat=remat)
     x_BSD = jax.ShapeDtypeStruct((1, S, model.decoder.hidden_size), jnp.float32)
     order_BS = jnp.arange(S)[None]
 

@@ -101,19 +101,26 @@ def choose(request: AttentionRequest) -> str:
     own = [name for name, row in ATTENTION_BACKENDS.items() if row.platform == request.platform]
     for name in (*own, *(name for name, row in ATTENTION_BACKENDS.items() if row.platform is None)):
         reason = backend_module(name).unsupported_reason(request)
-        limit = _limit(name, request.platform)
-        if reason is None and (limit is None or request.keys <= limit):
-            why = passed_over if limit is None else [*passed_over, f"at most {limit} keys"]
-            _log_choice(name, request.platform, "; ".join(why) or "first choice there")
+        large = _too_large(name, request)
+        if reason is None and large is None:
+            _log_choice(name, request.platform, "; ".join(passed_over) or "first choice there")
             return name
-        passed_over.append(f"more than {limit} keys" if reason is None else f"{name} {reason}")
+        passed_over.append(f"{name} {reason}" if reason is not None else str(large))
     raise LclmError(f"no attention backend can compute {request}: {'; '.join(passed_over)}")
 
 
-def _limit(name: str, platform: str) -> int | None:
-    """Keys up to which ``auto`` takes a backend; None: any number."""
+def _too_large(name: str, request: AttentionRequest) -> str | None:
+    """What makes a request too large for ``auto`` to take this backend; None: nothing."""
     row = ATTENTION_BACKENDS[name]
-    return row.auto_max_keys_cpu if platform == "cpu" else row.auto_max_keys
+    if request.platform == "cpu":
+        scores = request.rows * request.heads * request.queries * request.keys
+        most = row.auto_max_scores_cpu
+        return None if most is None or scores <= most else f"more than {most:,} scores"
+    return (
+        None
+        if row.auto_max_keys is None or request.keys <= row.auto_max_keys
+        else f"more than {row.auto_max_keys} keys"
+    )
 
 
 @functools.cache

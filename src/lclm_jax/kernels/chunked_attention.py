@@ -18,8 +18,9 @@ from lclm_jax.types import PyTree
 
 BLOCK = 512
 """Queries and keys of a block."""
-_CPU_BLOCKS = {0: 128, 2048: 256}
-"""The same on a CPU, from so many keys on: what its caches hold; small blocks also skip more of a packed row."""
+_CPU_BLOCKS = (512, 256, 128)
+_CPU_SCORES = 2**20
+"""On a CPU the largest of these with at most so many scores, of all rows and heads: what its caches hold."""
 Static = tuple[bool, int, int]
 """(causal, queries of a block, keys of a block)."""
 Masks = tuple[jax.Array, jax.Array, jax.Array | None]
@@ -48,7 +49,7 @@ def chunked_attention(
     rows, queries, heads, width = q_BSHd.shape
     keys, kv_heads = k_BTKd.shape[1:3]
     if block is None:
-        block = BLOCK if platform() != "cpu" else _CPU_BLOCKS[max(least for least in _CPU_BLOCKS if least <= keys)]
+        block = BLOCK if platform() != "cpu" else _cpu_block(rows * heads)
     q_segments_BS, kv_segments_BT = segments
     q_block, k_block = min(block, queries), min(block, keys)
     q_BSKGd = _padded(q_BSHd, q_block).reshape(rows, -1, kv_heads, heads // kv_heads, width)
@@ -63,6 +64,11 @@ def chunked_attention(
 
 
 run = chunked_attention
+
+
+def _cpu_block(rows_heads: int) -> int:
+    fitting = (block for block in _CPU_BLOCKS if rows_heads * block**2 <= _CPU_SCORES)
+    return next(fitting, _CPU_BLOCKS[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -25,8 +25,8 @@ class AttentionRow(NamedTuple):
     """The only platform that it runs on, outside of Pallas' interpreter; None: every platform."""
     auto_max_keys: int | None = None
     """``auto`` takes it up to this many keys; None: any number."""
-    auto_max_keys_cpu: int | None = None
-    """The same on a CPU."""
+    auto_max_scores_cpu: int | None = None
+    """On a CPU: up to this many scores of all rows and heads instead."""
     quick_to_interpret: bool = True
     """Whether a small shape takes seconds in Pallas' interpreter, so that a CPU can check it by the way."""
     programs: tuple[tuple[str, int], ...] = ()
@@ -38,9 +38,9 @@ _FLASH = (("attention_forward", 2), ("attention_dq", 3), ("attention_dkv", 4))
 _SPLASH = (("splash_m[hq]a_fwd", 2), ("splash_m[hq]a_dkv_dq", 5), ("splash_m[hq]a_dq", 3), ("splash_m[hq]a_dkv", 4))
 
 ATTENTION_BACKENDS: dict[str, AttentionRow] = {
-    # One fused block is faster than a loop over few blocks; a CPU's caches hold smaller ones.
+    # One fused block is faster than a loop over few blocks; on a CPU as long as its caches hold the scores.
     "reference": AttentionRow(
-        "lclm_jax.kernels.reference_attention", AttentionCost(4, None), auto_max_keys=512, auto_max_keys_cpu=256
+        "lclm_jax.kernels.reference_attention", AttentionCost(4, None), auto_max_keys=512, auto_max_scores_cpu=2**21
     ),
     "chunked": AttentionRow("lclm_jax.kernels.chunked_attention", AttentionCost(5, 512)),
     "splash": AttentionRow("lclm_jax.kernels.tpu.splash", AttentionCost(7, 1024), "tpu", programs=_SPLASH),
