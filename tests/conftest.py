@@ -1,6 +1,7 @@
 """Settings of every test: eight simulated CPU devices, strict ranks, a compilation cache, and tiny models."""
 
 import os
+import sys
 from pathlib import Path
 
 from tests.compiler_flags import FAST
@@ -8,6 +9,8 @@ from tests.compiler_flags import FAST
 # Before JAX is imported: the flags are read once.
 os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=8", *FAST, os.environ.get("XLA_FLAGS", "")])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests start hundreds of processes, each of which would compile the package's sources again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import jax
 import numpy as np
@@ -17,6 +20,7 @@ from tests.devices import only_one_device
 from lclm_jax.config import BackboneConfig, MeshConfig, ModelConfig
 from lclm_jax.parallel import make_mesh, use_mesh
 
+sys.dont_write_bytecode = False
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(__file__).resolve().parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -6,7 +6,7 @@ from tests.exporting import export_model
 from lclm_jax.config import MeshConfig
 from lclm_jax.data.packing.rows import assemble_batch, pack_for
 from lclm_jax.errors import LclmError
-from lclm_jax.inference import generate
+from lclm_jax.inference import generate, step
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.prompts import read_example
 from lclm_jax.inference.sampling import Sampling, pick
@@ -85,12 +85,12 @@ def test_pick():
 
 
 def test_few_shapes_are_compiled(generator):
-    before = generate.prefill._cache_size(), generate._advance._cache_size()
+    before = generate.prefill._cache_size(), step._advance_layers._cache_size()
     words = "a few words " * 4
     for length in range(20, len(words), 3):
         generator.generate([words[:length]], Sampling(max_new_tokens=2))
     assert generate.prefill._cache_size() - before[0] <= 2
-    assert generate._advance._cache_size() - before[1] <= 2
+    assert step._advance_layers._cache_size() - before[1] <= 2
 
 
 @pytest.mark.parametrize(

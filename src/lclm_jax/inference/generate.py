@@ -17,11 +17,11 @@ from lclm_jax.errors import LclmError
 from lclm_jax.inference.prompts import Prompt, check_ids, read_example
 from lclm_jax.inference.sampling import Sampling, pick
 from lclm_jax.inference.span_ratios import Chooser, merge_vectors, with_ratios
+from lclm_jax.inference.step import DecodingStep
 from lclm_jax.inference.stored_windows import StoredWindows, open_store
 from lclm_jax.inference.windows import (
     BATCH_WINDOWS,
     SpanEncoder,
-    blank_batch,
     bucket,
     prompt_batch,
     rows_for,
@@ -31,7 +31,7 @@ from lclm_jax.inference.windows import (
 from lclm_jax.interop.hf_config import stored_dtype
 from lclm_jax.interop.load import load_hf
 from lclm_jax.model.kv_cache import KVCache, init_cache
-from lclm_jax.model.lclm import decode_cached, embed, logical_axes, logits
+from lclm_jax.model.lclm import decode_cached, logical_axes, logits
 from lclm_jax.parallel import make_mesh, params_sharding, use_mesh, without_context
 from lclm_jax.text.example import Example, expand
 from lclm_jax.text.outline import make_outline
@@ -206,7 +206,7 @@ class Generator:
                 tokens_B, seen_BV = choose(logits_BV, seen_BV, jax.random.fold_in(key, step), how=how)
                 if step + 1 < sampling.max_new_tokens:
                     # Queued before the tokens are fetched, so that the device works while the host reads.
-                    logits_BV, cache = _advance(self.params, tokens_B, cache, model=self.model)
+                    logits_BV, cache = self.advance(tokens_B, cache)
                 yield np.asarray(tokens_B)[: len(examples)]
 
     def embeddings(
@@ -282,6 +282,11 @@ class Generator:
             return frozenset(sampling.stop_ids)
         return self.decoder_tokenizer.stop_ids
 
+    @functools.cached_property
+    def advance(self) -> DecodingStep:
+        """What appends a token to every row of a cache."""
+        return DecodingStep(self.params, self.model, self.mesh)
+
     @property
     def _tokenizers(self) -> Tokenizers:
         return Tokenizers(self.decoder_tokenizer, self.encoder_tokenizer)
@@ -309,14 +314,6 @@ def prefill(
 @functools.partial(jax.jit, static_argnames=("model",))
 def _splice(params: Params, batch: Batch, pooled_BLE: jax.Array, *, model: ModelConfig) -> jax.Array:
     return spliced(params, model, batch, pooled_BLE)
-
-
-@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
-def _advance(params: Params, tokens_B: jax.Array, cache: KVCache, *, model: ModelConfig) -> tuple[jax.Array, KVCache]:
-    """Logits after one more token of every row."""
-    x_BSD = embed(params, model, blank_batch(decoder_tokens=tokens_B[:, None]))
-    hidden_BSD, cache = decode_cached(params, model, x_BSD, cache.length_B[:, None], cache)
-    return logits(params, model, hidden_BSD)[:, 0], cache
 
 
 @functools.partial(jax.jit, static_argnames=("how",), donate_argnames=("seen_BV",))

@@ -103,26 +103,28 @@ class _Cached:
         generator, rows = self.generator, self.logits_BV.shape[0]
         more = rows - len(pieces)
         pieces, kept, counts = [*pieces, *[pieces[0]] * more], [*kept, *[kept[0]] * more], [*counts, *[0] * more]
+        single = max(counts) == 1  # a new token of each row, and no latent: a position, not a bucket of them
         batch, pooled_BLE = prompt_batch(pieces, generator.pooled(pieces), generator.model)
-        if max(counts) == 1:  # a new token of each row, and no latent: a position, not a bucket of them
-            batch = batch._replace(**{name: getattr(batch, name)[:, :1] for name in _DECODER})
-        size = batch.decoder_tokens.shape[1]
+        size = 1 if single else batch.decoder_tokens.shape[1]
         room = self.cache.k.shape[2]
         while room < max(kept) + size:  # what is written behind a row must not reach back into it
             room *= 2
         if room > self.cache.k.shape[2]:
             self.cache = _larger(self.cache, room=room)
+        kept_B, counts_B = np.array(kept, np.int32), np.array(counts, np.int32)
+        if single:
+            cache = self.cache._replace(length_B=jnp.asarray(kept_B))
+            logits_BV, self.cache = generator.advance(batch.decoder_tokens[:, 0], cache, jnp.asarray(counts_B))
+            self.logits_BV = jnp.where(counts_B[:, None] > 0, logits_BV, self.logits_BV)
+            return
         self.logits_BV, self.cache = _extend(
             generator.params,
             batch,
             pooled_BLE,
-            (np.array(kept, np.int32), np.array(counts, np.int32), self.logits_BV),
+            (kept_B, counts_B, self.logits_BV),
             self.cache,
             model=generator.model,
         )
-
-
-_DECODER = ("decoder_tokens", "decoder_positions", "latent_index")
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))

@@ -37,10 +37,7 @@ class Decoder(Module):
         """Declare the parts."""
         config = self.model.decoder
         self.embed = Embedding(config.vocab_size, config.hidden_size, self.model.embedding_std)
-        options = StackOptions.of(self.model, True, "batch", "seq")
-        options = options._replace(remat=self.model.remat_of("decoder"), quantize=self.model.quantize.decoder)
-        options = options._replace(lora=self.model.lora.decoder)
-        self.layers = layers(config, options, name="layers")
+        self.layers = layers(config, decoder_options(self.model), name="layers")
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         init, axes = nn.initializers.normal(self.model.embedding_std), ("memory_row", "param_embed")
         self.memory_rows = self.declare("memory_rows", init, (3, config.hidden_size), axes)
@@ -66,7 +63,11 @@ class Decoder(Module):
         x_BSD = self.constrained(x_BSD.astype(self.model.compute_dtype), "batch", "seq", "embed")
         numbers_L = None if cache is None else jnp.arange(self.model.decoder.num_layers, dtype=jnp.int32)
         (x_BSD, cache), _ = self.layers((x_BSD, cache), numbers_L, context)
-        return self.final_norm(x_BSD), cache
+        return self.finish(x_BSD), cache
+
+    def finish(self, x_BSD: jax.Array) -> jax.Array:
+        """Hidden states from what the last layer gives."""
+        return self.final_norm(x_BSD)
 
     def output(self) -> tuple[jax.Array, jax.Array | None]:
         """(table_VD, memory_rows_3D) of the output head; an untied head keeps its own rows: None."""
@@ -78,6 +79,13 @@ class Decoder(Module):
         """Touch every parameter (initialisation)."""
         hidden_BSD, _ = self(self.lookup(tokens_BS), attention_context(self.model.decoder, tokens_BS, tokens_BS))
         return hidden_BSD, self.output()
+
+
+def decoder_options(model: ModelConfig) -> StackOptions:
+    """How the decoder's layers are built."""
+    options = StackOptions.of(model, True, "batch", "seq")
+    options = options._replace(remat=model.remat_of("decoder"), quantize=model.quantize.decoder)
+    return options._replace(lora=model.lora.decoder)
 
 
 def memory_ids(model: ModelConfig) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ nested dict of arrays in ``model.param_dtype``; activations are in ``model.compu
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -17,8 +18,8 @@ from lclm_jax.config.model import ModelConfig
 from lclm_jax.kernels.cross_entropy import Shards, cross_entropy, overlaid_logits
 from lclm_jax.kernels.distillation import Output, Stored, Teacher, divergence
 from lclm_jax.model.adapter import adapter_of, latents_of
-from lclm_jax.model.block import attention_context, cached_attention_context
-from lclm_jax.model.decoder import Decoder, memory_ids
+from lclm_jax.model.block import Block, attention_context, cached_attention_context
+from lclm_jax.model.decoder import Decoder, decoder_options, memory_ids
 from lclm_jax.model.encoder import Encoder, dummy_windows
 from lclm_jax.model.kv_cache import KVCache
 from lclm_jax.model.layers import DROPOUT, Declared
@@ -209,6 +210,33 @@ def decode_cached(
         hidden_BSD, (k, v) = _apply(Decoder(model), params["decoder"], x_BSD, context, (cache.k, cache.v))
     counts_B = jnp.full_like(cache.length_B, x_BSD.shape[1]) if counts_B is None else counts_B
     return hidden_BSD, KVCache(k, v, cache.length_B + counts_B)
+
+
+def decode_layers_cached(
+    layers: Sequence[Params],
+    model: ModelConfig,
+    x_BSD: jax.Array,
+    positions_BS: jax.Array,
+    cache: KVCache,
+    first: jax.Array | int,
+) -> tuple[jax.Array, KVCache]:
+    """The part of ``decode_cached`` that some layers do: (x_BSD after them, the cache with their keys and values).
+
+    ``layers`` are the parameters of each, not stacked, of those from number ``first`` (int32) on. The embedding, the
+    final norm and the count of ``cache.length_B`` are the caller's.
+    """
+    context = cached_attention_context(model.decoder, positions_BS, cache.length_B, cache.k.shape[2])
+    block, carry = Block(model.decoder, decoder_options(model)), (x_BSD, (cache.k, cache.v))
+    with jax.named_scope("decoder"):
+        for number, params in enumerate(layers):
+            carry, _ = _apply(block, params, carry, jnp.asarray(first + number, jnp.int32), context)
+    x_BSD, (k, v) = carry
+    return x_BSD, KVCache(k, v, cache.length_B)
+
+
+def final_norm(params: Params, model: ModelConfig, x_BSD: jax.Array) -> jax.Array:
+    """Hidden states for ``logits`` from what the last layer gives."""
+    return _apply(Decoder(model), params["decoder"], x_BSD, method="finish")
 
 
 def _encoder_rows_alone(batch: Batch) -> Batch:
