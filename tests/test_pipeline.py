@@ -41,7 +41,8 @@ REPORT_KEYS = (
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     config = load_config(DEMO, [*SMALL, f"run_dir={tmp_path_factory.mktemp('pipeline') / 'run'}"])
-    with only_one_device():
+    with only_one_device(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lclm_jax.data.prepare.run.cores", lambda: 1)  # no processes, which would import all again
         return config, run_pipeline(config)
 
 

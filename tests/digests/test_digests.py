@@ -95,7 +95,7 @@ def measure(folder: Path) -> dict:
     write_corpus(folder)
     folder.joinpath("run.yaml").write_text(CONFIG)
     run = folder / "runs" / "run"
-    lclm(folder, "data", "prepare", "run.yaml")
+    lclm(folder, "data", "prepare", "run.yaml", "--workers", "1")
     lclm(folder, "train", "run.yaml")
     lclm(folder, "export", "run.yaml", "export")
     steps = [json.loads(line) for line in (run / "stages/only/metrics.jsonl").read_text().splitlines()]

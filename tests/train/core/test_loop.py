@@ -75,8 +75,7 @@ def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path, caplog):
     with Checkpoints(checkpoints_folder(killed, "only")) as checkpoints:
         assert checkpoints.latest() in (None, 3)  # None: killed before the background write ended
     assert [record["step"] for record in records(killed)] in ([0, 1, 2, 3], [0, 1, 2])
-    result = in_process(killed, tmp_path)
-    assert result.returncode == 0, result.stderr
+    one_stage.run_only(killed)
     assert exact(killed) == exact(config)
     assert [record["step"] for record in exact(config)] == list(range(8))
     same = jax.tree.map(np.array_equal, final_params(killed), final_params(config))
