@@ -20,6 +20,7 @@ STAGES = ("base", "stage3")
 SMALL = [
     "corpus.max_bytes=800000",
     "corpus.held_out_share=0.3",
+    "data.pack.block_examples=500",  # not 25,000, of which two steps read 50
     f"model.encoder={TOWER}",
     f"model.decoder={TOWER}",
     "eval={examples: 8, batch_rows: 8, free_running_examples: 2, generations: 1, max_new_tokens: 4}",
