@@ -16,7 +16,7 @@ TOWER = (
     "{vocab_size: 512, hidden_size: 16, num_layers: 1, num_heads: 2, num_kv_heads: 1, head_dim: 8, mlp_size: 32,"
     " rope_theta: 1e4, max_positions: 2048}"
 )
-STAGES = ("base", "stage3")
+STAGES = ("stage3",)
 SMALL = [
     "corpus.max_bytes=800000",
     "corpus.held_out_share=0.3",

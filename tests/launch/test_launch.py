@@ -738,5 +738,5 @@ def test_the_gpu_image_pins_what_jax_brings():
 
 def test_no_secrets_in_the_files():
     for path in LAUNCH.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.suffix != ".pyc":
             assert not re.search(r"(token|secret|password|api_key)\s*[:=]\s*\S", path.read_text(), re.IGNORECASE), path

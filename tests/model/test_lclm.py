@@ -116,7 +116,13 @@ def hidden_of(params, model, batch):
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(), dict(mask="bidirectional", adapter={"type": "attn_mlp"}), dict(pooling="eos")], ids=str
+    "changes",
+    [
+        pytest.param(dict(), marks=pytest.mark.slow),
+        dict(mask="bidirectional", adapter={"type": "attn_mlp"}),
+        pytest.param(dict(pooling="eos"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_packed_equals_separate_and_padding_is_inert(changes, make_model, batches, rng, mesh):
     model = make_model(**changes)

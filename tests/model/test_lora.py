@@ -163,6 +163,7 @@ def test_dropout_keeps_the_mean():
     assert float(y.mean()) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow  # tests/model/test_fields.py has each field by itself
 def test_every_field_matters(case, mesh):
     model, params, batch = case
     params = shaken(params)
