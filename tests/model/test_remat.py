@@ -21,7 +21,7 @@ def stack(make_model):
         config, segments_BS = model.encoder, jnp.ones((1, 8), jnp.int32)
         options = StackOptions.of(model, False, "encoder_rows", "encoder_seq")
         options = options._replace(remat=model.remat_of("encoder"), heads="encoder_heads", kv_heads="encoder_heads")
-        module = layers(config, options._replace(mlp="encoder_mlp", width="encoder_embed"))
+        module = layers(config, options._replace(mlp="encoder_mlp", width="encoder_embed"), initializing=True)
         context = attention_context(config, segments_BS, jnp.arange(8)[None])
         x_BSD = jnp.sin(jnp.arange(8.0 * config.hidden_size)).reshape(1, 8, -1)
         params = jax.tree.map(lambda box: box.value, module.init(jax.random.key(0), (x_BSD, None), None, context),

@@ -86,5 +86,5 @@ class MlpAdapter(Module):
         assert shape is not None
         options = StackOptions.of(self.model, False, "batch", "latents")
         context = attention_context(shape, segments_BL, positions_BL)
-        (x_BLE, _), _ = layers(shape, options)((x_BLE, None), None, context)
+        (x_BLE, _), _ = layers(shape, options, self.is_initializing())((x_BLE, None), None, context)
         return x_BLE

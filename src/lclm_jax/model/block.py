@@ -117,7 +117,9 @@ class Attention(Module):
         Kernels must not be left to the partitioner, which would run them whole on every device.
         """
         mesh = jax.sharding.get_abstract_mesh()
-        if self.is_initializing() or mesh.size == 1:
+        if self.is_initializing():  # shapes are all that matters
+            return qkv[0]
+        if mesh.size == 1:
             return _attend_locally(self.options, (), *qkv, *context[2:])
         rows, positions, heads = self.options.rows, self.options.positions, self.options.heads
         cut = axis_names(positions)
@@ -266,11 +268,11 @@ class Block(Module):
         return (self.constrained(x_BSD, *axes), cache), None
 
 
-def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") -> nn.Module:
+def layers(config: BackboneConfig, options: StackOptions, initializing: bool, name: str = "layers") -> nn.Module:
     """A stack of ``config.num_layers`` blocks: ((x_BSD, cache), layers, context) -> ((x_BSD, cache), None).
 
-    ``layers`` [num_layers] int32 counts them where there is a cache. Parameters carry the layers on axis 0, scanned or
-    unrolled alike.
+    ``layers`` [num_layers] int32 counts them where there is a cache; ``initializing``: whether the module that has
+    them is (``is_initializing``). Parameters carry the layers on axis 0, scanned or unrolled alike.
     """
     block: Callable[..., nn.Module] = Block
     if options.remat.recomputes:
@@ -283,6 +285,9 @@ def layers(config: BackboneConfig, options: StackOptions, name: str = "layers") 
         in_axes=(0, nn.broadcast),
         length=config.num_layers,
         unroll=1 if options.scan_layers else config.num_layers,
+        # Nothing is broadcast out of the loop, so the body need not be traced once more to find what could be. New
+        # parameters have been: their random keys count what is traced.
+        check_constancy_invariants=initializing,
     )(config, options, name=name)
 
 

@@ -37,7 +37,7 @@ class Decoder(Module):
         """Declare the parts."""
         config = self.model.decoder
         self.embed = Embedding(config.vocab_size, config.hidden_size, self.model.embedding_std)
-        self.layers = layers(config, decoder_options(self.model), name="layers")
+        self.layers = layers(config, decoder_options(self.model), self.is_initializing())
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         init, axes = nn.initializers.normal(self.model.embedding_std), ("memory_row", "param_embed")
         self.memory_rows = self.declare("memory_rows", init, (3, config.hidden_size), axes)

@@ -56,7 +56,7 @@ class Encoder(Module):
                 x_BSD = jnp.where((order_BS >= 0)[..., None], markers_BSD, x_BSD)
         options = encoder_options(self.model, spread, "encoder_seq")
         context = attention_context(config, segments_BS, positions_BS)
-        (x_BSD, _), _ = layers(config, options)((x_BSD, None), None, context)
+        (x_BSD, _), _ = layers(config, options, self.is_initializing())((x_BSD, None), None, context)
         if normed:
             x_BSD = RMSNorm(config.hidden_size, config.norm_eps, name="final_norm")(x_BSD)
         return x_BSD.reshape(*tokens_BMR.shape, config.hidden_size)

@@ -128,7 +128,9 @@ class Projection(Module):
         inputs, outputs = range(self.contracted), range(self.contracted, len(self.shape))
         init = nn.initializers.variance_scaling(self.gain, "fan_in", "normal", inputs, outputs)
         kernel = self.declare("kernel", init, self.shape, self.axes)
-        if self.how.quantize == "none" or self.is_initializing():
+        if self.is_initializing():  # shapes are all that matters
+            out = jnp.zeros((*x.shape[: x.ndim - self.contracted], *self.shape[self.contracted :]), x.dtype)
+        elif self.how.quantize == "none":
             out = product(self.equation, x, kernel)
         else:
             out = quantized_product(x, kernel, self.contracted, self.how.quantize)

@@ -82,7 +82,7 @@ class LastLayers(Module):
         before_BL = jnp.pad(segments_BL[:, :-1], ((0, 0), (1, 0)))
         first_BL = jax.lax.cummax(jnp.where(segments_BL != before_BL, order_BL, 0), axis=1)
         context = attention_context(config, segments_BL, order_BL - first_BL)
-        stack = layers(config, encoder_options(self.model, rows, "latents"))
+        stack = layers(config, encoder_options(self.model, rows, "latents"), self.is_initializing())
         (x_BLE, _), _ = stack((x_BLE, None), None, context)
         return RMSNorm(config.hidden_size, config.norm_eps, name="final_norm")(x_BLE)
 
