@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.compiler_flags import FAST
+
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(\w+)[ \t]+([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _MARK = "=== block "
@@ -65,10 +67,10 @@ def run(page: Path, folder: Path, timeout: int = 240) -> list[str]:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        # Programs run a few times on tiny shapes: compiling is what they wait for.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": " ".join(FAST),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(

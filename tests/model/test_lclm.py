@@ -88,7 +88,7 @@ def assert_close(ours, expected, tolerance=1e-5):
     [
         pytest.param(dict(scan_layers=False), marks=pytest.mark.slow),
         pytest.param(dict(remat="full"), marks=pytest.mark.slow),
-        dict(remat="dots", scan_layers=False),
+        pytest.param(dict(remat="dots", scan_layers=False), marks=pytest.mark.slow),
         dict(attention="chunked"),
         dict(loss_chunk=7, remat="full"),
     ],

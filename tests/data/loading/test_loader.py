@@ -40,7 +40,7 @@ def reference(run, edited):
     return batches(edited(values, data={"prefetch": 0}), tokenizers)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_threads_and_workers_do_not_change_the_batches(run, edited, reference, workers, monkeypatch):
     monkeypatch.setattr("lclm_jax.data.loading.loader._SHARED_BYTES", 0 if workers == 2 else 2**20)
     values, tokenizers = run
