@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.errors import LclmError
-from lclm_jax.text.chats.loss_markers import is_trained_on
+from lclm_jax.text.chats.loss_markers import is_trained_on, untrained_parts
 from lclm_jax.text.example import chat_outline
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
@@ -24,11 +24,9 @@ def test_the_marks_of_the_field(key):
         is_trained_on(USER | {key: 1})
 
 
-def test_marks_that_contradict_or_are_partial():
+def test_marks_that_contradict():
     with pytest.raises(LclmError, match="two things"):
         is_trained_on(REPLY | {"weight": 0, "train": True})
-    with pytest.raises(LclmError, match="training_detail: a loss on parts"):
-        is_trained_on(REPLY | {"training_detail": [{"begin_offset": 0, "end_offset": 3, "train": False}]})
 
 
 def test_loss_token_by_token(tmp_path):
@@ -53,3 +51,59 @@ def test_loss_token_by_token(tmp_path):
         at += reply + len(turn)
     np.testing.assert_array_equal(marked.loss, expected)
     assert not outline([{"weight": 0}] * 5).loss.any()
+
+
+def part(begin, end, train=False):
+    return {"begin_offset": begin, "end_offset": end, "train": train}
+
+
+def test_parts_of_a_reply():
+    reply = REPLY | {"content": "one two three"}
+    assert untrained_parts(reply) == []
+    detail = [part(0, 2), part(4, 6, True), part(8, 12)]
+    for key in ("train_detail", "training_detail"):
+        assert untrained_parts(reply | {key: detail}) == [(0, 3), (8, 13)]
+
+
+@pytest.mark.parametrize(
+    ("marks", "words"),
+    [
+        ({"train_detail": [part(0, 13)]}, "characters 0 to 13 of a content of 13"),
+        ({"train_detail": [part(-1, 2)]}, "characters -1 to 2"),
+        ({"train_detail": [part(4, 6), part(0, 2)]}, r"train_detail\[1\]: characters 0 to 2"),
+        ({"train_detail": [part(0, 4), part(4, 6)]}, "without overlap"),
+        ({"train_detail": [part(0, 2, 1)]}, "train: true or false"),
+        ({"train_detail": [part("0", 2)]}, "a part is"),
+        ({"train_detail": "all"}, "a part is"),
+        ({"train_detail": [part(0, 2)], "training_detail": [part(0, 2)]}, "one, on a reply alone"),
+        ({"role": "user", "train_detail": [part(0, 2)]}, "on a message of role 'user'"),
+    ],
+)
+def test_parts_that_cannot_be_meant(marks, words):
+    with pytest.raises(LclmError, match=words):
+        untrained_parts(REPLY | {"content": "one two three"} | marks)
+
+
+def test_loss_on_parts_token_by_token(tmp_path):
+    tokenizer = Tokenizer(train_tokenizer(["one two three four five\n" * 9], 300, tmp_path))
+    detail = {"train_detail": [part(0, 2), part(4, 6, True), part(7, 12)]}
+
+    def outline(marks):
+        messages = [USER, REPLY | {"content": "one two three"} | marks, USER, REPLY | {"content": "four"}]
+        return chat_outline(messages, tokenizer, tokenizer, replies="all")
+
+    plain, marked = outline({}), outline(detail)
+    np.testing.assert_array_equal(plain.tokens, marked.tokens)
+    pieces = ["<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "one", " two", " three", "<|im_end|>\n"]
+    counts = [len(tokenizer.encode(piece)) for piece in pieces]
+    expected = plain.loss.copy()
+    expected[counts[0] : sum(counts[:2])] = 0
+    expected[sum(counts[:3]) : sum(counts[:4])] = 0
+    np.testing.assert_array_equal(marked.loss, expected)
+    assert marked.loss.sum() < plain.loss.sum()
+    with pytest.raises(LclmError, match="prints 2 times"):
+        calls = [{"type": "function", "function": {"name": "one two three", "arguments": "{}"}}]
+        tools = [{"type": "function", "function": {"name": "one two three"}}]
+        with_tools = Tokenizer(train_tokenizer(["one two three\n" * 9], 300, tmp_path / "tools", tools=True))
+        reply = REPLY | {"content": "one two three", "tool_calls": calls} | detail
+        chat_outline([USER, reply], with_tools, with_tools, tools=tools)

@@ -1,11 +1,13 @@
-"""Marks on a message that say whether to train on it: those of OpenAI, Mistral (weight), Axolotl, ms-swift."""
+"""Marks on a message that say whether to train on it, or on parts of it: OpenAI's, Mistral's, Axolotl's, ms-swift's."""
 
 from lclm_jax.errors import LclmError
 from lclm_jax.types import JsonObject, ReadOnlyJson
 
 MARKERS = ("weight", "train", "training", "loss")
 """Keys of a message; 0 and false: no loss on it, 1 and true: loss."""
-_PARTIAL = ("train_detail", "training_detail")
+DETAILS = ("train_detail", "training_detail")
+"""Keys of a message that list parts of its content: ``begin_offset`` and ``end_offset`` (characters, both included) and
+``train``; what no part names has the loss of its message (Axolotl)."""
 
 
 class LossMarkerError(LclmError):
@@ -17,11 +19,8 @@ def is_trained_on(message: ReadOnlyJson) -> bool:
 
     Raises:
         LossMarkerError: A mark is neither 0, 1, true nor false; two contradict each other; one asks for loss on another
-            role's message, or on a part of the message alone.
+            role's message.
     """
-    for name in _PARTIAL:
-        if message.get(name):
-            raise LossMarkerError(f"{name}: a loss on parts of a message is not supported; remove the key or the row")
     marks = {name: message[name] for name in MARKERS if message.get(name) is not None}
     for name, value in marks.items():
         if not (isinstance(value, bool | int | float) and value in (0, 1)):
@@ -33,6 +32,40 @@ def is_trained_on(message: ReadOnlyJson) -> bool:
     return all(marks.values())
 
 
+def untrained_parts(message: ReadOnlyJson) -> list[tuple[int, int]]:
+    """Characters ``[start, stop)`` of the content that have no loss though the message has, in order.
+
+    Raises:
+        LossMarkerError: A part is no object of two offsets and a mark, lies outside the content, or begins before the
+            last one ends.
+    """
+    found = [name for name in DETAILS if message.get(name)]
+    if not found:
+        return []
+    if len(found) > 1 or message["role"] != "assistant":
+        raise LossMarkerError(f"{', '.join(found)} on a message of role {message['role']!r:.40}: one, on a reply alone")
+    parts, before, size = message[found[0]], 0, len(message["content"])
+    without = []
+    for number, part in enumerate(parts if isinstance(parts, list) else [parts]):
+        values = [part.get(key) for key in ("begin_offset", "end_offset")] if isinstance(part, dict) else []
+        wanted = part.get("train") if isinstance(part, dict) else None
+        if [type(value) for value in values] != [int, int] or not isinstance(wanted, bool):
+            raise LossMarkerError(
+                f"{found[0]}[{number}]={part!r:.80}: a part is {{begin_offset: characters, end_offset: of its last,"
+                " train: true or false}}"
+            )
+        begin, end = values
+        if not before <= begin <= end < size:
+            raise LossMarkerError(
+                f"{found[0]}[{number}]: characters {begin} to {end} of a content of {size}; parts lie in it, in order,"
+                " without overlap"
+            )
+        before = end + 1
+        if not wanted:
+            without.append((begin, end + 1))
+    return without
+
+
 def without_markers(message: ReadOnlyJson) -> JsonObject:
     """``message`` without marks, as a template gets it."""
-    return {name: value for name, value in message.items() if name not in (*MARKERS, *_PARTIAL)}
+    return {name: value for name, value in message.items() if name not in (*MARKERS, *DETAILS)}

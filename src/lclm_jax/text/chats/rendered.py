@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lclm_jax.text.chats.chat_template import ChatError
-from lclm_jax.text.chats.loss_markers import is_trained_on, without_markers
+from lclm_jax.text.chats.loss_markers import LossMarkerError, is_trained_on, untrained_parts, without_markers
 from lclm_jax.text.chats.replies import check_reply, reply_prompt
 from lclm_jax.text.chats.special_strings import SpecialStrings
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, split_memory
@@ -20,8 +20,8 @@ class RenderedChat:
     text: str
     """With memory tags where the content of the messages has them."""
     trained: tuple[tuple[int, int], ...]
-    """``[start, stop)`` characters of every reply with loss, its end token and what the template puts after it
-    included, in order."""
+    """``[start, stop)`` characters with loss, in order: every reply that is trained on, its end token and what the
+    template puts after it included, without the parts that its marks except."""
     content: str
     """Of the last message, the reply that the chat ends with."""
     reply_start: int
@@ -36,9 +36,11 @@ class RenderedChat:
         """The chat with the characters ``[start, stop)`` of the last reply as a memory span."""
         first, last = self.reply_start + start, self.reply_start + stop
         text = f"{self.text[:first]}{MEMORY_START}{self.text[first:last]}{MEMORY_END}{self.text[last:]}"
-        more = len(MEMORY_START) + len(MEMORY_END)
-        trained = tuple((begin, end + more if end > self.reply_start else end) for begin, end in self.trained)
-        return replace(self, text=text, trained=trained)
+
+        def moved(place: int) -> int:
+            return place + len(MEMORY_START) * (place > first) + len(MEMORY_END) * (place >= last)
+
+        return replace(self, text=text, trained=tuple((moved(begin), moved(end)) for begin, end in self.trained))
 
 
 def render_trained(
@@ -65,7 +67,7 @@ def render_trained(
         answered = whole if end == last else decoder.render_chat(chat[: end + 1], tools=tools)
         prompt = reply_prompt(chat[: end + 1], answered, decoder, tools)
         if answered.startswith(prompt) and whole.startswith(answered):
-            trained.append((len(prompt), len(answered)))
+            trained += _with_loss(messages[end], len(prompt), answered)
             reply_start = len(prompt)
             if strings is not None:
                 check_reply(chat[: end + 1], answered.removeprefix(prompt), prompt, decoder, tools)
@@ -75,3 +77,20 @@ def render_trained(
                 " use a template whose prompt is a prefix of the whole chat"
             )
     return RenderedChat(whole, tuple(trained), chat[-1].get("content", ""), reply_start if wanted[last] else len(whole))
+
+
+def _with_loss(reply: ReadOnlyJson, start: int, answered: str) -> list[tuple[int, int]]:
+    """Characters of ``answered`` from ``start`` that have loss: all but the parts that the reply's marks except."""
+    begin, ranges = start, []
+    if parts := untrained_parts(reply):
+        content, printed = reply["content"], answered[start:]
+        if printed.count(content) != 1:
+            raise LossMarkerError(
+                f"marks on parts of {content!r:.60}, which the chat template prints {printed.count(content)} times;"
+                " mark the whole message"
+            )
+        at = start + printed.index(content)
+        for first, stop in parts:
+            ranges.append((begin, at + first))
+            begin = at + stop
+    return [(first, stop) for first, stop in [*ranges, (begin, len(answered))] if first < stop]
