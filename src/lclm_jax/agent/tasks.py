@@ -1,5 +1,6 @@
 """Tasks about segments, with the segments that answer them: named codes, quotations of documents, RULER."""
 
+import functools
 import itertools
 import random
 import re
@@ -44,6 +45,7 @@ class Drawn(NamedTuple):
     questions: tuple[Asked, ...]
 
 
+@functools.cache
 def names() -> list[str]:
     """The names that codes are given to: two syllables each, the same on every machine."""
     syllables = [a + b for a in _CONSONANTS for b in _VOWELS]
@@ -51,16 +53,29 @@ def names() -> list[str]:
     return random.Random(0).sample(pairs, NAMES)  # noqa: S311 - a fixed list, no secret
 
 
+def check_segments(count: int) -> None:
+    """Raise ``LclmError`` if there are fewer names than ``count``."""
+    if not 1 <= count <= NAMES:
+        raise LclmError(f"{count} segments: there are names for 1 to {NAMES}; ask for fewer")
+
+
+def draw_segments(stream: random.Random, count: int) -> tuple[list[str], list[str], list[str]]:
+    """Different names, a random code for each, and the segments that say so; draws from ``stream``.
+
+    Raises ``LclmError`` if there are fewer names than segments.
+    """
+    check_segments(count)
+    chosen = stream.sample(names(), count)
+    codes = ["".join(stream.choices(_LETTERS, k=CODE_LENGTH)) for _ in chosen]
+    pairs = zip(chosen, codes, strict=True)
+    return chosen, codes, [stream.choice(_FACTS).format(name=name, code=code) for name, code in pairs]
+
+
 def draw_codes(seed: int, count: int, segments: int, questions: int) -> Iterator[Drawn]:
     """Tasks whose segments each give a random code to a name: nothing but the segment itself tells the code."""
-    if not 1 <= segments <= NAMES:
-        raise LclmError(f"{segments} segments: there are names for 1 to {NAMES}; ask for fewer")
-    stream, known = random.Random(f"codes {seed}"), names()  # noqa: S311 - drawn data, no secret
+    stream = random.Random(f"codes {seed}")  # noqa: S311 - drawn data, no secret
     for number in range(count):
-        chosen = stream.sample(known, segments)
-        codes = ["".join(stream.choices(_LETTERS, k=CODE_LENGTH)) for _ in chosen]
-        pairs = zip(chosen, codes, strict=True)
-        texts = [stream.choice(_FACTS).format(name=name, code=code) for name, code in pairs]
+        chosen, codes, texts = draw_segments(stream, segments)
         asked = stream.sample(range(segments), min(questions, segments))
         yield Drawn(
             f"codes/{seed}/{number}",

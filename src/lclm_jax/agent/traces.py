@@ -135,6 +135,20 @@ def write_traces(
     return dict(sorted(counts.items()))
 
 
+def write_rows(out: Path, rows: Iterable[JsonObject], texts: Path | None = None) -> int:
+    """Write ``rows`` to ``out``, and what they say to ``texts``; returns how many."""
+    with ExitStack() as files:
+        file, documents = (
+            None if path is None else files.enter_context(path.open("w", encoding="utf-8")) for path in (out, texts)
+        )
+        written = 0
+        for row in rows:
+            _write(file, row)
+            _write(documents, texts_of(row))
+            written += 1
+        return written
+
+
 def _write(file: IO[str] | None, values: JsonObject) -> None:
     if file is not None:
         file.write(json.dumps(values, ensure_ascii=False) + "\n")

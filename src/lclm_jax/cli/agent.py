@@ -1,4 +1,4 @@
-"""Skim and expand: ``lclm data expand-traces`` writes chats to train on, ``lclm expand`` asks a model."""
+"""Skim and expand: ``lclm data`` ``expand-traces`` and ``lookups`` write chats to train on, ``lclm expand`` asks."""
 
 from pathlib import Path
 
@@ -39,6 +39,27 @@ def expand_traces(
     shares = TraceShares(direct, raw, distractors)
     for kind, count in write_traces(out, Choice(**chosen), shares, texts, tasks).items():
         click.echo(f"{out}: {count:,} rows of kind {kind}")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--segments", type=click.IntRange(1), default=8, show_default=True, help="Segments of a row, at most.")
+@click.option("--lookups", type=click.IntRange(1), default=24, show_default=True, help="Names of a reply.")
+@click.option("--plain", is_flag=True, help="Names and numbers as text, without memory: what is learned first.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--texts", type=click.Path(path_type=Path), help="Also write what the rows say, as documents.")
+def lookups(out: Path, texts: Path | None, **chosen) -> None:
+    """Write chats to OUT (JSON lines) that say for one name after another in which segment it stands.
+
+    They come before traces (`lclm data expand-traces`) where a model starts from random weights: loss is on the
+    segments' numbers alone. Train on them with `records: chat`.
+    """
+    from lclm_jax.agent.lookups import Lookups
+    from lclm_jax.agent.traces import write_rows
+
+    counted = write_rows(out, Lookups(**chosen).draw(), texts)
+    click.echo(f"{out}: {counted:,} rows")
 
 
 @click.command()

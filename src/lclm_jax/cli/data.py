@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lclm_jax.cli.agent import expand_traces
+from lclm_jax.cli.agent import expand_traces, lookups
 from lclm_jax.cli.options import config_argument, json_option, load_for_devices, set_option, write_result
 from lclm_jax.config import Config, RunPaths, load_config
 from lclm_jax.machine import cores
@@ -24,6 +24,7 @@ def data() -> None:
 
 
 data.add_command(expand_traces)
+data.add_command(lookups)
 
 
 @data.command()

@@ -1,0 +1,52 @@
+"""Look-ups: every name stands in the segment whose number follows it, and only the numbers have loss."""
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from lclm_jax.agent.lookups import Lookups
+from lclm_jax.cli.data import data
+from lclm_jax.errors import LclmError
+from lclm_jax.text.example import chat_outline
+from lclm_jax.text.tokenizer import Tokenizer
+from lclm_jax.text.train_tokenizer import train_tokenizer
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_number_is_that_of_the_segment_with_the_name(plain, tmp_path):
+    tokenizer = Tokenizer(train_tokenizer(["Where is each? The code of mavu"], 270, tmp_path))
+    sizes = set()
+    for row in Lookups(40, lookups=6, plain=plain, seed=1).draw():
+        shown, reply = (message["content"] for message in row["messages"])
+        pattern = r" (\w+)(\d)" if plain else r"seg_(\d): <\|memory_start\|>(.*?)<"
+        found = re.findall(pattern, shown)
+        segments = {number: name for name, number in found} if plain else dict(found)
+        sizes.add(len(segments))
+        asked = re.findall(r" ([a-z]+)(\d)", reply)
+        assert len(asked) == 6
+        for name, number in asked:
+            assert [one for one, text in segments.items() if name in text.split()] == [number]
+        outline = chat_outline(row["messages"], tokenizer, tokenizer, replies="all")
+        assert len(outline.spans) == (0 if plain else len(segments))
+        trained = tokenizer.decode(outline.tokens[outline.loss > 0]).replace("<|im_end|>", "").strip()
+        assert trained == "".join(number for _, number in asked)
+    assert sizes == {2, 4, 8}
+
+
+def test_rows_are_those_of_the_seed_and_names_are_enough():
+    first, again, other = (list(Lookups(5, seed=seed).draw()) for seed in (0, 0, 1))
+    assert first == again and [row["messages"] for row in first] != [row["messages"] for row in other]
+    assert all("seg_1: " in row["messages"][0]["content"] for row in Lookups(5, segments=1).draw())
+    with pytest.raises(LclmError, match="1000 segments: there are names for 1 to 128"):
+        list(Lookups(20, segments=1000).draw())
+
+
+def test_the_command_writes_rows_and_texts(tmp_path):
+    out, texts = tmp_path / "rows.jsonl", tmp_path / "texts.jsonl"
+    done = CliRunner().invoke(data, ["lookups", str(out), "--rows", "3", "--plain", "--texts", str(texts)])
+    assert done.exit_code == 0 and "3 rows" in done.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    said = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+    assert said == ["\n".join(message["content"] for message in row["messages"]) for row in rows]
