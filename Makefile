@@ -78,7 +78,7 @@ test-buckets: .venv-buckets/.installed
 
 .venv-buckets/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-buckets
-	.venv-buckets/bin/python $(PLAIN_PIP) -e '.[gcs,s3]' 'gcp-storage-emulator>=2026.7' 'moto[server]>=5' pytest
+	.venv-buckets/bin/python $(PLAIN_PIP) -e '.[gcs,s3]' 'gcp-storage-emulator>=2026.7' 'moto[server]>=5' 'aiobotocore[boto3]' pytest
 	@touch $@
 
 lint: $(VENV)/.dev-installed
