@@ -19,8 +19,10 @@ def is_trained_on(message: ReadOnlyJson) -> bool:
 
     Raises:
         LossMarkerError: A mark is neither 0, 1, true nor false; two contradict each other; one asks for loss on another
-            role's message.
+            role's message, as does a list of parts.
     """
+    if message["role"] != "assistant" and (detail := next((name for name in DETAILS if message.get(name)), None)):
+        raise LossMarkerError(f"{detail} on a message of role {message['role']!r:.40}: only replies are trained on")
     marks = {name: message[name] for name in MARKERS if message.get(name) is not None}
     for name, value in marks.items():
         if not (isinstance(value, bool | int | float) and value in (0, 1)):
@@ -42,19 +44,12 @@ def untrained_parts(message: ReadOnlyJson) -> list[tuple[int, int]]:
     found = [name for name in DETAILS if message.get(name)]
     if not found:
         return []
-    if len(found) > 1 or message["role"] != "assistant":
-        raise LossMarkerError(f"{', '.join(found)} on a message of role {message['role']!r:.40}: one, on a reply alone")
+    if len(found) > 1:
+        raise LossMarkerError(f"{' and '.join(found)} on one message; keep one of them")
     parts, before, size = message[found[0]], 0, len(message["content"])
     without = []
     for number, part in enumerate(parts if isinstance(parts, list) else [parts]):
-        values = [part.get(key) for key in ("begin_offset", "end_offset")] if isinstance(part, dict) else []
-        wanted = part.get("train") if isinstance(part, dict) else None
-        if [type(value) for value in values] != [int, int] or not isinstance(wanted, bool):
-            raise LossMarkerError(
-                f"{found[0]}[{number}]={part!r:.80}: a part is {{begin_offset: characters, end_offset: of its last,"
-                " train: true or false}}"
-            )
-        begin, end = values
+        begin, end, wanted = _read_part(part, f"{found[0]}[{number}]")
         if not before <= begin <= end < size:
             raise LossMarkerError(
                 f"{found[0]}[{number}]: characters {begin} to {end} of a content of {size}; parts lie in it, in order,"
@@ -64,6 +59,17 @@ def untrained_parts(message: ReadOnlyJson) -> list[tuple[int, int]]:
         if not wanted:
             without.append((begin, end + 1))
     return without
+
+
+def _read_part(part: object, name: str) -> tuple[int, int, bool]:
+    """First and last character of a part, and whether it has loss."""
+    if isinstance(part, dict):
+        begin, end, wanted = (part.get(key) for key in ("begin_offset", "end_offset", "train"))
+        if type(begin) is int and type(end) is int and isinstance(wanted, bool):
+            return begin, end, wanted
+    raise LossMarkerError(
+        f"{name}={part!r:.80}: a part is {{begin_offset: characters, end_offset: of its last, train: true or false}}"
+    )
 
 
 def without_markers(message: ReadOnlyJson) -> JsonObject:
