@@ -251,9 +251,9 @@ class Checkpoints:
         """
         rest = {"step": abstract.step, "rng": abstract.rng, "opt_state": abstract.opt_state}
         whole = {"params": abstract.params, "rest": rest}
-        sharding = jax.tree.leaves(abstract)[0].sharding
-        if isinstance(sharding, jax.sharding.NamedSharding) and one_reads_for_all(sharding.mesh):
-            restored = self._restore_once(step, whole, reads=jax.process_index() in processes_of(sharding.mesh)[0])
+        mesh = getattr(jax.tree.leaves(abstract)[0].sharding, "mesh", None)  # None: it lies on one device
+        if isinstance(mesh, jax.sharding.Mesh) and one_reads_for_all(mesh):
+            restored = self._restore_once(step, whole, reads=jax.process_index() in processes_of(mesh)[0])
         else:
             restored = self._restore(step, **{item: _onto(tree) for item, tree in whole.items()})
         state = TrainState(params=restored["params"], **restored["rest"])
