@@ -49,7 +49,8 @@ def test_saved_products_are_not_taken_again_and_gradients_are_the_same(stack):
     assert counts[1] == counts[0] - 4
     assert "host" in texts[1] and "host" not in texts[0]
     for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        # Fused multiply-adds round differently where a product is repeated, by a share of the sum's largest terms.
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * float(jnp.abs(other).max()))
 
 
 @pytest.mark.parametrize(

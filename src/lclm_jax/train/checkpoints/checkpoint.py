@@ -12,7 +12,7 @@ checkpoints go. A damaged one is renamed to ``damaged-STEP-...`` and the one bef
 
 import logging
 import threading
-import time
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -227,7 +227,8 @@ class Checkpoints:
 
     def set_aside(self, step: int, why: str = "damaged") -> Path:
         """Rename the folder of ``step``, so that it no longer counts as a checkpoint; returns its new path."""
-        aside = self.folder / f"{why}-{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # To the microsecond: a step can be set aside, reached again and set aside once more within a second.
+        aside = self.folder / f"{why}-{step}-{datetime.now():%Y%m%d-%H%M%S-%f}"
         step_folders.move(self.folder / str(step), aside)
         if self._manager is not None:
             self._manager.reload()
