@@ -134,3 +134,14 @@ def test_the_option_and_the_variable(tmp_path):
     for environment in ({"LCLM_RESTARTS": "0"}, {"LCLM_RESTARTS": "3", "LCLM_RESUME": "auto"}):
         failed = CliRunner().invoke(cli, arguments, env=environment)
         assert "has no tokenizer yet" in str(failed.exception)
+
+
+def test_where_the_weights_come_from_may_change_until_a_stage_begins(begun, tmp_path):
+    first = begun()
+    later = load_config(DEMO, [f"run_dir={tmp_path / 'run'}", "init.run=/models/other"])
+    for config in (first, later):
+        with own_run(config):
+            pass
+    begun(begin(0))
+    with pytest.raises(LclmError, match=r"init\.run: '/models/other' -> None"), own_run(first):
+        pass

@@ -143,6 +143,8 @@ def _committed(happened: list[JsonObject], copies: bool) -> int:
 def claim_run(config: Config, force: bool = False) -> None:
     """Store the resolved configuration in the run's folder, or (without ``force``) check that the stored one agrees.
 
+    Where the weights come from (``init``) may change until a stage has begun: data is often prepared before that is known.
+
     Raises:
         LclmError: the folder belongs to a run that differs in a key whose role is ``result``.
     """
@@ -151,10 +153,13 @@ def claim_run(config: Config, force: bool = False) -> None:
         # Parsed again, so that a key that this version added has its default on both sides.
         stored = flat_values(parse_config(_read_stored(path), str(path)).model_dump(mode="json"))
         mine = flat_values(config.model_dump(mode="json"))
+        begun = any(True for stage in config.stages for _ in events.read_events(RunPaths(config).stage(stage)))
         changed = [
             name
             for name in sorted(stored.keys() | mine.keys())
-            if stored.get(name) != mine.get(name) and role_of(Config, name) in ("result", None)
+            if stored.get(name) != mine.get(name)
+            and role_of(Config, name) in ("result", None)
+            and (begun or not name.startswith("init."))
         ]
         if changed:
             shown = ", ".join(f"{name}: {stored.get(name)!r} -> {mine.get(name)!r}" for name in changed[:4])
