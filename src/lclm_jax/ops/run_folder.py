@@ -143,7 +143,7 @@ def _committed(happened: list[JsonObject], copies: bool) -> int:
 def claim_run(config: Config, force: bool = False) -> None:
     """Store the resolved configuration in the run's folder, or (without ``force``) check that the stored one agrees.
 
-    Where the weights come from (``init``) may change until a stage has begun: data is often prepared before that is known.
+    Where the weights come from (``init``) may change until a stage has begun: data is often prepared earlier.
 
     Raises:
         LclmError: the folder belongs to a run that differs in a key whose role is ``result``.
