@@ -15,23 +15,28 @@ from lclm_jax.text.train_tokenizer import train_tokenizer
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_number_is_that_of_the_segment_with_the_name(plain, tmp_path):
+@pytest.mark.parametrize("ask", ["number", "name"])
+@pytest.mark.parametrize("repeats", [0, 6])
+def test_an_answer_is_that_of_the_segment_and_has_the_only_loss(ask, plain, repeats, tmp_path):
     tokenizer = Tokenizer(train_tokenizer(["Where is each? The code of mavu"], 270, tmp_path))
     sizes = set()
-    for row in Lookups(40, lookups=6, plain=plain, seed=1).draw():
+    for row in Lookups(40, ask=ask, plain=plain, repeats=repeats, seed=1).draw():
         shown, reply = (message["content"] for message in row["messages"])
-        pattern = r" (\w+)(\d)" if plain else r"seg_(\d): <\|memory_start\|>(.*?)<"
-        found = re.findall(pattern, shown)
-        segments = {number: name for name, number in found} if plain else dict(found)
+        pattern = r" (\d) (\w+)" if plain else r"seg_(\d): <\|memory_start\|>(.*?)<"
+        segments = dict(re.findall(pattern, shown))
         sizes.add(len(segments))
-        asked = re.findall(r" ([a-z]+)(\d)", reply)
-        assert len(asked) == 6
-        for name, number in asked:
+        answers = re.findall(r" ([a-z]+)(\d)" if ask == "number" else r" (\d) ([a-z]+)", reply)
+        assert len(answers) == (repeats or len(segments))
+        numbers = []
+        for given, answer in answers:
+            name, number = (given, answer) if ask == "number" else (answer, given)
             assert [one for one, text in segments.items() if name in text.split()] == [number]
+            numbers.append(number)
+        assert repeats or sorted(numbers) == sorted(segments)
         outline = chat_outline(row["messages"], tokenizer, tokenizer, replies="all")
         assert len(outline.spans) == (0 if plain else len(segments))
         trained = tokenizer.decode(outline.tokens[outline.loss > 0]).replace("<|im_end|>", "").strip()
-        assert trained == "".join(number for _, number in asked)
+        assert trained.split() == (["".join(a for _, a in answers)] if ask == "number" else [a for _, a in answers])
     assert sizes == {2, 4, 8}
 
 

@@ -1,17 +1,19 @@
-"""Look-ups: chats that say for one name after another in which segment it stands, with loss on the numbers alone.
+"""Look-ups: chats about which name stands in which segment, with loss on the answers alone.
 
 A model with random weights does not learn from traces (``lclm_jax.agent.traces``) which segment a question means: of a
-whole call one number tells, and random codes, which nobody can predict, have loss beside it. Here every second token of
-a reply is such a number, and nothing else has loss.
+whole call one number tells. Here every other word of a reply is an answer, and nothing else has loss. Replies that give
+the names of numbers teach latents to hold names; only then can replies that give the numbers of names be learned.
 """
 
 import random
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lclm_jax.agent.tasks import check_segments, draw_segments
 from lclm_jax.agent.traces import lclm_agent
 from lclm_jax.types import JsonObject
+
+Asked = Literal["number", "name", "segment"]
 
 
 class Lookups(NamedTuple):
@@ -20,10 +22,14 @@ class Lookups(NamedTuple):
     rows: int
     segments: int = 8
     """Segments of a row, at most: half of the rows have 2, a quarter half as many, for few are learned first."""
-    lookups: int = 24
-    """Names of a reply, drawn with replacement: copying an earlier answer is the first step to finding one."""
+    ask: Asked = "number"
+    """What has loss: the number of the segment that a name stands in, behind the name; the name in the segment of a
+    number; or, in the words of traces, the segment that answers a question."""
     plain: bool = False
-    """Names and numbers as text in place of compressed segments, without memory."""
+    """Numbers and names as text in place of compressed segments, without memory."""
+    repeats: int = 0
+    """Answers of a reply, drawn with replacement: copying an earlier answer is the first step to finding one. 0: every
+    segment once, so that no answer can be copied."""
     seed: int = 0
 
     def draw(self) -> Iterator[JsonObject]:
@@ -33,26 +39,46 @@ class Lookups(NamedTuple):
         """
         lclm_agent()
         check_segments(self.segments)
+        kind = f"{self.ask}s/{'plain' if self.plain else 'latents'}"
+        stream = random.Random(f"look-ups {kind} {self.seed}")  # noqa: S311 - drawn data, no secret
+        sizes = [min(2, self.segments)] * 2 + [max(1, self.segments // 2), self.segments]
+        for row in range(self.rows):
+            names, _, texts = draw_segments(stream, stream.choice(sizes))
+            places = range(len(names))
+            order = stream.choices(places, k=self.repeats) if self.repeats else stream.sample(places, len(places))
+            yield {
+                "id": f"look-ups/{kind}/{self.seed}/{row}",
+                "messages": self._chat(self._shown(names, texts), [(names[place], place + 1) for place in order]),
+            }
+
+    def _chat(self, shown: str, pairs: list[tuple[str, int]]) -> list[JsonObject]:
+        """The messages that ask for names or numbers of ``pairs`` and give them."""
+        if self.ask == "segment":
+            turns = [(f"What is the code of {name}?", f"seg_{number}") for name, number in pairs]
+            turns[0] = (shown + turns[0][0], turns[0][1])
+            return [
+                {"role": role, "content": content}
+                for turn in turns
+                for role, content in zip(("user", "assistant"), turn, strict=True)
+            ]
+        reply, parts = "", []
+        for name, number in pairs:
+            given, answer = (f" {name}", str(number)) if self.ask == "number" else (f" {number}", f" {name}")
+            # Inclusive, as in Axolotl: the last character of what has no loss.
+            end = len(reply) + len(given) - 1
+            parts.append({"begin_offset": len(reply), "end_offset": end, "train": False})
+            reply += given + answer
+        question = "Where is each?" if self.ask == "number" else "Which is each?"
+        return [
+            {"role": "user", "content": f"{shown}{question}"},
+            {"role": "assistant", "content": reply, "train_detail": parts},
+        ]
+
+    def _shown(self, names: list[str], texts: list[str]) -> str:
+        """Segments as a user's message lists them, or their numbers and names."""
+        if self.plain:
+            return "".join(f" {number} {name}" for number, name in enumerate(names, 1)) + " "
         from lclm_agent import number_segments
         from lclm_agent.segments import listing
 
-        kind = "plain" if self.plain else "latents"
-        stream = random.Random(f"look-ups {kind} {self.seed}")  # noqa: S311 - drawn data, no secret
-        sizes = [min(2, self.segments)] * 2 + [max(1, self.segments // 2), self.segments]
-        for number in range(self.rows):
-            names, _, texts = draw_segments(stream, stream.choice(sizes))
-            if self.plain:
-                shown = "".join(f" {name}{place}" for place, name in enumerate(names, 1)) + " "
-            else:
-                shown = listing(number_segments(texts)) + "\n"
-            reply, parts = "", []
-            for place in stream.choices(range(len(names)), k=self.lookups):
-                parts.append({"begin_offset": len(reply), "end_offset": len(reply) + len(names[place]), "train": False})
-                reply += f" {names[place]}{place + 1}"
-            yield {
-                "id": f"look-ups/{kind}/{self.seed}/{number}",
-                "messages": [
-                    {"role": "user", "content": f"{shown}Where is each?"},
-                    {"role": "assistant", "content": reply, "train_detail": parts},
-                ],
-            }
+        return listing(number_segments(texts)) + "\n"

@@ -45,15 +45,16 @@ def expand_traces(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--segments", type=click.IntRange(1), default=8, show_default=True, help="Segments of a row, at most.")
-@click.option("--lookups", type=click.IntRange(1), default=24, show_default=True, help="Names of a reply.")
-@click.option("--plain", is_flag=True, help="Names and numbers as text, without memory: what is learned first.")
+@click.option("--ask", type=click.Choice(["number", "name", "segment"]), default="number", show_default=True, help="What has loss")
+@click.option("--plain", is_flag=True, help="Numbers and names as text, without memory: what is learned first.")
+@click.option("--repeats", type=click.IntRange(0), default=0, help="Answers of a reply; default: each segment once.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--texts", type=click.Path(path_type=Path), help="Also write what the rows say, as documents.")
 def lookups(out: Path, texts: Path | None, **chosen) -> None:
-    """Write chats to OUT (JSON lines) that say for one name after another in which segment it stands.
+    """Write chats to OUT (JSON lines) about which name stands in which segment.
 
     They come before traces (`lclm data expand-traces`) where a model starts from random weights: loss is on the
-    segments' numbers alone. Train on them with `records: chat`.
+    answers alone. Train on them with `records: chat`.
     """
     from lclm_jax.agent.lookups import Lookups
     from lclm_jax.agent.traces import write_rows

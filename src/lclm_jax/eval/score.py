@@ -33,6 +33,10 @@ class Scores(NamedTuple):
     """[targets, tokens] float64: 1 where there is a token."""
 
 
+_POSITIONS = 512
+"""Positions whose logits are held at once: 0.3 GB in float32 for a vocabulary of 150,000."""
+
+
 class Scorer:
     """Runs a model over targets in batches of equal shape, so that each call of ``score`` compiles at most once.
 
@@ -104,6 +108,7 @@ def _score(params: Params, batch: Batch, *, model: ModelConfig) -> tuple[jax.Arr
     def best(hidden_BD):
         return jnp.argmax(logits(params, model, hidden_BD[:, None])[:, 0], axis=-1)
 
-    # One position of all rows at a time: [B, V], never [B, S, V].
-    guesses_SB = jax.lax.map(best, hidden_BSD.swapaxes(0, 1))
+    # A few positions of all rows at a time, never [B, S, V]: one at a time would read the whole head for each of them.
+    at_once = max(1, _POSITIONS // hidden_BSD.shape[0])
+    guesses_SB = jax.lax.map(best, hidden_BSD.swapaxes(0, 1), batch_size=at_once)
     return nll_BS, batch.targets == guesses_SB.T
