@@ -86,6 +86,16 @@ def test_hostile_segments_add_no_span(tokenizer):
     assert int((outline.tokens == tokenizer.token_id("<|im_end|>")).sum()) == len(row["messages"]) + 1
 
 
+def test_a_call_may_follow_the_name_and_its_number(tokenizer):
+    task = drawn(questions=2)[0]
+    (row,) = make_traces([task], TraceShares(0, 0, 0, lookup=True), 0)
+    calls = [message for message in row["messages"] if message.get("tool_calls")]
+    assert [message["content"] for message in calls] == [
+        f"Find {name}{asked.needed[0] + 1}" for name, asked in zip(task.names, task.questions, strict=True)
+    ]
+    assert trained_on(row, tokenizer)[0].startswith(f"{calls[0]['content']}\n<tool_call>")
+
+
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     choice = Choice(codes=20, segments=8)
     files = [tmp_path / name for name in ("a", "b", "texts", "tasks")]

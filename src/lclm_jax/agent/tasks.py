@@ -43,6 +43,8 @@ class Drawn(NamedTuple):
     kind: str
     segments: tuple[str, ...]
     questions: tuple[Asked, ...]
+    names: tuple[str, ...] = ()
+    """The name that each question asks about, where the task has names."""
 
 
 @functools.cache
@@ -82,6 +84,7 @@ def draw_codes(seed: int, count: int, segments: int, questions: int) -> Iterator
             "codes",
             tuple(texts),
             tuple(Asked(f"What is the code of {chosen[i]}?", (codes[i],), (i,)) for i in asked),
+            tuple(chosen[i] for i in asked),
         )
 
 

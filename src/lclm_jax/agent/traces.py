@@ -46,6 +46,9 @@ class TraceShares:
     what a question matches is learned sooner from them."""
     distractors: float = 0.1
     """Questions of expanding rows before which a wrong segment is expanded, without loss, and then the right one."""
+    lookup: bool = False
+    """Whether a call is preceded by the name that is asked for and its number (tasks about codes), as in look-ups: a
+    small model finds the number right behind the name, and copies it into the call."""
 
     def __post_init__(self):
         for name in ("direct", "raw", "distractors"):
@@ -70,7 +73,7 @@ def make_traces(tasks: Iterable[Drawn], shares: TraceShares, seed: int) -> Itera
         from lclm_agent.chat import EXPAND
 
         compressed = draw >= shares.direct + shares.raw
-        messages = _expanding(task, compressed, shares.distractors, stream)
+        messages = _expanding(task, compressed, shares, stream)
         yield {"id": task.id, "kind": "expand" if compressed else "raw", "messages": messages, "tools": [EXPAND]}
 
 
@@ -155,7 +158,8 @@ def _write(file: IO[str] | None, values: JsonObject) -> None:
 
 
 def _as_json(task: Drawn) -> JsonObject:
-    return task._asdict() | {"questions": [one._asdict() for one in task.questions]}
+    kept = {"id": task.id, "kind": task.kind, "segments": task.segments}
+    return {**kept, "questions": [one._asdict() for one in task.questions]}
 
 
 def texts_of(row: JsonObject) -> JsonObject:
@@ -207,7 +211,7 @@ def _answered(task: Drawn) -> list[JsonObject]:
     return [message for pair in pairs for message in pair]
 
 
-def _expanding(task: Drawn, compressed: bool, distractors: float, stream: random.Random) -> list[JsonObject]:
+def _expanding(task: Drawn, compressed: bool, shares: TraceShares, stream: random.Random) -> list[JsonObject]:
     from lclm_agent import Reply, escape
     from lclm_agent.chat import assistant, expand_call
 
@@ -215,11 +219,12 @@ def _expanding(task: Drawn, compressed: bool, distractors: float, stream: random
     for number, asked in enumerate(task.questions):
         messages.append(_user(task, number, compressed))
         wrong = [place for place in range(len(segments)) if place not in asked.needed]
-        first = [stream.choice(wrong)] if wrong and stream.random() < distractors else []
+        first = [stream.choice(wrong)] if wrong and stream.random() < shares.distractors else []
         for place in [*first, *asked.needed]:
             calls += 1
             call = expand_call(calls, segments[place].id)
-            message = assistant(Reply("", (call,)))
+            said = f"Find {task.names[number]}{place + 1}" if shares.lookup and task.names else ""
+            message = assistant(Reply(said, (call,)))
             messages.append(message if place in asked.needed else {**message, "weight": 0})
             messages.append({"role": "tool", "tool_call_id": call.id, "content": escape(segments[place].text)})
         messages.append(_final(asked))

@@ -22,11 +22,19 @@ from lclm_jax.cli.options import json_option, write_result
 @click.option("--direct", type=float, default=0.15, show_default=True, help="Share answered from latents, no tool.")
 @click.option("--raw", type=float, default=0.15, show_default=True, help="Share of memory-free rows.")
 @click.option("--distractors", type=float, default=0.1, show_default=True, help="Share of questions with a wrong call.")
+@click.option("--lookup", is_flag=True, help="Before a call, say the name and its number (tasks about codes).")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--texts", type=click.Path(path_type=Path), help="Also write what the rows say, as documents.")
 @click.option("--tasks", type=click.Path(path_type=Path), help="Also write the tasks, for lclm expand and lclm-agent.")
 def expand_traces(
-    out: Path, texts: Path | None, tasks: Path | None, direct: float, raw: float, distractors: float, **chosen
+    out: Path,
+    texts: Path | None,
+    tasks: Path | None,
+    direct: float,
+    raw: float,
+    distractors: float,
+    lookup: bool,
+    **chosen,
 ) -> None:
     """Write chats to OUT (JSON lines) in which an oracle expands compressed segments before it answers.
 
@@ -36,7 +44,7 @@ def expand_traces(
     """
     from lclm_jax.agent.traces import Choice, TraceShares, write_traces
 
-    shares = TraceShares(direct, raw, distractors)
+    shares = TraceShares(direct, raw, distractors, lookup)
     for kind, count in write_traces(out, Choice(**chosen), shares, texts, tasks).items():
         click.echo(f"{out}: {count:,} rows of kind {kind}")
 
@@ -45,7 +53,13 @@ def expand_traces(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--segments", type=click.IntRange(1), default=8, show_default=True, help="Segments of a row, at most.")
-@click.option("--ask", type=click.Choice(["number", "name", "segment"]), default="number", show_default=True, help="What has loss")
+@click.option(
+    "--ask",
+    type=click.Choice(["number", "name", "segment"]),
+    default="number",
+    show_default=True,
+    help="What has loss: numbers of names, names of numbers, or segments that answer questions.",
+)
 @click.option("--plain", is_flag=True, help="Numbers and names as text, without memory: what is learned first.")
 @click.option("--repeats", type=click.IntRange(0), default=0, help="Answers of a reply; default: each segment once.")
 @click.option("--seed", type=int, default=0, show_default=True)
