@@ -86,7 +86,8 @@ class Hosts:
 
     def __init__(self, path, dashboard=False):
         one_device = "--xla_force_host_platform_device_count=1"
-        os.environ |= {"PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": one_device}
+        programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs call `python`, as on a real cluster
+        os.environ |= {"PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": one_device, "PATH": programs}
         head = {"num_cpus": 0, "include_dashboard": dashboard, "dashboard_port": 0, **node_settings()}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.hosts = [self.add(), self.add()]
@@ -140,8 +141,13 @@ def plan(folder, statuses, seconds):
     return folder
 
 
+def whole_log(folder):
+    return (folder / "log").read_text()
+
+
 def log(folder):
-    return (folder / "log").read_text()[-6000:]
+    """The end of the driver's log, to be shown when a test fails."""
+    return whole_log(folder)[-6000:]
 
 
 def wait_for_calls(folder):
@@ -177,11 +183,11 @@ def test_a_host_that_is_lost_is_replaced(hosts, tmp_path):
     driver = hosts.start(tmp_path, plan(tmp_path, [[75, 75], [0, 0]], [5, 0]), *AWKWARD)
     wait_for_calls(tmp_path)
     hosts.preempt(1)
-    wait_until(lambda: "waiting for 2 hosts" in log(tmp_path).partition("starting again")[2], lambda: log(tmp_path))
+    wait_until(lambda: "waiting for 2 hosts" in whole_log(tmp_path).partition("starting again")[2], lambda: log(tmp_path))
     hosts.hosts.append(hosts.add())
     assert driver.wait(600) == 0, log(tmp_path)
     check_calls(tmp_path, restarts=1)
-    assert "was lost with its host" in log(tmp_path)
+    assert "was lost with its host" in whole_log(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +228,7 @@ def test_a_preempted_run_ends_with_the_same_losses(hosts, train):
     hosts.preempt(0)
     hosts.hosts.append(hosts.add())
     assert driver.wait(1200) == 0, log(run)
-    assert "starting again (1)" in log(run)
+    assert "starting again (1)" in whole_log(run)
     assert losses(run) == losses(whole) and len(losses(whole)) == STEPS
     events = lines(run / "stages" / "base" / "events.jsonl")
     assert [event["step"] > 0 for event in events if event["kind"] == "begin"] == [False, True]
@@ -242,7 +248,7 @@ def test_the_launcher_submits_a_job(stand_in, tmp_path):
     hosts = Hosts(stand_in, dashboard=True)
     try:
         variables = {"JOB_NAME": "saved", "RAY_WORKERS": "2", "RAY_GPUS": "0", "RAY_ADDRESS": hosts.dashboard}
-        variables |= {"LCLM_PREFLIGHT": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        variables |= {"LCLM_PREFLIGHT": "1"}
         command = [ROOT / "launch" / "ray.sh", plan(tmp_path, [[75, 75], [0, 0]], [0, 0]), *AWKWARD]
         subprocess.run(command, env=os.environ | variables, check=True)
         client = JobSubmissionClient(hosts.dashboard)
