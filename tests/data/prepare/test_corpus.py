@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -7,7 +8,13 @@ import pytest
 from lclm_jax.config import CorpusConfig
 from lclm_jax.data.demo.function_chats import chats_of
 from lclm_jax.data.documents import Document
-from lclm_jax.data.prepare.corpus import list_collection, read_corpus, read_documents, split_of
+from lclm_jax.data.prepare.corpus import (
+    list_collection,
+    read_corpus,
+    read_documents,
+    read_tokenizer_texts,
+    split_of,
+)
 from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.errors import LclmError
 from lclm_jax.text.memory_tags import split_memory
@@ -135,3 +142,21 @@ def test_choice_of_chats_does_not_depend_on_the_process(tmp_path):
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert seen.strip() == str(list(chats_of(Document("a.py", SOURCE, "train"))))
+
+
+def test_a_tokenizer_is_trained_on_documents_or_if_there_are_none_on_chats(tmp_path):
+    (tmp_path / "a.txt").write_text("a document")
+    said = [
+        {"role": "user", "content": "<|memory_start|>old<|memory_end|>why?"},
+        {"role": "assistant", "content": "so"},
+    ]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    chats = {"format": "jsonl", "paths": [str(tmp_path / "b.jsonl")], "records": "chat"}
+    documents = {"format": "text", "paths": [str(tmp_path / "a.txt")]}
+
+    def texts(**collections):
+        config = CorpusConfig(collections=collections, validation_share=0, held_out_share=0)
+        return list(read_tokenizer_texts(config, RejectCounter(), 2**30))
+
+    assert texts(chats=chats, documents=documents) == ["a document"]
+    assert texts(chats=chats) == ["old", "why?", "so"]

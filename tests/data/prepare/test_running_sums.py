@@ -26,10 +26,11 @@ def test_each_step_needs_the_one_before(kind):
     compressed = 0
     for chat in chats:
         question, reply = (message["content"] for message in chat.raw.messages)
-        terms = [int(term) for term in question.split()]
+        terms = [running_sums.Term(word[:3], int(word[3:])) for word in question.split()]
         plain = reply.replace("<|memory_start|>", "").replace("<|memory_end|>", "")
-        lines = plain.splitlines()
-        assert lines == [*(line.strip() for line in running_sums.steps(terms)), f"={sum(terms) % 100}"]
+        *steps, result = plain.split()
+        assert steps == [step.strip() for step in running_sums.steps(terms)]
+        assert result == f"={sum(term.digit for term in terms) % 10}" == f"={steps[-1][3:]}"
         spans = reply.count("<|memory_start|>")
         assert reply == running_sums.solution(terms, spans)
         compressed += spans

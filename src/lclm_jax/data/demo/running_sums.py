@@ -1,13 +1,16 @@
-"""Made-up chats that need their own earlier steps: running sums, worked out term by term.
+"""Made-up chats that need their own earlier steps: running sums, worked out label by label.
 
-The user gives single digits; the reply writes the sum of all so far, modulo 100, after each, and then the result. Who
-loses an earlier line cannot write the next. ``running_sums`` writes the steps as they are. ``running_sums_compressed``
-has the steps before a drawn place between memory tags, ``STEPS`` in a span: what a row looks like whose reasoning is
+The user gives labels with a digit each; the reply goes through the labels and writes behind each the sum of all digits
+so far, modulo 10, and then the result: `` pat3 sel9 mur4`` is answered with `` pat3 sel2 mur6 =6``. Who loses the step
+before cannot write the next, neither the label nor the sum. Labels are drawn anew for each chat, so a step is found by
+its label, however many there are. ``running_sums`` writes the steps as they are. ``running_sums_compressed`` has the
+steps before a drawn place between memory tags, ``STEPS`` in a span: what a row looks like whose reasoning is
 compressed while it is written (``inference.reasoning``), so that a model learns to go on from it.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Bad, Entry, Row
@@ -15,17 +18,26 @@ from lclm_jax.data.documents import Bad, Entry, Row
 ENTRIES = 64
 CHATS = 100
 """Chats of an entry."""
-TERMS = (8, 32)
-"""Fewest and most terms of a sum."""
-STEPS = 4
+TERMS = (4, 8, 16, 32)
+"""How many terms a sum may have; sums of few are learned first."""
+STEPS = 8
 """Steps in a span."""
-MODULUS = 100
+MODULUS = 10
+LABELS = [first + vowel + last for first in "bdfgklmnprst" for vowel in "aeiou" for last in "lmnr"]
+"""240 words; each is one token of a tokenizer of a few hundred tokens."""
 COMPRESSED = "running_sums_compressed"
+
+
+class Term(NamedTuple):
+    """A label and its digit."""
+
+    label: str
+    digit: int
 
 
 def list_entries(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
     """Entries of ``CHATS`` chats each; none is a file."""
-    size = CHATS * 8 * sum(TERMS) // 2
+    size = CHATS * 10 * sum(TERMS) // len(TERMS)
     return [Entry(f"{collection.format}/{number:03d}", size, "") for number in range(ENTRIES)]
 
 
@@ -33,34 +45,39 @@ def read(entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
     """The chats that the entry's name is the seed of; the same sums in both formats."""
     draws = random.Random(entry.id.partition("/")[2])  # noqa: S311 - not for secrets; a text as seed, everywhere alike
     for number in range(CHATS):
-        terms = [draws.randrange(10) for _ in range(draws.randint(*TERMS))]
-        spans = draws.randrange(len(terms) // STEPS) if collection.format == COMPRESSED else 0
+        terms = draw(draws, draws.choice(TERMS))
+        spans = draws.randrange(len(terms) // STEPS + 1) if collection.format == COMPRESSED else 0
         reply = [{"role": "user", "content": question(terms)}, {"role": "assistant", "content": solution(terms, spans)}]
         yield Row(f"{entry.id}/{number:03d}", {collection.columns.messages: reply})
 
 
-def question(terms: list[int]) -> str:
+def draw(draws: random.Random, count: int) -> list[Term]:
+    """``count`` terms, at most as many as there are labels."""
+    return [Term(label, draws.randrange(10)) for label in draws.sample(LABELS, count)]
+
+
+def question(terms: Sequence[Term]) -> str:
     """What is asked."""
-    return " ".join(map(str, terms))
+    return "".join(f" {label}{digit}" for label, digit in terms)
 
 
-def steps(terms: list[int]) -> list[str]:
-    """A line for each term: the sum of all up to it."""
+def steps(terms: Sequence[Term]) -> list[str]:
+    """The steps: behind each label the sum of all digits up to it."""
     total, lines = 0, []
-    for term in terms:
-        total = (total + term) % MODULUS
-        lines.append(f"+{term}={total}\n")
+    for label, digit in terms:
+        total = (total + digit) % MODULUS
+        lines.append(f" {label}{total}")
     return lines
 
 
-def solution(terms: list[int], spans: int = 0) -> str:
+def solution(terms: Sequence[Term], spans: int = 0) -> str:
     """The reply: the steps, the first ``spans`` times ``STEPS`` of them compressed, and the result."""
     lines = steps(terms)
     parts = ["".join(lines[k * STEPS : (k + 1) * STEPS]) for k in range(spans)]
     raw = "".join(lines[spans * STEPS :])
-    return "".join(f"<|memory_start|>{part}<|memory_end|>" for part in parts) + raw + f"={result(terms)}"
+    return "".join(f"<|memory_start|>{part}<|memory_end|>" for part in parts) + raw + f" ={result(terms)}"
 
 
-def result(terms: list[int]) -> int:
+def result(terms: Sequence[Term]) -> int:
     """What the sum comes to."""
-    return sum(terms) % MODULUS
+    return sum(term.digit for term in terms) % MODULUS

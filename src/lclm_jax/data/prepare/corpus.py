@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,6 +14,7 @@ from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.data.prepare.row_validation import chat_of, document_of
 from lclm_jax.data.prepare.rows.selection import RowSelection
 from lclm_jax.errors import LclmError
+from lclm_jax.text.memory_tags import split_memory
 
 SPLITS = ("train", "validation", "held_out")
 
@@ -126,17 +128,43 @@ def read_corpus(
     wanted, counter = set(splits), counter or RejectCounter()
     collections = [one for one in config.resolved.values() if one.records == "documents"]
     for collection in collections:
-        entries = list_collection(collection, 2**62, outputs)
-        share = max_bytes // len(collections)
-        whole = sum(entry.size for entry in entries) <= share
-        for entry in entries:
-            left = entry.size if whole else share // len(entries)
+        for entry, left in _budgets(collection, max_bytes // len(collections), outputs):
             for document in read_documents([entry], collection, config, counter):
                 if document.split in wanted:
                     yield document
                 left -= len(document.text)
-                if left <= 0 and not whole:
+                if left <= 0:
                     break
+
+
+def read_tokenizer_texts(
+    config: CorpusConfig, counter: RejectCounter, max_bytes: int, outputs: Sequence[str] = ()
+) -> Iterator[str]:
+    """What a tokenizer is trained on: documents of the training split, or if a corpus is all chats, their messages.
+
+    Arguments and errors as in ``read_corpus``.
+    """
+    collections = config.resolved.values()
+    if any(one.records == "documents" for one in collections):
+        yield from (document.text for document in read_corpus(config, ("train",), counter, max_bytes, outputs))
+        return
+    for collection in collections:
+        for entry, left in _budgets(collection, max_bytes // len(collections), outputs):
+            for chat in read_chats([entry], collection, config, counter):
+                said = [text for one in chat.raw.messages if isinstance(text := one.get("content"), str)]
+                if chat.split == "train":
+                    yield from (piece.text for text in said for piece in split_memory(text))
+                left -= sum(map(len, said))
+                if left <= 0:
+                    break
+
+
+def _budgets(collection: CollectionConfig, share: int, outputs: Sequence[str]) -> Iterator[tuple[Entry, float]]:
+    """Each entry, and how much of it is read: all, or a like part if all entries exceed ``share`` bytes."""
+    entries = list_collection(collection, 2**62, outputs)
+    whole = sum(entry.size for entry in entries) <= share
+    for entry in entries:
+        yield entry, math.inf if whole else share // len(entries)
 
 
 def _sample(entries: Sequence[Entry], budget: int) -> list[Entry]:

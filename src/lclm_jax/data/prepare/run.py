@@ -278,7 +278,7 @@ def _remove_leftovers(plan: Plan, manifest: JsonObject) -> None:
 
 def train_run_tokenizer(config: Config) -> JsonObject:
     """Train the tokenizer of a run that names none, on the training split."""
-    from lclm_jax.data.prepare.corpus import read_corpus
+    from lclm_jax.data.prepare.corpus import read_tokenizer_texts
     from lclm_jax.data.prepare.reject_counter import RejectCounter, left_out
     from lclm_jax.text.tokenizer import Tokenizer
     from lclm_jax.text.train_tokenizer import train_tokenizer
@@ -287,9 +287,7 @@ def train_run_tokenizer(config: Config) -> JsonObject:
     if size is None:
         raise LclmError("tokenizer.vocab_size is null; set it, or name tokenizer.decoder")
     counter = RejectCounter()
-    most = config.tokenizer.train_bytes
-    documents = read_corpus(config.corpus, ("train",), counter, most, output_folders(config))
-    texts = (document.text for document in documents)
+    texts = read_tokenizer_texts(config.corpus, counter, config.tokenizer.train_bytes, output_folders(config))
     try:
         folder = train_tokenizer(texts, size, RunPaths(config).decoder_tokenizer, config.tokenizer.tools)
     except LclmError as error:
