@@ -1,11 +1,13 @@
 """Made-up chats that need their own earlier steps: running sums, worked out label by label.
 
-The user gives labels with a digit each; the reply goes through the labels and writes behind each the sum of all digits
-so far, modulo 10, and then the result: `` pat3 sel9 mur4`` is answered with `` pat3 sel2 mur6 =6``. Who loses the step
-before cannot write the next, neither the label nor the sum. Labels are drawn anew for each chat, so a step is found by
-its label, however many there are. ``running_sums`` writes the steps as they are. ``running_sums_compressed`` has the
-steps before a drawn place between memory tags, ``STEPS`` in a span: what a row looks like whose reasoning is
-compressed while it is written (``inference.reasoning``), so that a model learns to go on from it.
+The user gives labels with a digit each; the reply goes through them and writes behind each the sum of all digits so
+far, modulo 10, and then the result: `` pat3 sel9 mur4`` is answered with `` pat3=3 sel9=2 mur4=6 =6``. Who loses the
+step before cannot write the next, neither the label nor the sum. Labels are drawn anew for each chat, so a step is
+found by its label, however many there are. The digit is said again: without it, the sum of one that is not found yet
+and one that is not carried yet tells nothing about either, and models of this size learn neither. ``running_sums``
+writes the steps as they are. ``running_sums_compressed`` has the steps before a drawn place between memory tags,
+``STEPS`` in a span: what a row looks like whose reasoning is compressed while it is written (``inference.reasoning``),
+so that a model learns to go on from it.
 """
 
 import random
@@ -24,7 +26,7 @@ STEPS = 8
 """Steps in a span."""
 MODULUS = 10
 LABELS = [first + vowel + last for first in "bdfgklmnprst" for vowel in "aeiou" for last in "lmnr"]
-"""240 words; each is one token of a tokenizer of a few hundred tokens."""
+"""240 words; each is one token of a tokenizer of a few hundred tokens, and a step is four."""
 COMPRESSED = "running_sums_compressed"
 
 
@@ -37,7 +39,7 @@ class Term(NamedTuple):
 
 def list_entries(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
     """Entries of ``CHATS`` chats each; none is a file."""
-    size = CHATS * 10 * sum(TERMS) // len(TERMS)
+    size = CHATS * 14 * sum(TERMS) // len(TERMS)
     return [Entry(f"{collection.format}/{number:03d}", size, "") for number in range(ENTRIES)]
 
 
@@ -62,11 +64,11 @@ def question(terms: Sequence[Term]) -> str:
 
 
 def steps(terms: Sequence[Term]) -> list[str]:
-    """The steps: behind each label the sum of all digits up to it."""
+    """The steps: each label and its digit, and the sum of all digits up to it."""
     total, lines = 0, []
     for label, digit in terms:
         total = (total + digit) % MODULUS
-        lines.append(f" {label}{total}")
+        lines.append(f" {label}{digit}={total}")
     return lines
 
 
