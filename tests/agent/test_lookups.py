@@ -40,6 +40,17 @@ def test_an_answer_is_that_of_the_segment_and_has_the_only_loss(ask, plain, repe
     assert sizes == {2, 4, 8}
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_question_is_answered_by_its_name_and_number(plain):
+    for row in Lookups(20, ask="question", plain=plain, repeats=5).draw():
+        said = [message["content"] for message in row["messages"]]
+        segments = re.findall(r" (\d) (\w+)" if plain else r"seg_(\d): <\|memory_start\|>(.*?)<", said[0])
+        assert len(said) == 10
+        for question, answer in zip(said[::2], said[1::2], strict=True):
+            name = re.search(r"What is the code of (\w+)\?$", question)[1]
+            assert [f" {name}{number}" for number, text in segments if name in text.split()] == [answer]
+
+
 def test_rows_are_those_of_the_seed_and_names_are_enough():
     first, again, other = (list(Lookups(5, seed=seed).draw()) for seed in (0, 0, 1))
     assert first == again and [row["messages"] for row in first] != [row["messages"] for row in other]

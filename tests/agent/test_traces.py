@@ -91,7 +91,7 @@ def test_a_call_may_follow_the_name_and_its_number(tokenizer):
     (row,) = make_traces([task], TraceShares(0, 0, 0, lookup=True), 0)
     calls = [message for message in row["messages"] if message.get("tool_calls")]
     assert [message["content"] for message in calls] == [
-        f"Find {name}{asked.needed[0] + 1}" for name, asked in zip(task.names, task.questions, strict=True)
+        f" {name}{asked.needed[0] + 1}" for name, asked in zip(task.names, task.questions, strict=True)
     ]
     assert trained_on(row, tokenizer)[0].startswith(f"{calls[0]['content']}\n<tool_call>")
 

@@ -183,7 +183,9 @@ def test_a_host_that_is_lost_is_replaced(hosts, tmp_path):
     driver = hosts.start(tmp_path, plan(tmp_path, [[75, 75], [0, 0]], [5, 0]), *AWKWARD)
     wait_for_calls(tmp_path)
     hosts.preempt(1)
-    wait_until(lambda: "waiting for 2 hosts" in whole_log(tmp_path).partition("starting again")[2], lambda: log(tmp_path))
+    wait_until(
+        lambda: "waiting for 2 hosts" in whole_log(tmp_path).partition("starting again")[2], lambda: log(tmp_path)
+    )
     hosts.hosts.append(hosts.add())
     assert driver.wait(600) == 0, log(tmp_path)
     check_calls(tmp_path, restarts=1)

@@ -9,11 +9,11 @@ import random
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from lclm_jax.agent.tasks import check_segments, draw_segments
+from lclm_jax.agent.tasks import check_segments, draw_segments, named
 from lclm_jax.agent.traces import lclm_agent
 from lclm_jax.types import JsonObject
 
-Asked = Literal["number", "name", "segment"]
+Asked = Literal["number", "name", "question"]
 
 
 class Lookups(NamedTuple):
@@ -24,7 +24,7 @@ class Lookups(NamedTuple):
     """Segments of a row, at most: half of the rows have 2, a quarter half as many, for few are learned first."""
     ask: Asked = "number"
     """What has loss: the number of the segment that a name stands in, behind the name; the name in the segment of a
-    number; or, in the words of traces, the segment that answers a question."""
+    number; or, after a question as in traces, the name that it asks for and the number."""
     plain: bool = False
     """Numbers and names as text in place of compressed segments, without memory."""
     repeats: int = 0
@@ -53,8 +53,8 @@ class Lookups(NamedTuple):
 
     def _chat(self, shown: str, pairs: list[tuple[str, int]]) -> list[JsonObject]:
         """The messages that ask for names or numbers of ``pairs`` and give them."""
-        if self.ask == "segment":
-            turns = [(f"What is the code of {name}?", f"seg_{number}") for name, number in pairs]
+        if self.ask == "question":
+            turns = [(f"What is the code of {name}?", named(name, number)) for name, number in pairs]
             turns[0] = (shown + turns[0][0], turns[0][1])
             return [
                 {"role": role, "content": content}

@@ -216,3 +216,8 @@ def read_texts(paths: Sequence[Path]) -> list[tuple[str, str]]:
     if not found:
         raise LclmError(f"{', '.join(map(str, paths))}: no UTF-8 text; name files or folders of text")
     return found
+
+
+def named(name: str, number: int) -> str:
+    """The words that a name and the number of its segment make in a reply; the name is the token that is read."""
+    return f" {name}{number}"

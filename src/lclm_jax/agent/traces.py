@@ -21,6 +21,7 @@ from lclm_jax.agent.tasks import (
     draw_codes,
     draw_quotations,
     draw_ruler,
+    named,
     prepared_texts,
     read_texts,
 )
@@ -223,7 +224,7 @@ def _expanding(task: Drawn, compressed: bool, shares: TraceShares, stream: rando
         for place in [*first, *asked.needed]:
             calls += 1
             call = expand_call(calls, segments[place].id)
-            said = f"Find {task.names[number]}{place + 1}" if shares.lookup and task.names else ""
+            said = named(task.names[number], place + 1) if shares.lookup and task.names else ""
             message = assistant(Reply(said, (call,)))
             messages.append(message if place in asked.needed else {**message, "weight": 0})
             messages.append({"role": "tool", "tool_call_id": call.id, "content": escape(segments[place].text)})

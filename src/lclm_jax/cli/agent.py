@@ -22,7 +22,9 @@ from lclm_jax.cli.options import json_option, write_result
 @click.option("--direct", type=float, default=0.15, show_default=True, help="Share answered from latents, no tool.")
 @click.option("--raw", type=float, default=0.15, show_default=True, help="Share of memory-free rows.")
 @click.option("--distractors", type=float, default=0.1, show_default=True, help="Share of questions with a wrong call.")
-@click.option("--lookup", is_flag=True, help="Before a call, say the name and its number (tasks about codes).")
+@click.option(
+    "--lookup", is_flag=True, help="Say the name and its number before a call, as look-ups do."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--texts", type=click.Path(path_type=Path), help="Also write what the rows say, as documents.")
 @click.option("--tasks", type=click.Path(path_type=Path), help="Also write the tasks, for lclm expand and lclm-agent.")
@@ -55,10 +57,10 @@ def expand_traces(
 @click.option("--segments", type=click.IntRange(1), default=8, show_default=True, help="Segments of a row, at most.")
 @click.option(
     "--ask",
-    type=click.Choice(["number", "name", "segment"]),
+    type=click.Choice(["number", "name", "question"]),
     default="number",
     show_default=True,
-    help="What has loss: numbers of names, names of numbers, or segments that answer questions.",
+    help="What has loss: numbers of names, names of numbers, or both where a question asks for a name.",
 )
 @click.option("--plain", is_flag=True, help="Numbers and names as text, without memory: what is learned first.")
 @click.option("--repeats", type=click.IntRange(0), default=0, help="Answers of a reply; default: each segment once.")
