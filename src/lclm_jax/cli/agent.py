@@ -22,9 +22,7 @@ from lclm_jax.cli.options import json_option, write_result
 @click.option("--direct", type=float, default=0.15, show_default=True, help="Share answered from latents, no tool.")
 @click.option("--raw", type=float, default=0.15, show_default=True, help="Share of memory-free rows.")
 @click.option("--distractors", type=float, default=0.1, show_default=True, help="Share of questions with a wrong call.")
-@click.option(
-    "--lookup", is_flag=True, help="Say the name and its number before a call, as look-ups do."
-)
+@click.option("--lookup", is_flag=True, help="Say the name and its number before a call, as look-ups do.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--texts", type=click.Path(path_type=Path), help="Also write what the rows say, as documents.")
 @click.option("--tasks", type=click.Path(path_type=Path), help="Also write the tasks, for lclm expand and lclm-agent.")

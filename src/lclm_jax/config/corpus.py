@@ -15,8 +15,8 @@ Format = Literal[
     "python_stdlib",
     "synthetic",
     "recall",
-    "running_sums",
-    "running_sums_compressed",
+    "variable_tracking",
+    "variable_tracking_compressed",
 ]
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -27,12 +27,12 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "python_stdlib": (),
     "synthetic": (),
     "recall": (),
-    "running_sums": (),
-    "running_sums_compressed": (),
+    "variable_tracking": (),
+    "variable_tracking_compressed": (),
 }
 
 
-_WITHOUT_FILES = ("python_stdlib", "synthetic", "recall", "running_sums", "running_sums_compressed")
+_WITHOUT_FILES = ("python_stdlib", "synthetic", "recall", "variable_tracking", "variable_tracking_compressed")
 
 
 class ColumnsConfig(Tree, role="result"):
@@ -93,8 +93,8 @@ class CollectionConfig(Tree, role="result"):
         "jsonl (lines or JSON arrays), parquet, arrow (a Hugging Face dataset on disk), text (one document a file),"
         " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict),"
         " recall (generated documents that need exact facts of their beginning, few or many),"
-        " running_sums (generated chats whose steps need the steps before; records: chat), running_sums_compressed"
-        " (the same, the first steps compressed)."
+        " variable_tracking (generated chats whose steps need the steps before; records: chat),"
+        " variable_tracking_compressed (the same, the first steps compressed)."
     )
     paths: tuple[str, ...] = key(
         (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet.", role="place"

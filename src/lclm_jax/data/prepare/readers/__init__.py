@@ -17,8 +17,8 @@ READERS = {
     "parquet": "lclm_jax.data.prepare.readers.tables",
     "python_stdlib": "lclm_jax.data.demo.python_stdlib",
     "recall": "lclm_jax.data.demo.recall",
-    "running_sums": "lclm_jax.data.demo.running_sums",
-    "running_sums_compressed": "lclm_jax.data.demo.running_sums",
+    "variable_tracking": "lclm_jax.data.demo.variable_tracking",
+    "variable_tracking_compressed": "lclm_jax.data.demo.variable_tracking",
     "synthetic": "lclm_jax.data.demo.synthetic",
     "text": "lclm_jax.data.prepare.readers.text",
 }

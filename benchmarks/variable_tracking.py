@@ -1,11 +1,11 @@
-"""What does it cost to compress reasoning while it is written? ``python benchmarks/running_sums.py OUT [--seeds 4]``.
+"""What does it cost to compress reasoning while it is written? ``python benchmarks/variable_tracking.py OUT``.
 
-For every seed two tiny models are trained on running sums (``configs/ablate/tiny/running-sums-base.yaml``): one on
-replies whose steps are all raw, one with the first steps of half of the replies in latents. Both answer the same new
-questions of ``LENGTHS`` terms, up to four times as many as they were trained on, with their reasoning kept raw and
-with each span of it compressed as soon as it is complete. Counted: right results, right steps until the first wrong
-one, and decoder positions. Written: ``OUT/results.json`` and ``OUT/results.md`` with 95 % intervals over seeds. What is
-there is not trained or asked again.
+For every seed two tiny models are trained to follow chains of variables (``configs/ablate/tiny/variable-tracking-
+base.yaml``): one on replies whose steps are all raw, one with the first steps of half of the replies in latents. Both
+answer the same new questions of ``LENGTHS`` links, up to four times as many as they were trained on, with their
+reasoning kept raw and with each span of it compressed as soon as it is complete. Counted: chains followed to their
+end, steps until the first wrong one, and decoder positions. Written: ``OUT/results.json`` and ``OUT/results.md`` with
+95 % intervals over seeds. What is there is not trained or asked again.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 
 import lclm_jax
 from lclm_jax.ablate.statistics import mean_interval
-from lclm_jax.data.demo import running_sums
+from lclm_jax.data.demo import variable_tracking
 from lclm_jax.files import write_text
 from lclm_jax.inference.generate import Generator
 from lclm_jax.inference.reasoning import reason
@@ -25,39 +25,37 @@ from lclm_jax.inference.reasoning_policy import ReasoningPolicy
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.types import JsonObject
 
-BASE = Path(__file__).parents[1] / "configs" / "ablate" / "tiny" / "running-sums-base.yaml"
+BASE = Path(__file__).parents[1] / "configs" / "ablate" / "tiny" / "variable-tracking-base.yaml"
 LENGTHS = (8, 16, 32, 64, 128)
-"""Terms of a question; models are trained on up to 32."""
+"""Links of a chain; models are trained on up to 32."""
 QUESTIONS = 64
 """Of each length."""
-MODELS = {"raw": {"sums": 1.0}, "compressed": {"sums": 0.5, "compressed": 0.5}}
+MODELS = {"raw": {"chains": 1.0}, "compressed": {"chains": 0.5, "compressed": 0.5}}
 POLICIES = {
     "raw": ReasoningPolicy(tokens=10**9),
-    "compressed": ReasoningPolicy(tokens=4 * running_sums.STEPS),
+    "compressed": ReasoningPolicy(tokens=variable_tracking.STEP_TOKENS * variable_tracking.STEPS),
 }
 
 
-def ask(generator: Generator, policy: ReasoningPolicy, length: int) -> JsonObject:
-    """Shares of right results and steps, and decoder positions, of new questions of ``length`` terms."""
-    draws = random.Random(f"questions {length}")  # noqa: S311 - drawn data, no secret
-    asked = [running_sums.draw(draws, length) for _ in range(QUESTIONS)]
+def ask(generator: Generator, policy: ReasoningPolicy, links: int) -> JsonObject:
+    """Shares of chains followed to their end and of right steps, and decoder positions, of new chains."""
+    draws = random.Random(f"chains {links}")  # noqa: S311 - drawn data, no secret
+    asked = [variable_tracking.draw(draws, links) for _ in range(QUESTIONS)]
     tokenizer = generator.decoder_tokenizer
     prompts = [
-        tokenizer.render_chat([{"role": "user", "content": running_sums.question(terms)}], add_generation_prompt=True)
-        for terms in asked
+        tokenizer.render_chat([{"role": "user", "content": chain.question}], add_generation_prompt=True)
+        for chain in asked
     ]
-    sampling = Sampling(max_new_tokens=4 * length + 4)
+    sampling = Sampling(max_new_tokens=variable_tracking.STEP_TOKENS * links + 1)
     rows = reason(generator, [generator.example(prompt) for prompt in prompts], sampling, policy)
-    right_results, right_steps = [], []
-    for row, terms in zip(rows, asked, strict=True):
-        wanted = running_sums.solution(terms).split()
-        said = tokenizer.decode(np.array(row.generated, np.int32)).split()[: len(wanted)]
-        same = [one == other for one, other in zip(said, wanted, strict=False)] + [False]
-        right_results.append(all(same[: len(wanted)]) and len(said) == len(wanted))
-        right_steps.append(min(same.index(False), length) / length)
+    right = []
+    for row, chain in zip(rows, asked, strict=True):
+        said = tokenizer.decode(np.array(row.generated, np.int32)).split()
+        wanted = [step.strip() for step in chain.steps]
+        right.append(next((place for place, step in enumerate(wanted) if said[place : place + 1] != [step]), links))
     return {
-        "right_results": float(np.mean(right_results)),
-        "right_steps": float(np.mean(right_steps)),
+        "ends_found": float(np.mean([count == links for count in right])),
+        "right_steps": float(np.mean(right)) / links,
         "prompt_positions": float(np.mean([len(row.prompt.tokens) for row in rows])),
         "largest_positions": float(np.mean([row.largest for row in rows])),
         "new_tokens": float(np.mean([len(row.generated) for row in rows])),
@@ -80,14 +78,14 @@ def measure(out: Path, name: str, seed: int, steps: int | None) -> JsonObject:
             f"data.prepared={out / 'data'}",
             f"tokenizer.decoder={out / 'tokenizer'}",
             "tokenizer.vocab_size=null",
-            f"stages.train.mixture={json.dumps({'sums': 0, 'compressed': 0} | MODELS[name])}",
+            f"stages.train.mixture={json.dumps({'chains': 0, 'compressed': 0} | MODELS[name])}",
             *length,
         ],
     )
     lclm_jax.train_stages(config)
     generator = Generator.from_folder(lclm_jax.export_run(config))
     asked = {
-        policy: {str(terms): ask(generator, POLICIES[policy], terms) for terms in LENGTHS}
+        policy: {str(links): ask(generator, POLICIES[policy], links) for links in LENGTHS}
         for policy in POLICIES
         if policy == "raw" or "compressed" in MODELS[name]
     }
@@ -98,18 +96,18 @@ def measure(out: Path, name: str, seed: int, steps: int | None) -> JsonObject:
 def table(results: list[dict[str, JsonObject]]) -> list[str]:
     """Lines of Markdown: a row for each model, policy and length."""
     lines = [
-        "| trained on | reasoning | terms | results right | steps right | positions at most | without compression |",
+        "| trained on | reasoning | links | end found | steps right | positions at most | without compression |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for model in MODELS:
         for policy in results[0][model]:
-            for terms in map(str, LENGTHS):
-                of = [one[model][policy][terms] for one in results]
-                share = {key: interval([row[key] for row in of]) for key in ("right_results", "right_steps")}
+            for links in map(str, LENGTHS):
+                of = [one[model][policy][links] for one in results]
+                share = {key: interval([row[key] for row in of]) for key in ("ends_found", "right_steps")}
                 most, whole = (np.mean([row[key] for row in of]) for key in ("largest_positions", "new_tokens"))
                 whole += np.mean([row["prompt_positions"] for row in of])
                 lines.append(
-                    f"| {model} | {policy} | {terms} | {share['right_results']} | {share['right_steps']} |"
+                    f"| {model} | {policy} | {links} | {share['ends_found']} | {share['right_steps']} |"
                     f" {most:.0f} | {whole:.0f} |"
                 )
     return lines

@@ -1,17 +1,18 @@
 import pytest
 
 from lclm_jax.config import CollectionConfig, parse_config
-from lclm_jax.data.demo import running_sums
+from lclm_jax.data.demo import variable_tracking
 from lclm_jax.data.prepare.corpus import list_collection, read_chats
 from lclm_jax.data.prepare.reject_counter import RejectCounter
+from lclm_jax.text.memory_tags import split_memory
 
 
-@pytest.mark.parametrize("kind", ["running_sums", "running_sums_compressed"])
+@pytest.mark.parametrize("kind", ["variable_tracking", "variable_tracking_compressed"])
 def test_each_step_needs_the_one_before(kind):
     collection = CollectionConfig(format=kind, records="chat")
     corpus = parse_config(
         {
-            "name": "sums",
+            "name": "chains",
             "tokenizer": {"vocab_size": 300},
             "model": {"encoder": {"preset": "qwen3_0p6b"}, "decoder": {"preset": "qwen3_0p6b"}},
             "corpus": {"collections": {"chat": collection.model_dump()}},
@@ -22,16 +23,18 @@ def test_each_step_needs_the_one_before(kind):
     entry = list_collection(collection, 2**62, [])[0]
     counter = RejectCounter()
     chats = list(read_chats([entry], collection, corpus, counter))
-    assert len(chats) == running_sums.CHATS
+    assert len(chats) == variable_tracking.CHATS
     compressed = 0
     for chat in chats:
         question, reply = (message["content"] for message in chat.raw.messages)
-        terms = [running_sums.Term(word[:3], int(word[3:])) for word in question.split()]
+        *links, name = question.split()
+        follows = dict(link.split(">") for link in links)
         plain = reply.replace("<|memory_start|>", "").replace("<|memory_end|>", "")
-        *steps, result = plain.split()
-        assert steps == [step.strip() for step in running_sums.steps(terms)]
-        assert result == f"={sum(term.digit for term in terms) % 10}" == f"={steps[-1][5:]}"
-        spans = reply.count("<|memory_start|>")
-        assert reply == running_sums.solution(terms, spans)
-        compressed += spans
-    assert (compressed > 0) == (kind == "running_sums_compressed")
+        for step in plain.split():
+            assert step == f"{name}>{follows[name]}"
+            name = follows[name]
+        assert name == "end" and len(plain.split()) == len(links) in variable_tracking.LINKS
+        spans = [piece.text for piece in split_memory(reply) if piece.kind == "span"]
+        assert all(len(span.split()) == variable_tracking.STEPS for span in spans) and not reply.endswith("_end|>")
+        compressed += len(spans)
+    assert (compressed > 0) == (kind == "variable_tracking_compressed")
