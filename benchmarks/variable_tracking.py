@@ -30,7 +30,10 @@ LENGTHS = (8, 16, 32, 64, 128)
 """Links of a chain; models are trained on up to 32."""
 QUESTIONS = 64
 """Of each length."""
-MODELS = {"raw": {"chains": 1.0}, "compressed": {"chains": 0.5, "compressed": 0.5}}
+MODELS = {"raw": 0.0, "compressed": 0.5}
+"""Share of the chains whose first steps are in latents."""
+LOOKED_UP = {"lookups": 0.6, "chains": 0.2}
+"""Share of look-ups by stage."""
 POLICIES = {
     "raw": ReasoningPolicy(tokens=10**9),
     "compressed": ReasoningPolicy(tokens=variable_tracking.STEP_TOKENS * variable_tracking.STEPS),
@@ -62,14 +65,18 @@ def ask(generator: Generator, policy: ReasoningPolicy, links: int) -> JsonObject
     }
 
 
-def measure(out: Path, name: str, seed: int, steps: int | None) -> JsonObject:
+def measure(out: Path, name: str, seed: int) -> JsonObject:
     """``ask`` by policy and length, of one trained model."""
     home = out / f"{name}-seed-{seed}"
     done = home / "measured.json"
     if done.is_file():
         found: JsonObject = json.loads(done.read_text())
         return found
-    length = [] if steps is None else [f"stages.train.steps={steps}"]
+    share = MODELS[name]
+    mixtures = []
+    for stage, lookups in LOOKED_UP.items():
+        parts = {"lookups": lookups, "chains": (1 - lookups) * (1 - share), "compressed": (1 - lookups) * share}
+        mixtures.append(f"stages.{stage}.mixture={json.dumps(parts)}")
     config = lclm_jax.load_config(
         BASE,
         [
@@ -78,8 +85,7 @@ def measure(out: Path, name: str, seed: int, steps: int | None) -> JsonObject:
             f"data.prepared={out / 'data'}",
             f"tokenizer.decoder={out / 'tokenizer'}",
             "tokenizer.vocab_size=null",
-            f"stages.train.mixture={json.dumps({'chains': 0, 'compressed': 0} | MODELS[name])}",
-            *length,
+            *mixtures,
         ],
     )
     lclm_jax.train_stages(config)
@@ -87,7 +93,7 @@ def measure(out: Path, name: str, seed: int, steps: int | None) -> JsonObject:
     asked = {
         policy: {str(links): ask(generator, POLICIES[policy], links) for links in LENGTHS}
         for policy in POLICIES
-        if policy == "raw" or "compressed" in MODELS[name]
+        if policy == "raw" or MODELS[name]
     }
     write_text(done, json.dumps(asked, indent=1))
     return asked
@@ -126,11 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, help="steps of a model; default: those of the configuration")
     options = parser.parse_args()
     out = options.out.resolve()
     lclm_jax.prepare_data(lclm_jax.load_config(BASE, [f"run_dir={out}"]))
-    results = [{name: measure(out, name, seed, options.steps) for name in MODELS} for seed in range(options.seeds)]
+    results = [{name: measure(out, name, seed) for name in MODELS} for seed in range(options.seeds)]
     write_text(out / "results.json", json.dumps(results, indent=1))
     write_text(out / "results.md", "\n".join(table(results)) + "\n")
 

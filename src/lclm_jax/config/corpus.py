@@ -17,6 +17,7 @@ Format = Literal[
     "recall",
     "variable_tracking",
     "variable_tracking_compressed",
+    "variable_tracking_lookups",
 ]
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -29,10 +30,11 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "recall": (),
     "variable_tracking": (),
     "variable_tracking_compressed": (),
+    "variable_tracking_lookups": (),
 }
 
 
-_WITHOUT_FILES = ("python_stdlib", "synthetic", "recall", "variable_tracking", "variable_tracking_compressed")
+_WITHOUT_FILES = tuple(name for name, suffixes in _SUFFIXES.items() if not suffixes)
 
 
 class ColumnsConfig(Tree, role="result"):
@@ -94,7 +96,8 @@ class CollectionConfig(Tree, role="result"):
         " python_stdlib (sources shipped with Python), synthetic (generated documents that context helps to predict),"
         " recall (generated documents that need exact facts of their beginning, few or many),"
         " variable_tracking (generated chats whose steps need the steps before; records: chat),"
-        " variable_tracking_compressed (the same, the first steps compressed)."
+        " variable_tracking_compressed (the same, the first steps compressed) and variable_tracking_lookups (single"
+        " steps)."
     )
     paths: tuple[str, ...] = key(
         (), "Files, folders or globs; local, or any fsspec URL such as s3://bucket/a/*.parquet.", role="place"

@@ -7,8 +7,8 @@ from lclm_jax.data.prepare.reject_counter import RejectCounter
 from lclm_jax.text.memory_tags import split_memory
 
 
-@pytest.mark.parametrize("kind", ["variable_tracking", "variable_tracking_compressed"])
-def test_each_step_needs_the_one_before(kind):
+def chats_of(kind):
+    """The chats of the first entry, as a corpus reads them."""
     collection = CollectionConfig(format=kind, records="chat")
     corpus = parse_config(
         {
@@ -22,11 +22,16 @@ def test_each_step_needs_the_one_before(kind):
     ).corpus
     entry = list_collection(collection, 2**62, [])[0]
     counter = RejectCounter()
-    chats = list(read_chats([entry], collection, corpus, counter))
+    return [chat.raw.messages for chat in read_chats([entry], collection, corpus, counter)]
+
+
+@pytest.mark.parametrize("kind", ["variable_tracking", "variable_tracking_compressed"])
+def test_each_step_needs_the_one_before(kind):
+    chats = chats_of(kind)
     assert len(chats) == variable_tracking.CHATS
     compressed = 0
     for chat in chats:
-        question, reply = (message["content"] for message in chat.raw.messages)
+        question, reply = (message["content"] for message in chat)
         *links, name = question.split()
         follows = dict(link.split(">") for link in links)
         plain = reply.replace("<|memory_start|>", "").replace("<|memory_end|>", "")
@@ -38,3 +43,17 @@ def test_each_step_needs_the_one_before(kind):
         assert all(len(span.split()) == variable_tracking.STEPS for span in spans) and not reply.endswith("_end|>")
         compressed += len(spans)
     assert (compressed > 0) == (kind == "variable_tracking_compressed")
+
+
+def test_in_look_ups_what_follows_a_name_has_the_only_loss():
+    for question, reply in chats_of("variable_tracking_lookups"):
+        links = question["content"].split()[:-1]
+        steps = reply["content"].split()
+        assert set(steps) <= set(links) and len(steps) == variable_tracking.REPEATS
+        trained = list(reply["content"])
+        for part in reply["train_detail"]:
+            assert part["train"] is False
+            trained[part["begin_offset"] : part["end_offset"] + 1] = [""] * (
+                part["end_offset"] + 1 - part["begin_offset"]
+            )
+        assert "".join(trained) == "".join(step[step.index(">") :] for step in steps)

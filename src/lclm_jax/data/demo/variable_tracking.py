@@ -5,7 +5,9 @@ end: `` mur>end pat>sel sel>mur pat`` is answered with `` pat>sel sel>mur mur>en
 write the next. Variables are drawn anew for each chat, so a link is found by its name, however many there are.
 ``variable_tracking`` writes the steps as they are. ``variable_tracking_compressed`` has the steps before a drawn place
 between memory tags, ``STEPS`` in a span: what a row looks like whose reasoning is compressed while it is written
-(``inference.reasoning``), so that a model learns to go on from it.
+(``inference.reasoning``), so that a model learns to go on from it. ``variable_tracking_lookups`` teaches how a link is
+found to a model that starts from random weights: replies repeat links at random, and what follows a name has the only
+loss.
 """
 
 import random
@@ -14,6 +16,7 @@ from typing import NamedTuple
 
 from lclm_jax.config import CollectionConfig
 from lclm_jax.data.documents import Bad, Entry, Row
+from lclm_jax.types import JsonObject
 
 ENTRIES = 64
 CHATS = 100
@@ -27,6 +30,9 @@ STEP_TOKENS = 2
 NAMES = [first + vowel + last for first in "bdfgklmnprst" for vowel in "aeiou" for last in "lmnr"]
 END = "end"
 COMPRESSED = "variable_tracking_compressed"
+LOOKUPS = "variable_tracking_lookups"
+REPEATS = 24
+"""Links of a reply of look-ups, drawn with replacement: copying an earlier one is the first step to finding one."""
 
 
 class Chain(NamedTuple):
@@ -48,9 +54,12 @@ def read(entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
     draws = random.Random(entry.id.partition("/")[2])  # noqa: S311 - not for secrets; a text as seed, everywhere alike
     for number in range(CHATS):
         chain = draw(draws, draws.choice(LINKS))
-        spans = draws.randrange((len(chain.steps) - 1) // STEPS + 1) if collection.format == COMPRESSED else 0
-        said = (("user", chain.question), ("assistant", reply(chain.steps, spans)))
-        messages = [{"role": role, "content": content} for role, content in said]
+        if collection.format == LOOKUPS:
+            answer = lookups(draws.choices(chain.steps, k=REPEATS))
+        else:
+            spans = draws.randrange((len(chain.steps) - 1) // STEPS + 1) if collection.format == COMPRESSED else 0
+            answer = {"content": reply(chain.steps, spans)}
+        messages = [{"role": "user", "content": chain.question}, {"role": "assistant", **answer}]
         yield Row(f"{entry.id}/{number:03d}", {collection.columns.messages: messages})
 
 
@@ -65,3 +74,13 @@ def reply(steps: Sequence[str], spans: int = 0) -> str:
     """The steps, the first ``spans`` times ``STEPS`` of them compressed."""
     parts = ["".join(steps[k * STEPS : (k + 1) * STEPS]) for k in range(spans)]
     return "".join(f"<|memory_start|>{part}<|memory_end|>" for part in parts) + "".join(steps[spans * STEPS :])
+
+
+def lookups(steps: Sequence[str]) -> JsonObject:
+    """Content of ``steps``, and the parts of it without loss: all but what follows a name."""
+    begin, parts = 0, []
+    for step in steps:
+        # Inclusive, as in Axolotl: the last character of what has no loss.
+        parts.append({"begin_offset": begin, "end_offset": begin + step.index(">") - 1, "train": False})
+        begin += len(step)
+    return {"content": "".join(steps), "train_detail": parts}

@@ -19,6 +19,7 @@ READERS = {
     "recall": "lclm_jax.data.demo.recall",
     "variable_tracking": "lclm_jax.data.demo.variable_tracking",
     "variable_tracking_compressed": "lclm_jax.data.demo.variable_tracking",
+    "variable_tracking_lookups": "lclm_jax.data.demo.variable_tracking",
     "synthetic": "lclm_jax.data.demo.synthetic",
     "text": "lclm_jax.data.prepare.readers.text",
 }
