@@ -51,6 +51,18 @@ def test_a_question_is_answered_by_its_name_and_number(plain):
             assert [f" {name}{number}" for number, text in segments if name in text.split()] == [answer]
 
 
+def test_codes_follow_their_names_and_have_the_only_loss(tmp_path):
+    tokenizer = Tokenizer(train_tokenizer(["What is the code of mavu"], 270, tmp_path))
+    for row in Lookups(10, ask="code", plain=True, repeats=6).draw():
+        shown, reply = (message["content"] for message in row["messages"])
+        known = dict(re.findall(r" ([a-z]+) (\w{6})(?= )", shown.removesuffix("What is the code of each?")))
+        said = re.findall(r" (\w+) (\w{6})", reply)
+        assert len(said) == 6 and all(known[name] == code for name, code in said)
+        outline = chat_outline(row["messages"], tokenizer, tokenizer, replies="all")
+        trained = tokenizer.decode(outline.tokens[outline.loss > 0]).replace("<|im_end|>", "")
+        assert trained.split() == [code for _, code in said]
+
+
 def test_rows_are_those_of_the_seed_and_names_are_enough():
     first, again, other = (list(Lookups(5, seed=seed).draw()) for seed in (0, 0, 1))
     assert first == again and [row["messages"] for row in first] != [row["messages"] for row in other]

@@ -13,7 +13,10 @@ from lclm_jax.agent.tasks import check_segments, draw_segments, named
 from lclm_jax.agent.traces import lclm_agent
 from lclm_jax.types import JsonObject
 
-Asked = Literal["number", "name", "question"]
+Asked = Literal["number", "name", "code", "question"]
+
+_Fact = tuple[str, int, str]
+"""A name, the number of its segment, and its code."""
 
 
 class Lookups(NamedTuple):
@@ -24,9 +27,10 @@ class Lookups(NamedTuple):
     """Segments of a row, at most: half of the rows have 2, a quarter half as many, for few are learned first."""
     ask: Asked = "number"
     """What has loss: the number of the segment that a name stands in, behind the name; the name in the segment of a
-    number; or, after a question as in traces, the name that it asks for and the number."""
+    number; the code that a name is given; or, after a question as in traces, the name that is asked for and the
+    number."""
     plain: bool = False
-    """Numbers and names as text in place of compressed segments, without memory."""
+    """Numbers and names (or names and codes) as text in place of compressed segments, without memory."""
     repeats: int = 0
     """Answers of a reply, drawn with replacement: copying an earlier answer is the first step to finding one. 0: every
     segment once, so that no answer can be copied."""
@@ -43,41 +47,50 @@ class Lookups(NamedTuple):
         stream = random.Random(f"look-ups {kind} {self.seed}")  # noqa: S311 - drawn data, no secret
         sizes = [min(2, self.segments)] * 2 + [max(1, self.segments // 2), self.segments]
         for row in range(self.rows):
-            names, _, texts = draw_segments(stream, stream.choice(sizes))
-            places = range(len(names))
-            order = stream.choices(places, k=self.repeats) if self.repeats else stream.sample(places, len(places))
-            yield {
-                "id": f"look-ups/{kind}/{self.seed}/{row}",
-                "messages": self._chat(self._shown(names, texts), [(names[place], place + 1) for place in order]),
-            }
+            names, codes, texts = draw_segments(stream, stream.choice(sizes))
+            facts = list(zip(names, range(1, len(names) + 1), codes, strict=True))
+            order = stream.choices(facts, k=self.repeats) if self.repeats else stream.sample(facts, len(facts))
+            shown = self._plain(facts) if self.plain else self._compressed(texts)
+            messages = self._questions(shown, order) if self.ask == "question" else self._list(shown, order)
+            yield {"id": f"look-ups/{kind}/{self.seed}/{row}", "messages": messages}
 
-    def _chat(self, shown: str, pairs: list[tuple[str, int]]) -> list[JsonObject]:
-        """The messages that ask for names or numbers of ``pairs`` and give them."""
-        if self.ask == "question":
-            turns = [(f"What is the code of {name}?", named(name, number)) for name, number in pairs]
-            turns[0] = (shown + turns[0][0], turns[0][1])
-            return [
-                {"role": role, "content": content}
-                for turn in turns
-                for role, content in zip(("user", "assistant"), turn, strict=True)
-            ]
+    def _questions(self, shown: str, facts: list[_Fact]) -> list[JsonObject]:
+        """A question for each of ``facts`` and its answer."""
+        turns = [(f"What is the code of {name}?", named(name, number)) for name, number, _ in facts]
+        turns[0] = (shown + turns[0][0], turns[0][1])
+        return [
+            {"role": role, "content": content}
+            for turn in turns
+            for role, content in zip(("user", "assistant"), turn, strict=True)
+        ]
+
+    def _list(self, shown: str, facts: list[_Fact]) -> list[JsonObject]:
+        """One reply that gives one thing of each of ``facts`` behind another; only what was asked for has loss."""
         reply, parts = "", []
-        for name, number in pairs:
-            given, answer = (f" {name}", str(number)) if self.ask == "number" else (f" {number}", f" {name}")
+        for name, number, code in facts:
+            given, answer = {
+                "number": (f" {name}", f"{number}"),
+                "name": (f" {number}", f" {name}"),
+                "code": (f" {name}", f" {code}"),
+            }[self.ask]
             # Inclusive, as in Axolotl: the last character of what has no loss.
             end = len(reply) + len(given) - 1
             parts.append({"begin_offset": len(reply), "end_offset": end, "train": False})
             reply += given + answer
-        question = "Where is each?" if self.ask == "number" else "Which is each?"
+        question = {"number": "Where is each?", "name": "Which is each?", "code": "What is the code of each?"}[self.ask]
         return [
             {"role": "user", "content": f"{shown}{question}"},
             {"role": "assistant", "content": reply, "train_detail": parts},
         ]
 
-    def _shown(self, names: list[str], texts: list[str]) -> str:
-        """Segments as a user's message lists them, or their numbers and names."""
-        if self.plain:
-            return "".join(f" {number} {name}" for number, name in enumerate(names, 1)) + " "
+    def _plain(self, facts: list[_Fact]) -> str:
+        """Names behind their numbers, or before their codes where those are asked for."""
+        if self.ask == "code":
+            return "".join(f" {name} {code}" for name, _, code in facts) + " "
+        return "".join(f" {number} {name}" for name, number, _ in facts) + " "
+
+    def _compressed(self, texts: list[str]) -> str:
+        """Segments as a user's message lists them."""
         from lclm_agent import number_segments
         from lclm_agent.segments import listing
 

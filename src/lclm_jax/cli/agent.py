@@ -55,10 +55,10 @@ def expand_traces(
 @click.option("--segments", type=click.IntRange(1), default=8, show_default=True, help="Segments of a row, at most.")
 @click.option(
     "--ask",
-    type=click.Choice(["number", "name", "question"]),
+    type=click.Choice(["number", "name", "code", "question"]),
     default="number",
     show_default=True,
-    help="What has loss: numbers of names, names of numbers, or both where a question asks for a name.",
+    help="What has loss: numbers of names, names of numbers, codes of names, or name and number behind a question.",
 )
 @click.option("--plain", is_flag=True, help="Numbers and names as text, without memory: what is learned first.")
 @click.option("--repeats", type=click.IntRange(0), default=0, help="Answers of a reply; default: each segment once.")
