@@ -26,13 +26,13 @@ from lclm_jax.inference.sampling import Sampling
 from lclm_jax.types import JsonObject
 
 BASE = Path(__file__).parents[1] / "configs" / "ablate" / "tiny" / "variable-tracking-base.yaml"
-LENGTHS = (8, 16, 32, 64, 128)
-"""Links of a chain; models are trained on up to 32."""
+LENGTHS = (8, 16, 32, 64)
+"""Links of a chain; models are trained on up to 16."""
 QUESTIONS = 64
 """Of each length."""
 MODELS = {"raw": 0.0, "compressed": 0.5}
 """Share of the chains whose first steps are in latents."""
-LOOKED_UP = {"lookups": 0.6, "chains": 0.2}
+LOOKED_UP = {"lookups": 0.8, "chains": 0.2}
 """Share of look-ups by stage."""
 POLICIES = {
     "raw": ReasoningPolicy(tokens=10**9),
@@ -53,8 +53,8 @@ def ask(generator: Generator, policy: ReasoningPolicy, links: int) -> JsonObject
     rows = reason(generator, [generator.example(prompt) for prompt in prompts], sampling, policy)
     right = []
     for row, chain in zip(rows, asked, strict=True):
-        said = tokenizer.decode(np.array(row.generated, np.int32)).split()
-        wanted = [step.strip() for step in chain.steps]
+        said = tokenizer.decode(np.array(row.generated, np.int32)).split(",")
+        wanted = [step.removesuffix(",") for step in chain.steps]
         right.append(next((place for place, step in enumerate(wanted) if said[place : place + 1] != [step]), links))
     return {
         "ends_found": float(np.mean([count == links for count in right])),

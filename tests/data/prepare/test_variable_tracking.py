@@ -32,23 +32,25 @@ def test_each_step_needs_the_one_before(kind):
     compressed = 0
     for chat in chats:
         question, reply = (message["content"] for message in chat)
-        *links, name = question.split()
-        follows = dict(link.split(">") for link in links)
+        *links, name = question.split(", ")
+        follows = dict(link.split() for link in links)
+        name = name.strip()
         plain = reply.replace("<|memory_start|>", "").replace("<|memory_end|>", "")
-        for step in plain.split():
-            assert step == f"{name}>{follows[name]}"
+        steps = plain.removesuffix(",").split(",")
+        for step in steps:
+            assert step == f" {name} {follows[name]}"
             name = follows[name]
-        assert name == "end" and len(plain.split()) == len(links) in variable_tracking.LINKS
+        assert name == "end" and len(steps) == len(links) in variable_tracking.LINKS
         spans = [piece.text for piece in split_memory(reply) if piece.kind == "span"]
-        assert all(len(span.split()) == variable_tracking.STEPS for span in spans) and not reply.endswith("_end|>")
+        assert all(span.count(",") == variable_tracking.STEPS for span in spans) and not reply.endswith("_end|>")
         compressed += len(spans)
     assert (compressed > 0) == (kind == "variable_tracking_compressed")
 
 
 def test_in_look_ups_what_follows_a_name_has_the_only_loss():
     for question, reply in chats_of("variable_tracking_lookups"):
-        links = question["content"].split()[:-1]
-        steps = reply["content"].split()
+        links = question["content"].split(",")[:-1]
+        steps = reply["content"].removesuffix(",").split(",")
         assert set(steps) <= set(links) and len(steps) == variable_tracking.REPEATS
         trained = list(reply["content"])
         for part in reply["train_detail"]:
@@ -56,4 +58,4 @@ def test_in_look_ups_what_follows_a_name_has_the_only_loss():
             trained[part["begin_offset"] : part["end_offset"] + 1] = [""] * (
                 part["end_offset"] + 1 - part["begin_offset"]
             )
-        assert "".join(trained) == "".join(step[step.index(">") :] for step in steps)
+        assert "".join(trained) == "".join(step[step.index(" ", 1) :] + "," for step in steps)

@@ -1,7 +1,7 @@
 """Made-up chats that need their own earlier steps: chains of variables, followed link by link.
 
 The user gives the links of a chain in any order and the variable that it begins with; the reply follows them to the
-end: `` mur>end pat>sel sel>mur pat`` is answered with `` pat>sel sel>mur mur>end``. Who loses the step before cannot
+end: `` mur end, pat sel, sel mur, pat`` is answered with `` pat sel, sel mur, mur end,``. Who loses the step before cannot
 write the next. Variables are drawn anew for each chat, so a link is found by its name, however many there are.
 ``variable_tracking`` writes the steps as they are. ``variable_tracking_compressed`` has the steps before a drawn place
 between memory tags, ``STEPS`` in a span: what a row looks like whose reasoning is compressed while it is written
@@ -21,12 +21,13 @@ from lclm_jax.types import JsonObject
 ENTRIES = 64
 CHATS = 100
 """Chats of an entry."""
-LINKS = (4, 8, 16, 32)
+LINKS = (2, 4, 8, 16)
 """How many links a chain may have; short ones are learned first."""
-STEPS = 8
+STEPS = 4
 """Steps in a span."""
-STEP_TOKENS = 2
-"""Tokens of a step in a tokenizer of a thousand tokens: `` pat`` and ``>sel``."""
+STEP_TOKENS = 3
+"""Tokens of a step in a tokenizer of a thousand tokens: `` pat``, `` sel`` and the comma. A name is one token, and the
+same one wherever it stands: what is compared is equal from the beginning."""
 NAMES = [first + vowel + last for first in "bdfgklmnprst" for vowel in "aeiou" for last in "lmnr"]
 END = "end"
 COMPRESSED = "variable_tracking_compressed"
@@ -39,7 +40,7 @@ class Chain(NamedTuple):
     """A chain, and how it is asked for."""
 
     steps: tuple[str, ...]
-    """Its links in order, such as `` pat>sel``: what is to be written."""
+    """Its links in order, such as `` pat sel,``: what is to be written."""
     question: str
 
 
@@ -66,7 +67,7 @@ def read(entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
 def draw(draws: random.Random, links: int) -> Chain:
     """A chain of so many links, at most as many as there are names."""
     names = draws.sample(NAMES, links)
-    steps = tuple(f" {name}>{following}" for name, following in zip(names, [*names[1:], END], strict=True))
+    steps = tuple(f" {name} {following}," for name, following in zip(names, [*names[1:], END], strict=True))
     return Chain(steps, "".join(draws.sample(steps, links)) + f" {names[0]}")
 
 
@@ -81,6 +82,6 @@ def lookups(steps: Sequence[str]) -> JsonObject:
     begin, parts = 0, []
     for step in steps:
         # Inclusive, as in Axolotl: the last character of what has no loss.
-        parts.append({"begin_offset": begin, "end_offset": begin + step.index(">") - 1, "train": False})
+        parts.append({"begin_offset": begin, "end_offset": begin + step.index(" ", 1) - 1, "train": False})
         begin += len(step)
     return {"content": "".join(steps), "train_detail": parts}
