@@ -1,8 +1,8 @@
 """Made-up chats that need their own earlier steps: chains of variables, followed link by link.
 
 The user gives the links of a chain in any order and the variable that it begins with; the reply follows them to the
-end: `` mur end, pat sel, sel mur, pat`` is answered with `` pat sel, sel mur, mur end,``. Who loses the step before cannot
-write the next. Variables are drawn anew for each chat, so a link is found by its name, however many there are.
+end: `` mur end, pat sel, sel mur, pat`` is answered with `` pat sel, sel mur, mur end,``. Who loses the step before
+cannot write the next. Variables are drawn anew for each chat, so a link is found by its name, however many there are.
 ``variable_tracking`` writes the steps as they are. ``variable_tracking_compressed`` has the steps before a drawn place
 between memory tags, ``STEPS`` in a span: what a row looks like whose reasoning is compressed while it is written
 (``inference.reasoning``), so that a model learns to go on from it. ``variable_tracking_lookups`` teaches how a link is
