@@ -44,6 +44,14 @@ def test_moments_in_bfloat16_and_averages_are_counted():
     assert arguments(ema_decay=0.9)[0] - plain == 4 * sum(counts.values())
 
 
+def test_weights_that_stay_gathered_are_counted():
+    config = conftest.small_config()
+    kept = config.model_copy(update={"train": config.train.model_copy(update={"gather_once": True})})
+    found, plain = (estimate(one, "all", ONE | {"tensor": 2}).saved for one in (kept, config))
+    size = {"float32": 4, "bfloat16": 2}[config.model.compute_dtype]
+    assert found - plain == size * sum(parameter_counts(config.model).values()) / 2
+
+
 def test_products_that_are_kept_cost_memory_and_save_arithmetic():
     config = conftest.small_config()
 

@@ -10,7 +10,7 @@ from tests.plan.conftest import small_config
 from lclm_jax.cli.plan import plan, with_rows
 from lclm_jax.config import dump_config
 from lclm_jax.model.flops import step_flops
-from lclm_jax.plan import compiled, plans
+from lclm_jax.plan import compiled, flags, plans, topologies
 from lclm_jax.plan.hlo import parse
 from lclm_jax.plan.memory import estimate
 from lclm_jax.plan.parameters import parameter_counts
@@ -22,7 +22,8 @@ from lclm_jax.report.plan_tables import stages_table
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Compile for the eight CPU devices of the tests, called a node of GPUs."""
-    monkeypatch.setattr(plans, "can_compile", lambda topology: True)
+    for module in (plans, topologies):
+        monkeypatch.setattr(module, "can_compile", lambda topology: True)
     monkeypatch.setattr(compiled, "compile_only_devices", lambda topology: jax.devices()[: topology.num_devices])
     return parse_topology("h100:8")
 
@@ -78,8 +79,26 @@ def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatc
     written = json.loads((tmp_path / "p.json").read_text())
     assert written["plans"][0]["fits"]
     assert written["total"]["price"] == pytest.approx(2 * written["total"]["chip_hours"])
+    sets = [flags.FlagSet(name, {f"xla_{name}": True}, "") for name in ("cpu_enable_fast_math", "of_nobody")]
+    monkeypatch.setattr(flags, "flag_sets", lambda chip: sets)
+    with_flags = CliRunner().invoke(plan, [*arguments, "--flags"])
+    assert with_flags.exit_code == 0, with_flags.output
+    assert "+ of_nobody" in with_flags.output and "refused" in with_flags.output
+    base, taken, refused = json.loads((tmp_path / "p.json").read_text())["flags"]
+    assert base["plan"]["program"] == written["plans"][0]["program"]  # from the cache
+    assert taken["refused"] is None
+    assert taken["plan"]["program"]["collectives"] > 0 and taken["plan"]["program"]["compile_s"] > 0
+    assert refused["plan"] is None and "xla_of_nobody" in refused["refused"]
     monkeypatch.setattr(plans, "compile_step", None)  # the second time nothing is compiled
     assert CliRunner().invoke(plan, arguments).exit_code == 0
+    assert CliRunner().invoke(plan, [*arguments, "--flags"]).exit_code == 1
+
+
+def test_flags_need_a_compiler(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(dump_config(small_config()))
+    found = CliRunner().invoke(plan, [str(path), "--topology", "v5p:2x2x2", "--flags", "--formula"])
+    assert found.exit_code == 2 and "leave --formula out" in found.stderr
 
 
 def test_the_command_compiles_nothing_by_formula(tmp_path):

@@ -78,6 +78,12 @@ def test_what_is_saved_takes_memory_and_spares_time(less, more):
         assert analytic_cost(first, "all", NODE).step_s > analytic_cost(second, "all", NODE).step_s
 
 
+def test_a_plan_leads_back_to_its_configuration(config):
+    found = candidates(config, "all", NODE)
+    plan = search.plan_stage(found[3], "all", NODE, compiled=False)
+    assert search.config_of(plan, found, NODE) is found[3]
+
+
 def test_plans_that_do_not_fit_come_last(plan_of):
     small, slow, large = plan_of(peak=1e9, step=1.0), plan_of(peak=1e9, step=2.0), plan_of(peak=1e15, step=0.1)
     assert ranked([large, slow, small]) == [small, slow, large]

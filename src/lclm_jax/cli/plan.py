@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lclm_jax.plan.expected.work import Segments
     from lclm_jax.plan.topologies import Topology
+    from lclm_jax.types import JsonObject
 
 
 @click.command()
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     default=4,
     show_default=True,
     help="How many of the best plans by formula --search compiles at most.",
+)
+@click.option(
+    "--flags",
+    is_flag=True,
+    help="Compile one stage (default: the last), with --search its best plan, again with each of the compiler's flags"
+    " that are known to matter on these chips; show what each changes.",
 )
 @click.option("--fresh", is_flag=True, help="Compile again even if the result is cached.")
 @click.option("--formula", is_flag=True, help="Compile nothing: everything by formula, in seconds.")
@@ -78,7 +85,7 @@ def plan(
         return
     if config is None or name is None:
         raise click.UsageError("give CONFIG and --topology, or --calibrate alone")
-    from lclm_jax.plan.topologies import parse_topology, prepare_environment
+    from lclm_jax.plan.topologies import can_compile, compiler_packages, parse_topology, prepare_environment
 
     tree = load_for_devices(config, overrides, options["cluster"])
     topology = parse_topology(name)
@@ -88,8 +95,13 @@ def plan(
     stages = [stage] if stage else list(tree.stages)
     if rows_per_chip is not None:
         tree = with_rows(tree, max(1, round(rows_per_chip * topology.num_devices)))
+    one = stages[-1] if stage is None else stage
+    if options["flags"] and (options["formula"] or not can_compile(topology)):
+        raise click.UsageError(f"--flags compiles: leave --formula out, and install {compiler_packages(topology)}")
     if options["search"]:
-        _search(tree, stages[-1] if stage is None else stage, topology, options)
+        _search(tree, one, topology, options)
+    elif options["flags"]:
+        write_result(options["json_file"], {"flags": _flags(tree, one, topology, options)})
     else:
         _plan(tree, stages, topology, options)
 
@@ -149,7 +161,7 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
 
 
 def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> None:
-    from lclm_jax.plan.search import candidates, compiled_best, search
+    from lclm_jax.plan.search import candidates, compiled_best, config_of, search
     from lclm_jax.report.plan_tables import document, search_table
 
     segments = _segments(tree, stage, options["full_rows"])
@@ -163,7 +175,23 @@ def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> No
     tried = search(found, stage, topology, lambda text: click.echo(text, err=True), reuse, segments)
     plans = compiled_best(tried, most)
     _console(options["json_file"]).print(search_table(plans))
-    write_result(options["json_file"], document(plans, options["price"]))
+    result = document(plans, options["price"])
+    if options["flags"]:
+        result |= {"flags": _flags(config_of(plans[0], found, topology), stage, topology, options)}
+    write_result(options["json_file"], result)
+
+
+def _flags(tree: Config, stage: str, topology: "Topology", options: dict) -> "list[JsonObject]":
+    """Print what each set of flags changes of ``tree``, and return it for JSON."""
+    from lclm_jax.plan.flags import effects
+    from lclm_jax.report.plan_tables import flags_document, flags_table
+
+    segments = _segments(tree, stage, options["full_rows"])
+    found = list(
+        effects(tree, stage, topology, lambda text: click.echo(text, err=True), not options["fresh"], segments)
+    )
+    _console(options["json_file"]).print(flags_table(found))
+    return flags_document(found)
 
 
 def _console(json_file: Path | None) -> "Console":

@@ -94,6 +94,13 @@ class TrainConfig(Tree, role="logging"):
 
     optimizer: OptimizerConfig = key(OptimizerConfig(), "How gradients become updates.")
     microbatches: int = key(1, "Gradient accumulation of the stages that do not set their own.", role="layout", gt=0)
+    gather_once: bool = key(
+        False,
+        "Gather sharded weights once a step, and not for each pass of each microbatch; they stay in compute_dtype until"
+        " its end.",
+        role="layout",
+        added=True,
+    )
     loss_normalisation: Literal["per_token", "per_row"] = key(
         "per_token", "per_token: sum over count of the whole step; per_row: mean of the rows' means.", role="result"
     )

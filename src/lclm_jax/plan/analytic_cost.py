@@ -65,13 +65,14 @@ def _collective_bytes(config: Config, stage: str, topology: Topology) -> dict[st
 def _bytes_of_weights(config: Config, stage: str, sizes: dict[str, int], whole: bool) -> dict[str, float]:
     """Weights and gradients in bfloat16, once for each microbatch.
 
-    Weights are gathered for the forward and again for the backward pass. Gradients are scattered once; on TPUs a
-    reduction over the ``whole`` slice is compiled to an all-reduce, of twice the bytes.
+    Weights are gathered for the forward and again for the backward pass, or once a step (``train.gather_once``).
+    Gradients are scattered once; on TPUs a reduction over the ``whole`` slice is compiled to an all-reduce, of twice
+    the bytes.
     """
     settings = config.stages[stage]
     each = settings.microbatches / sizes["tensor"]
     counts = parameter_counts(config.model)
-    weights = each * sum(counts.values())
+    weights = sum(counts.values()) * (1 / 2 / sizes["tensor"] if config.train.gather_once else each)
     learned = each * sum(count for part, count in counts.items() if settings.peak_lr(part) is not None)
     return bytes_of_weights(weights, learned, sizes, whole)
 

@@ -6,9 +6,11 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -53,18 +55,18 @@ def cache_folder() -> Path:
     return machine.cache_folder("lclm-jax/plans")
 
 
-def key_of(lowered: LoweredStep) -> str:
+def key_of(lowered: LoweredStep, flags: Mapping[str, str | bool] = MappingProxyType({})) -> str:
     """Name of a result: a hash of all that the compiler is given.
 
-    That is the lowered program, the devices in the mesh's order, the versions of the compilers and their flags; not
-    how a plan counts, as the compiled program itself is kept.
+    That is the lowered program, the devices in the mesh's order, the versions of the compilers, their flags in the
+    environment and ``flags``; not how a plan counts, as the compiled program itself is kept.
     """
     depends = {
         "program": lowered.text(),
         "topology": lowered.wiring.topology.name,
         "devices": [device.id for device in lowered.wiring.devices],
         "versions": {name: _version(name) for name in _VERSIONS},
-        "flags": {name: os.environ.get(name, "") for name in _FLAGS},
+        "flags": {name: os.environ.get(name, "") for name in _FLAGS} | dict(flags),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -2,8 +2,9 @@
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import jax
 
@@ -48,11 +49,15 @@ def lower_step(config: Config, stage: str, topology: Topology) -> LoweredStep:
     return LoweredStep(lowered, Wiring(topology, dict(mesh.shape), list(mesh.devices.flat)))
 
 
-def compile_step(lowered: LoweredStep) -> CompiledStep:
-    """Compile; a program too large for the chip's memory gives a ``CompiledStep`` that says so."""
+def compile_step(lowered: LoweredStep, flags: Mapping[str, str | bool] = MappingProxyType({})) -> CompiledStep:
+    """Compile; a program too large for the chip's memory gives a ``CompiledStep`` that says so.
+
+    ``flags``: of the compiler, beside those of the environment.
+    """
     started = time.perf_counter()
+    options = {**(_OPTIONS if lowered.wiring.on_gpus else {}), **flags}
     try:
-        program = lowered.program.compile(compiler_options=_OPTIONS if lowered.wiring.on_gpus else None)
+        program = lowered.program.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
             raise

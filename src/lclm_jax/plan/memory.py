@@ -34,7 +34,7 @@ class MemoryEstimate(NamedTuple):
     """Parameters, the optimizer's state and the batch."""
     gradients: float
     saved: float
-    """Activations that wait for the backward pass."""
+    """Activations that wait for the backward pass, and weights that stay gathered (``train.gather_once``)."""
     working: float
     """The largest of what is alive for a while only: one layer's backward pass, or the cross-entropy."""
 
@@ -71,6 +71,8 @@ def estimate(config: Config, stage_name: str, mesh: dict[str, int]) -> MemoryEst
     )
     # Float32 gradients are cut like the parameters; while they are summed over microbatches there are two of them.
     gradients = _FLOAT32 * learned / shards * (2 if stage.microbatches > 1 else 1)
+    if config.train.gather_once:
+        saved += size * sum(counts.values()) / mesh["tensor"]
     return MemoryEstimate(arguments, gradients, saved, working)
 
 

@@ -1,7 +1,9 @@
 """A plan: one stage of a configuration on one topology, what it costs and whether it fits."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lclm_jax.config.registry.attention_backends import ATTENTION_BACKENDS
 from lclm_jax.config.tree import Config
@@ -61,6 +63,8 @@ class Program:
     bound: str
     compile_s: float | None
     """None: it was not compiled, everything is by formula."""
+    collectives: float | None = None
+    """Collectives that run; None: there is no formula for them."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +154,13 @@ def plan_stage(
     reuse: bool = True,
     compiled: bool = True,
     segments: Segments | None = None,
+    flags: Mapping[str, str | bool] = MappingProxyType({}),
 ) -> StagePlan:
     """Compile the train step of ``stage`` for ``topology`` and count it; raises ``LclmError`` as ``lower_step``.
 
     ``reuse``: take the result of an earlier call with the same program from the cache. Without ``compiled``, and where
     the compiler of GPUs is not installed, the plan is by formula (``Program.compile_s`` is None). ``segments``: of some
-    rows, for the expected time; None: one segment a row.
+    rows, for the expected time; None: one segment a row. ``flags``: of the compiler, beside those of the environment.
     """
     settings, pack = config.stages[stage], config.pack(stage)
     backend = backend_of(config, topology)
@@ -185,10 +190,10 @@ def plan_stage(
         guess = _program_by_formula(analytic_cost(config, stage, topology), estimate(config, stage, mesh))
         return dataclasses.replace(plan, program=guess)
     lowered = lower_step(config, stage, topology)
-    key = cache.key_of(lowered)
+    key = cache.key_of(lowered, flags)
     step = cache.load(key) if reuse else None
     if step is None:
-        step = compile_step(lowered)
+        step = compile_step(lowered, flags)
         cache.store(key, step)
     if step.why_not:
         return dataclasses.replace(plan, why_not=step.why_not)
@@ -244,6 +249,7 @@ def _program(config: Config, compiled: CompiledStep, text: HloProgram, wiring: W
         step_s=times.step_s,
         bound=times.bound,
         compile_s=compiled.compile_s,
+        collectives=sum(one.times for one in cost.collectives),
     )
 
 

@@ -108,6 +108,17 @@ def compiled_best(plans: Iterable[StagePlan], most: int) -> list[StagePlan]:
     return ranked(taken)
 
 
+def config_of(plan: StagePlan, found: Iterable[Config], topology: Topology) -> Config:
+    """The configuration of ``found`` that ``plan`` is of."""
+    choice = plan.choice
+    wanted = (choice.mesh, choice.microbatches, choice.remat)
+    return next(
+        one
+        for one in found
+        if (mesh_sizes(one, topology), one.stages[plan.stage].microbatches, remat_shown(one)) == wanted
+    )
+
+
 def ranked(plans: Iterable[StagePlan]) -> list[StagePlan]:
     """Those that fit by expected tokens/s, the fastest first, then the others."""
     return sorted(plans, key=lambda plan: (not plan.fits, -(plan.expected_tokens_per_s or plan.tokens_per_s or 0.0)))

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lclm_jax.plan.expected.published import Calibration
+from lclm_jax.plan.flags import Effect
 from lclm_jax.plan.memory import MemoryEstimate
 from lclm_jax.plan.plans import StagePlan, as_json, shown
 from lclm_jax.plan.topologies import compiler_packages, parse_topology
@@ -62,6 +63,41 @@ def search_table(plans: Sequence[StagePlan]) -> Table:
             rates = (f"{plan.expected.step_s:.2f}", plan.expected_tokens_per_s, plan.expected_mfu)
         table.add_row(*start, *figures, rates[0], f"{rates[1]:,.0f}", f"{100 * (rates[2] or 0):.1f}")
     return table
+
+
+def flags_table(found: Sequence[Effect]) -> Table:
+    """One line per set of flags, beside the first, which has none of its own."""
+    first = found[0].plan
+    title = "" if first is None else f"flags of the compiler, stage {first.stage}, {first.choice.topology}"
+    table = Table(title=title, title_justify="left")
+    for name in ("flags", "expected s", "change", "peak GB", "collectives", "wire GB", "step s at least"):
+        table.add_column(name, justify="left" if name == "flags" else "right")
+    base = None if first is None or first.expected is None else first.expected.step_s
+    for effect in found:
+        name, plan = "as they are" if effect.flags is None else f"+ {effect.flags.name}", effect.plan
+        if plan is None or plan.program is None or plan.expected is None:
+            table.add_row(name, "refused" if plan is None else "does not fit")
+            continue
+        seconds, program = plan.expected.step_s, plan.program
+        change = "" if effect.flags is None or base is None else f"{100 * (seconds / base - 1):+.1f} %"
+        wire = _gb(sum(program.wire_bytes.values()))
+        runs = "" if program.collectives is None else f"{program.collectives:,.0f}"
+        table.add_row(name, f"{seconds:.3f}", change, _gb(program.peak_bytes), runs, wire, f"{program.step_s:.3f}")
+    return table
+
+
+def flags_document(found: Sequence[Effect]) -> list[JsonObject]:
+    """Name, flags, source and plan of each, for ``json.dump``; what was refused with the compiler's words."""
+    return [
+        {
+            "name": None if one.flags is None else one.flags.name,
+            "flags": {} if one.flags is None else dict(one.flags.flags),
+            "source": None if one.flags is None else one.flags.source,
+            "plan": None if one.plan is None else as_json(one.plan),
+            "refused": one.refused or None,
+        }
+        for one in found
+    ]
 
 
 def lines(plan: StagePlan, price: float | None) -> list[tuple[str, str]]:

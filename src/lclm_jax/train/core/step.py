@@ -12,8 +12,10 @@ from jax.stages import Wrapped
 from lclm_jax.batch import TEACHER_ARRAYS, Batch, check_batch_rows
 from lclm_jax.config import Config
 from lclm_jax.config.train import parse_skip_range
+from lclm_jax.model.lclm import logical_axes
 from lclm_jax.parallel import batch_parts, batch_sharding, row_parts
 from lclm_jax.train.core.freeze import merge, split
+from lclm_jax.train.core.gather import gather, scatter
 from lclm_jax.train.core.initial_state import state_shardings
 from lclm_jax.train.core.loss import DistilledLoss, LossSums, distilled_loss_sums, divisor, loss_sums
 from lclm_jax.train.core.optimizer import Optimizer
@@ -53,7 +55,8 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
     def train_step(
         state: TrainState, batch: Batch, teacher: Params | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        trainable, frozen = split(state.params, optimizer.labels)
+        weights = gather(state.params, config.model) if train.gather_once else state.params
+        trainable, frozen = split(weights, optimizer.labels)
         key, model = step_key(state), config.model.model_copy(update={"ratio": ratio_of(batch)})
         objectives = stage_objectives if batch.objectives is not None else []
 
@@ -69,9 +72,12 @@ def train_step_function(config: Config, stage_name: str, optimizer: Optimizer) -
                 return sums.objective(), (sums, finite_B)
 
             grads, (sums, finite_B) = jax.grad(total, has_aux=True)(trainable)
-            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads), sums, finite_B
+            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), owned(grads)), sums, finite_B
 
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable)
+        def owned(grads: PyTree) -> PyTree:
+            return scatter(grads, split(logical_axes(model), optimizer.labels)[0]) if train.gather_once else grads
+
+        zeros = owned(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable))
         zero = (zeros, LossSums.zero(objectives, stage.distill is not None))
         grads, sums, finite_B = _accumulate(gradients, zero, batch, stage.microbatches)
         grads = jax.tree.map(lambda leaf: leaf / divisor(sums.weight), grads)
