@@ -76,7 +76,7 @@ def measure(out: Path, name: str, seed: int) -> JsonObject:
     mixtures = []
     for stage, lookups in LOOKED_UP.items():
         parts = {"lookups": lookups, "chains": (1 - lookups) * (1 - share), "compressed": (1 - lookups) * share}
-        mixtures.append(f"stages.{stage}.mixture={json.dumps(parts)}")
+        mixtures.append(f"stages.{stage}.mixture={json.dumps({name: part for name, part in parts.items() if part})}")
     config = lclm_jax.load_config(
         BASE,
         [

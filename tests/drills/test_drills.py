@@ -11,7 +11,7 @@ import pytest
 
 from lclm_jax.config import load_config
 from lclm_jax.drills import rehearsal as drill
-from lclm_jax.drills.faults import FAULTS, nan_gradients, newest_copy
+from lclm_jax.drills.faults import FAULTS, _wait_until, nan_gradients, newest_copy
 from lclm_jax.drills.small_disk import SmallDisk
 from lclm_jax.drills.trainer import DrillFailure, Trainer
 
@@ -111,5 +111,7 @@ def test_a_trainer_that_dies_is_a_failure_with_its_last_words(tmp_path, monkeypa
     with pytest.raises(DrillFailure, match="training died at step 0, before step 3"):
         trainer.wait_for_step(3)
     assert trainer.wait() == 1 and trainer.step() == 0 and trainer.saved() == []
+    with pytest.raises(DrillFailure, match="waited for a word, and the trainer ended with status 1"):
+        _wait_until(lambda: False, trainer, "a word")
     trainer.kill()
     assert os.path.exists(trainer.log())

@@ -178,7 +178,15 @@ def _expect_status(trainer: Trainer, wanted: int) -> None:
 
 def _wait_until(condition: Callable[[], bool], trainer: Trainer, what: str) -> None:
     end = time.monotonic() + trainer.patience
-    while not condition():
+    while True:
+        ended = all(process.poll() is not None for process in trainer.processes)  # before it is asked the last time
+        if condition():
+            return
+        if ended:
+            status = trainer.processes[0].returncode
+            raise DrillFailure(
+                f"waited for {what}, and the trainer ended with status {status}: {trainer.printed()[-300:]}"
+            )
         if time.monotonic() > end:
             raise DrillFailure(f"waited {trainer.patience:g} s for {what}; see {trainer.log()}")
         time.sleep(0.05)

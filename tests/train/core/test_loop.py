@@ -204,9 +204,9 @@ def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def damage(folder, step):
+def damage(folder, step, item="rest"):
     """Cut a file of the checkpoint of ``step`` short."""
-    files = [path for path in (folder / str(step) / "rest").rglob("*") if path.is_file()]
+    files = [path for path in (folder / str(step) / item).rglob("*") if path.is_file()]
     path = max(files, key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes()[:-5])
 
@@ -222,8 +222,8 @@ def test_a_damaged_checkpoint_is_named_kept_and_the_one_before_used(config, capl
     assert jax.tree.all(jax.tree.map(np.array_equal, final_params(config), expected))
     begins = [event for event in read_events(folder.parent) if event["kind"] == "begin"]
     assert [(event["step"], event["redone_steps"]) for event in begins] == [(0, 0), (6, 2)]
-    for step in (6, 8):
-        damage(folder, step)
+    for step, item in ((6, "rest"), (8, "meta")):
+        damage(folder, step, item)
     with pytest.raises(CheckpointError, match=r"every checkpoint of stage only is damaged .*restore a copy"):
         one_stage.run_only(config)
 

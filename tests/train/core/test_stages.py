@@ -15,7 +15,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.model.lclm import abstract_params, init_params
 from lclm_jax.parallel import make_mesh
 from lclm_jax.text.train_tokenizer import train_tokenizer
-from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints
+from lclm_jax.train.checkpoints.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from lclm_jax.train.checkpoints.provenance import ChangedConfigError, checkpoints_folder
 from lclm_jax.train.checkpoints.run_params import load_params
 from lclm_jax.train.core.initial_state import random_params
@@ -88,6 +88,7 @@ def test_the_chain_of_stages(values, caplog):
         rates = checkpoints.restore_params(2, abstract_params(config.model))
         assert set(rates) == {"encoder", "adapter", "decoder"}
     check_changes(values)
+    check_damaged_metadata(config, caplog)
     sharded = load_params(config, "base", mesh=make_mesh(MeshConfig()))
     assert isinstance(sharded["encoder"]["embed"]["table"].sharding, jax.sharding.NamedSharding)
     with pytest.raises(CheckpointError, match=r"stage base has no checkpoint of step 2; it has: 3"):
@@ -104,6 +105,21 @@ def check_changes(values):
     wider = parse_config(values | {"model": values["model"] | {"decoder": BACKBONE | {"mlp_size": 16}}})
     with pytest.raises(CheckpointError, match=r"of another model \(model.decoder.mlp_size: 8, now 16\)"):
         load_params(wider)
+
+
+def check_damaged_metadata(config, caplog):
+    """The checkpoint that says that a stage is finished: without its metadata the stage is not, and goes on."""
+    folder = checkpoints_folder(config, "stage0")
+    path = next((folder / "2" / "meta").rglob("metadata*"))
+    whole = path.read_text()
+    for damaged in (whole[:-9], whole.replace("index_digest", "index_dagest")):  # no JSON; JSON of other content
+        path.write_text(damaged)
+        assert not finished(config, "stage0")
+        assert "2 is damaged" in caplog.messages[-1] and "meta/" in caplog.messages[-1]
+        with Checkpoints(folder) as checkpoints, pytest.raises(DamagedCheckpoint, match="damaged"):
+            checkpoints.meta(2)
+    path.write_text(whole)
+    assert finished(config, "stage0")
 
 
 def flat(tree):

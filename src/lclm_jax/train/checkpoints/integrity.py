@@ -62,10 +62,10 @@ def has_manifest(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
-def defect(folder: Path, process: int = 0, processes: int = 1) -> str | None:
+def defect(folder: Path, process: int = 0, processes: int = 1, below: str = "") -> str | None:
     """What is wrong with the files of ``folder``, in a few words; None if they are as written, or have no manifest.
 
-    Of several ``processes`` each looks at a share of them.
+    Of several ``processes`` each looks at a share of them. ``below``: only at files whose names begin so.
     """
     if not has_manifest(folder):
         return None
@@ -74,6 +74,7 @@ def defect(folder: Path, process: int = 0, processes: int = 1) -> str | None:
         entries = manifest["stored"] if "stored" in manifest else manifest["sha256"]
     except (ValueError, KeyError, TypeError):
         return f"its {NAME} is damaged"
+    entries = {name: entry for name, entry in entries.items() if name.startswith(below)}
     if is_remote(folder):
         return _stored_defect(entries, _stored_sums(folder)) if process == 0 else None
     entries = dict(list(entries.items())[process::processes])

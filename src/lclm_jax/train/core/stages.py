@@ -17,7 +17,7 @@ from lclm_jax.errors import LclmError
 from lclm_jax.parallel import broadcast_from_process_0, make_mesh, row_parts, validate_mesh
 from lclm_jax.text.run_tokenizers import load_tokenizers, resolve
 from lclm_jax.text.tokenizer import Tokenizers
-from lclm_jax.train.checkpoints.checkpoint import Checkpoints
+from lclm_jax.train.checkpoints.checkpoint import Checkpoints, DamagedCheckpoint
 from lclm_jax.train.checkpoints.emergency_checkpoint import emergency_checkpoints
 from lclm_jax.train.checkpoints.provenance import (
     check_provenance,
@@ -131,6 +131,8 @@ def _train_stages(config: Config, only_stage: str | None, shared: _Shared) -> No
 def finished(config: Config, stage: str, force: bool = False) -> bool:
     """Whether ``stage`` has its final checkpoint; ``force``: be it of other settings.
 
+    A newest checkpoint that is damaged is none: ``run_stage`` sets it aside and resumes from the one before.
+
     Raises:
         ChangedConfigError: it has, and was trained with other settings than ``config`` says.
     """
@@ -138,7 +140,11 @@ def finished(config: Config, stage: str, force: bool = False) -> bool:
         latest = checkpoints.latest()
         if latest is None:
             return False
-        meta = checkpoints.meta(latest)
+        try:
+            meta = checkpoints.meta(latest)
+        except DamagedCheckpoint as fault:
+            logger.warning("%s: %s", stage, fault)
+            return False
     check_provenance(resolve(config), stage, meta["provenance"], force)
     return latest == config.stages[stage].steps
 
