@@ -8,6 +8,7 @@ Run it with a folder on the disk that is to be measured as ``--folder``.
 
 import argparse
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +28,6 @@ from lclm_jax.types import PyTree
 
 def share(tree: PyTree, hosts: int) -> PyTree:
     """Random arrays in the shapes of ``tree``, each cut ``hosts`` times along the first axis that divides."""
-
     numbers = np.random.default_rng(0)
 
     def cut(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -70,7 +70,8 @@ def main() -> None:
                 blocked = time.perf_counter() - started
                 checkpoints.wait()
                 sealed = time.perf_counter() - started
-                print(f"{size / 1e9:.2f} GB: blocked for {blocked:.2f} s, sealed after {sealed:.1f} s", flush=True)
+                sys.stdout.write(f"{size / 1e9:.2f} GB: blocked for {blocked:.2f} s, sealed after {sealed:.1f} s\n")
+                sys.stdout.flush()
     finally:
         shutil.rmtree(folder)
 

@@ -239,7 +239,7 @@ class Checkpoints:
         return self._manager is not None and self._manager.reached_preemption(step)
 
     def meta(self, step: int) -> JsonObject:
-        """The JSON stored with the checkpoint of ``step``; raises ``DamagedCheckpoint`` if it is not what was written."""
+        """The JSON stored with the checkpoint of ``step``; ``DamagedCheckpoint`` if it is not what was written."""
         if step in self.steps():
             mine = defect(self.folder / str(step), below="meta/") if jax.process_index() == 0 else None
             self._raise_fault(f"checkpoint {self.folder / str(step)} is damaged: {mine}" if mine else "")
