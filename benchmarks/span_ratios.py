@@ -1,8 +1,8 @@
 """Does a ratio chosen for every span beat one for all? ``python benchmarks/span_ratios.py OUT [--seeds 6]``.
 
-For every seed five models are trained on made-up documents of different density
+For every seed six models are trained on made-up documents of different density
 (``configs/ablate/tiny/recall-base.yaml``): one at each ratio, one that draws a ratio for each step, one that draws it
-for each span. All are scored on the same held-out spans. Of the last one the head is fitted, and its choices are
+for each span, and one that does so for as many steps as the three of a single ratio had together. All are scored on the same held-out spans. Of the last two the head is fitted, and its choices are
 compared, at the latents per token of each single ratio, with the same model at that ratio and with the model trained at
 it. Written: ``OUT/results.json`` and a table with 95 % intervals over seeds, of paired differences. What is there is
 not trained or scored again.
@@ -23,21 +23,24 @@ from lclm_jax.types import JsonObject
 
 BASE = Path(__file__).parents[1] / "configs" / "ablate" / "tiny" / "recall-base.yaml"
 RATIOS = (4, 8, 16)
+LONG = "by span, all steps"
 VARIANTS = {
     **{f"static {ratio}": [f"model.ratio={ratio}"] for ratio in RATIOS},
     "by step": [f"stages.train.ratios={[*RATIOS]}"],
     "by span": [f"model.span_ratios={[*RATIOS]}"],
+    LONG: [f"model.span_ratios={[*RATIOS]}"],
 }
 
 
 def measure(out: Path, name: str, seed: int, steps: int | None) -> JsonObject:
     """Held-out losses by ratio of one trained model, and of the one trained by span what its choices are worth."""
-    home = out / f"{name.replace(' ', '-')}-seed-{seed}"
+    home = out / f"{name.replace(',', '').replace(' ', '-')}-seed-{seed}"
     done = home / "measured.json"
     if done.is_file():
         found: JsonObject = json.loads(done.read_text())
         return found
-    length = [] if steps is None else [f"stages.train.steps={steps}"]
+    steps = lclm_jax.load_config(BASE).stages["train"].steps if steps is None else steps
+    length = [f"stages.train.steps={steps * len(RATIOS) if name == LONG else steps}"]
     common = [
         f"seed={seed}",
         f"run_dir={home}",
@@ -51,7 +54,7 @@ def measure(out: Path, name: str, seed: int, steps: int | None) -> JsonObject:
     ratios = RATIOS if name.startswith("by") else (config.model.ratio,)
     spans = measure_split(config, generator, "held_out", config.eval.examples, ratios)
     found = {"loss_nats": dict(zip(map(str, ratios), spans.loss_SN.mean(axis=0).tolist(), strict=True))}
-    if name == "by span":
+    if name.startswith("by span"):
         head, found["choices"] = fit_ratio_head(config, folder, FitSettings())
         head.save(folder)
     write_text(done, json.dumps(found, indent=1))
@@ -63,14 +66,17 @@ def differences(results: dict[str, JsonObject]) -> dict[str, list[float]]:
     rows: dict[str, list[float]] = {}
     for one in results.values():
         for ratio in map(str, RATIOS):
-            static, by_span = one[f"static {ratio}"]["loss_nats"][ratio], one["by span"]["loss_nats"][ratio]
-            chosen = one["by span"]["choices"]["static"][ratio]["adaptive_loss_nats"]["value"]
-            for name, value in (
-                (f"by step at {ratio}, less static {ratio}", one["by step"]["loss_nats"][ratio] - static),
-                (f"by span at {ratio}, less static {ratio}", by_span - static),
-                (f"chosen, less by span at {ratio}, equal budget", chosen - by_span),
-                (f"chosen, less static {ratio}, equal budget", chosen - static),
-            ):
+            static = one[f"static {ratio}"]["loss_nats"][ratio]
+            found = {f"by step at {ratio}, less static {ratio}": one["by step"]["loss_nats"][ratio] - static}
+            for model in ("by span", LONG):
+                alike = one[model]["loss_nats"][ratio]
+                chosen = one[model]["choices"]["static"][ratio]["adaptive_loss_nats"]["value"]
+                found |= {
+                    f"{model} at {ratio}, less static {ratio}": alike - static,
+                    f"{model}, chosen, less all at {ratio}, equal budget": chosen - alike,
+                    f"{model}, chosen, less static {ratio}, equal budget": chosen - static,
+                }
+            for name, value in found.items():
                 rows.setdefault(name, []).append(value)
     return rows
 

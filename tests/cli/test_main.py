@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from lclm_jax.cli.main import COMMANDS, LazyGroup, cli, main
+from lclm_jax.cli.train import train
+from lclm_jax.config import load_config
 from lclm_jax.errors import LclmError
 from lclm_jax.files import WriteError
 
@@ -208,3 +210,21 @@ def test_a_run_that_is_told_to_stop_before_it_trains_asks_to_be_started_again(nu
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 75
     assert done.stderr == f"{number.name}: stopped outside training; rerun the same command\n"
+
+
+def test_from_replaces_what_the_configuration_starts_from(tmp_path, monkeypatch):
+    path = tmp_path / "new.yaml"
+    path.write_text(f"base: {CONFIGS[0].parent / 'smollm2.yaml'}\n")
+    found = []
+
+    class Loaded(Exception):
+        pass
+
+    def load(config, overrides, cluster):
+        found.append(load_config(config, list(overrides)))
+        raise Loaded
+
+    monkeypatch.setattr("lclm_jax.cli.train.load_for_devices", load)
+    with pytest.raises(Loaded):
+        CliRunner().invoke(train, [str(path), "--from", "runs/old@stage2"], catch_exceptions=False)
+    assert (found[0].init.lclm, found[0].init.run) == (None, "runs/old@stage2")

@@ -51,7 +51,10 @@ def pipeline(config: Path, cluster: Path | None, overrides: tuple[str, ...], jso
 @config_argument
 @click.option("--stage", help="Train this stage alone; the one before it must have finished.")
 @click.option(
-    "--from", "source", metavar="RUN[@STAGE[@STEP]]", help="Start from the parameters of this run (init.run)."
+    "--from",
+    "source",
+    metavar="RUN[@STAGE[@STEP]]",
+    help="Start from the parameters of this run (init.run), not from what init names.",
 )
 @click.option(
     "--resume",
@@ -82,7 +85,8 @@ def train(
     Several processes that run this command form one run; if one of them is lost, the others exit with status 75.
     """
     exit_for_restart_on_signals()
-    overrides = (*overrides, f"init.run={source}") if source else overrides
+    if source:  # of all weights: nothing else that the configuration starts from counts
+        overrides = (*overrides, "init.encoder=null", "init.decoder=null", "init.lclm=null", f"init.run={source}")
     if look["profile"]:
         overrides = (*overrides, f'train.profile_steps="{look["profile"]}"')
     if look["dump_hlo"]:  # before JAX starts: XLA reads its flags once
