@@ -2,10 +2,10 @@
 
 For every seed six models are trained on made-up documents of different density
 (``configs/ablate/tiny/recall-base.yaml``): one at each ratio, one that draws a ratio for each step, one that draws it
-for each span, and one that does so for as many steps as the three of a single ratio had together. All are scored on the same held-out spans. Of the last two the head is fitted, and its choices are
-compared, at the latents per token of each single ratio, with the same model at that ratio and with the model trained at
-it. Written: ``OUT/results.json`` and a table with 95 % intervals over seeds, of paired differences. What is there is
-not trained or scored again.
+for each span, and one that does so for as many steps as the three of a single ratio had together. All are scored on the
+same held-out spans. Of the last two the head is fitted, and its choices are compared, at the latents per token of each
+single ratio, with the same model at that ratio and with the model trained at it. Written: ``OUT/results.json`` and a
+table with 95 % intervals over seeds, of paired differences. What is there is not trained or scored again.
 """
 
 import argparse
