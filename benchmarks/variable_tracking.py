@@ -11,6 +11,7 @@ end, steps until the first wrong one, and decoder positions. Written: ``OUT/resu
 import argparse
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ QUESTIONS = 64
 """Of each length."""
 MODELS = {"raw": 0.0, "compressed": 0.5}
 """Share of the chains whose first steps are in latents."""
-LOOKED_UP = {"lookups": 0.8, "chains": 0.2}
-"""Share of look-ups by stage."""
+LOOKED_UP = 0.2
+"""Share of look-ups in the stage of chains."""
 POLICIES = {
     "raw": ReasoningPolicy(tokens=10**9),
     "compressed": ReasoningPolicy(tokens=variable_tracking.STEP_TOKENS * variable_tracking.STEPS),
@@ -65,6 +66,12 @@ def ask(generator: Generator, policy: ReasoningPolicy, links: int) -> JsonObject
     }
 
 
+def configured(out: Path, run: Path, seed: int, *changes: str) -> lclm_jax.Config:
+    """The base with data and tokenizer of ``out``, for the folder ``run``."""
+    places = [f"run_dir={run}", f"data.prepared={out / 'data'}", f"tokenizer.decoder={out / 'tokenizer'}"]
+    return lclm_jax.load_config(BASE, [f"seed={seed}", *places, "tokenizer.vocab_size=null", *changes])
+
+
 def measure(out: Path, name: str, seed: int) -> JsonObject:
     """``ask`` by policy and length, of one trained model."""
     home = out / f"{name}-seed-{seed}"
@@ -73,21 +80,13 @@ def measure(out: Path, name: str, seed: int) -> JsonObject:
         found: JsonObject = json.loads(done.read_text())
         return found
     share = MODELS[name]
-    mixtures = []
-    for stage, lookups in LOOKED_UP.items():
-        parts = {"lookups": lookups, "chains": (1 - lookups) * (1 - share), "compressed": (1 - lookups) * share}
-        mixtures.append(f"stages.{stage}.mixture={json.dumps({name: part for name, part in parts.items() if part})}")
-    config = lclm_jax.load_config(
-        BASE,
-        [
-            f"seed={seed}",
-            f"run_dir={home}",
-            f"data.prepared={out / 'data'}",
-            f"tokenizer.decoder={out / 'tokenizer'}",
-            "tokenizer.vocab_size=null",
-            *mixtures,
-        ],
-    )
+    parts = {"lookups": LOOKED_UP, "chains": (1 - LOOKED_UP) * (1 - share), "compressed": (1 - LOOKED_UP) * share}
+    mixture = json.dumps({source: part for source, part in parts.items() if part})
+    config = configured(out, home, seed, f"stages.chains.mixture={mixture}")
+    if not home.is_dir():  # the first stage is the same for both models: it is trained once
+        shared = out / f"lookups-seed-{seed}"
+        lclm_jax.train_stages(configured(out, shared, seed), "lookups")
+        shutil.copytree(shared / "stages", home / "stages")
     lclm_jax.train_stages(config)
     generator = Generator.from_folder(lclm_jax.export_run(config))
     asked = {
