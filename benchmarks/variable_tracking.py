@@ -27,14 +27,14 @@ from lclm_jax.inference.sampling import Sampling
 from lclm_jax.types import JsonObject
 
 BASE = Path(__file__).parents[1] / "configs" / "ablate" / "tiny" / "variable-tracking-base.yaml"
-LENGTHS = (8, 16, 32, 64)
-"""Links of a chain; models are trained on up to 16."""
+LENGTHS = (4, 8, 16, 32)
+"""Links of a chain; models are trained on up to 8."""
 QUESTIONS = 64
 """Of each length."""
 MODELS = {"raw": 0.0, "compressed": 0.5}
 """Share of the chains whose first steps are in latents."""
-LOOKED_UP = 0.2
-"""Share of look-ups in the stage of chains."""
+LOOKED_UP = 0.1
+"""Share of look-ups, and of look-ups in latents, in the stage of chains."""
 POLICIES = {
     "raw": ReasoningPolicy(tokens=10**9),
     "compressed": ReasoningPolicy(tokens=variable_tracking.STEP_TOKENS * variable_tracking.STEPS),
@@ -44,7 +44,7 @@ POLICIES = {
 def ask(generator: Generator, policy: ReasoningPolicy, links: int) -> JsonObject:
     """Shares of chains followed to their end and of right steps, and decoder positions, of new chains."""
     draws = random.Random(f"chains {links}")  # noqa: S311 - drawn data, no secret
-    asked = [variable_tracking.draw(draws, links) for _ in range(QUESTIONS)]
+    asked = [variable_tracking.draw(draws, links, max(LENGTHS)) for _ in range(QUESTIONS)]
     tokenizer = generator.decoder_tokenizer
     prompts = [
         tokenizer.render_chat([{"role": "user", "content": chain.question}], add_generation_prompt=True)
@@ -80,12 +80,14 @@ def measure(out: Path, name: str, seed: int) -> JsonObject:
         found: JsonObject = json.loads(done.read_text())
         return found
     share = MODELS[name]
-    parts = {"lookups": LOOKED_UP, "chains": (1 - LOOKED_UP) * (1 - share), "compressed": (1 - LOOKED_UP) * share}
+    rest = 1 - 2 * LOOKED_UP
+    parts = {"lookups": LOOKED_UP, "latents": LOOKED_UP, "chains": rest * (1 - share), "compressed": rest * share}
     mixture = json.dumps({source: part for source, part in parts.items() if part})
     config = configured(out, home, seed, f"stages.chains.mixture={mixture}")
-    if not home.is_dir():  # the first stage is the same for both models: it is trained once
+    if not home.is_dir():  # the first stages are the same for both models: they are trained once
         shared = out / f"lookups-seed-{seed}"
-        lclm_jax.train_stages(configured(out, shared, seed), "lookups")
+        for stage in ("lookups", "latents"):
+            lclm_jax.train_stages(configured(out, shared, seed), stage)
         shutil.copytree(shared / "stages", home / "stages")
     lclm_jax.train_stages(config)
     generator = Generator.from_folder(lclm_jax.export_run(config))

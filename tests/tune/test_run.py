@@ -14,7 +14,7 @@ from lclm_jax.model.lclm import init_params
 from lclm_jax.text.tokenizer import Tokenizer
 from lclm_jax.text.train_tokenizer import train_tokenizer
 from lclm_jax.train.logging.metrics import MetricsLog
-from lclm_jax.tune import run
+from lclm_jax.tune import answers, run
 from lclm_jax.tune.answers import LOSS
 from lclm_jax.tune.settings import STAGE, TuneOptions, layout_of, parts_of, write_settings
 
@@ -102,3 +102,11 @@ def test_from_an_export_to_a_tuned_export(folder, rows, tmp_path):
     np.testing.assert_array_equal(before["encoder"]["embed"]["table"], after["encoder"]["embed"]["table"])
     assert (before["adapter"]["fc1"]["kernel"] != after["adapter"]["fc1"]["kernel"]).any()
     assert json.loads((tmp_path / "tuned.run" / "tune.json").read_text())["step"] == result["step"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "score"),
+    [("The", "the", 1.0), ("", "The", 1.0), ("word", "The", 0.0), ("", "word", 0.0), ("two words", "two", 2 / 3)],
+)
+def test_f1_of_answers_that_are_articles_alone_is_that_of_squad_2(text, wanted, score):
+    assert answers._f1(text, wanted) == pytest.approx(score)

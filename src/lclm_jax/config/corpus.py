@@ -18,6 +18,7 @@ Format = Literal[
     "variable_tracking",
     "variable_tracking_compressed",
     "variable_tracking_lookups",
+    "variable_tracking_compressed_lookups",
 ]
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "variable_tracking": (),
     "variable_tracking_compressed": (),
     "variable_tracking_lookups": (),
+    "variable_tracking_compressed_lookups": (),
 }
 
 

@@ -1,15 +1,17 @@
 """Made-up chats that need their own earlier steps: chains of variables, followed link by link.
 
-The user gives the links of a chain in any order and the variable that it begins with; the reply follows them to the
-end: `` mur end, pat sel, sel mur, pat`` is answered with `` pat sel, sel mur, mur end,``. Who loses the step before
-cannot write the next. Variables are drawn anew for each chat, so a link is found by its name, however many there are.
+The user gives links in any order and the variable that a chain begins with; the reply follows it to the end:
+`` mur end, dov end, pat sel, sel mur, pat`` is answered with `` pat sel, sel mur, mur end,``. Links that are not of the
+chain are one of their own, so that a question about a short chain may be as long as one about a long chain. Who loses
+the step before cannot write the next. Variables are drawn anew for each chat, so a link is found by its name.
 ``variable_tracking`` writes the steps as they are. ``variable_tracking_compressed`` has the steps before a drawn place
 between memory tags, ``STEPS`` in a span: what a row looks like whose reasoning is compressed while it is written
 (``inference.reasoning``), so that a model learns to go on from it. ``variable_tracking_lookups`` teaches how a link is
 found to a model that starts from random weights: replies repeat links at random, and what follows a name has the only
-loss.
+loss. In ``variable_tracking_compressed_lookups`` the question's links are compressed: latents are learned to be read.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,9 +23,11 @@ from lclm_jax.types import JsonObject
 ENTRIES = 64
 CHATS = 100
 """Chats of an entry."""
-LINKS = (2, 4, 8, 16)
-"""How many links a chain may have; short ones are learned first."""
-STEPS = 4
+TOTALS = (2, 4, 8, 16, 32)
+"""How many links a question may have; to find one of few is learned first."""
+LINKS = (2, 4, 8)
+"""How many of them the chain may have."""
+STEPS = 2
 """Steps in a span."""
 STEP_TOKENS = 3
 """Tokens of a step in a tokenizer of a thousand tokens: `` pat``, `` sel`` and the comma. A name is one token, and the
@@ -32,6 +36,7 @@ NAMES = [first + vowel + last for first in "bdfgklmnprst" for vowel in "aeiou" f
 END = "end"
 COMPRESSED = "variable_tracking_compressed"
 LOOKUPS = "variable_tracking_lookups"
+COMPRESSED_LOOKUPS = "variable_tracking_compressed_lookups"
 REPEATS = 24
 """Links of a reply of look-ups, drawn with replacement: copying an earlier one is the first step to finding one."""
 
@@ -41,12 +46,14 @@ class Chain(NamedTuple):
 
     steps: tuple[str, ...]
     """Its links in order, such as `` pat sel,``: what is to be written."""
+    links: tuple[str, ...]
+    """Those of the question, in its order."""
     question: str
 
 
 def list_entries(collection: CollectionConfig, part_bytes: int) -> list[Entry]:
     """Entries of ``CHATS`` chats each; none is a file."""
-    size = CHATS * 16 * sum(LINKS) // len(LINKS)
+    size = CHATS * 10 * sum(TOTALS) // len(TOTALS)
     return [Entry(f"{collection.format}/{number:03d}", size, "") for number in range(ENTRIES)]
 
 
@@ -54,21 +61,27 @@ def read(entry: Entry, collection: CollectionConfig) -> Iterator[Row | Bad]:
     """The chats that the entry's name is the seed of; the same chains in both formats."""
     draws = random.Random(entry.id.partition("/")[2])  # noqa: S311 - not for secrets; a text as seed, everywhere alike
     for number in range(CHATS):
-        chain = draw(draws, draws.choice(LINKS))
-        if collection.format == LOOKUPS:
-            answer = lookups(draws.choices(chain.steps, k=REPEATS))
+        total = draws.choice(TOTALS)
+        chain = draw(draws, draws.choice([length for length in LINKS if length <= total]), total)
+        question = chain.question
+        if collection.format in (LOOKUPS, COMPRESSED_LOOKUPS):
+            answer = lookups(draws.choices(chain.links, k=REPEATS))
+            if collection.format == COMPRESSED_LOOKUPS:
+                question = reply(chain.links, total // STEPS)
         else:
             spans = draws.randrange((len(chain.steps) - 1) // STEPS + 1) if collection.format == COMPRESSED else 0
             answer = {"content": reply(chain.steps, spans)}
-        messages = [{"role": "user", "content": chain.question}, {"role": "assistant", **answer}]
+        messages = [{"role": "user", "content": question}, {"role": "assistant", **answer}]
         yield Row(f"{entry.id}/{number:03d}", {collection.columns.messages: messages})
 
 
-def draw(draws: random.Random, links: int) -> Chain:
-    """A chain of so many links, at most as many as there are names."""
-    names = draws.sample(NAMES, links)
-    steps = tuple(f" {name} {following}," for name, following in zip(names, [*names[1:], END], strict=True))
-    return Chain(steps, "".join(draws.sample(steps, links)) + f" {names[0]}")
+def draw(draws: random.Random, length: int, total: int) -> Chain:
+    """A chain of ``length`` links, of ``total`` in the question."""
+    names = draws.sample(NAMES, total)
+    chains = [*names[1:length], END], [*names[length + 1 :], END]
+    links = [f" {name} {following}," for name, following in zip(names, itertools.chain(*chains), strict=False)]
+    shuffled = draws.sample(links, total)
+    return Chain(tuple(links[:length]), tuple(shuffled), "".join(shuffled) + f" {names[0]}")
 
 
 def reply(steps: Sequence[str], spans: int = 0) -> str:

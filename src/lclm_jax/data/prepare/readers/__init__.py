@@ -20,6 +20,7 @@ READERS = {
     "variable_tracking": "lclm_jax.data.demo.variable_tracking",
     "variable_tracking_compressed": "lclm_jax.data.demo.variable_tracking",
     "variable_tracking_lookups": "lclm_jax.data.demo.variable_tracking",
+    "variable_tracking_compressed_lookups": "lclm_jax.data.demo.variable_tracking",
     "synthetic": "lclm_jax.data.demo.synthetic",
     "text": "lclm_jax.data.prepare.readers.text",
 }
