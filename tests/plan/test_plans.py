@@ -83,7 +83,7 @@ def test_the_command_prints_a_table_and_writes_json(on_cpu, tmp_path, monkeypatc
     monkeypatch.setattr(flags, "flag_sets", lambda chip: sets)
     with_flags = CliRunner().invoke(plan, [*arguments, "--flags"])
     assert with_flags.exit_code == 0, with_flags.output
-    assert "+ of_nobody" in with_flags.output and "refused" in with_flags.output
+    assert "+ of_nobody" in with_flags.stdout and "of_nobody: refused: " in with_flags.stderr
     base, taken, refused = json.loads((tmp_path / "p.json").read_text())["flags"]
     assert base["plan"]["program"] == written["plans"][0]["program"]  # from the cache
     assert taken["refused"] is None

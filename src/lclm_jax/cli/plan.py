@@ -191,6 +191,9 @@ def _flags(tree: Config, stage: str, topology: "Topology", options: dict) -> "li
         effects(tree, stage, topology, lambda text: click.echo(text, err=True), not options["fresh"], segments)
     )
     _console(options["json_file"]).print(flags_table(found))
+    for effect in found:
+        if effect.flags is not None and effect.refused:
+            click.echo(f"{effect.flags.name}: refused: {effect.refused}", err=True)
     return flags_document(found)
 
 

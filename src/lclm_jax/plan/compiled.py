@@ -81,7 +81,7 @@ def _with_plain_numbers(config: Config, stage: str) -> Config:
     """
     found = config.stages[stage]
     rates = {part: _RATES.get(part, 1e-5) for part, rate in found.lr if rate is not None}
-    plain = {"steps": 1000, "warmup_steps": None, "lr": found.lr.model_copy(update=rates)}
+    plain = {"steps": 1000, "warmup_steps": None, "min_lr": 1e-6, "lr": found.lr.model_copy(update=rates)}
     settings = found.model_copy(update=plain)
     changes: dict[str, object] = {"stages": {**config.stages, stage: settings}}
     if config.model.memory_token_ids is None:

@@ -82,7 +82,8 @@ def flags_table(found: Sequence[Effect]) -> Table:
         change = "" if effect.flags is None or base is None else f"{100 * (seconds / base - 1):+.1f} %"
         wire = _gb(sum(program.wire_bytes.values()))
         runs = "" if program.collectives is None else f"{program.collectives:,.0f}"
-        table.add_row(name, f"{seconds:.3f}", change, _gb(program.peak_bytes), runs, wire, f"{program.step_s:.3f}")
+        least = f"{program.step_s:#.4g}"
+        table.add_row(name, f"{seconds:#.4g}", change, _gb(program.peak_bytes), runs, wire, least)
     return table
 
 
