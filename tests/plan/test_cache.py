@@ -27,7 +27,10 @@ def step():
 
 @pytest.mark.parametrize(
     ("change", "same"),
-    [({"stages__all__steps": 99, "stages__all__min_lr": 7e-4}, True), ({"stages__all__lr": {"adapter": 1e-3}, "mesh": {"tensor": 2}}, False)],
+    [
+        ({"stages__all__steps": 99, "stages__all__min_lr": 7e-4}, True),
+        ({"stages__all__lr": {"adapter": 1e-3}, "mesh": {"tensor": 2}}, False),
+    ],
     ids=str,
 )
 def test_a_key_changes_with_the_program_alone(step, change, same):
