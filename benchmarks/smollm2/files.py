@@ -27,7 +27,10 @@ TEXT, CODE = re.compile(r"\.(rst|txt|rst\.txt)(\.gz)?$"), re.compile(r"\.py$")
 PACKAGES = {
     "text": (TEXT, ("linux-doc-6.1", "python-django-doc", "python-sqlalchemy-doc", "python3.11-doc", "jargon-text")),
     "code": (CODE, ("python3-django", "python3-sqlalchemy", "python3-networkx")),
-    "unseen": (re.compile(f"{TEXT.pattern}|{CODE.pattern}"), ("python-pandas-doc", "python3-docutils")),
+    "unseen": (
+        re.compile(f"{TEXT.pattern}|{CODE.pattern}"),
+        ("python-pandas-doc", "python3-docutils", "sphinx-doc", "python3-sphinx"),
+    ),
 }
 """Folder -> the files it gets, and the packages they are in; ``unseen`` is for benchmarks."""
 LEFT_OUT = re.compile(r"copyright|licen[cs]e|changelog|whatsnew|/locale/|/translations/|\w+-info/")
