@@ -42,7 +42,7 @@ FIT_TOKENS = 32_768
 
 
 def main() -> None:
-    """Write ``model`` (an imported LCLM), ``text``, ``code``, ``unseen`` and ``questions.jsonl`` below a folder."""
+    """Write ``model`` (an imported LCLM), ``text``, ``code``, ``unseen`` and files of questions below a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--encoder-layers", type=int, default=6, help="layers of the decoder that the encoder gets")
@@ -55,18 +55,22 @@ def main() -> None:
 
 
 def write_corpus(out: Path) -> None:
-    """The folders of ``PACKAGES``, one file a document, and questions about the documents to train on."""
+    """The folders of ``PACKAGES``, one file a document, and questions: to train on, and about unseen documents."""
     (out / "packages").mkdir(parents=True, exist_ok=True)
     chooser, rows = np.random.default_rng(0), []
+    unseen_chooser, unseen_rows = np.random.default_rng(1), []
     for folder, (names, packages) in PACKAGES.items():
         (out / folder).mkdir(exist_ok=True)
         for package in packages:
             for number, text in enumerate(documents(unpacked(package, out / "packages"), names)):
                 (out / folder / f"{package}-{number:05d}.txt").write_text(text, encoding="utf-8")
-                if folder != "unseen":
+                if folder == "unseen":
+                    unseen_rows += questions(text, unseen_chooser)
+                else:
                     rows += questions(text, chooser)
-    with (out / "questions.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(rows[at], ensure_ascii=False) + "\n" for at in chooser.permutation(len(rows)))
+    for name, found, order in (("questions", rows, chooser), ("unseen-questions", unseen_rows, unseen_chooser)):
+        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(found[at], ensure_ascii=False) + "\n" for at in order.permutation(len(found)))
 
 
 def documents(root: Path, names: re.Pattern[str]) -> Iterator[str]:

@@ -198,6 +198,22 @@ class Letters:
         return list(text)
 
 
+def test_questions_of_ones_own(tmp_path):
+    row = {"context": "Ann ran.", "question": "Who ran?", "answer": "Ann"}
+    path = tmp_path / "asked.jsonl"
+    write_lines(path, [row, row | {"answer": ["Ann", "Ann Lee"]}, row | {"document": "d"}])
+    one, two, three = questions.load_qa(task("qa", path))
+    assert (one.task, one.id, one.gold, two.answers) == ("qa/asked", "qa/asked/0", "Ann", ("Ann", "Ann Lee"))
+    assert one.cluster == two.cluster
+    assert three.cluster == "qa/d"
+    assert score("Ann Lee", one) == pytest.approx(2 / 3)
+    assert score("Ann Lee", two) == 1
+    for wrong in ("", [], ["Ann", 3]):
+        write_lines(path, [row | {"answer": wrong}])
+        with pytest.raises(LclmError, match=r"asked.jsonl, line 1: answer is .* instead of a text or a list of texts"):
+            list(questions.load_qa(task("qa", path)))
+
+
 def test_continuation_takes_the_middle_of_every_text(tmp_path):
     (tmp_path / "a.txt").write_text("".join(chr(97 + k % 26) for k in range(100)))
     (tmp_path / "b.md").write_text("short")

@@ -20,6 +20,7 @@ TaskKind = Literal[
     "aa_lcr",
     "scbench",
     "longmemeval",
+    "qa",
     "continuation",
 ]
 SystemKind = Literal["lclm", "openai", "kvpress"]

@@ -21,6 +21,7 @@ _LOADERS = {
     "aa_lcr": questions.load_aa_lcr,
     "scbench": scbench.load,
     "longmemeval": questions.load_longmemeval,
+    "qa": questions.load_qa,
 }
 
 

@@ -1,5 +1,6 @@
-"""GSM8K, LongHealth, AA-LCR and LongMemEval: one question and its answer about one context."""
+"""GSM8K, LongHealth, AA-LCR, LongMemEval and files of one's own: one question and its answer about one context."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -47,6 +48,34 @@ def load_gsm8k(task: TaskConfig) -> Iterator[Sample]:
                 gold=gold,
                 max_new_tokens=512,
                 extra={"scorer": "last_number"},
+            )
+        )
+    yield from select(samples, task.samples, task.seed)
+
+
+def load_qa(task: TaskConfig) -> Iterator[Sample]:
+    """Questions of one's own: JSON lines with ``context``, ``question`` and ``answer``, or ``answer`` a list of right ones.
+
+    Rows with the same ``document`` are resampled together; without one, those with the same context are. The layout
+    is the one that ``lclm tune`` trains on.
+    """
+    path = find_file(task.data or "", "test.jsonl")
+    samples = []
+    for number, (place, row) in enumerate(json_lines(path, {"context": str, "question": str, "answer": (str, list)})):
+        answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+        if not answers or not all(isinstance(one, str) and one for one in answers):
+            raise LayoutError(f"{place}: answer is {row['answer']!r} instead of a text or a list of texts; correct it")
+        document = row.get("document") or hashlib.sha256(row["context"].encode()).hexdigest()[:16]
+        samples.append(
+            Sample(
+                id=f"qa/{path.stem}/{number}",
+                task=f"qa/{path.stem}",
+                context=row["context"],
+                question=f"\n\n{row['question']}",
+                answers=tuple(answers),
+                gold=answers[0],
+                document=f"qa/{document}",
+                extra={"scorer": "f1"},
             )
         )
     yield from select(samples, task.samples, task.seed)
