@@ -54,10 +54,10 @@ def load_gsm8k(task: TaskConfig) -> Iterator[Sample]:
 
 
 def load_qa(task: TaskConfig) -> Iterator[Sample]:
-    """Questions of one's own: JSON lines with ``context``, ``question`` and ``answer``, or ``answer`` a list of right ones.
+    """Questions of one's own, in the layout that ``lclm tune`` trains on.
 
-    Rows with the same ``document`` are resampled together; without one, those with the same context are. The layout
-    is the one that ``lclm tune`` trains on.
+    JSON lines with ``context``, ``question`` and ``answer``: a text, or a list of right ones. Rows with the same
+    ``document`` are resampled together; without one, those with the same context are.
     """
     path = find_file(task.data or "", "test.jsonl")
     samples = []
