@@ -32,12 +32,16 @@ SMALLEST_BUCKET = 32
 """Lengths are rounded up to this times a power of two, so that few shapes are ever compiled."""
 
 
-def bucket(length: int) -> int:
-    """``length`` rounded up to ``SMALLEST_BUCKET`` times a power of two."""
+def bucket(length: int, steps: int = 1) -> int:
+    """``length`` rounded up to ``SMALLEST_BUCKET`` times a power of two, or to one of ``steps`` sizes per doubling.
+
+    More steps waste fewer positions and compile more shapes.
+    """
     size = SMALLEST_BUCKET
     while size < length:
         size *= 2
-    return size
+    step = max(SMALLEST_BUCKET, size // 2 // steps)
+    return max(SMALLEST_BUCKET, -(-length // step) * step)
 
 
 def rows_for(count: int, mesh: Mesh) -> int:

@@ -1,5 +1,6 @@
 """The LCLM through JAX: context as latents, as raw text, truncated, or left out; one model for all four."""
 
+import functools
 import time
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ from lclm_jax.suite.systems.serve import peak_rss, prompt_of, serve
 from lclm_jax.text.example import Example, expand, outline_pieces
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, split_memory
 from lclm_jax.types import JsonObject
+
+
+_STEPS = 4
+"""Sizes of rows per doubling of their length: at most a quarter of a row is padding."""
 
 
 class _Answer(NamedTuple):
@@ -45,7 +50,8 @@ class LclmSystem:
         self._chat = len(self._tokenizer.chat_templates) > 0
         pad_id = generator.encoder_tokenizer.pad_id if model.has_pad_markers else None
         # Lengths in few buckets, so that few shapes are compiled however many lengths the samples have.
-        self._scorer = Scorer(generator.params, model, generator.mesh, 1, pad_id, rounded=bucket)
+        rounded = functools.partial(bucket, steps=_STEPS)
+        self._scorer = Scorer(generator.params, model, generator.mesh, 1, pad_id, rounded=rounded)
         decoder = model.decoder
         width = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
         self._position_bytes = width * jax.numpy.dtype(model.compute_dtype).itemsize
