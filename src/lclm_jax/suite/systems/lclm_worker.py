@@ -19,7 +19,6 @@ from lclm_jax.text.example import Example, expand, outline_pieces
 from lclm_jax.text.memory_tags import MEMORY_END, MEMORY_START, split_memory
 from lclm_jax.types import JsonObject
 
-
 _STEPS = 4
 """Sizes of rows per doubling of their length: at most a quarter of a row is padding."""
 
