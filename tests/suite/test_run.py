@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,23 @@ def test_goes_on_after_a_kill_and_measures_only_what_changed(suite):
     path.write_bytes(b"nonsense\n")
     with pytest.raises(LclmError, match=r"raw.jsonl, line 1: no record of a suite"):
         run_suite(tree, quiet)
+
+
+def test_failures_end_a_system_that_never_answered(suite):
+    tree, samples = suite
+    tree = raw_alone(tree)
+    failing = [replace(SAMPLES[0], id=f"t/f{number}", question="fails?") for number in range(6)]
+    samples[:] = failing
+    with pytest.raises(LclmError, match="system raw: the first 5 samples all failed: .*bad"):
+        run_suite(tree, quiet)
+    samples[:] = [*failing, SAMPLES[1]]
+    results_of(tree, "raw").unlink()
+    Path(tree.out, "results").mkdir(exist_ok=True)
+    samples.sort(key=lambda one: one.id)
+    run_suite(tree, quiet)
+    seen = len(Journal(results_of(tree, "raw")).records)
+    run_suite(tree, quiet)  # the six that failed are all that is tried, and fail again
+    assert len(Journal(results_of(tree, "raw")).records) == seen == 7
 
 
 def test_a_failed_sample_is_a_line_and_is_tried_again(suite):
