@@ -127,7 +127,7 @@ def test_failures_end_a_system_that_never_answered(suite):
     tree = raw_alone(tree)
     failing = [replace(SAMPLES[0], id=f"t/f{number}", question="fails?") for number in range(6)]
     samples[:] = failing
-    with pytest.raises(LclmError, match="system raw: the first 5 samples all failed: .*bad"):
+    with pytest.raises(LclmError, match=r"system raw: the first 5 samples all failed: .*bad"):
         run_suite(tree, quiet)
     samples[:] = [*failing, SAMPLES[1]]
     results_of(tree, "raw").unlink()
