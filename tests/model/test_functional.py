@@ -1,7 +1,11 @@
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from lclm_jax.model.functional import apply_rope, rms_norm, rope_tables
+from lclm_jax.model.functional import apply_rope, rms_norm, rope_tables, rotate_by_product
 from lclm_jax.model.splice import splice
 
 
@@ -25,6 +29,26 @@ def test_rope_depends_on_relative_position_and_theta(rng):
     assert abs(score(7, 3, 1e4) - score(104, 100, 1e4)) < 1e-4
     assert abs(score(7, 3, 1e4) - score(8, 3, 1e4)) > 1e-3
     assert abs(score(7, 3, 1e4) - score(7, 3, 1e2)) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rotation_by_a_product_is_the_rotation(rng, dtype):
+    x, weight = (jnp.asarray(rng.normal(size=(2, 5, 3, 128)), dtype) for _ in range(2))
+    tables = rope_tables(jnp.asarray(rng.integers(0, 20_000, (2, 5))), 128, 1e6)
+
+    def by_product(x, cos_BSd, sin_BSd):
+        return rotate_by_product(x, cos_BSd[:, :, None, :], sin_BSd[:, :, None, :])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradient(rotate, x):
+        value, pull = jax.vjp(lambda x: rotate(x, *tables), x)
+        return value, *pull(weight)
+
+    for expected, found in zip(value_and_gradient(apply_rope, x), value_and_gradient(by_product, x), strict=True):
+        assert found.dtype == dtype
+        # The compiler may fuse a product with the sum behind it or not: one rounding of float32 apart.
+        one_apart = 2e-6 if dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=one_apart, atol=2e-6)
 
 
 def test_rope_tables_are_float32_far_out():

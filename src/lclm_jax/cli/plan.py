@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lclm_jax.plan.expected.work import Segments
+    from lclm_jax.plan.plans import StagePlan
     from lclm_jax.plan.topologies import Topology
     from lclm_jax.types import JsonObject
 
@@ -51,6 +52,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Compile one stage (default: the last), with --search its best plan, again with each of the compiler's flags"
     " that are known to matter on these chips; show what each changes.",
+)
+@click.option(
+    "--operations",
+    type=click.IntRange(min=1),
+    help="Also list this many of the compiled step's operations, the longest by the TPU compiler's estimate; attention"
+    " kernels and collectives, of which it has none, are left out.",
 )
 @click.option("--fresh", is_flag=True, help="Compile again even if the result is cached.")
 @click.option("--formula", is_flag=True, help="Compile nothing: everything by formula, in seconds.")
@@ -143,6 +150,8 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
     price = options["price"]
     console = _console(options["json_file"])
     console.print(stages_table(plans, price))
+    if options["operations"]:
+        _operations(plans, options["operations"], console)
     for planned in plans:
         if not planned.fits:
             click.echo(
@@ -158,6 +167,16 @@ def _plan(tree: Config, stages: list[str], topology: "Topology", options: dict) 
         hours = f"{total['expected_chip_hours']:,.0f} chip-hours"
         console.print(f"in total {total['expected_days']:.2f} days are expected, {hours}{price_text}")
     write_result(options["json_file"], document(plans, price))
+
+
+def _operations(plans: "list[StagePlan]", most: int, console: "Console") -> None:
+    from lclm_jax.report.plan_tables import operations_table
+
+    for planned in plans:
+        if planned.operations:
+            console.print(operations_table(planned, most))
+        else:
+            click.echo(f"{planned.stage}: nothing was compiled for TPUs, so there are no operations to list", err=True)
 
 
 def _search(tree: Config, stage: str, topology: "Topology", options: dict) -> None:

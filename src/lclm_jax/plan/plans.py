@@ -12,7 +12,7 @@ from lclm_jax.plan import cache
 from lclm_jax.plan.analytic_cost import AnalyticCost, analytic_cost, backend_of, mesh_sizes
 from lclm_jax.plan.cache import CompiledStep
 from lclm_jax.plan.compiled import compile_step, lower_step
-from lclm_jax.plan.expected.compiled import refined
+from lclm_jax.plan.expected.compiled import Operation, operations, refined
 from lclm_jax.plan.expected.expected import Expected
 from lclm_jax.plan.expected.forecast import forecast
 from lclm_jax.plan.expected.work import Segments
@@ -26,6 +26,10 @@ from lclm_jax.plan.topologies import Topology, can_compile
 from lclm_jax.types import JsonObject
 
 _DAY = 86400.0
+
+
+_OPERATIONS = 100
+"""Of a compiled step that a plan names."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class StagePlan:
     """What the compiler said if it does not fit."""
     expected: Expected | None = None
     """How long the step will take, where the program and the properties below say how long it takes at least."""
+    operations: tuple[Operation, ...] = ()
+    """Of a program compiled for TPUs: what its products and elementwise work consist of, the longest first."""
 
     @property
     def fits(self) -> bool:
@@ -201,7 +207,8 @@ def plan_stage(
     program = _program(config, step, text, lowered.wiring, backend)
     assert plan.expected is not None
     expected = refined(plan.expected, text, program.network_s, topology.chip)
-    return dataclasses.replace(plan, program=program, expected=expected)
+    longest = operations(text, topology.chip)[:_OPERATIONS]
+    return dataclasses.replace(plan, program=program, expected=expected, operations=longest)
 
 
 def shown(mesh: dict[str, int]) -> str:

@@ -87,6 +87,22 @@ def flags_table(found: Sequence[Effect]) -> Table:
     return table
 
 
+def operations_table(plan: StagePlan, most: int) -> Table:
+    """The longest operations of a program compiled for TPUs."""
+    seconds = 0.0 if plan.expected is None else plan.expected.step_s
+    title = f"longest operations by the compiler's estimate, {plan.stage}, {plan.choice.topology}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("operation", overflow="fold")
+    table.add_column("kind")
+    table.add_column("result", overflow="fold")
+    for name in ("runs", "ms", "of the step"):
+        table.add_column(name, justify="right")
+    for one in plan.operations[:most]:
+        share = f"{100 * one.seconds / seconds:.1f} %" if seconds else ""
+        table.add_row(one.place, one.kind, one.result, f"{one.runs:,.0f}", f"{1e3 * one.seconds:.1f}", share)
+    return table
+
+
 def flags_document(found: Sequence[Effect]) -> list[JsonObject]:
     """Name, flags, source and plan of each, for ``json.dump``; what was refused with the compiler's words."""
     return [
