@@ -7,7 +7,7 @@ rates stay those that were timed.
 
 import dataclasses
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 from lclm_jax.parallel.hardware import Chip
@@ -81,15 +81,16 @@ def operations(program: Program, chip: Chip) -> tuple[Operation, ...]:
     clock = CLOCKS.get(chip.name)
     if clock is None:
         return ()
-    total: Counter[tuple[str, str, str]] = Counter()
-    runs: Counter[tuple[str, str, str]] = Counter()
+    total: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    runs = total.copy()
     for execution, kind, estimate in _estimated(program):
         instruction = execution.instruction
         result = " ".join(f"{array.dtype}{list(array.dims)}" for array in instruction.arrays[:2])
         key = (_place(instruction), "copy" if instruction.opcode == "copy" else kind, result)
         total[key] += estimate * execution.times
         runs[key] += execution.times
-    return tuple(Operation(*key, runs[key], count / clock) for key, count in total.most_common())
+    longest = sorted(total, key=lambda key: -total[key])
+    return tuple(Operation(*key, runs[key], total[key] / clock) for key in longest)
 
 
 def _estimated(program: Program) -> Iterator[tuple[Execution, str, int]]:
