@@ -12,6 +12,7 @@ from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig, Quant
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.cached_attention import cached_attention, values
+from lclm_jax.kernels.platform import platform
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
 from lclm_jax.model.kv_cache import write
@@ -83,14 +84,7 @@ class Attention(Module):
         """
         c, rows, positions = self.config, self.options.rows, self.options.positions
         heads, kv_heads = self.options.heads, self.options.kv_heads
-        q_BSHd = self._heads("q", c.num_heads, heads)(x_BSD)
-        k_BSKd = self._heads("k", c.num_kv_heads, kv_heads)(x_BSD)
-        v_BSKd = self._heads("v", c.num_kv_heads, kv_heads)(x_BSD)
-        if c.qk_norm:
-            q_BSHd = RMSNorm(c.head_dim, c.norm_eps, name="q_norm")(q_BSHd)
-            k_BSKd = RMSNorm(c.head_dim, c.norm_eps, name="k_norm")(k_BSKd)
-        q_BSHd = apply_rope(q_BSHd, context.cos_BSd, context.sin_BSd)
-        k_BSKd = apply_rope(k_BSKd, context.cos_BSd, context.sin_BSd)
+        q_BSHd, k_BSKd, v_BSKd = self._projected(x_BSD, context)
         q_BSHd = self.constrained(q_BSHd, rows, positions, heads, "head_dim")
         # Cut before they are gathered: else the partitioner gathers x, which is wider, and projects all of it again.
         k_BSKd, v_BSKd = (self.constrained(x, rows, positions, kv_heads, "head_dim") for x in (k_BSKd, v_BSKd))
@@ -150,11 +144,27 @@ class Attention(Module):
         in_axes = (of_q, of_k, of_k, of_cache, of_cache, (), (rows, positions), (rows, "kv_seq"), (rows,))
         return logical_shard_map(run, in_axes, (of_q, of_cache, of_cache))(*qkv, *cache, layer, *context[2:])
 
-    def _heads(self, name: str, heads: int, axis: str) -> Projection:
-        c = self.config
+    def _projected(self, x_BSD: jax.Array, context: AttentionContext) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, with their norms and positions."""
+        c, heads, kv_heads = self.config, self.options.heads, self.options.kv_heads
+        # Heads first on TPUs, as their kernels read them: else XLA for v6e copies queries and keys into that layout.
+        heads_axis = 1 if platform() == "tpu" else 2
+        q = self._heads("q", c.num_heads, heads, heads_axis)(x_BSD)
+        k = self._heads("k", c.num_kv_heads, kv_heads, heads_axis)(x_BSD)
+        v = self._heads("v", c.num_kv_heads, kv_heads, heads_axis)(x_BSD)
+        if c.qk_norm:
+            q = RMSNorm(c.head_dim, c.norm_eps, name="q_norm")(q)
+            k = RMSNorm(c.head_dim, c.norm_eps, name="k_norm")(k)
+        q = apply_rope(q, context.cos_BSd, context.sin_BSd, heads_axis)
+        k = apply_rope(k, context.cos_BSd, context.sin_BSd, heads_axis)
+        q_BSHd, k_BSKd, v_BSKd = (jnp.moveaxis(x, heads_axis, 2) for x in (q, k, v))
+        return q_BSHd, k_BSKd, v_BSKd
+
+    def _heads(self, name: str, heads: int, axis: str, heads_axis: int) -> Projection:
+        c, equation = self.config, "BSD,DHd->BHSd" if heads_axis == 1 else "BSD,DHd->BSHd"
         shape, axes = (c.hidden_size, heads, c.head_dim), (self.options.width, axis, "head_dim")
         bias = (axis, "head_dim") if c.qkv_bias else ()
-        return Projection("BSD,DHd->BSHd", shape, axes, bias=bias, how=self.options.product(name), name=name)
+        return Projection(equation, shape, axes, bias=bias, how=self.options.product(name), name=name)
 
 
 def _attend_locally(

@@ -74,9 +74,12 @@ def scaled_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> np.
     return np.asarray(plain * kept + plain / scaling.factor * (1 - kept))
 
 
-def apply_rope(x_BSHd: jax.Array, cos_BSd: jax.Array, sin_BSd: jax.Array) -> jax.Array:
-    """Rotate the pairs (i, i + d / 2) of every head: the layout of Hugging Face's Llama and Qwen weights."""
-    cos_BSHd, sin_BSHd = cos_BSd[:, :, None, :], sin_BSd[:, :, None, :]
+def apply_rope(x_BSHd: jax.Array, cos_BSd: jax.Array, sin_BSd: jax.Array, heads_axis: int = 2) -> jax.Array:
+    """Rotate the pairs (i, i + d / 2) of every head: the layout of Hugging Face's Llama and Qwen weights.
+
+    ``heads_axis``: of ``x_BSHd``; 1 if heads come before positions.
+    """
+    cos_BSHd, sin_BSHd = jnp.expand_dims(cos_BSd, heads_axis), jnp.expand_dims(sin_BSd, heads_axis)
     if platform() == "tpu":
         return rotate_by_product(x_BSHd, cos_BSHd, sin_BSHd)
     first_BSHd, second_BSHd = jnp.split(x_BSHd.astype(jnp.float32), 2, axis=-1)
@@ -95,7 +98,7 @@ def rotate_by_product(x_BSHd: jax.Array, cos_BSHd: jax.Array, sin_BSHd: jax.Arra
     width = x_BSHd.shape[-1]
     swap_dd = np.roll(np.eye(width, dtype=np.float32), width // 2, axis=0)
     swapped_BSHd = jnp.einsum(
-        "BSHd,de->BSHe",
+        "...d,de->...e",
         x_BSHd,
         swap_dd.astype(x_BSHd.dtype),
         precision=precision_of(x_BSHd.dtype),

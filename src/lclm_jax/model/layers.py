@@ -128,15 +128,20 @@ class Projection(Module):
         inputs, outputs = range(self.contracted), range(self.contracted, len(self.shape))
         init = nn.initializers.variance_scaling(self.gain, "fan_in", "normal", inputs, outputs)
         kernel = self.declare("kernel", init, self.shape, self.axes)
+        operands, order = self.equation.split("->")
+        of_x, of_kernel = operands.split(",")
+        sizes = dict(zip(of_x, x.shape, strict=True)) | dict(zip(of_kernel, self.shape, strict=True))
         if self.is_initializing():  # shapes are all that matters
-            out = jnp.zeros((*x.shape[: x.ndim - self.contracted], *self.shape[self.contracted :]), x.dtype)
+            out = jnp.zeros([sizes[axis] for axis in order], x.dtype)
         elif self.how.quantize == "none":
             out = product(self.equation, x, kernel)
         else:
+            found = of_x.removesuffix(of_kernel[: self.contracted]) + of_kernel[self.contracted :]
             out = quantized_product(x, kernel, self.contracted, self.how.quantize)
+            out = out.transpose([found.index(axis) for axis in order])
         if self.bias:
             bias = self.declare("bias", nn.initializers.zeros, self.shape[self.contracted :], self.bias)
-            out = out + bias.astype(x.dtype).reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
+            out = out + bias.astype(x.dtype).reshape([sizes[axis] if axis in of_kernel else 1 for axis in order])
         return out if self.how.lora is None else out + self._low_rank(x, self.how.lora)
 
     def _low_rank(self, x: jax.Array, lora: LoraConfig) -> jax.Array:
