@@ -12,7 +12,7 @@ from lclm_jax.config.model import BackboneConfig, LoraConfig, ModelConfig, Quant
 from lclm_jax.config.registry.remat_policies import REMAT_POLICIES, RematPolicy
 from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.cached_attention import cached_attention, values
-from lclm_jax.kernels.platform import platform
+from lclm_jax.kernels.platform import device_kind
 from lclm_jax.kernels.request import SAVED
 from lclm_jax.model.functional import apply_rope, rope_tables
 from lclm_jax.model.kv_cache import write
@@ -147,8 +147,9 @@ class Attention(Module):
     def _projected(self, x_BSD: jax.Array, context: AttentionContext) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, with their norms and positions."""
         c, heads, kv_heads = self.config, self.options.heads, self.options.kv_heads
-        # Heads first on TPUs, as their kernels read them: else XLA for v6e copies queries and keys into that layout.
-        heads_axis = 1 if platform() == "tpu" else 2
+        # Heads first for v6e, as kernels read them: else XLA copies queries and keys into that layout. For v5p it does
+        # not, and the other order is a percent faster by its estimate.
+        heads_axis = 1 if "v6" in device_kind() else 2
         q = self._heads("q", c.num_heads, heads, heads_axis)(x_BSD)
         k = self._heads("k", c.num_kv_heads, kv_heads, heads_axis)(x_BSD)
         v = self._heads("v", c.num_kv_heads, kv_heads, heads_axis)(x_BSD)
