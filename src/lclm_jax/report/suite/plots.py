@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lclm_jax.report.plots import COLOURS, CYCLE, save, styled
 
@@ -44,6 +44,8 @@ def plot_frontier(path: Path, points: Sequence[Point], cost: str, score: str) ->
         costs = [one.cost for one in points]
         if max(costs) > 4 * min(costs):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(cost)
         axes.set_ylabel(score)
