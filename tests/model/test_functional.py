@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax.model.functional import apply_rope, rms_norm, rope_tables, rotate_by_product
+from lclm_jax.model.functional import apply_rope, rms_norm, rope_tables, rotate_by_product, silu_gate
 from lclm_jax.model.splice import splice
 
 
@@ -49,6 +49,24 @@ def test_rotation_by_a_product_is_the_rotation(rng, dtype):
         # The compiler may fuse a product with the sum behind it or not: one rounding of float32 apart.
         one_apart = 2e-6 if dtype == jnp.float32 else 2e-2
         np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=one_apart, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gates_gradients_are_those_that_jax_derives(rng, dtype):
+    gate, up, wanted = (jnp.asarray(3 * rng.normal(size=(64, 128)), dtype) for _ in range(3))
+
+    def gradients(function, *arrays):
+        return jax.jit(lambda gate, up, wanted: jax.vjp(function, gate, up)[1](wanted))(*arrays)
+
+    found, derived = (
+        gradients(function, gate, up, wanted) for function in (silu_gate, lambda g, u: jax.nn.silu(g) * u)
+    )
+    exact = gradients(lambda g, u: jax.nn.silu(g) * u, *(x.astype(jnp.float32) for x in (gate, up, wanted)))
+    for ours, theirs, right in zip(found, derived, exact, strict=True):
+        if dtype == jnp.float32:
+            np.testing.assert_array_equal(ours, theirs)
+        else:
+            np.testing.assert_array_equal(ours, right.astype(dtype))
 
 
 def test_rope_tables_are_float32_far_out():

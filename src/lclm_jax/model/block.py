@@ -14,7 +14,7 @@ from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.cached_attention import cached_attention, values
 from lclm_jax.kernels.platform import device_kind
 from lclm_jax.kernels.request import SAVED
-from lclm_jax.model.functional import apply_rope, rope_tables
+from lclm_jax.model.functional import apply_rope, rope_tables, silu_gate
 from lclm_jax.model.kv_cache import write
 from lclm_jax.model.layers import DROPOUT, Module, ProductOptions, Projection, RMSNorm
 from lclm_jax.parallel.sharding import axis_names, logical_shard_map
@@ -242,7 +242,7 @@ class SwiGLU(Module):
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         """[B, S, D] in and out."""
         c = self.config
-        hidden_BSF = nn.silu(self._widen("gate")(x_BSD)) * self._widen("up")(x_BSD)
+        hidden_BSF = silu_gate(self._widen("gate")(x_BSD), self._widen("up")(x_BSD))
         hidden_BSF = self.constrained(hidden_BSF, self.options.rows, self.options.positions, self.options.mlp)
         shape, axes, gain = (c.mlp_size, c.hidden_size), (self.options.mlp, self.options.width), 0.5 / c.num_layers
         how = self.options.product("down")

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import nn
 
 from lclm_jax.config.model import RopeScaling
 from lclm_jax.kernels.masks import precision_of
@@ -122,3 +123,28 @@ def _rotate_back(saved: tuple[jax.Array, jax.Array], gradient_BSHd: jax.Array) -
 
 
 rotate_by_product.defvjp(_rotate_forward, _rotate_back)
+
+
+@jax.custom_vjp
+def silu_gate(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """``silu(gate) * up``, with both gradients written as one pass over the same arrays.
+
+    Derived by JAX they are a chain that XLA also carries out on transposed arrays, between the products that need them:
+    1.3 ms of 16.5 of a layer of Qwen3-4B at 16,384 positions on v6e, by the compiler's estimate.
+    """
+    return nn.silu(gate) * up
+
+
+def _silu_gate_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return silu_gate(gate, up), (gate, up)
+
+
+def _silu_gate_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up, wanted = (x.astype(jnp.float32) for x in (*saved, gradient))
+    slope = nn.sigmoid(gate)
+    to_silu = wanted * up
+    to_gate = to_silu * slope + to_silu * gate * (slope * (1 - slope))
+    return to_gate.astype(gradient.dtype), (wanted * (gate * slope)).astype(gradient.dtype)
+
+
+silu_gate.defvjp(_silu_gate_forward, _silu_gate_backward)
