@@ -54,6 +54,17 @@ def test_params_sharding_names_the_leaf_that_does_not_divide():
         params_sharding(mesh, axes, shapes)
 
 
+def test_kernels_that_narrow_are_stored_by_rows_where_these_divide():
+    mesh, axes = make_mesh(MeshConfig(fsdp=4, tensor=2)), {"kernel": ("layers", "mlp", "param_embed")}
+
+    def stored(rows):
+        shapes = {"kernel": jax.ShapeDtypeStruct((3, rows, 8), jnp.float32)}
+        return params_sharding(mesh, axes, shapes)["kernel"].spec
+
+    assert stored(16) == PartitionSpec(None, ("tensor", "fsdp", "context"), None)
+    assert stored(12) == PartitionSpec(None, "tensor", ("fsdp", "context"))
+
+
 def test_encoder_rows_are_spread_as_widely_as_they_divide():
     mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
     picked = {size: widest(ENCODER_ROWS, size, mesh) for size in (16, 12, 6, 3)}

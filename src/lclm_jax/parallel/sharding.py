@@ -39,6 +39,9 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "param_out": ("tensor",),
     # The encoder computes nothing over ``tensor``: its parameters are cut along its width alone and gathered at use.
     "encoder_embed": ("fsdp", "context", "tensor"),
+    # ``mlp`` and ``encoder_mlp`` cut into as many pieces as the width would be, see ``ROWS_FIRST``.
+    "param_mlp": ("tensor", "fsdp", "context"),
+    "encoder_param_mlp": ("fsdp", "context", "tensor"),
     "encoder_heads": (),
     "encoder_mlp": (),
     "encoder_vocab": (),
@@ -46,6 +49,25 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "lora_rank": (),
     "norm": (),
 }
+
+ROWS_FIRST: dict[Axes, Axes] = {
+    ("mlp", "param_embed"): ("param_mlp", "embed"),
+    ("encoder_mlp", "encoder_embed"): ("encoder_param_mlp", "embed"),
+}
+"""Kernels whose pieces are whole rows where the devices divide them, by the two logical axes they are declared with.
+
+Cut along the width a piece of ``mlp/down`` is a few columns (10 of 2,560 on 256 chips), and every gather is followed by
+a copy that puts them side by side: 1.3 ms of 16.5 of a layer of Qwen3-4B on v6e, by the compiler's estimate. Pieces of
+whole rows already lie in order.
+"""
+
+
+def stored_axes(mesh: Mesh | AbstractMesh, logical_axes: Axes, shape: Sequence[int]) -> Axes:
+    """Logical names of a parameter as it is stored on ``mesh``: those declared, or rows first (``ROWS_FIRST``)."""
+    rows_first = ROWS_FIRST.get(logical_axes[-2:])
+    if rows_first is None or shape[-2] % _pieces(mesh, rows_first[0]):
+        return logical_axes
+    return (*logical_axes[:-2], *rows_first)
 
 
 def spec_for(logical_axes: Sequence[str | None]) -> PartitionSpec:
@@ -86,6 +108,11 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def constrain_stored(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+    """``constrain`` to the sharding that ``params_sharding`` gives a parameter with these logical axes."""
+    return constrain(x, *stored_axes(_current_mesh("constrain_stored"), logical_axes, x.shape))
+
+
 ENCODER_ROWS = ("encoder_rows", "encoder_rows_context", "encoder_rows_tensor", "batch")
 """How encoder rows may be spread, widest first."""
 
@@ -97,7 +124,7 @@ def widest(names: Sequence[str], size: int, mesh: Mesh | AbstractMesh | None = N
     the current one.
     """
     mesh = _current_mesh("widest") if mesh is None else mesh
-    pieces = {name: math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES[name]) for name in names}
+    pieces = {name: _pieces(mesh, name) for name in names}
     fitting = [name for name in names if size % pieces[name] == 0]
     return max(fitting, key=pieces.__getitem__) if fitting else names[-1]
 
@@ -132,7 +159,7 @@ def params_sharding(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
 
     def place(path: KeyPath[object], axes: Axes, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         where = "/".join(str(getattr(entry, "key", entry)) for entry in path)
-        return NamedSharding(mesh, checked_spec(mesh, axes, leaf.shape, where))
+        return NamedSharding(mesh, checked_spec(mesh, stored_axes(mesh, axes, leaf.shape), leaf.shape, where))
 
     return jax.tree_util.tree_map_with_path(place, logical_axes, shapes, is_leaf=lambda node: isinstance(node, tuple))
 
@@ -156,6 +183,10 @@ def checked_spec(
                 f" mesh axes {mesh_axes}; change the size or mesh.{mesh_axes[-1]}"
             )
     return spec
+
+
+def _pieces(mesh: Mesh | AbstractMesh, name: str | None) -> int:
+    return 1 if name is None else math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES[name])
 
 
 def _current_mesh(who: str) -> AbstractMesh:

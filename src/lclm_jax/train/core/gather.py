@@ -5,7 +5,7 @@ import jax
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.lclm import logical_axes
 from lclm_jax.parallel import constrain
-from lclm_jax.parallel.sharding import Axes
+from lclm_jax.parallel.sharding import Axes, constrain_stored
 from lclm_jax.types import Params, PyTree
 
 GATHERED = ("param_embed", "param_latent", "encoder_embed")
@@ -31,7 +31,7 @@ def gather(params: Params, model: ModelConfig) -> Params:
 
 def scatter(grads: PyTree, axes: PyTree) -> PyTree:
     """``grads`` with the partitions of ``axes`` (logical names, a tuple a leaf): those of the parameters themselves."""
-    return jax.tree.map(lambda leaf, names: constrain(leaf, *names) if is_gathered(names) else leaf, grads, axes)
+    return jax.tree.map(lambda leaf, names: constrain_stored(leaf, *names) if is_gathered(names) else leaf, grads, axes)
 
 
 def is_gathered(axes: Axes) -> bool:
