@@ -260,8 +260,11 @@ MOSAIC = {
     "dkv": ((128, 64, 3),),
 }
 """Beside the default: queries or keys of a program, of a block, stages."""
-BLOCKS = ((512, 512, 512), (1024, 1024, 512), (2048, 1024, 256), (2048, 2048, 256))
-"""For splash: forward, backward, keys at a time."""
+BLOCKS = (
+    (512, 512, 512, True), (1024, 1024, 512, True), (1024, 1024, 512, False), (2048, 1024, 256, True),
+    (2048, 1024, 256, False), (2048, 2048, 256, True),
+)  # fmt: skip
+"""For splash: forward, backward, keys at a time, whether its backward is one kernel."""
 
 
 def variants(shape: Shape, small: bool) -> Iterator[Variant]:
@@ -271,11 +274,11 @@ def variants(shape: Shape, small: bool) -> Iterator[Variant]:
     if platform() == "gpu":
         yield from _gpu_variants("mosaic_gpu", mosaic.layout_of(shape.width, True), MOSAIC, shape, small)
     if platform() == "tpu":
-        default = splash.block_sizes(shape.length, "bfloat16", device_kind())
-        others = [splash.BlockSizes(*sizes) for sizes in BLOCKS if max(sizes) <= shape.length]
+        default = splash.block_sizes(shape.length, shape.width, "bfloat16", device_kind())
+        others = [splash.BlockSizes(*sizes) for sizes in BLOCKS if max(sizes[:3]) <= shape.length]
         for sizes in (default, *(sizes for sizes in others if sizes != default)):
-            run = functools.partial(_splash, sizes)
-            yield Variant("splash", "both", f"{sizes.forward} {sizes.backward} {sizes.part}", run)
+            run, kernels = functools.partial(_splash, sizes), "one" if sizes.fused else "two"
+            yield Variant("splash", "both", f"{sizes.forward} {sizes.backward} {sizes.part} {kernels}", run)
         group = shape.heads // shape.kv_heads
         tiling = ours_tpu.tiling_of(shape.length, shape.length, group, "bfloat16")
         yield Variant("pallas_tpu", "both", f"{tiling.q_tile} x {tiling.q_tiles}", attend("pallas_tpu", True, False))

@@ -11,7 +11,10 @@ from lclm_jax.kernels.attention import attention
 from lclm_jax.kernels.request import SAVED
 
 ENCODER, DECODER, LONG = (16, 1024, 16, 8, 128), (1, 16384, 32, 8, 128), (1, 131072, 32, 8, 128)
-KERNELS = {"pallas_tpu": "attention_forward|attention_dkv|attention_dq", "splash": "splash_mha_(?:fwd|dkv|dq)"}
+KERNELS = {
+    "pallas_tpu": "attention_forward|attention_dkv|attention_dq",
+    "splash": "splash_mha_(?:fwd|dkv|dq)|splash_attention_dq_dkv",
+}
 
 
 def compiled(mesh, arguments, shape, backend="auto", **how):
@@ -43,7 +46,7 @@ def test_compiles_at_real_shapes(one_chip, arguments, report, chip, backend, sha
     with one_chip(chip) as mesh:
         program = compiled(mesh, arguments, shape, backend)
     taken = vmem(program, KERNELS[backend])
-    assert len(taken) == 3, "forward and two backward kernels"
+    assert len(taken) == (2 if backend == "splash" and shape != LONG else 3), "forward, and one or two backward kernels"
     temporaries = program.memory_analysis().temp_size_in_bytes
     figures = {f"{kernel}_vmem_mb": bytes_ / 1e6 for kernel, bytes_ in taken.items()}
     report(f"{chip} {backend} {shape}", temporaries_mb=temporaries / 1e6, **figures)
@@ -86,5 +89,6 @@ def test_saved_attention_is_not_computed_again(one_chip, arguments, backend):
     policies = jax.checkpoint_policies
     with one_chip("v5e") as mesh:
         inputs = arguments(mesh, ((1, 512, 2, 128), jnp.bfloat16), ((1, 512), jnp.int32))
-        assert kernels(policies.nothing_saveable) == 4
-        assert kernels(policies.save_only_these_names(SAVED)) == 3
+        backward = 1 if backend == "splash" else 2
+        assert kernels(policies.nothing_saveable) == 2 + backward
+        assert kernels(policies.save_only_these_names(SAVED)) == 1 + backward

@@ -11,7 +11,7 @@ from lclm_jax.plan.kernels import is_kernel, kernel_name
 from lclm_jax.plan.topologies import GPU_PACKAGES, can_compile, parse_topology
 
 OURS = {"attention_forward", "attention_dq", "attention_dkv"}
-SPLASH = {f"splash_mha_{kernel}_residuals" for kernel in ("fwd_segmented", "dq_segmented_no", "dkv_segmented_no")}
+SPLASH = {"splash_mha_fwd_segmented_residuals", "splash_attention_dq_dkv"}
 POOLING = {"pool_mean_forward", "pool_mean_backward"}
 
 

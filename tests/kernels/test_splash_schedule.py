@@ -21,14 +21,14 @@ from lclm_jax.kernels.tpu.splash import (
     block_sizes,
     next_keys,
     next_queries,
-    visited_blocks,
+    pair_codes,
 )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(segments=runs(32) | anything(32), causal=st.booleans())
 def test_no_visible_pair_is_skipped(segments, causal):
-    visited = np.asarray(visited_blocks(jnp.asarray(segments), 4, causal))
+    visited = np.asarray(pair_codes(jnp.asarray(segments), 4, causal)) != 0
     mask = np.asarray(allowed_BST(segments, segments, causal, None)).reshape(2, 8, 4, 8, 4)
     assert visited[mask.any((2, 4))].all()
     assert visited[:, np.arange(8), np.arange(8)].all()
@@ -48,10 +48,11 @@ def test_what_is_in_memory_is_what_the_next_visited_step_needs(visited):
         assert queries[i, j] == min((a for a in column if a >= i), default=column.max())
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("rows", "causal"), [(1, True), (2, True), (2, False)])
-def test_skipping_changes_nothing(monkeypatch, rows, causal):
-    monkeypatch.setattr(splash, "block_sizes", lambda *_: BlockSizes(128, 256, 128))
-    q, k, v, weights = arrays(0, (rows, 512, 2, 1, 64))
+def test_skipping_changes_nothing(monkeypatch, rows, causal, fused):
+    monkeypatch.setattr(splash, "block_sizes", lambda *_: BlockSizes(128, 256, 128, fused))
+    q, k, v, weights = arrays(0, (rows, 512, 4, 2, 64))
     segments = np.stack([np.repeat([3, 1, 7, 0], sizes) for sizes in ((100, 160, 140, 112), (260, 120, 132, 0))])
     segments = jnp.asarray(segments[:rows], jnp.int32)
 
@@ -70,9 +71,17 @@ def test_skipping_changes_nothing(monkeypatch, rows, causal):
 @pytest.mark.parametrize("kind", ["TPU v5", "TPU v6 lite"])
 @pytest.mark.parametrize("length", [128, 16_384, 131_072, 524_288, 128 * 1031])
 def test_scalar_memory_holds_the_schedule_of_any_row(kind, length):
-    for size in block_sizes(length, "bfloat16", kind)[:2]:
+    for size in block_sizes(length, 128, "bfloat16", kind)[:2]:
         assert length % size == 0
         assert length // size <= MAX_BLOCKS or size == 128
+
+
+@pytest.mark.parametrize(
+    ("length", "kind", "fused"),
+    [(16_384, "v5p", True), (32_768, "TPU v6 lite", True), (131_072, "TPU v5", False), (1024, "TPU v4", False)],
+)
+def test_gradients_come_from_one_kernel_where_their_sums_have_room(length, kind, fused):
+    assert block_sizes(length, 128, "bfloat16", kind).fused == fused
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +97,7 @@ def packed_rows():
 def test_packed_rows_take_at_most_1_4_times_the_visible_work(packed_rows):
     sizes = np.stack([np.bincount(row, minlength=200)[1:] for row in packed_rows]).astype(np.float64)
     visible = (sizes * (sizes + 1) / 2).sum()
-    visited = np.asarray(visited_blocks(jnp.asarray(packed_rows), 512, True)).sum(dtype=np.float64) * 512**2
+    visited = (np.asarray(pair_codes(jnp.asarray(packed_rows), 512, True)) != 0).sum(dtype=np.float64) * 512**2
     assert visited <= 1.4 * visible
     static = len(packed_rows) * 16_384**2 / 2
     assert 0.2 < visible / static < 0.4, "rows of several segments"

@@ -35,7 +35,12 @@ class AttentionRow(NamedTuple):
 
 
 _FLASH = (("attention_forward", 2), ("attention_dq", 3), ("attention_dkv", 4))
-_SPLASH = (("splash_m[hq]a_fwd", 2), ("splash_m[hq]a_dkv_dq", 5), ("splash_m[hq]a_dq", 3), ("splash_m[hq]a_dkv", 4))
+_SPLASH = (
+    ("splash_m[hq]a_fwd", 2),
+    ("splash_(attention_dq_dkv|m[hq]a_dkv_dq)", 5),
+    ("splash_m[hq]a_dq", 3),
+    ("splash_m[hq]a_dkv", 4),
+)
 
 ATTENTION_BACKENDS: dict[str, AttentionRow] = {
     # One fused block is faster than a loop over few blocks; on a CPU as long as its caches hold the scores.
@@ -43,7 +48,8 @@ ATTENTION_BACKENDS: dict[str, AttentionRow] = {
         "lclm_jax.kernels.reference_attention", AttentionCost(4, None), auto_max_keys=512, auto_max_scores_cpu=2**21
     ),
     "chunked": AttentionRow("lclm_jax.kernels.chunked_attention", AttentionCost(5, 512)),
-    "splash": AttentionRow("lclm_jax.kernels.tpu.splash", AttentionCost(7, 1024), "tpu", programs=_SPLASH),
+    # 7 in rows that are too long for its backward in one kernel.
+    "splash": AttentionRow("lclm_jax.kernels.tpu.splash", AttentionCost(5, 1024), "tpu", programs=_SPLASH),
     # Comes before splash once it has been timed on hardware.
     "pallas_tpu": AttentionRow("lclm_jax.kernels.tpu.attention", AttentionCost(7, 256), "tpu", programs=_FLASH),
     "pallas_gpu": AttentionRow("lclm_jax.kernels.gpu.attention", AttentionCost(7, 128), "gpu", programs=_FLASH),

@@ -6,11 +6,12 @@ run time, so here it is computed from the segment ids of each row.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask_info,
@@ -19,6 +20,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from lclm_jax.kernels.block_mask import summarise, tile_pairs
 from lclm_jax.kernels.platform import device_kind
 from lclm_jax.kernels.request import SAVED, AttentionRequest
+from lclm_jax.kernels.tpu import fused_backward
+from lclm_jax.types import PyTree
 
 LANES = 128
 
@@ -57,7 +60,7 @@ def run(
 ) -> jax.Array:
     """As ``attention.attention``; ``interpret``: on any platform, slowly."""
     assert offset_B is None and segments[0] is segments[1]
-    sizes = block_sizes(q_BSHd.shape[1] + -q_BSHd.shape[1] % LANES, q_BSHd.dtype.name, device_kind())
+    sizes = block_sizes(q_BSHd.shape[1] + -q_BSHd.shape[1] % LANES, q_BSHd.shape[3], q_BSHd.dtype.name, device_kind())
     return scheduled_attention(sizes, (q_BSHd, k_BTKd, v_BTKd), segments[0], causal, interpret)
 
 
@@ -73,31 +76,83 @@ def scheduled_attention(
     length, segments_BS = q_BSHd.shape[1], _padded(segments_BS)
     q_BHSd = _padded(q_BSHd * q_BSHd.shape[3] ** -0.5).swapaxes(1, 2)  # splash leaves the scale to its caller
     k_BKTd, v_BKTd = (_padded(x_BTKd).swapaxes(1, 2) for x_BTKd in (k_BTKd, v_BTKd))
-
-    def row(
-        visited: tuple[Visited, Visited], q_HSd: jax.Array, k_KTd: jax.Array, v_KTd: jax.Array, segments_S: jax.Array
-    ) -> jax.Array:
-        ids = splash_attention_kernel.SegmentIds(segments_S, segments_S)
-        out_HSd = _kernel(causal, sizes, visited, interpret)(q_HSd, k_KTd, v_KTd, ids)
-        assert isinstance(out_HSd, jax.Array)  # and no residuals
-        return out_HSd
-
-    operands = (q_BHSd, k_BKTd, v_BKTd, segments_BS)
-    if sizes.forward == sizes.backward == segments_BS.shape[1]:  # nothing to skip: one schedule for all rows
-        whole = np.ones((1, 1), bool)
-        out_BHSd = jax.vmap(functools.partial(row, (whole, whole)))(*operands)
+    operands = Operands(q_BHSd, k_BKTd, v_BKTd, segments_BS)
+    forward, backward = (pair_codes(segments_BS, size, causal) for size in (sizes.forward, sizes.backward))
+    how = Splash(sizes, causal, interpret)
+    if sizes.fused and 8 * backward.size <= fused_backward.SCALAR_BYTES:
+        schedule = fused_backward.Schedule(backward, jax.vmap(next_keys)(backward != 0))
+        out_BHSd = _attend(how, operands, forward != 0, schedule)
     else:
-        visited = (
-            visited_blocks(segments_BS, sizes.forward, causal),
-            visited_blocks(segments_BS, sizes.backward, causal),
-        )
-        if segments_BS.shape[0] == 1:  # over several schedules Pallas loops, and copies what each row reads and writes
-            out_BHSd = row(*jax.tree.map(lambda x: x[0], (visited, *operands)))[None]
-        else:
-            out_BHSd = jax.vmap(row)(visited, *operands)
+        out_BHSd = how.over_rows((forward != 0, backward != 0), operands)
     out_BSHd = out_BHSd.swapaxes(1, 2)
     # To splash padding is a segment like others: its queries see its keys. They return zeros and take no gradient.
     return jnp.where((segments_BS != 0)[:, :, None, None], out_BSHd, 0)[:, :length]
+
+
+class Operands(NamedTuple):
+    """What attention is taken of, padded to whole lanes."""
+
+    q: jax.Array
+    """[B, H, S, d], scaled."""
+    k: jax.Array
+    """[B, K, S, d]"""
+    v: jax.Array
+    segments: jax.Array
+    """[B, S] int32."""
+
+
+class Splash(NamedTuple):
+    """Splash as it is compiled. Hashable."""
+
+    sizes: "BlockSizes"
+    causal: bool
+    interpret: bool
+
+    def over_rows(self, visited: tuple[jax.Array, jax.Array], operands: Operands, residuals: bool = False) -> PyTree:
+        """Output [B, H, S, d]; with ``residuals`` (output, (log-sum-exp [B, H, S] float32,)).
+
+        ``visited``: [B, blocks, blocks] bool, of the forward and of splash's own backward pass.
+        """
+
+        def row(visited: tuple[Visited, Visited], x: Operands) -> PyTree:
+            ids = splash_attention_kernel.SegmentIds(x.segments, x.segments)
+            return _kernel(self, visited, residuals)(x.q, x.k, x.v, ids)
+
+        rows, length = operands.segments.shape
+        if self.sizes.forward == self.sizes.backward == length:  # nothing to skip: one schedule for all rows
+            whole = np.ones((1, 1), bool)
+            return jax.vmap(functools.partial(row, (whole, whole)))(operands)
+        if rows > 1:  # over several schedules Pallas loops, and copies what each row reads and writes
+            return jax.vmap(row)(visited, operands)
+        return jax.tree.map(lambda x: x[None], row(*jax.tree.map(lambda x: x[0], (visited, operands))))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(how: Splash, operands: Operands, forward: jax.Array, backward: fused_backward.Schedule) -> jax.Array:
+    """Output [B, H, S, d], whose gradients come from one kernel."""
+    return cast(jax.Array, how.over_rows((forward, backward.codes != 0), operands))
+
+
+def _attend_forward(
+    how: Splash, operands: Operands, forward: jax.Array, backward: fused_backward.Schedule
+) -> tuple[jax.Array, tuple[fused_backward.Forward, jax.Array, fused_backward.Schedule]]:
+    # Splash names them itself, but inside a derivative of its own, where a policy of checkpointing does not look.
+    out_BHSd, (lse_BHS,) = jax.tree.map(
+        lambda x: checkpoint_name(x, SAVED), how.over_rows((forward, backward.codes != 0), operands, residuals=True)
+    )
+    return out_BHSd, (fused_backward.Forward(*operands, lse_BHS), out_BHSd, backward)
+
+
+def _attend_backward(
+    how: Splash, saved: tuple[fused_backward.Forward, jax.Array, fused_backward.Schedule], dout_BHSd: jax.Array
+) -> tuple[Operands, None, None]:
+    x, out_BHSd, schedule = saved
+    shape = fused_backward.Shape(how.sizes.backward, how.sizes.backward_part, how.causal, how.interpret)
+    gradients = fused_backward.gradients(shape, schedule, x, out_BHSd, dout_BHSd)
+    return Operands._make((*gradients, None)), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 class BlockSizes(NamedTuple):
@@ -106,9 +161,16 @@ class BlockSizes(NamedTuple):
     forward: int
     backward: int
     part: int
+    fused: bool
+    """Whether the gradients come from one kernel (``fused_backward``)."""
+
+    @property
+    def backward_part(self) -> int:
+        """Keys that a backward kernel computes at a time."""
+        return _divisor(self.backward, self.part)
 
 
-def block_sizes(length: int, dtype: str, kind: str) -> BlockSizes:
+def block_sizes(length: int, head_dim: int, dtype: str, kind: str) -> BlockSizes:
     """Blocks for rows of ``length``, a multiple of 128, on devices of ``kind``.
 
     Smaller blocks skip more, larger ones take less time for what they visit: by the rates that tokamax 0.0.17 ships
@@ -120,28 +182,26 @@ def block_sizes(length: int, dtype: str, kind: str) -> BlockSizes:
     large = 2048 if "v6" in kind and dtype == "bfloat16" else small
     most = (max(size, -(-length // MAX_BLOCKS)) for size in (large, small))
     forward, backward = (_divisor(length, -(-size // LANES) * LANES) for size in most)
-    return BlockSizes(forward, backward, 256 if "v5" in kind else 512)
+    fused = fused_backward.has_room(length, head_dim, kind)
+    return BlockSizes(forward, backward, 256 if "v5" in kind else 512, fused)
 
 
-def visited_blocks(segments_BS: jax.Array, block: int, causal: bool) -> jax.Array:
-    """[B, blocks, blocks] bool: whether some query of block i may see a key of block j.
+def pair_codes(segments_BS: jax.Array, block: int, causal: bool) -> jax.Array:
+    """[B, blocks, blocks] int32 of query block i and key block j: 0 if no pair may be visible, 3 if all are, else 1.
 
     The diagonal always counts: to splash, every query has a key.
     """
     rows, length = segments_BS.shape
     order_BS = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], (rows, length))
     tiles = summarise(segments_BS, order_BS, block)
-    return (tile_pairs(tiles, tiles, causal) != 0) | jnp.eye(length // block, dtype=bool)[None]
+    return jnp.maximum(tile_pairs(tiles, tiles, causal), jnp.eye(length // block, dtype=jnp.int32)[None])
 
 
 def _kernel(
-    causal: bool, sizes: BlockSizes, visited: tuple[Visited, Visited], interpret: bool
+    how: Splash, visited: tuple[Visited, Visited], residuals: bool
 ) -> splash_attention_kernel.SplashAttentionKernel:
-    """Splash for one row, put together from its schedules.
-
-    The fused backward writes a partial gradient of the queries per block of keys, gigabytes at our lengths, so the
-    gradients of queries and of keys come from two kernels.
-    """
+    """Splash for one row, put together from its schedules; its own backward pass is two kernels."""
+    sizes, causal = how.sizes, how.causal
     forward_ij, backward_ij = visited
     order = np.arange(forward_ij.shape[0] * sizes.forward, dtype=np.int32) if causal else None
 
@@ -159,17 +219,17 @@ def _kernel(
             block_kv_compute=_divisor(sizes.forward, sizes.part),
             block_q_dkv=sizes.backward,
             block_kv_dkv=sizes.backward,
-            block_kv_dkv_compute=_divisor(sizes.backward, sizes.part),
+            block_kv_dkv_compute=sizes.backward_part,
             block_q_dq=sizes.backward,
             block_kv_dq=sizes.backward,
         ),
         is_mqa=False,
-        save_residuals=False,
+        save_residuals=residuals,
         mask_value=splash_attention_kernel.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
         residual_checkpoint_name=SAVED,
         mask_function=_causal if causal else None,
-        interpret=interpret,
+        interpret=how.interpret,
     )
 
 

@@ -110,12 +110,14 @@ def attention_of(config: Config, topology: Topology, tower: _Backbone, length: i
         backend = "pallas_tpu"  # splash knows no rows that are cut
     cost = ATTENTION_BACKENDS[backend].cost
     forward = backward = cost.block or length
+    products = cost.backward_products
     if backend == "splash":
-        blocks = block_sizes(-(-length // 128) * 128, model.compute_dtype, topology.chip.name)
-        forward, backward = blocks.forward, blocks.backward
+        head_dim = getattr(model, tower).head_dim
+        blocks = block_sizes(-(-length // 128) * 128, head_dim, model.compute_dtype, topology.chip.name)
+        forward, backward, products = blocks.forward, blocks.backward, 5 if blocks.fused else 7
     causal = tower == "decoder" or model.mask == "causal"
     again = not model.remat_of(tower).saves_attention
-    return Attention(backend, forward, backward, cost.backward_products, causal, segments, again)
+    return Attention(backend, forward, backward, products, causal, segments, again)
 
 
 def _lookups(tower: Tower, share: int, learns: bool, rates: Rates) -> float:
