@@ -18,9 +18,10 @@ from lclm_jax.types import PyTree
 
 BLOCK = 512
 """Queries and keys of a block."""
-_CPU_BLOCKS = (512, 256, 128)
+_CPU_BLOCKS = (256, 128)
 _CPU_SCORES = 2**20
-"""On a CPU the largest of these with at most so many scores, of all rows and heads: what its caches hold."""
+"""On a CPU the largest of these with at most so many scores, of all rows and heads: what its caches hold. Blocks of 512
+were never the fastest there (docs/explanation/kernels.md)."""
 Static = tuple[bool, int, int]
 """(causal, queries of a block, keys of a block)."""
 Masks = tuple[jax.Array, jax.Array, jax.Array | None]
