@@ -35,10 +35,10 @@ class Effect(NamedTuple):
 _MAXTEXT = "AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py, {}"
 _NVIDIA = "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance"
 _VMEM = "xla_tpu_scoped_vmem_limit_kib"
+# Without ``xla_sc_disjoint_spmem``: libtpu takes it of a process (the v6e cluster file sets it), not of one program.
 _SPARSE_CORE: dict[str, str | bool] = {
     "xla_sc_disable_megacore_partitioning": True,
     "xla_sc_enable_instruction_fusion": False,
-    "xla_sc_disjoint_spmem": False,
     "xla_tpu_use_tc_device_shape_on_sc": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
     "xla_tpu_enable_all_gather_offload_tracing": True,
